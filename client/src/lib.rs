@@ -1,0 +1,1 @@
+//! The Rust client: objects, operations, degraded I/O

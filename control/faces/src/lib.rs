@@ -1,0 +1,1 @@
+//! What clients and servers need of control: configuration types, cached configuration, device states

@@ -1,0 +1,1 @@
+//! The control daemon: configuration, service discovery, heartbeats, device states

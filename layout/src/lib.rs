@@ -1,0 +1,1 @@
+//! Parity declustering: where units live, plans for reads and writes, degraded plans. Pure.

@@ -1,0 +1,1 @@
+//! Message bodies of every fop: data only, and the one codec

@@ -1,0 +1,1 @@
+//! Items, sessions, resend, reply cache, request handler

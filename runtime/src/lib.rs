@@ -1,0 +1,1 @@
+//! What a locality stands on: executor, timers, mailbox, clock, ring, arenas, counted copies

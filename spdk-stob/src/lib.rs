@@ -1,0 +1,1 @@
+//! Storage objects and transactional metadata over backends uring, mem and sim

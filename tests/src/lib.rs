@@ -1,0 +1,1 @@
+//! Whole-system tests: see the folders sim and e2e.

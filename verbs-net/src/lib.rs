@@ -1,0 +1,1 @@
+//! LNet-like messaging: transfer machines over backends lo, tcp and sim
