@@ -243,6 +243,8 @@ impl<Context> Decode<Context> for ObjectId {
     }
 }
 
+bincode::impl_borrow_decode!(ObjectId);
+
 #[cfg(test)]
 mod tests {
     use super::*;

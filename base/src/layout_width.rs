@@ -136,6 +136,8 @@ impl<Context> Decode<Context> for LayoutWidth {
     }
 }
 
+bincode::impl_borrow_decode!(LayoutWidth);
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,1 +1,86 @@
-//! Message bodies of every fop: data only, and the one codec
+//! Bodies of every fop (request on the wire) and of its reply: data only, and the one codec that writes and reads them.
+//!
+//! Must not know: sessions, sockets, devices. A body is variable-shaped and goes through [`codec`]; the fixed headers around it
+//! belong to `rpc`. Bytes are pinned by golden tests; docs/wire.md lists the opcodes.
+//!
+//! Start at [`Fop`]; the bodies are grouped by the service that answers them: [`conf`], [`object`], [`component`], [`admin`].
+#![forbid(unsafe_code)]
+
+pub mod admin;
+pub mod codec;
+pub mod component;
+pub mod conf;
+mod error;
+pub mod object;
+
+pub use error::FopError;
+
+/// What kind of request this is: the number in the item header. Never reused, never renumbered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u16)]
+#[non_exhaustive]
+pub enum Opcode {
+    /// [`conf::ConfGet`]
+    ConfGet = 1,
+    /// [`conf::Register`]
+    Register = 2,
+    /// [`conf::Heartbeat`]
+    Heartbeat = 3,
+    /// [`conf::DeviceReport`]
+    DeviceReport = 4,
+    /// [`conf::ClusterStatus`]
+    ClusterStatus = 5,
+    /// [`object::ObjectOpen`]
+    ObjectOpen = 16,
+    /// [`object::ObjectUpdate`]
+    ObjectUpdate = 17,
+    /// [`object::ObjectDelete`]
+    ObjectDelete = 18,
+    /// [`object::ObjectList`]
+    ObjectList = 19,
+    /// [`component::ComponentWrite`]
+    ComponentWrite = 32,
+    /// [`component::ComponentRead`]
+    ComponentRead = 33,
+    /// [`component::ComponentDelete`]
+    ComponentDelete = 34,
+    /// [`admin::DeviceFault`]
+    DeviceFault = 48,
+    /// [`admin::Ping`]
+    Ping = 49,
+    /// [`admin::Shutdown`]
+    Shutdown = 50,
+}
+
+/// Whether a request may run again if its reply was lost and the session with its reply cache is gone too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeat {
+    /// Running it twice equals running it once.
+    Idempotent,
+    /// It must not run twice.
+    AtMostOnce,
+}
+
+/// A request body: its opcode, its reply's type, and how it may be repeated.
+pub trait Fop: bincode::Encode + bincode::Decode<()> + 'static {
+    /// The number on the wire.
+    const OPCODE: Opcode;
+    /// The word for logs and errors.
+    const NAME: &'static str;
+    /// Whether it may be repeated outside its session.
+    const REPEAT: Repeat;
+    /// The reply's body.
+    type Reply: bincode::Encode + bincode::Decode<()> + 'static;
+}
+
+macro_rules! fop {
+    ($body:ty, $reply:ty, $opcode:ident, $name:literal, $repeat:ident) => {
+        impl $crate::Fop for $body {
+            const OPCODE: $crate::Opcode = $crate::Opcode::$opcode;
+            const NAME: &'static str = $name;
+            const REPEAT: $crate::Repeat = $crate::Repeat::$repeat;
+            type Reply = $reply;
+        }
+    };
+}
+pub(crate) use fop;

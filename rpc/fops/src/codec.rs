@@ -1,0 +1,55 @@
+//! The one codec of variable-shaped bodies: bincode 2 with fixed-width little-endian integers and a bound on what a length
+//! prefix may claim. Frozen: a change here is a new wire version (docs/wire.md, docs/rfd/0003).
+
+use base::limits::MESSAGE_BYTES_MAX;
+use base::units::narrow;
+use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
+
+type Frozen = Configuration<LittleEndian, Fixint, Limit<{ MESSAGE_BYTES_MAX as usize }>>;
+
+const FROZEN: Frozen = bincode::config::standard()
+    .with_little_endian()
+    .with_fixed_int_encoding()
+    .with_limit::<{ MESSAGE_BYTES_MAX as usize }>();
+
+/// Why bytes are not the body that they should be, or a body does not fit a message.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CodecError {
+    /// The body is larger than a message may be, or cannot be written.
+    #[error("the body does not encode: {0}")]
+    Encode(#[from] bincode::error::EncodeError),
+    /// The bytes are not such a body.
+    #[error("the bytes are not the body expected: {0}")]
+    Decode(#[from] bincode::error::DecodeError),
+    /// The encoded body would not fit a message.
+    #[error("the body has {bytes} bytes, more than the {MESSAGE_BYTES_MAX} of a message")]
+    TooLong {
+        /// Size of the encoded body.
+        bytes: usize,
+    },
+    /// Bytes are left over behind the body.
+    #[error("{left} bytes stand behind the body")]
+    TrailingBytes {
+        /// How many.
+        left: usize,
+    },
+}
+
+/// Encodes `body`. Errors: larger than a message.
+pub fn encode<T: bincode::Encode>(body: &T) -> Result<Vec<u8>, CodecError> {
+    let bytes = bincode::encode_to_vec(body, FROZEN)?;
+    if bytes.len() > narrow(MESSAGE_BYTES_MAX) {
+        return Err(CodecError::TooLong { bytes: bytes.len() });
+    }
+    Ok(bytes)
+}
+
+/// Decodes a body that must fill `bytes` exactly. Never allocates more than a message holds.
+pub fn decode<T: bincode::Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
+    let (body, used) = bincode::decode_from_slice(bytes, FROZEN)?;
+    match bytes.len() - used {
+        0 => Ok(body),
+        left => Err(CodecError::TrailingBytes { left }),
+    }
+}

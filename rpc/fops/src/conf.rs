@@ -1,0 +1,160 @@
+//! Answered by the control daemon: configuration, registration, heartbeats, device evidence, status.
+
+use base::{Endpoint, Fid};
+use bincode::{Decode, Encode};
+
+use crate::fop;
+
+/// Asks for the configuration if it is newer than `known_version` (0: any).
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ConfGet {
+    /// The version the requester holds, 0 for none.
+    pub known_version: u64,
+}
+
+/// The configuration, or nothing if the requester's is current.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ConfGetReply {
+    /// Version that is in force.
+    pub version: u64,
+    /// The encoded `faces::Configuration`, if newer than the requester's.
+    pub configuration: Option<Vec<u8>>,
+}
+fop!(ConfGet, ConfGetReply, ConfGet, "conf-get", Idempotent);
+
+/// A server process says that it runs, where, and with which devices.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Register {
+    /// The process.
+    pub process: Fid,
+    /// Its incarnation.
+    pub epoch: u64,
+    /// The devices that it opened, with the endpoint of the locality that owns each.
+    pub devices: Vec<RegisteredDevice>,
+}
+
+/// One device of a registering process.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct RegisteredDevice {
+    /// The device.
+    pub device: Fid,
+    /// Endpoint of the locality that owns it.
+    pub endpoint: Endpoint,
+    /// Its size in blocks.
+    pub size_blocks: u64,
+}
+
+/// Accepted: the lease begins.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct RegisterReply {
+    /// Configuration version that holds the registration.
+    pub version: u64,
+    /// The process stops serving if it hears nothing from control for this long.
+    pub lease_ms: u64,
+}
+fop!(Register, RegisterReply, Register, "register", Idempotent);
+
+/// Prolongs a process's lease and carries what it saw of its devices.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Heartbeat {
+    /// The process.
+    pub process: Fid,
+    /// Its incarnation.
+    pub epoch: u64,
+    /// Blocks free and errors counted, by device.
+    pub devices: Vec<DeviceHealth>,
+}
+
+/// What a server knows of one of its devices.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct DeviceHealth {
+    /// The device.
+    pub device: Fid,
+    /// Free blocks.
+    pub free_blocks: u64,
+    /// Accesses that failed since the process started.
+    pub errors: u64,
+    /// True once the device is useless: poisoned, or every access fails.
+    pub failed: bool,
+}
+
+/// The lease is prolonged, or the process is not known and has to register again.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct HeartbeatReply {
+    /// Configuration version in force.
+    pub version: u64,
+    /// False after a restart of control: register again.
+    pub known: bool,
+}
+fop!(Heartbeat, HeartbeatReply, Heartbeat, "heartbeat", Idempotent);
+
+/// What somebody saw a device do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[non_exhaustive]
+pub enum DeviceEvidence {
+    /// An access failed with an I/O error on the device itself.
+    IoError,
+    /// The server in front of it does not answer.
+    Unreachable,
+    /// An operator takes it out of service.
+    Operator,
+}
+
+/// Reports evidence about a device. Control decides what follows.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct DeviceReport {
+    /// The device.
+    pub device: Fid,
+    /// What was seen.
+    pub evidence: DeviceEvidence,
+}
+
+/// What control made of it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct DeviceReportReply {
+    /// Configuration version in force after the report.
+    pub version: u64,
+}
+fop!(DeviceReport, DeviceReportReply, DeviceReport, "device-report", Idempotent);
+
+/// Asks for the state of the whole cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ClusterStatus;
+
+/// Processes and devices as control sees them now.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ClusterStatusReply {
+    /// Configuration version in force.
+    pub version: u64,
+    /// Each process of the configuration.
+    pub processes: Vec<ProcessStatus>,
+    /// Each device of the configuration.
+    pub devices: Vec<DeviceStatus>,
+}
+
+/// One process.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ProcessStatus {
+    /// The process.
+    pub process: Fid,
+    /// Milliseconds since its last heartbeat; `None` if it never registered.
+    pub silent_ms: Option<u64>,
+    /// True while its lease holds.
+    pub alive: bool,
+}
+
+/// One device.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct DeviceStatus {
+    /// The device.
+    pub device: Fid,
+    /// The word of its state, as `faces::DeviceState` writes it.
+    pub state: String,
+    /// Size in blocks; 0 if it never registered.
+    pub size_blocks: u64,
+    /// Free blocks at the last heartbeat.
+    pub free_blocks: u64,
+    /// Errors at the last heartbeat.
+    pub errors: u64,
+}
+fop!(ClusterStatus, ClusterStatusReply, ClusterStatus, "cluster-status", Idempotent);
