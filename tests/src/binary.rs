@@ -1,0 +1,51 @@
+//! Finds the `clovis` binary that belongs to the running test, and builds it once if it is not up to date.
+//!
+//! Cargo tells a test only about binaries of its own package, so this asks cargo to build the other package into the folder
+//! that the test itself was built into: same profile, nothing compiled twice. `CLOVIS_BINARY` names another one, for example an
+//! installed release.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// Path of the binary. Built at the first call of a process; the others wait for it.
+///
+/// # Panics
+/// If it cannot be built, with what cargo said; or if `CLOVIS_BINARY` names no file.
+#[must_use]
+pub fn clovis() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| match std::env::var_os("CLOVIS_BINARY") {
+        Some(path) => {
+            let path = PathBuf::from(path);
+            assert!(path.is_file(), "CLOVIS_BINARY names {}, which is no file", path.display());
+            path
+        }
+        None => build(),
+    })
+}
+
+fn build() -> PathBuf {
+    // TARGET/PROFILE/deps/suite-HASH: where this test runs from says where the binary belongs.
+    let own = std::env::current_exe().expect("a running program has a path");
+    let profile_folder = own.ancestors().nth(2).expect("a test runs from TARGET/PROFILE/deps");
+    let target_folder = profile_folder.parent().expect("a profile's folder lies in the target folder");
+    let profile = match profile_folder.file_name().and_then(|name| name.to_str()) {
+        Some("debug") | None => "dev",
+        Some(other) => other,
+    };
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let output = Command::new(cargo)
+        .args(["build", "--package", "clovis", "--bin", "clovis", "--profile", profile, "--target-dir"])
+        .arg(target_folder)
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
+        .output()
+        .expect("cargo can be started");
+    assert!(
+        output.status.success(),
+        "the binary clovis cannot be built:\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    profile_folder.join("clovis")
+}

@@ -1,0 +1,7 @@
+//! End to end: the real binary, real processes, loopback sockets, files in a temporary folder.
+//!
+//! What is shown here is what a user does. Power cuts are not: a killed process leaves the page cache whole, so durability is
+//! the simulation's to judge (`tests/sim`). One file per part of the command line; what they share is in `clovis_tests`.
+#![forbid(unsafe_code)]
+
+mod command_line;
