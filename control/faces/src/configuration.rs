@@ -3,9 +3,16 @@
 //! An operator's TOML is another shape (`clovis.toml`, see docs/configuration.md); this one is what travels, encoded with the
 //! codec of `fops`.
 
-use base::{Endpoint, Fid, LayoutWidth};
+use std::collections::BTreeSet;
+
+use base::limits::UNIT_BYTES_MAX;
+use base::units::{BLOCK_BYTES, wide};
+use base::{Blame, Blamed, Endpoint, Fid, LayoutWidth};
 use bincode::{Decode, Encode};
+use fops::codec::{self, CodecError};
 use serde::{Deserialize, Serialize};
+
+use crate::limits::{DEVICES_MAX, SERVERS_MAX};
 
 /// State of a device, as HA decides it. Words: docs/glossary.md; transitions: docs/ha.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode, Serialize, Deserialize)]
@@ -114,5 +121,176 @@ impl Configuration {
     pub fn target_index(&self, device: Fid) -> Option<u32> {
         let index = self.pool.devices.iter().position(|candidate| candidate.device == device)?;
         u32::try_from(index).ok()
+    }
+}
+
+/// Why bytes are not a configuration, or a configuration cannot travel.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigurationError {
+    /// The codec refused them.
+    #[error("the configuration does not decode: {0}")]
+    Codec(#[from] CodecError),
+    /// More than a configuration carries.
+    #[error("{count} {what} are more than a configuration carries ({max})")]
+    TooMany {
+        /// Devices or processes.
+        what: &'static str,
+        /// How many.
+        count: usize,
+        /// How many may be.
+        max: usize,
+    },
+    /// A group does not fit the pool.
+    #[error("layout {width} needs {} devices and the pool has {devices}", width.width())]
+    PoolTooNarrow {
+        /// The layout.
+        width: LayoutWidth,
+        /// Devices of the pool.
+        devices: usize,
+    },
+    /// A unit size out of range.
+    #[error("unit size {bytes} is not a multiple of {BLOCK_BYTES} up to {UNIT_BYTES_MAX}")]
+    UnitSize {
+        /// As it stands.
+        bytes: u32,
+    },
+    /// A device twice, or of a process that is not there.
+    #[error("device {device} is there twice, or its process {process} is not there")]
+    Device {
+        /// The device.
+        device: Fid,
+        /// Its process.
+        process: Fid,
+    },
+}
+
+impl Blamed for ConfigurationError {
+    fn blame(&self) -> Blame {
+        Blame::Peer
+    }
+}
+
+impl Configuration {
+    /// The bytes that travel. Errors: larger than the limits allow.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, ConfigurationError> {
+        self.check()?;
+        Ok(codec::encode(self)?)
+    }
+
+    /// Reads and checks the bytes that [`Configuration::to_bytes`] made, on another machine.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Configuration, ConfigurationError> {
+        let configuration: Configuration = codec::decode(bytes)?;
+        configuration.check()?;
+        Ok(configuration)
+    }
+
+    /// What every user of a configuration relies on. Errors: see [`ConfigurationError`].
+    pub fn check(&self) -> Result<(), ConfigurationError> {
+        let PoolConfig { devices, width, unit_bytes, .. } = &self.pool;
+        for (what, count, max) in
+            [("devices", devices.len(), DEVICES_MAX), ("processes", self.processes.len(), SERVERS_MAX)]
+        {
+            if count > max {
+                return Err(ConfigurationError::TooMany { what, count, max });
+            }
+        }
+        if wide(devices.len()) < u64::from(width.width()) {
+            return Err(ConfigurationError::PoolTooNarrow { width: *width, devices: devices.len() });
+        }
+        let bytes = u64::from(*unit_bytes);
+        if bytes == 0 || bytes > UNIT_BYTES_MAX || !bytes.is_multiple_of(BLOCK_BYTES) {
+            return Err(ConfigurationError::UnitSize { bytes: *unit_bytes });
+        }
+        let processes: BTreeSet<Fid> = self.processes.iter().map(|process| process.process).collect();
+        let mut seen = BTreeSet::new();
+        for DeviceConfig { device, process, .. } in devices {
+            if !seen.insert(*device) || !processes.contains(process) {
+                return Err(ConfigurationError::Device { device: *device, process: *process });
+            }
+        }
+        Ok(())
+    }
+
+    /// The device with this fid.
+    #[must_use]
+    pub fn device(&self, device: Fid) -> Option<&DeviceConfig> {
+        self.pool.devices.iter().find(|candidate| candidate.device == device)
+    }
+
+    /// The process with this fid.
+    #[must_use]
+    pub fn process(&self, process: Fid) -> Option<&ProcessConfig> {
+        self.processes.iter().find(|candidate| candidate.process == process)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base::FidType;
+
+    use super::*;
+    use crate::cluster_file::ClusterFile;
+    use crate::limits::{CONFIGURATION_BYTES_MAX, CONFIGURATION_HEAD_BYTES};
+    use crate::limits::{DEVICE_CONFIG_BYTES, PROCESS_CONFIG_BYTES};
+
+    fn example() -> Configuration {
+        ClusterFile::parse(include_str!("cluster_file_example.toml")).unwrap().initial_configuration()
+    }
+
+    #[test]
+    fn a_configuration_survives_its_encoding_and_has_the_size_that_the_limits_count_with() {
+        let configuration = example();
+        let bytes = configuration.to_bytes().unwrap();
+        assert_eq!(bytes.len(), CONFIGURATION_HEAD_BYTES + 2 * PROCESS_CONFIG_BYTES + 4 * DEVICE_CONFIG_BYTES);
+        assert_eq!(Configuration::from_bytes(&bytes).unwrap(), configuration);
+        for cut in 0..bytes.len() {
+            assert!(Configuration::from_bytes(&bytes[..cut]).is_err(), "{cut} of {} bytes", bytes.len());
+        }
+    }
+
+    #[test]
+    fn the_largest_configuration_fits_a_message() {
+        let mut configuration = example();
+        let (process, device) = (configuration.processes[0].clone(), configuration.pool.devices[0].clone());
+        configuration.processes.clear();
+        configuration.pool.devices.clear();
+        for key in 0..base::units::wide(SERVERS_MAX) {
+            let fid = Fid::new(FidType::Process, 1, key);
+            configuration.processes.push(ProcessConfig { process: fid, ..process.clone() });
+        }
+        for key in 0..base::units::wide(DEVICES_MAX) {
+            let process = configuration.processes[0].process;
+            let fid = Fid::new(FidType::Device, 1, key);
+            configuration.pool.devices.push(DeviceConfig { device: fid, process, ..device.clone() });
+        }
+        assert_eq!(configuration.to_bytes().unwrap().len(), CONFIGURATION_BYTES_MAX);
+        configuration.pool.devices.push(device);
+        assert!(matches!(
+            configuration.to_bytes(),
+            Err(ConfigurationError::TooMany { what: "devices", .. })
+        ));
+    }
+
+    #[test]
+    fn configurations_that_nobody_can_use_are_refused() {
+        let refused = |change: &dyn Fn(&mut Configuration)| {
+            let mut configuration = example();
+            change(&mut configuration);
+            configuration.check().expect_err("unusable")
+        };
+        assert!(matches!(
+            refused(&|c| c.pool.devices.truncate(3)),
+            ConfigurationError::PoolTooNarrow { devices: 3, .. }
+        ));
+        assert!(matches!(
+            refused(&|c| c.pool.unit_bytes = 0),
+            ConfigurationError::UnitSize { bytes: 0 }
+        ));
+        assert!(matches!(refused(&|c| c.processes.clear()), ConfigurationError::Device { .. }));
+        assert!(matches!(
+            refused(&|c| c.pool.devices[1] = c.pool.devices[0].clone()),
+            ConfigurationError::Device { .. }
+        ));
     }
 }

@@ -1,8 +1,20 @@
 //! What clients and servers need of control: the configuration's types, a cached copy of it, registration and heartbeats.
 //!
-//! Must not know: how control stores the configuration, or who decides a device's state.
+//! Must not know: how control stores the configuration, or who decides a device's state. Threads: everything that talks
+//! ([`ConfClient`], [`Heartbeat`]) belongs to one locality; the types are plain values. Limits: [`limits`].
+//!
+//! Start at [`Configuration`] (what travels) and [`ClusterFile`] (what an operator writes), then [`ConfClient`].
 #![forbid(unsafe_code)]
 
+mod cluster_check;
+pub mod cluster_file;
 pub mod configuration;
+pub mod lease;
+pub mod limits;
 
-pub use configuration::{Configuration, DeviceConfig, DeviceState, PoolConfig, ProcessConfig};
+pub use cluster_check::{ConfigError, ConfigProblem};
+pub use cluster_file::{ClusterFile, ClusterId, Credential, Transport};
+pub use configuration::{
+    Configuration, ConfigurationError, DeviceConfig, DeviceState, PoolConfig, ProcessConfig,
+};
+pub use lease::Lease;

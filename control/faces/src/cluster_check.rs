@@ -1,0 +1,513 @@
+//! The checks of a cluster file: each refusal has a place and a reason. Pure.
+//!
+//! Order: what is common first, then servers, then devices, then the pool, so that the first refusal is the one to mend first.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use base::limits::{POOL_WIDTH_MAX, UNIT_BYTES_MAX, UNIT_BYTES_MIN};
+use base::units::BLOCK_BYTES;
+use base::{Blame, Blamed, Endpoint, Fid, FidType, LayoutWidth, NetKind, Nid};
+
+use crate::cluster_file::{ClusterFile, Transport};
+use crate::limits::{CLUSTER_FILE_BYTES_MAX, DEVICES_MAX, LOCALITIES_MAX, SERVERS_MAX};
+
+/// Why a cluster file is refused: where and what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// Line of the file, from 1, if the fault has one.
+    pub line: Option<u32>,
+    /// The key or section; empty if the fault is the whole file's.
+    pub key: String,
+    /// What is wrong and what is allowed.
+    pub problem: ConfigProblem,
+}
+
+impl ConfigError {
+    pub(crate) fn whole_file(problem: ConfigProblem) -> ConfigError {
+        ConfigError { line: None, key: String::new(), problem }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.line, self.key.as_str()) {
+            (None, "") => {}
+            (None, key) => write!(f, "{key}: ")?,
+            (Some(line), "") => write!(f, "line {line}: ")?,
+            (Some(line), key) => write!(f, "line {line}, {key}: ")?,
+        }
+        fmt::Display::fmt(&self.problem, f)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Blamed for ConfigError {
+    fn blame(&self) -> Blame {
+        Blame::Caller
+    }
+}
+
+/// What is wrong with a cluster file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigProblem {
+    /// Not TOML, or a key is unknown, missing, or of the wrong type.
+    #[error("{message}")]
+    Syntax {
+        /// What the parser said.
+        message: String,
+    },
+    /// The file is too large to be a cluster file.
+    #[error("the file has {bytes} bytes; a cluster file has at most {CLUSTER_FILE_BYTES_MAX}")]
+    TooLong {
+        /// Its size.
+        bytes: usize,
+    },
+    /// It cannot be written as TOML.
+    #[error("cannot be written as TOML: {message}")]
+    Unwritable {
+        /// What the writer said.
+        message: String,
+    },
+    /// A name for people is missing.
+    #[error("the cluster's name is empty")]
+    NoName,
+    /// A fid's type byte is another one.
+    #[error("{fid} is not the fid of a {expected:?}: its top byte has to be {:#x}", *expected as u8)]
+    WrongFidType {
+        /// As written.
+        fid: Fid,
+        /// Type that is needed here.
+        expected: FidType,
+    },
+    /// No server at all.
+    #[error("there is no [[server]] section; a cluster needs at least one server")]
+    NoServer,
+    /// No device at all.
+    #[error("there is no [[device]] section; the pool needs at least {needed} devices")]
+    NoDevice {
+        /// Width of the layout.
+        needed: u32,
+    },
+    /// A server without a device.
+    #[error("server {process} has no [[device]] section; give it one or take the server out")]
+    ServerWithoutDevice {
+        /// The server.
+        process: Fid,
+    },
+    /// A server without an endpoint.
+    #[error("a server needs an endpoint for each locality, from 1 to {LOCALITIES_MAX}; here are {count}")]
+    Localities {
+        /// Endpoints given.
+        count: usize,
+    },
+    /// More than a configuration carries.
+    #[error("{count} {what}s are more than a configuration carries ({max})")]
+    TooMany {
+        /// Servers or devices.
+        what: &'static str,
+        /// How many there are.
+        count: usize,
+        /// How many may be.
+        max: usize,
+    },
+    /// A fid twice.
+    #[error("{what} {fid} is there twice")]
+    DoubledFid {
+        /// Server or device.
+        what: &'static str,
+        /// The fid.
+        fid: Fid,
+    },
+    /// A path twice on one host.
+    #[error("path {} is there twice on one host; each device needs its own", path.display())]
+    DoubledPath {
+        /// The path.
+        path: PathBuf,
+    },
+    /// An endpoint twice.
+    #[error("endpoint {endpoint} is there twice; each locality and the control daemon need their own")]
+    DoubledEndpoint {
+        /// The endpoint.
+        endpoint: Endpoint,
+    },
+    /// An endpoint on another net than the transport's.
+    #[error(
+        "endpoint {endpoint} is not on the transport {}; write its nid as ADDRESS@{}",
+        transport.word(),
+        transport.word()
+    )]
+    WrongNet {
+        /// The endpoint.
+        endpoint: Endpoint,
+        /// The cluster's transport.
+        transport: Transport,
+    },
+    /// An endpoint nobody can listen on.
+    #[error("endpoint {endpoint} has no port to listen on: portals 32 to 46 have (docs/wire.md)")]
+    NoPort {
+        /// The endpoint.
+        endpoint: Endpoint,
+    },
+    /// A device of a server that is not in the file.
+    #[error("there is no [[server]] with process {server}")]
+    UnknownServer {
+        /// As written.
+        server: Fid,
+    },
+    /// A device of a locality that its server does not have.
+    #[error("the server has {count} endpoints, so localities 0 to {}; there is no locality {locality}", count.saturating_sub(1))]
+    UnknownLocality {
+        /// As written.
+        locality: u32,
+        /// Endpoints of the server.
+        count: usize,
+    },
+    /// No path.
+    #[error("the path is empty")]
+    NoPath,
+    /// A size that is no number of blocks.
+    #[error("{bytes} bytes are not a positive multiple of {BLOCK_BYTES}")]
+    NotBlocks {
+        /// As written.
+        bytes: u64,
+    },
+    /// A unit size out of range.
+    #[error("unit size {bytes} is not a multiple of {BLOCK_BYTES} from {UNIT_BYTES_MIN} to {UNIT_BYTES_MAX}")]
+    UnitSize {
+        /// As written.
+        bytes: u64,
+    },
+    /// Too few devices for the layout.
+    #[error("layout {layout} needs {} devices, each group on its own; the pool has {devices}", layout.width())]
+    PoolTooNarrow {
+        /// The layout.
+        layout: LayoutWidth,
+        /// Devices in the file.
+        devices: usize,
+    },
+}
+
+/// A place in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// A key of a single section.
+    Key(&'static str),
+    /// A key of the n-th `[[server]]`.
+    Server(usize, &'static str),
+    /// The m-th endpoint of the n-th `[[server]]`.
+    ServerEndpoint(usize, usize),
+    /// A key of the n-th `[[device]]`.
+    Device(usize, &'static str),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Key(key) => f.write_str(key),
+            Place::Server(index, key) => write!(f, "server[{index}].{key}"),
+            Place::ServerEndpoint(index, locality) => write!(f, "server[{index}].endpoints[{locality}]"),
+            Place::Device(index, key) => write!(f, "device[{index}].{key}"),
+        }
+    }
+}
+
+/// A refusal before its line is looked up.
+pub(crate) struct Fault {
+    pub(crate) place: Place,
+    /// The other place, of something that is there twice.
+    pub(crate) other: Option<Place>,
+    pub(crate) problem: ConfigProblem,
+}
+
+fn fault(place: Place, problem: ConfigProblem) -> Fault {
+    Fault { place, other: None, problem }
+}
+
+fn check_fid(place: Place, fid: Fid, expected: FidType) -> Result<(), Fault> {
+    if fid.is(expected) { Ok(()) } else { Err(fault(place, ConfigProblem::WrongFidType { fid, expected })) }
+}
+
+fn check_blocks(place: Place, bytes: u64) -> Result<(), Fault> {
+    if bytes > 0 && bytes.is_multiple_of(BLOCK_BYTES) {
+        Ok(())
+    } else {
+        Err(fault(place, ConfigProblem::NotBlocks { bytes }))
+    }
+}
+
+/// Endpoints by place: on the right net, with a port where the net has ports, each once.
+struct Endpoints {
+    transport: Transport,
+    seen: BTreeMap<Endpoint, Place>,
+}
+
+impl Endpoints {
+    fn add(&mut self, place: Place, endpoint: Endpoint) -> Result<(), Fault> {
+        let transport = self.transport;
+        if endpoint.nid.net.kind != transport.net_kind() {
+            return Err(fault(place, ConfigProblem::WrongNet { endpoint, transport }));
+        }
+        let has_ports = matches!(transport.net_kind(), NetKind::Tcp | NetKind::O2ib);
+        if has_ports && endpoint.port().is_none() {
+            return Err(fault(place, ConfigProblem::NoPort { endpoint }));
+        }
+        // The pid is only a name: two endpoints that differ in it alone would share a port.
+        let listening = Endpoint { pid: 0, ..endpoint };
+        match self.seen.insert(listening, place.clone()) {
+            None => Ok(()),
+            Some(other) => Err(Fault {
+                place,
+                other: Some(other),
+                problem: ConfigProblem::DoubledEndpoint { endpoint },
+            }),
+        }
+    }
+}
+
+/// All checks. The first refusal in the order of the module's head.
+pub(crate) fn check(file: &ClusterFile) -> Result<(), Fault> {
+    check_sections(file)?;
+    let mut endpoints = Endpoints { transport: file.cluster.transport, seen: BTreeMap::new() };
+    endpoints.add(Place::Key("control.endpoint"), file.control.endpoint)?;
+    check_servers(file, &mut endpoints)?;
+    check_devices(file)?;
+    check_pool(file)
+}
+
+fn check_sections(file: &ClusterFile) -> Result<(), Fault> {
+    if file.cluster.name.trim().is_empty() {
+        return Err(fault(Place::Key("cluster.name"), ConfigProblem::NoName));
+    }
+    check_fid(Place::Key("cluster.profile"), file.cluster.profile, FidType::Profile)?;
+    if file.control.store.as_os_str().is_empty() {
+        return Err(fault(Place::Key("control.store"), ConfigProblem::NoPath));
+    }
+    check_blocks(Place::Key("control.store_bytes"), file.control.store_bytes)?;
+    check_fid(Place::Key("pool.fid"), file.pool.fid, FidType::Pool)?;
+    check_fid(Place::Key("pool.version"), file.pool.version, FidType::PoolVersion)?;
+    let bytes = file.pool.unit_bytes;
+    let in_range = (UNIT_BYTES_MIN..=UNIT_BYTES_MAX).contains(&bytes);
+    if !in_range || !bytes.is_multiple_of(BLOCK_BYTES) {
+        return Err(fault(Place::Key("pool.unit_bytes"), ConfigProblem::UnitSize { bytes }));
+    }
+    Ok(())
+}
+
+fn check_servers(file: &ClusterFile, endpoints: &mut Endpoints) -> Result<(), Fault> {
+    let count = file.servers.len();
+    if count == 0 {
+        return Err(fault(Place::Key("server"), ConfigProblem::NoServer));
+    }
+    if count > SERVERS_MAX {
+        let problem = ConfigProblem::TooMany { what: "server", count, max: SERVERS_MAX };
+        return Err(fault(Place::Server(SERVERS_MAX, "process"), problem));
+    }
+    let mut processes = BTreeMap::new();
+    for (index, server) in file.servers.iter().enumerate() {
+        let place = Place::Server(index, "process");
+        check_fid(place.clone(), server.process, FidType::Process)?;
+        if let Some(other) = processes.insert(server.process, place.clone()) {
+            let problem = ConfigProblem::DoubledFid { what: "server", fid: server.process };
+            return Err(Fault { place, other: Some(other), problem });
+        }
+        let count = server.endpoints.len();
+        if count == 0 || count > LOCALITIES_MAX {
+            return Err(fault(Place::Server(index, "endpoints"), ConfigProblem::Localities { count }));
+        }
+        for (locality, endpoint) in server.endpoints.iter().enumerate() {
+            endpoints.add(Place::ServerEndpoint(index, locality), *endpoint)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_devices(file: &ClusterFile) -> Result<(), Fault> {
+    let count = file.devices.len();
+    if count == 0 {
+        let needed = file.pool.layout.width();
+        return Err(fault(Place::Key("device"), ConfigProblem::NoDevice { needed }));
+    }
+    if count > DEVICES_MAX {
+        let problem = ConfigProblem::TooMany { what: "device", count, max: DEVICES_MAX };
+        return Err(fault(Place::Device(DEVICES_MAX, "fid"), problem));
+    }
+    let mut fids = BTreeMap::new();
+    // A path names a file of one host, and a host is known by its nid.
+    let mut paths: BTreeMap<(Nid, &Path), Place> = BTreeMap::new();
+    paths.insert((file.control.endpoint.nid, &file.control.store), Place::Key("control.store"));
+    for (index, device) in file.devices.iter().enumerate() {
+        let place = Place::Device(index, "fid");
+        check_fid(place.clone(), device.fid, FidType::Device)?;
+        if let Some(other) = fids.insert(device.fid, place.clone()) {
+            let problem = ConfigProblem::DoubledFid { what: "device", fid: device.fid };
+            return Err(Fault { place, other: Some(other), problem });
+        }
+        let Some(server) = file.server(device.server) else {
+            let problem = ConfigProblem::UnknownServer { server: device.server };
+            return Err(fault(Place::Device(index, "server"), problem));
+        };
+        let Some(endpoint) = file.endpoint_of(device) else {
+            let (locality, count) = (device.locality, server.endpoints.len());
+            let problem = ConfigProblem::UnknownLocality { locality, count };
+            return Err(fault(Place::Device(index, "locality"), problem));
+        };
+        let place = Place::Device(index, "path");
+        if device.path.as_os_str().is_empty() {
+            return Err(fault(place, ConfigProblem::NoPath));
+        }
+        if let Some(other) = paths.insert((endpoint.nid, &device.path), place.clone()) {
+            let problem = ConfigProblem::DoubledPath { path: device.path.clone() };
+            return Err(Fault { place, other: Some(other), problem });
+        }
+        check_blocks(Place::Device(index, "size_bytes"), device.size_bytes)?;
+    }
+    for (index, server) in file.servers.iter().enumerate() {
+        if file.devices_of(server.process).next().is_none() {
+            let problem = ConfigProblem::ServerWithoutDevice { process: server.process };
+            return Err(fault(Place::Server(index, "process"), problem));
+        }
+    }
+    Ok(())
+}
+
+fn check_pool(file: &ClusterFile) -> Result<(), Fault> {
+    let (layout, devices) = (file.pool.layout, file.devices.len());
+    let width = u32::try_from(devices).unwrap_or(u32::MAX);
+    if width < layout.width() {
+        return Err(fault(Place::Key("pool.layout"), ConfigProblem::PoolTooNarrow { layout, devices }));
+    }
+    const { assert!(DEVICES_MAX <= POOL_WIDTH_MAX as usize) };
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = include_str!("cluster_file_example.toml");
+
+    fn refused(text: &str) -> String {
+        ClusterFile::parse(text).expect_err("the file is wrong").to_string()
+    }
+
+    /// The good file with one piece replaced (exactly one place has to match).
+    fn with(piece: &str, other: &str) -> String {
+        assert_eq!(GOOD.matches(piece).count(), 1, "{piece:?} has to stand in the example once");
+        GOOD.replace(piece, other)
+    }
+
+    #[test]
+    fn the_example_parses_and_prints_as_it_parses() {
+        let file = ClusterFile::parse(GOOD).unwrap();
+        assert_eq!(ClusterFile::parse(&file.to_toml().unwrap()).unwrap(), file);
+        file.validate().unwrap();
+        let configuration = file.initial_configuration();
+        assert_eq!((configuration.version, configuration.pool.devices.len()), (1, 4));
+        assert_eq!(configuration.pool.devices[3].endpoint, file.servers[1].endpoints[1]);
+        assert!(!format!("{file:?}").contains("00112233"), "the credential does not get into logs");
+    }
+
+    #[test]
+    fn every_refusal_names_its_line_or_key() {
+        let cases: Vec<(String, &str)> = vec![
+            (with("name = \"demo\"", "name = \" \""), "line 4, cluster.name: the cluster's name is empty"),
+            (with("name = \"demo\"", "nam = \"demo\""), "line 4, nam: unknown field `nam`"),
+            (with("name = \"demo\"\n", ""), "missing field `name`"),
+            (with("name = \"demo\"", "name = demo"), "line 4, name: "),
+            (with("id = \"0xc10715\"", "id = \"0xzz\""), "line 5, id: \"0xzz\" is not a cluster id"),
+            (
+                with("profile = \"0x7000000000000001:0\"", "profile = \"0x7100000000000001:0\""),
+                "line 6, cluster.profile: 0x7100000000000001:0x0 is not the fid of a Profile: its top byte has to be 0x70",
+            ),
+            (with("transport = \"tcp\"", "transport = \"udp\""), "line 7, transport: unknown variant `udp`"),
+            (
+                with("transport = \"tcp\"", "transport = \"lo\""),
+                "line 11, control.endpoint: endpoint 127.0.0.1@tcp:12345:34:0 is not on the transport lo",
+            ),
+            (
+                with("00112233", "0011223"),
+                "line 8, credential: a credential is 64 hexadecimal digits (32 bytes); this has 63 characters",
+            ),
+            (with("00112233", "0011223x"), "this has 64 characters, some not hexadecimal"),
+            (
+                with("endpoint = \"127.0.0.1@tcp:12345:34:0\"", "endpoint = \"127.0.0.1:34\""),
+                "line 11, endpoint: \"127.0.0.1:34\" is not an endpoint",
+            ),
+            (
+                with("endpoint = \"127.0.0.1@tcp:12345:34:0\"", "endpoint = \"127.0.0.1@tcp:12345:4:0\""),
+                "line 11, control.endpoint: endpoint 127.0.0.1@tcp:12345:4:0 has no port to listen on",
+            ),
+            (
+                with("store_bytes = 16777216", "store_bytes = 4097"),
+                "line 13, control.store_bytes: 4097 bytes are not a positive multiple of 4096",
+            ),
+            (with("layout = \"2+1+1\"", "layout = \"2+1\""), "line 18, layout: \"2+1\" is not a layout"),
+            (
+                with("layout = \"2+1+1\"", "layout = \"4+2+1\""),
+                "line 18, pool.layout: layout 4+2+1 needs 7 devices, each group on its own; the pool has 4",
+            ),
+            (with("unit_bytes = 65536", "unit_bytes = 65537"), "line 19, pool.unit_bytes: unit size 65537 is not"),
+            (with("unit_bytes = 65536", "unit_bytes = 2097152"), "unit size 2097152 is not a multiple of 4096 from"),
+            (with("unit_bytes = 65536", "unit_bytes = -1"), "line 19, unit_bytes: "),
+            (
+                with("process = \"0x7200000000000001:2\"", "process = \"0x7200000000000001:1\""),
+                "line 26, server[1].process (also line 22, server[0].process): server 0x7200000000000001:0x1 is there twice",
+            ),
+            (
+                with("\"127.0.0.1@tcp:12345:34:3\"]", "\"127.0.0.1@tcp:99:34:1\"]"),
+                "line 27, server[1].endpoints[1] (also line 23, server[0].endpoints[0]): endpoint 127.0.0.1@tcp:99:34:1 is there twice",
+            ),
+            (
+                with("fid = \"0x6b00000000000001:2\"", "fid = \"0x6b00000000000001:1\""),
+                "line 36, device[1].fid (also line 30, device[0].fid): device 0x6b00000000000001:0x1 is there twice",
+            ),
+            (
+                with("path = \"device-2\"", "path = \"device-1\""),
+                "line 38, device[1].path (also line 32, device[0].path): path device-1 is there twice on one host",
+            ),
+            (
+                with(
+                    "server = \"0x7200000000000001:2\"\nlocality = 1",
+                    "server = \"0x7200000000000001:9\"\nlocality = 1",
+                ),
+                "line 49, device[3].server: there is no [[server]] with process 0x7200000000000001:0x9",
+            ),
+            (
+                with("locality = 1", "locality = 2"),
+                "line 50, device[3].locality: the server has 2 endpoints, so localities 0 to 1; there is no locality 2",
+            ),
+            (
+                with("size_bytes = 268435456 # the fourth", "size_bytes = 0"),
+                "line 52, device[3].size_bytes: 0 bytes are not a positive multiple of 4096",
+            ),
+            (with("size_bytes = 268435456 # the fourth", ""), "line 47, [[device]]: missing field `size_bytes`"),
+        ];
+        for (text, expected) in cases {
+            let message = refused(&text);
+            assert!(message.contains(expected), "got  {message:?}\nwant {expected:?}");
+        }
+    }
+
+    #[test]
+    fn missing_sections_are_named() {
+        let without_devices = GOOD.split("[[device]]").next().unwrap();
+        assert_eq!(
+            refused(without_devices),
+            "device: there is no [[device]] section; the pool needs at least 4 devices"
+        );
+        let mut file = ClusterFile::parse(GOOD).unwrap();
+        file.devices.retain(|device| device.server == file.servers[0].process);
+        assert_eq!(
+            file.validate().unwrap_err().to_string(),
+            "server[1].process: server 0x7200000000000001:0x2 has no [[device]] section; give it one or take the server out"
+        );
+        file.servers.clear();
+        assert!(matches!(file.validate().unwrap_err().problem, ConfigProblem::NoServer));
+        assert!(refused("").contains("missing field `cluster`"));
+        assert!(refused(&" ".repeat(CLUSTER_FILE_BYTES_MAX + 1)).contains("at most"));
+    }
+}

@@ -1,0 +1,521 @@
+//! The operator's file of a cluster, `clovis.toml`: what there is, where, and the credential that proves membership.
+//!
+//! Promise: a [`ClusterFile`] that came out of [`ClusterFile::parse`] or passed [`ClusterFile::validate`] is consistent (ids,
+//! paths and endpoints are unique, each device has a server, the pool fits its layout), and every refusal names the line or
+//! the key. Bound: [`limits::CLUSTER_FILE_BYTES_MAX`] and the counts in [`limits`]. Holds the credential: whoever writes the
+//! file gives it mode 0600. Format: docs/configuration.md. Start at [`ClusterFile`]; the checks are in [`crate::cluster_check`].
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use base::units::BLOCK_BYTES;
+use base::{Endpoint, Fid, LayoutWidth, NetKind};
+use serde::{Deserialize, Serialize};
+use toml::Spanned;
+
+use crate::cluster_check::{self, ConfigError, ConfigProblem, Place};
+use crate::configuration::{Configuration, DeviceConfig, DeviceState, PoolConfig, ProcessConfig};
+use crate::limits;
+
+/// Which backend carries the messages between the processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Transport {
+    /// One process.
+    Lo,
+    /// TCP over IPv4.
+    Tcp,
+    /// Verbs.
+    O2ib,
+    /// The seeded simulation.
+    Sim,
+}
+
+impl Transport {
+    /// The kind of net that its endpoints are on.
+    #[must_use]
+    pub const fn net_kind(self) -> NetKind {
+        match self {
+            Transport::Lo => NetKind::Lo,
+            Transport::Tcp => NetKind::Tcp,
+            Transport::O2ib => NetKind::O2ib,
+            Transport::Sim => NetKind::Sim,
+        }
+    }
+
+    /// The word in the file.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Transport::Lo => "lo",
+            Transport::Tcp => "tcp",
+            Transport::O2ib => "o2ib",
+            Transport::Sim => "sim",
+        }
+    }
+}
+
+/// The secret that the members of a cluster share: 32 bytes, 64 hexadecimal digits in the file. Never printed by `Debug`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Credential([u8; 32]);
+
+impl Credential {
+    /// From bytes that the caller took from a source of randomness.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 32]) -> Credential {
+        Credential(bytes)
+    }
+
+    /// The bytes: the transport's token.
+    #[must_use]
+    pub const fn bytes(&self) -> [u8; 32] {
+        self.0
+    }
+
+    fn to_hex(self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl fmt::Debug for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credential(secret)")
+    }
+}
+
+/// A text is not a credential. The text is not repeated: it may be the secret with one letter too many.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a credential is 64 hexadecimal digits (32 bytes); this has {characters} characters{}", if *.other_characters { ", some not hexadecimal" } else { "" })]
+pub struct ParseCredentialError {
+    /// Length of the text.
+    pub characters: usize,
+    /// True if some are no hexadecimal digits.
+    pub other_characters: bool,
+}
+
+impl FromStr for Credential {
+    type Err = ParseCredentialError;
+    fn from_str(text: &str) -> Result<Credential, ParseCredentialError> {
+        let other_characters = !text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let error = ParseCredentialError { characters: text.chars().count(), other_characters };
+        if other_characters || text.len() != 64 {
+            return Err(error);
+        }
+        let mut bytes = [0; 32];
+        for (index, byte) in bytes.iter_mut().enumerate() {
+            let digits = text.get(2 * index..2 * index + 2).ok_or_else(|| error.clone())?;
+            *byte = u8::from_str_radix(digits, 16).map_err(|_| error.clone())?;
+        }
+        Ok(Credential(bytes))
+    }
+}
+
+impl Serialize for Credential {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.to_hex())
+    }
+}
+
+impl<'de> Deserialize<'de> for Credential {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Credential, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Number of a cluster: 64 bits, a hexadecimal text in the file because TOML's integers have 63.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClusterId(pub u64);
+
+impl Serialize for ClusterId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:#018x}", self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for ClusterId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<ClusterId, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let digits = text.strip_prefix("0x").unwrap_or(&text);
+        match u64::from_str_radix(digits, 16) {
+            Ok(number) if !digits.starts_with('+') => Ok(ClusterId(number)),
+            _ => Err(serde::de::Error::custom(format!(
+                "{text:?} is not a cluster id: write up to 16 hexadecimal digits after 0x"
+            ))),
+        }
+    }
+}
+
+/// `[cluster]`: what the whole cluster has in common.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ClusterSection {
+    /// Name for people.
+    pub name: String,
+    /// Number that stands on every device of the cluster.
+    pub id: ClusterId,
+    /// The profile a client may ask for (c0cp's `-p`).
+    pub profile: Fid,
+    /// Backend of the network.
+    pub transport: Transport,
+    /// Shared secret.
+    pub credential: Credential,
+}
+
+/// `[control]`: the control daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ControlSection {
+    /// Where it listens.
+    pub endpoint: Endpoint,
+    /// File of its durable state; relative to the folder of the cluster file.
+    pub store: PathBuf,
+    /// Size of that file, a multiple of 4096.
+    pub store_bytes: u64,
+}
+
+/// `[pool]`: the pool and its layout.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PoolSection {
+    /// The pool.
+    pub fid: Fid,
+    /// The pool version.
+    pub version: Fid,
+    /// N+K+S.
+    pub layout: LayoutWidth,
+    /// Unit size where an object's creator chooses none.
+    pub unit_bytes: u64,
+}
+
+/// `[[server]]`: one server process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ServerSection {
+    /// The process.
+    pub process: Fid,
+    /// One endpoint per locality; the first is also where its admin requests go.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// `[[device]]`: one device. Their order in the file is their target index in the pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeviceSection {
+    /// The device.
+    pub fid: Fid,
+    /// The server's process fid.
+    pub server: Fid,
+    /// Index of the locality that owns it, into the server's endpoints.
+    pub locality: u32,
+    /// File or block device; relative to the folder of the cluster file.
+    pub path: PathBuf,
+    /// Size, a multiple of 4096.
+    pub size_bytes: u64,
+}
+
+/// A cluster as its operator wrote it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ClusterFile {
+    /// What all have in common.
+    pub cluster: ClusterSection,
+    /// The control daemon.
+    pub control: ControlSection,
+    /// The pool.
+    pub pool: PoolSection,
+    /// The server processes.
+    #[serde(rename = "server")]
+    pub servers: Vec<ServerSection>,
+    /// The devices by target index.
+    #[serde(rename = "device")]
+    pub devices: Vec<DeviceSection>,
+}
+
+impl ClusterFile {
+    /// Reads and checks a cluster file. Errors: not TOML, a key unknown, missing or of the wrong type, and all that
+    /// [`ClusterFile::validate`] refuses; each with its line.
+    pub fn parse(text: &str) -> Result<ClusterFile, ConfigError> {
+        if text.len() > limits::CLUSTER_FILE_BYTES_MAX {
+            return Err(ConfigError::whole_file(ConfigProblem::TooLong { bytes: text.len() }));
+        }
+        let raw: RawFile = toml::from_str(text).map_err(|error| syntax_error(text, &error))?;
+        let spans = Spans::of(text, &raw);
+        let file = raw.into_file();
+        cluster_check::check(&file).map_err(|fault| spans.locate(fault))?;
+        Ok(file)
+    }
+
+    /// Checks a file that was put together by a program. Errors name the key.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        cluster_check::check(self).map_err(|fault| {
+            let other = fault.other.as_ref().map(|place| format!(" (also {place})")).unwrap_or_default();
+            ConfigError { line: None, key: format!("{}{other}", fault.place), problem: fault.problem }
+        })
+    }
+
+    /// The file's text, with a head that says what it is. Contains the credential: write it with mode 0600.
+    /// Errors: a path that is not UTF-8.
+    pub fn to_toml(&self) -> Result<String, ConfigError> {
+        let body = toml::to_string(self).map_err(|error| {
+            ConfigError::whole_file(ConfigProblem::Unwritable { message: error.to_string() })
+        })?;
+        Ok(format!(
+            "# A Clovis cluster (docs/configuration.md). Contains its credential: keep it readable by its owner only.\n\n{body}"
+        ))
+    }
+
+    /// Version 1 of the configuration: every device Unknown.
+    ///
+    /// Only meaningful for a checked file; a device whose server or locality is missing gets the control endpoint.
+    #[must_use]
+    pub fn initial_configuration(&self) -> Configuration {
+        let processes = self
+            .servers
+            .iter()
+            .map(|server| ProcessConfig {
+                process: server.process,
+                endpoint: server.endpoints.first().copied().unwrap_or(self.control.endpoint),
+                epoch: 0,
+            })
+            .collect();
+        let devices = self
+            .devices
+            .iter()
+            .map(|device| DeviceConfig {
+                device: device.fid,
+                process: device.server,
+                endpoint: self.endpoint_of(device).unwrap_or(self.control.endpoint),
+                state: DeviceState::Unknown,
+                size_blocks: 0,
+            })
+            .collect();
+        Configuration {
+            version: 1,
+            cluster: self.cluster.id.0,
+            profile: self.cluster.profile,
+            control: self.control.endpoint,
+            processes,
+            pool: PoolConfig {
+                pool: self.pool.fid,
+                pool_version: self.pool.version,
+                width: self.pool.layout,
+                unit_bytes: u32::try_from(self.pool.unit_bytes).unwrap_or(u32::MAX),
+                devices,
+            },
+        }
+    }
+
+    /// The server with this process fid.
+    #[must_use]
+    pub fn server(&self, process: Fid) -> Option<&ServerSection> {
+        self.servers.iter().find(|server| server.process == process)
+    }
+
+    /// The devices of one server.
+    pub fn devices_of(&self, process: Fid) -> impl Iterator<Item = &DeviceSection> {
+        self.devices.iter().filter(move |device| device.server == process)
+    }
+
+    /// Endpoint of the locality that owns `device`.
+    #[must_use]
+    pub fn endpoint_of(&self, device: &DeviceSection) -> Option<Endpoint> {
+        let server = self.server(device.server)?;
+        server.endpoints.get(usize::try_from(device.locality).ok()?).copied()
+    }
+}
+
+impl DeviceSection {
+    /// Size in blocks.
+    #[must_use]
+    pub const fn size_blocks(&self) -> u64 {
+        self.size_bytes / BLOCK_BYTES
+    }
+}
+
+// The same shape with spans: only the parser sees it.
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFile {
+    cluster: RawCluster,
+    control: RawControl,
+    pool: RawPool,
+    #[serde(default, rename = "server")]
+    servers: Vec<RawServer>,
+    #[serde(default, rename = "device")]
+    devices: Vec<RawDevice>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawCluster {
+    name: Spanned<String>,
+    id: Spanned<ClusterId>,
+    profile: Spanned<Fid>,
+    transport: Spanned<Transport>,
+    credential: Spanned<Credential>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawControl {
+    endpoint: Spanned<Endpoint>,
+    store: Spanned<PathBuf>,
+    store_bytes: Spanned<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPool {
+    fid: Spanned<Fid>,
+    version: Spanned<Fid>,
+    layout: Spanned<LayoutWidth>,
+    unit_bytes: Spanned<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawServer {
+    process: Spanned<Fid>,
+    endpoints: Spanned<Vec<Spanned<Endpoint>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawDevice {
+    fid: Spanned<Fid>,
+    server: Spanned<Fid>,
+    #[serde(default)]
+    locality: Option<Spanned<u32>>,
+    path: Spanned<PathBuf>,
+    size_bytes: Spanned<u64>,
+}
+
+impl RawFile {
+    fn into_file(self) -> ClusterFile {
+        ClusterFile {
+            cluster: ClusterSection {
+                name: self.cluster.name.into_inner(),
+                id: self.cluster.id.into_inner(),
+                profile: self.cluster.profile.into_inner(),
+                transport: self.cluster.transport.into_inner(),
+                credential: self.cluster.credential.into_inner(),
+            },
+            control: ControlSection {
+                endpoint: self.control.endpoint.into_inner(),
+                store: self.control.store.into_inner(),
+                store_bytes: self.control.store_bytes.into_inner(),
+            },
+            pool: PoolSection {
+                fid: self.pool.fid.into_inner(),
+                version: self.pool.version.into_inner(),
+                layout: self.pool.layout.into_inner(),
+                unit_bytes: self.pool.unit_bytes.into_inner(),
+            },
+            servers: self
+                .servers
+                .into_iter()
+                .map(|server| ServerSection {
+                    process: server.process.into_inner(),
+                    endpoints: server
+                        .endpoints
+                        .into_inner()
+                        .into_iter()
+                        .map(Spanned::into_inner)
+                        .collect(),
+                })
+                .collect(),
+            devices: self
+                .devices
+                .into_iter()
+                .map(|device| DeviceSection {
+                    fid: device.fid.into_inner(),
+                    server: device.server.into_inner(),
+                    locality: device.locality.map_or(0, Spanned::into_inner),
+                    path: device.path.into_inner(),
+                    size_bytes: device.size_bytes.into_inner(),
+                })
+                .collect(),
+        }
+    }
+}
+
+/// From the place of a fault to its line.
+struct Spans {
+    lines: Vec<(Place, u32)>,
+}
+
+impl Spans {
+    fn of(text: &str, raw: &RawFile) -> Spans {
+        let mut spans = Spans { lines: Vec::new() };
+        let mut add = |place: Place, span: std::ops::Range<usize>| {
+            spans.lines.push((place, line_of(text, span.start)));
+        };
+        add(Place::Key("cluster.name"), raw.cluster.name.span());
+        add(Place::Key("cluster.id"), raw.cluster.id.span());
+        add(Place::Key("cluster.profile"), raw.cluster.profile.span());
+        add(Place::Key("cluster.transport"), raw.cluster.transport.span());
+        add(Place::Key("cluster.credential"), raw.cluster.credential.span());
+        add(Place::Key("control.endpoint"), raw.control.endpoint.span());
+        add(Place::Key("control.store"), raw.control.store.span());
+        add(Place::Key("control.store_bytes"), raw.control.store_bytes.span());
+        add(Place::Key("pool.fid"), raw.pool.fid.span());
+        add(Place::Key("pool.version"), raw.pool.version.span());
+        add(Place::Key("pool.layout"), raw.pool.layout.span());
+        add(Place::Key("pool.unit_bytes"), raw.pool.unit_bytes.span());
+        for (index, server) in raw.servers.iter().enumerate() {
+            add(Place::Server(index, "process"), server.process.span());
+            add(Place::Server(index, "endpoints"), server.endpoints.span());
+            for (locality, endpoint) in server.endpoints.get_ref().iter().enumerate() {
+                add(Place::ServerEndpoint(index, locality), endpoint.span());
+            }
+        }
+        for (index, device) in raw.devices.iter().enumerate() {
+            add(Place::Device(index, "fid"), device.fid.span());
+            add(Place::Device(index, "server"), device.server.span());
+            if let Some(locality) = &device.locality {
+                add(Place::Device(index, "locality"), locality.span());
+            }
+            add(Place::Device(index, "path"), device.path.span());
+            add(Place::Device(index, "size_bytes"), device.size_bytes.span());
+        }
+        spans
+    }
+
+    fn line(&self, place: &Place) -> Option<u32> {
+        self.lines.iter().find(|(candidate, _)| candidate == place).map(|(_, line)| *line)
+    }
+
+    fn locate(&self, fault: cluster_check::Fault) -> ConfigError {
+        let other = fault
+            .other
+            .as_ref()
+            .map(|place| match self.line(place) {
+                Some(line) => format!(" (also line {line}, {place})"),
+                None => format!(" (also {place})"),
+            })
+            .unwrap_or_default();
+        ConfigError {
+            line: self.line(&fault.place),
+            key: format!("{}{other}", fault.place),
+            problem: fault.problem,
+        }
+    }
+}
+
+/// Line of a byte offset, from 1.
+fn line_of(text: &str, offset: usize) -> u32 {
+    let before = text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count();
+    u32::try_from(before).unwrap_or(u32::MAX).saturating_add(1)
+}
+
+/// What the TOML parser or serde refused, with its line, and the key or section that stands there.
+fn syntax_error(text: &str, error: &toml::de::Error) -> ConfigError {
+    let line = error.span().map(|span| line_of(text, span.start));
+    let key = line
+        .and_then(|line| text.lines().nth(usize::try_from(line).ok()?.checked_sub(1)?))
+        .map(|line| line.split('=').next().unwrap_or_default().trim())
+        .filter(|key| key.len() <= 64)
+        .unwrap_or_default();
+    ConfigError {
+        line,
+        key: key.to_owned(),
+        problem: ConfigProblem::Syntax { message: error.message().to_owned() },
+    }
+}

@@ -1,0 +1,36 @@
+//! Limits of a configuration, each with its arithmetic. A configuration travels in one message, and that decides them.
+
+use base::limits::MESSAGE_BYTES_MAX;
+
+/// Server processes of a cluster.
+pub const SERVERS_MAX: usize = 256;
+/// Devices of a cluster.
+pub const DEVICES_MAX: usize = 768;
+/// Localities (endpoints) of one server process.
+pub const LOCALITIES_MAX: usize = 64;
+/// Bytes of a cluster file: the largest cluster's file has about 200 bytes per device and server.
+pub const CLUSTER_FILE_BYTES_MAX: usize = 1 << 20;
+
+/// Encoded bytes of an endpoint: net kind and number, address, pid, portal, transfer machine id.
+const ENDPOINT_BYTES: usize = 4 + 2 + 4 + 4 + 2 + 2;
+/// Encoded bytes of a fid.
+const FID_BYTES: usize = 16;
+/// Encoded bytes of a `DeviceConfig`: device, process, endpoint, state, size.
+pub(crate) const DEVICE_CONFIG_BYTES: usize = FID_BYTES + FID_BYTES + ENDPOINT_BYTES + 4 + 8;
+/// Encoded bytes of a `ProcessConfig`: process, endpoint, epoch.
+pub(crate) const PROCESS_CONFIG_BYTES: usize = FID_BYTES + ENDPOINT_BYTES + 8;
+/// The rest of a `Configuration`: version, cluster, profile, control, pool, pool version, width, unit size, two lengths.
+pub(crate) const CONFIGURATION_HEAD_BYTES: usize =
+    8 + 8 + FID_BYTES + ENDPOINT_BYTES + 2 * FID_BYTES + 12 + 4 + 2 * 8;
+
+/// Encoded bytes of the largest configuration.
+pub const CONFIGURATION_BYTES_MAX: usize =
+    CONFIGURATION_HEAD_BYTES + SERVERS_MAX * PROCESS_CONFIG_BYTES + DEVICES_MAX * DEVICE_CONFIG_BYTES;
+
+/// What a `ConfGetReply` adds: version, option tag, length.
+const CONF_GET_REPLY_BYTES: usize = 8 + 1 + 8;
+/// Encoded bytes of the largest `ClusterStatusReply`: 26 per process; per device 41 and a word of at most 16 bytes.
+const CLUSTER_STATUS_BYTES_MAX: usize = 8 + 2 * 8 + SERVERS_MAX * 26 + DEVICES_MAX * (16 + 8 + 16 + 24);
+
+const _: () = assert!(CONFIGURATION_BYTES_MAX + CONF_GET_REPLY_BYTES <= MESSAGE_BYTES_MAX as usize);
+const _: () = assert!(CLUSTER_STATUS_BYTES_MAX <= MESSAGE_BYTES_MAX as usize);
