@@ -34,3 +34,5 @@ const CLUSTER_STATUS_BYTES_MAX: usize = 8 + 2 * 8 + SERVERS_MAX * 26 + DEVICES_M
 
 const _: () = assert!(CONFIGURATION_BYTES_MAX + CONF_GET_REPLY_BYTES <= MESSAGE_BYTES_MAX as usize);
 const _: () = assert!(CLUSTER_STATUS_BYTES_MAX <= MESSAGE_BYTES_MAX as usize);
+// docs/configuration.md says this number.
+const _: () = assert!(CONFIGURATION_BYTES_MAX == 58_482);

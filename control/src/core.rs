@@ -1,0 +1,487 @@
+//! What control decides, without I/O: requests and time in, a new configuration and an answer out.
+//!
+//! **Invariant**: the configuration's version grows by one with each change and by nothing else. **Invariant**: a device is
+//! Online only while its server's lease holds (plus the grace of `faces::lease`), or within one lease of a restart of control.
+//! Leases are not durable: after a restart each registered process has one lease's time to be heard.
+//! Thread: none of its own. Start at [`ControlCore::handle_register`] and [`ControlCore::handle_tick`].
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use base::{Endpoint, Fid, FidType, Instant};
+use faces::lease::lost_after;
+use faces::{Configuration, DeviceState};
+use fops::conf::{
+    ClusterStatusReply, DeviceEvidence, DeviceHealth, DeviceReport, DeviceStatus, Heartbeat, HeartbeatReply,
+    ProcessStatus, Register, RegisterReply,
+};
+
+use crate::transition::{DeviceEvent, next_state};
+
+/// A request that control refuses.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// Not in the configuration.
+    #[error("process {process} is not in the configuration: add it to the cluster file")]
+    UnknownProcess {
+        /// As it said.
+        process: Fid,
+    },
+    /// Not in the configuration, or of another process.
+    #[error("device {device} is not a device of process {process} in the configuration")]
+    UnknownDevice {
+        /// As it said.
+        device: Fid,
+        /// As it said.
+        process: Fid,
+    },
+    /// Nobody can reach it there.
+    #[error("device {device} is registered at {endpoint}, where {other} is")]
+    EndpointTaken {
+        /// The device.
+        device: Fid,
+        /// As it said.
+        endpoint: Endpoint,
+        /// Who is there: another process, or control.
+        other: Fid,
+    },
+}
+
+/// A process as heard of since control started.
+#[derive(Clone, Copy, Debug)]
+struct Member {
+    /// Incarnation that registered; `None` since a restart of control until it registers again.
+    epoch: Option<u64>,
+    heard_at: Instant,
+}
+
+/// A device as heard of since control started. A process of several localities is heard once for each, so leases are
+/// counted by device.
+#[derive(Clone, Debug)]
+struct Seat {
+    /// True once its process registered it since control started.
+    registered: bool,
+    heard_at: Instant,
+    health: Option<DeviceHealth>,
+}
+
+/// A device that changed its state: for logs and subscribers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateChange {
+    /// The device.
+    pub device: Fid,
+    /// Why.
+    pub event: DeviceEvent,
+    /// From.
+    pub from: DeviceState,
+    /// To.
+    pub to: DeviceState,
+    /// Configuration version that holds it.
+    pub version: u64,
+}
+
+/// The decisions of the control daemon.
+#[derive(Debug)]
+pub struct ControlCore {
+    configuration: Configuration,
+    lease: Duration,
+    members: BTreeMap<Fid, Member>,
+    seats: BTreeMap<Fid, Seat>,
+    changes: Vec<StateChange>,
+}
+
+impl ControlCore {
+    /// Control starts at `now` with a configuration, fresh or recovered. `lease`: granted to each registration.
+    #[must_use]
+    pub fn new(now: Instant, configuration: Configuration, lease: Duration) -> ControlCore {
+        let members = configuration
+            .processes
+            .iter()
+            .filter(|process| process.epoch != 0)
+            .map(|process| (process.process, Member { epoch: None, heard_at: now }))
+            .collect();
+        let seats = configuration
+            .pool
+            .devices
+            .iter()
+            .map(|device| (device.device, Seat { registered: false, heard_at: now, health: None }))
+            .collect();
+        ControlCore { configuration, lease, members, seats, changes: Vec::new() }
+    }
+
+    /// The configuration as decided so far; not yet durable, perhaps.
+    #[must_use]
+    pub fn configuration(&self) -> &Configuration {
+        &self.configuration
+    }
+
+    /// Device states that changed since the last call.
+    pub fn take_changes(&mut self) -> Vec<StateChange> {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// A process says that it runs. Answer: its lease, and the version that has to be durable before it hears of it.
+    ///
+    /// The same registration again changes nothing. Errors: unknown process or device, a device of another process, an
+    /// endpoint of another process.
+    pub fn handle_register(&mut self, now: Instant, request: &Register) -> Result<RegisterReply, Refusal> {
+        self.check_register(request)?;
+        let process = request.process;
+        let mut changed = false;
+        if let Some(found) = self.configuration.processes.iter_mut().find(|found| found.process == process)
+            && found.epoch != request.epoch
+        {
+            found.epoch = request.epoch;
+            changed = true;
+        }
+        self.members.insert(process, Member { epoch: Some(request.epoch), heard_at: now });
+        let mut events = Vec::new();
+        for registered in &request.devices {
+            self.seats
+                .insert(registered.device, Seat { registered: true, heard_at: now, health: None });
+            let device = self
+                .configuration
+                .pool
+                .devices
+                .iter_mut()
+                .find(|device| device.device == registered.device);
+            if let Some(device) = device {
+                let place = (registered.endpoint, registered.size_blocks);
+                changed |= (device.endpoint, device.size_blocks) != place;
+                (device.endpoint, device.size_blocks) = place;
+                events.push((registered.device, DeviceEvent::Registered));
+            }
+        }
+        self.apply(changed, &events);
+        let lease_ms = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
+        Ok(RegisterReply { version: self.configuration.version, lease_ms })
+    }
+
+    fn check_register(&self, request: &Register) -> Result<(), Refusal> {
+        let process = request.process;
+        if self.configuration.process(process).is_none() {
+            return Err(Refusal::UnknownProcess { process });
+        }
+        for registered in &request.devices {
+            let (device, endpoint) = (registered.device, registered.endpoint);
+            let ours = self.configuration.device(device).is_some_and(|found| found.process == process);
+            if !ours {
+                return Err(Refusal::UnknownDevice { device, process });
+            }
+            let others = self.configuration.pool.devices.iter().filter(|found| found.process != process);
+            let mut others = others.map(|found| (found.endpoint, found.process));
+            if let Some((_, other)) = others.find(|(taken, _)| *taken == endpoint) {
+                return Err(Refusal::EndpointTaken { device, endpoint, other });
+            }
+            if self.configuration.control == endpoint {
+                let other = Fid::new(FidType::Root, 0, 0);
+                return Err(Refusal::EndpointTaken { device, endpoint, other });
+            }
+        }
+        Ok(())
+    }
+
+    /// A process prolongs its lease. `known: false` if it, this incarnation of it, or one of the devices is not registered.
+    pub fn handle_heartbeat(&mut self, now: Instant, request: &Heartbeat) -> HeartbeatReply {
+        let unknown = HeartbeatReply { version: self.configuration.version, known: false };
+        let Some(member) = self.members.get_mut(&request.process) else { return unknown };
+        if member.epoch != Some(request.epoch) {
+            return unknown;
+        }
+        let ours = |health: &DeviceHealth| {
+            self.configuration.device(health.device).is_some_and(|found| found.process == request.process)
+                && self.seats.get(&health.device).is_some_and(|seat| seat.registered)
+        };
+        if !request.devices.iter().all(ours) {
+            return unknown;
+        }
+        member.heard_at = now;
+        let mut events = Vec::new();
+        for health in &request.devices {
+            if let Some(seat) = self.seats.get_mut(&health.device) {
+                (seat.heard_at, seat.health) = (now, Some(health.clone()));
+            }
+            // A heartbeat of a registered device whose lease was taken as lost in between brings it back.
+            events.push((health.device, DeviceEvent::Registered));
+            if health.failed {
+                events.push((health.device, DeviceEvent::IoError));
+            }
+        }
+        self.apply(false, &events);
+        HeartbeatReply { version: self.configuration.version, known: true }
+    }
+
+    /// Somebody reports what it saw of a device. `reporter`: its endpoint; only the device's own server proves an I/O error.
+    pub fn handle_evidence(&mut self, report: &DeviceReport, reporter: Endpoint) -> Result<u64, Refusal> {
+        let DeviceReport { device, evidence } = *report;
+        let Some(found) = self.configuration.device(device) else {
+            return Err(Refusal::UnknownDevice { device, process: Fid::default() });
+        };
+        let event = match evidence {
+            DeviceEvidence::IoError if found.endpoint == reporter => DeviceEvent::IoError,
+            DeviceEvidence::IoError => DeviceEvent::IoErrorHeard,
+            DeviceEvidence::Operator => DeviceEvent::Operator,
+            // Evidence of a later version proves nothing to this one.
+            _ => DeviceEvent::Unreachable,
+        };
+        self.apply(false, &[(device, event)]);
+        Ok(self.configuration.version)
+    }
+
+    /// Takes leases as lost whose time is over. True if the configuration changed.
+    pub fn handle_tick(&mut self, now: Instant) -> bool {
+        let lost_after = lost_after(self.lease);
+        let events: Vec<(Fid, DeviceEvent)> = self
+            .seats
+            .iter()
+            .filter(|(_, seat)| seat.heard_at + lost_after <= now)
+            .map(|(device, _)| (*device, DeviceEvent::LeaseLost))
+            .collect();
+        self.apply(false, &events)
+    }
+
+    /// When [`ControlCore::handle_tick`] has work next: the end of the first lease of an Online device.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let lost_after = lost_after(self.lease);
+        let online = self.configuration.pool.devices.iter().filter(|d| d.state == DeviceState::Online);
+        online.filter_map(|device| Some(self.seats.get(&device.device)?.heard_at + lost_after)).min()
+    }
+
+    /// Processes and devices as seen at `now`.
+    #[must_use]
+    pub fn status(&self, now: Instant) -> ClusterStatusReply {
+        let lost_after = lost_after(self.lease);
+        let processes = self.configuration.processes.iter().map(|process| {
+            let member = self.members.get(&process.process).filter(|member| member.epoch.is_some());
+            let silent = member.map(|member| now.since(member.heard_at));
+            ProcessStatus {
+                process: process.process,
+                silent_ms: silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
+                alive: silent.is_some_and(|silent| silent < lost_after),
+            }
+        });
+        let devices = self.configuration.pool.devices.iter().map(|device| {
+            let health = self.seats.get(&device.device).and_then(|seat| seat.health.as_ref());
+            DeviceStatus {
+                device: device.device,
+                state: device.state.word().to_owned(),
+                size_blocks: device.size_blocks,
+                free_blocks: health.map_or(0, |health| health.free_blocks),
+                errors: health.map_or(0, |health| health.errors),
+            }
+        });
+        ClusterStatusReply {
+            version: self.configuration.version,
+            processes: processes.collect(),
+            devices: devices.collect(),
+        }
+    }
+
+    /// Runs events through the table; one new version for all that change something.
+    fn apply(&mut self, changed_already: bool, events: &[(Fid, DeviceEvent)]) -> bool {
+        let version = self.configuration.version + 1;
+        let mut changed = changed_already;
+        for (fid, event) in events {
+            let devices = &mut self.configuration.pool.devices;
+            let Some(device) = devices.iter_mut().find(|device| device.device == *fid) else { continue };
+            let (from, to) = (device.state, next_state(device.state, *event));
+            if from != to {
+                device.state = to;
+                self.changes.push(StateChange { device: *fid, event: *event, from, to, version });
+                changed = true;
+            }
+        }
+        if changed {
+            self.configuration.version = version;
+        }
+        changed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+
+    use faces::ClusterFile;
+    use fops::conf::RegisteredDevice;
+
+    use super::*;
+
+    const LEASE: Duration = Duration::from_secs(3);
+
+    fn at(ms: u64) -> Instant {
+        Instant::ZERO + Duration::from_millis(ms)
+    }
+
+    fn initial() -> Configuration {
+        ClusterFile::parse(include_str!("../faces/src/cluster_file_example.toml"))
+            .unwrap()
+            .initial_configuration()
+    }
+
+    fn devices_of(configuration: &Configuration, process: usize) -> Vec<(Fid, Endpoint)> {
+        let process = configuration.processes[process].process;
+        let devices = configuration.pool.devices.iter().filter(|device| device.process == process);
+        devices.map(|device| (device.device, device.endpoint)).collect()
+    }
+
+    fn register(configuration: &Configuration, process: usize, epoch: u64) -> Register {
+        let devices = devices_of(configuration, process)
+            .into_iter()
+            .map(|(device, endpoint)| RegisteredDevice { device, endpoint, size_blocks: 1000 })
+            .collect();
+        Register { process: configuration.processes[process].process, epoch, devices }
+    }
+
+    fn heartbeat(configuration: &Configuration, process: usize, epoch: u64) -> Heartbeat {
+        let devices = devices_of(configuration, process)
+            .into_iter()
+            .map(|(device, _)| DeviceHealth { device, free_blocks: 900, errors: 0, failed: false })
+            .collect();
+        Heartbeat { process: configuration.processes[process].process, epoch, devices }
+    }
+
+    fn states(core: &ControlCore) -> String {
+        let configuration = core.configuration();
+        let mut line = format!("v{}", configuration.version);
+        for device in &configuration.pool.devices {
+            let _ = write!(line, " {}", device.state.word());
+        }
+        line
+    }
+
+    #[test]
+    fn a_cluster_comes_up_loses_a_server_and_gets_it_back() {
+        let initial = initial();
+        let mut core = ControlCore::new(at(0), initial.clone(), LEASE);
+        assert_eq!(states(&core), "v1 unknown unknown unknown unknown");
+        let reply = core.handle_register(at(10), &register(&initial, 0, 7)).unwrap();
+        assert_eq!(reply, RegisterReply { version: 2, lease_ms: 3000 });
+        core.handle_register(at(20), &register(&initial, 1, 8)).unwrap();
+        assert_eq!(states(&core), "v3 online online online online");
+        assert_eq!(core.next_deadline(), Some(at(3760)));
+        // Server 0 goes on, server 1 falls silent.
+        assert_eq!(
+            core.handle_heartbeat(at(3000), &heartbeat(&initial, 0, 7)),
+            HeartbeatReply { version: 3, known: true }
+        );
+        assert!(!core.handle_tick(at(3769)), "one millisecond left of lease and grace");
+        assert!(core.handle_tick(at(3770)));
+        assert_eq!(states(&core), "v4 online online transient transient");
+        assert!(!core.handle_tick(at(3771)), "told once");
+        assert!(!core.status(at(3771)).processes[1].alive);
+        // A late heartbeat of the same incarnation brings it back; so does a registration.
+        assert!(core.handle_heartbeat(at(4000), &heartbeat(&initial, 1, 8)).known);
+        assert_eq!(states(&core), "v5 online online online online");
+        core.handle_register(at(4100), &register(&initial, 1, 9)).unwrap();
+        assert_eq!(states(&core), "v6 online online online online");
+        assert_eq!(core.configuration().processes[1].epoch, 9);
+        assert!(!core.handle_heartbeat(at(4200), &heartbeat(&initial, 1, 8)).known, "an older incarnation");
+        let changes = core.take_changes();
+        assert_eq!(changes.len(), 8);
+        assert_eq!((changes[4].event, changes[4].to), (DeviceEvent::LeaseLost, DeviceState::Transient));
+    }
+
+    #[test]
+    fn the_same_registration_again_changes_nothing() {
+        let initial = initial();
+        let mut core = ControlCore::new(at(0), initial.clone(), LEASE);
+        core.handle_register(at(0), &register(&initial, 0, 7)).unwrap();
+        let before = states(&core);
+        core.handle_register(at(1), &register(&initial, 0, 7)).unwrap();
+        assert_eq!(states(&core), before);
+    }
+
+    #[test]
+    fn evidence_fails_a_device_only_from_its_own_server_or_an_operator() {
+        let initial = initial();
+        let mut core = ControlCore::new(at(0), initial.clone(), LEASE);
+        for process in 0..2 {
+            core.handle_register(at(0), &register(&initial, process, 7)).unwrap();
+        }
+        let own = initial.pool.devices[0].endpoint;
+        let other = initial.pool.devices[2].endpoint;
+        let mut report = |index: usize, evidence, reporter| {
+            let device = initial.pool.devices[index].device;
+            let version = core.handle_evidence(&DeviceReport { device, evidence }, reporter).unwrap();
+            assert_eq!(version, core.configuration().version);
+            states(&core)
+        };
+        let all_online = "v3 online online online online";
+        assert_eq!(report(0, DeviceEvidence::IoError, other), all_online, "hearsay");
+        assert_eq!(report(0, DeviceEvidence::Unreachable, other), all_online, "the lease decides");
+        assert_eq!(report(0, DeviceEvidence::Unreachable, own), all_online);
+        assert_eq!(report(0, DeviceEvidence::IoError, own), "v4 failed online online online");
+        assert_eq!(report(0, DeviceEvidence::IoError, own), "v4 failed online online online", "once");
+        assert_eq!(report(3, DeviceEvidence::Operator, other), "v5 failed online online failed");
+        // The heartbeat's word counts as the server's own; registering again does not bring it back.
+        let mut sick = heartbeat(&initial, 0, 7);
+        sick.devices[1].failed = true;
+        sick.devices[1].errors = 3;
+        assert_eq!(core.handle_heartbeat(at(1), &sick), HeartbeatReply { version: 6, known: true });
+        core.handle_register(at(2), &register(&initial, 0, 8)).unwrap();
+        assert_eq!(states(&core), "v7 failed failed online failed");
+        core.handle_tick(at(100_000));
+        assert_eq!(states(&core), "v8 failed failed transient failed");
+        let unknown = DeviceReport { device: Fid::default(), evidence: DeviceEvidence::Operator };
+        assert!(core.handle_evidence(&unknown, own).is_err());
+    }
+
+    #[test]
+    fn after_a_restart_servers_have_one_lease_to_be_heard_and_failed_stays() {
+        let initial = initial();
+        let mut core = ControlCore::new(at(0), initial.clone(), LEASE);
+        for process in 0..2 {
+            core.handle_register(at(0), &register(&initial, process, 7)).unwrap();
+        }
+        let report =
+            DeviceReport { device: initial.pool.devices[0].device, evidence: DeviceEvidence::Operator };
+        core.handle_evidence(&report, initial.control).unwrap();
+        let stored = core.configuration().clone();
+        let mut core = ControlCore::new(at(50_000), stored, LEASE);
+        assert_eq!(states(&core), "v4 failed online online online");
+        assert!(!core.handle_heartbeat(at(50_001), &heartbeat(&initial, 0, 7)).known, "register again");
+        core.handle_register(at(50_002), &register(&initial, 0, 7)).unwrap();
+        assert_eq!(states(&core), "v4 failed online online online", "nothing changed, so no new version");
+        assert!(core.handle_tick(at(53_750)));
+        assert_eq!(states(&core), "v5 failed online transient transient");
+        assert_eq!(core.status(at(53_750)).processes[1].silent_ms, None, "not heard since the restart");
+    }
+
+    #[test]
+    fn foreign_registrations_are_refused_and_change_nothing() {
+        let initial = initial();
+        let mut core = ControlCore::new(at(0), initial.clone(), LEASE);
+        let mut foreign = register(&initial, 0, 7);
+        foreign.process = Fid::new(FidType::Process, 9, 9);
+        assert!(matches!(core.handle_register(at(0), &foreign), Err(Refusal::UnknownProcess { .. })));
+        let mut stolen = register(&initial, 0, 7);
+        stolen.devices[0].device = initial.pool.devices[2].device;
+        assert!(matches!(core.handle_register(at(0), &stolen), Err(Refusal::UnknownDevice { .. })));
+        let mut taken = register(&initial, 0, 7);
+        taken.devices[1].endpoint = initial.pool.devices[2].endpoint;
+        assert!(matches!(core.handle_register(at(0), &taken), Err(Refusal::EndpointTaken { .. })));
+        taken.devices[1].endpoint = initial.control;
+        assert!(matches!(core.handle_register(at(0), &taken), Err(Refusal::EndpointTaken { .. })));
+        assert!(!core.handle_heartbeat(at(0), &heartbeat(&initial, 0, 7)).known);
+        assert_eq!(states(&core), "v1 unknown unknown unknown unknown");
+    }
+
+    #[test]
+    fn one_silent_locality_of_a_living_process_loses_its_own_devices_only() {
+        let initial = initial();
+        let mut core = ControlCore::new(at(0), initial.clone(), LEASE);
+        let both = register(&initial, 1, 7);
+        for devices in [vec![both.devices[0].clone()], vec![both.devices[1].clone()]] {
+            core.handle_register(at(0), &Register { devices, ..both.clone() }).unwrap();
+        }
+        assert_eq!(states(&core), "v3 unknown unknown online online");
+        let mut first = heartbeat(&initial, 1, 7);
+        first.devices.truncate(1);
+        assert!(core.handle_heartbeat(at(3000), &first).known);
+        core.handle_tick(at(3750));
+        assert_eq!(states(&core), "v4 unknown unknown online transient");
+    }
+}

@@ -1,0 +1,116 @@
+//! The one table of device states: state × event gives the next state, each row with its reason. Pure.
+//!
+//! **Invariant**: nothing leads out of `Failed`, `Repair`, `Repaired` or `Rebalance` here but a repair (issue 7): a device that
+//! missed writes must not be read as if it had them. docs/ha.md prints the table; the test at the bottom pins each pair.
+
+use faces::DeviceState;
+
+/// Something that happened to a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DeviceEvent {
+    /// Its server registered it: it is open and answers.
+    Registered,
+    /// Its server's lease ended.
+    LeaseLost,
+    /// Its own server saw an access fail on the device.
+    IoError,
+    /// Somebody else reported an I/O error of it: hearsay, its own server says so itself if it is true.
+    IoErrorHeard,
+    /// Somebody cannot reach its server: the lease decides, not the report.
+    Unreachable,
+    /// An operator takes it out of service.
+    Operator,
+}
+
+impl DeviceEvent {
+    /// Every event, in the order of the table.
+    pub const ALL: [DeviceEvent; 6] = [
+        DeviceEvent::Registered,
+        DeviceEvent::LeaseLost,
+        DeviceEvent::IoError,
+        DeviceEvent::IoErrorHeard,
+        DeviceEvent::Unreachable,
+        DeviceEvent::Operator,
+    ];
+}
+
+/// Every state, in the order of the table.
+pub const STATES: [DeviceState; 7] = [
+    DeviceState::Unknown,
+    DeviceState::Online,
+    DeviceState::Transient,
+    DeviceState::Failed,
+    DeviceState::Repair,
+    DeviceState::Repaired,
+    DeviceState::Rebalance,
+];
+
+/// The state of a device after an event.
+#[must_use]
+pub fn next_state(state: DeviceState, event: DeviceEvent) -> DeviceState {
+    use DeviceEvent::{IoError, IoErrorHeard, LeaseLost, Operator, Registered, Unreachable};
+    use DeviceState::{Failed, Online, Rebalance, Repair, Repaired, Transient, Unknown};
+    match (state, event) {
+        // It has every acknowledged byte: a write that a Transient device missed was not acknowledged.
+        (Unknown | Online | Transient, Registered) => Online,
+        // Its server may come back with it.
+        (Online | Transient, LeaseLost) => Transient,
+        // Never seen: there is nothing to lose.
+        (Unknown, LeaseLost) => Unknown,
+        // Bytes may be gone, or somebody wants it gone; from now on writes skip it.
+        (Unknown | Online | Transient, IoError | Operator) => Failed,
+        // It was taking bytes back: those cannot be trusted either.
+        (Rebalance, IoError | Operator) => Failed,
+        // Not proof.
+        (Unknown | Online | Transient | Rebalance, IoErrorHeard | Unreachable) => state,
+        (Rebalance, Registered | LeaseLost) => Rebalance,
+        // Only a repair moves these: its bytes are not in use, and no event brings missed writes back.
+        (Failed | Repair | Repaired, _) => state,
+        // `DeviceState` may grow a state; it stays as it is until the table says otherwise.
+        (other, _) => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each pair. A change here is a change of docs/ha.md.
+    const TABLE: &str = "\
+state      Registered LeaseLost  IoError    IoErrorHeard Unreachable Operator
+unknown    online     unknown    failed     unknown      unknown     failed
+online     online     transient  failed     online       online      failed
+transient  online     transient  failed     transient    transient   failed
+failed     failed     failed     failed     failed       failed      failed
+repair     repair     repair     repair     repair       repair      repair
+repaired   repaired   repaired   repaired   repaired     repaired    repaired
+rebalance  rebalance  rebalance  failed     rebalance    rebalance   failed
+";
+
+    #[test]
+    fn every_state_and_event() {
+        let mut table = String::from("state     ");
+        for event in DeviceEvent::ALL {
+            table.push_str(&format!(" {:<10}", format!("{event:?}")));
+        }
+        table.push('\n');
+        for state in STATES {
+            table.push_str(&format!("{:<10}", state.word()));
+            for event in DeviceEvent::ALL {
+                let width = format!("{event:?}").len().max(10);
+                table.push_str(&format!(" {:<width$}", next_state(state, event).word()));
+            }
+            table.push('\n');
+        }
+        let trimmed: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+        assert_eq!(trimmed, TABLE);
+    }
+
+    #[test]
+    fn docs_print_the_same_table() {
+        let docs = include_str!("../../docs/ha.md");
+        for line in TABLE.lines() {
+            assert!(docs.contains(line), "docs/ha.md lacks the row {line:?}");
+        }
+    }
+}
