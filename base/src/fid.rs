@@ -87,6 +87,7 @@ impl Fid {
 
     /// Inverse of [`Fid::to_key_bytes`].
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "each half is 64 bits wide")]
     pub fn from_key_bytes(bytes: [u8; 16]) -> Fid {
         let whole = u128::from_be_bytes(bytes);
         Fid { container: (whole >> 64) as u64, key: (whole & u128::from(u64::MAX)) as u64 }

@@ -5,11 +5,12 @@
 //! | suite | where | target name | run alone |
 //! |---|---|---|---|
 //! | import rule, homes of unsafe code | `tests/imports.rs` | `imports` | `cargo test -p clovis-tests --test imports` |
+//! | docs/limits.md against the constants | `tests/limits.rs` | `limits` | `cargo test -p clovis-tests --test limits` |
 //! | whole cluster in one thread, from a seed | `tests/sim/main.rs` | `sim` | `./dev sim --seed S` |
 //! | real processes on loopback | `tests/e2e/main.rs` | `e2e` | `cargo test -p clovis-tests --test e2e` |
 //!
-//! Cargo finds `tests/NAME.rs` and `tests/NAME/main.rs` by itself: a suite needs no entry in Cargo.toml. `./dev test` runs the
-//! three by their names, each within its budget (docs/testing.md).
+//! Cargo finds `tests/NAME.rs` and `tests/NAME/main.rs` by itself: a suite needs no entry in Cargo.toml. `./dev test` runs
+//! them by their names, each within its budget (docs/testing.md).
 //!
 //! # What a suite keeps to
 //!

@@ -5,12 +5,15 @@ use base::limits::MESSAGE_BYTES_MAX;
 use base::units::narrow;
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 
-type Frozen = Configuration<LittleEndian, Fixint, Limit<{ MESSAGE_BYTES_MAX as usize }>>;
+#[expect(clippy::cast_possible_truncation, reason = "a message is far smaller than any usize")]
+const BODY_BYTES_MAX: usize = MESSAGE_BYTES_MAX as usize;
+
+type Frozen = Configuration<LittleEndian, Fixint, Limit<BODY_BYTES_MAX>>;
 
 const FROZEN: Frozen = bincode::config::standard()
     .with_little_endian()
     .with_fixed_int_encoding()
-    .with_limit::<{ MESSAGE_BYTES_MAX as usize }>();
+    .with_limit::<BODY_BYTES_MAX>();
 
 /// Why bytes are not the body that they should be, or a body does not fit a message.
 #[derive(Debug, thiserror::Error)]

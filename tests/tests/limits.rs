@@ -1,0 +1,138 @@
+//! docs/limits.md against the code: its table is made from every `limits.rs` of the workspace, and this test fails when they differ.
+//!
+//! To bring the table up to date: `CLOVIS_UPDATE_DOCS=1 cargo test -p clovis-tests --test limits`. The change is then
+//! reviewed as a diff of the document, like any other change of a promise.
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+
+const BEGIN: &str = "<!-- limits:begin (made by tests/tests/limits.rs) -->";
+const END: &str = "<!-- limits:end -->";
+
+struct Limit {
+    name: String,
+    value: String,
+    reason: String,
+}
+
+fn workspace_root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the tests crate lies one folder below the root")
+        .to_path_buf()
+}
+
+/// Every `src/limits.rs` of a crate, by the crate's folder, in order of dependence as the import table has it.
+fn files(root: &Path) -> Vec<(String, PathBuf)> {
+    let metadata = cargo_metadata::MetadataCommand::new()
+        .manifest_path(root.join("Cargo.toml"))
+        .no_deps()
+        .exec()
+        .expect("cargo metadata runs");
+    let mut files: Vec<(String, PathBuf)> = metadata
+        .workspace_packages()
+        .iter()
+        .filter_map(|package| {
+            let folder = package.manifest_path.parent()?.as_std_path();
+            let name = folder.strip_prefix(root).ok()?.to_str()?.to_owned();
+            let file = folder.join("src/limits.rs");
+            file.is_file().then_some((name, file))
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+/// Constants of one file that another module can see, with their comments. Their form is rustfmt's.
+fn limits(text: &str) -> Vec<Limit> {
+    let mut limits = Vec::new();
+    let mut reason: Vec<&str> = Vec::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if let Some(comment) = line.strip_prefix("///") {
+            reason.push(comment.trim());
+            continue;
+        }
+        let constant = line.strip_prefix("pub const ").or_else(|| line.strip_prefix("pub(crate) const "));
+        if let Some(start) = constant.filter(|start| !start.starts_with("fn ")) {
+            // A sum has a comment for each holder; the table shows the sum.
+            let code = |line: &str| line.split("//").next().unwrap_or("").trim().to_owned();
+            let mut whole = code(start);
+            while !whole.ends_with(';') {
+                let next = lines.next().expect("a constant ends with a semicolon");
+                whole.push(' ');
+                whole.push_str(&code(next));
+            }
+            let (name, rest) = whole.split_once(':').expect("a constant has a type");
+            let value = rest.split_once('=').expect("a constant has a value").1;
+            let value = value.trim_end_matches(';').split_whitespace().collect::<Vec<_>>().join(" ");
+            limits.push(Limit { name: name.to_owned(), value, reason: reason.join(" ") });
+        }
+        if !line.starts_with("#[") {
+            reason.clear();
+        }
+    }
+    limits
+}
+
+fn tables(root: &Path) -> String {
+    let mut out = String::new();
+    for (name, path) in files(root) {
+        let text = std::fs::read_to_string(&path).expect("a limits.rs can be read");
+        let limits = limits(&text);
+        if limits.is_empty() {
+            continue;
+        }
+        out.push_str(&format!(
+            "\n### {name}\n\n| limit | value | what it bounds, and why so much |\n|---|---|---|\n"
+        ));
+        for limit in limits {
+            let reason = limit.reason.replace('|', "\\|").replace("[`", "`").replace("`]", "`");
+            out.push_str(&format!(
+                "| `{}` | `{}` | {} |\n",
+                limit.name,
+                limit.value.replace('|', "\\|"),
+                reason
+            ));
+        }
+    }
+    out.push('\n');
+    out
+}
+
+#[test]
+fn the_document_has_every_limit() {
+    let root = workspace_root();
+    let path = root.join("docs/limits.md");
+    let text = std::fs::read_to_string(&path).expect("docs/limits.md is there");
+    let (head, rest) = text.split_once(BEGIN).expect("docs/limits.md has the begin marker");
+    let (found, tail) = rest.split_once(END).expect("docs/limits.md has the end marker");
+    let wanted = tables(&root);
+    if found.trim() == wanted.trim() {
+        return;
+    }
+    if std::env::var_os("CLOVIS_UPDATE_DOCS").is_some() {
+        std::fs::write(&path, format!("{head}{BEGIN}\n{wanted}{END}{tail}"))
+            .expect("docs/limits.md can be written");
+        return;
+    }
+    let missing: Vec<&str> =
+        wanted.lines().filter(|line| !found.lines().any(|other| other == *line)).collect();
+    let stale: Vec<&str> = found.lines().filter(|line| !wanted.lines().any(|other| other == *line)).collect();
+    panic!(
+        "docs/limits.md is not what the code says. Run: CLOVIS_UPDATE_DOCS=1 cargo test -p clovis-tests --test limits\n\
+         in the code only:\n  {}\nin the document only:\n  {}",
+        missing.join("\n  "),
+        stale.join("\n  ")
+    );
+}
+
+#[test]
+fn constants_are_read_as_they_stand() {
+    let text = "//! Head.\n/// Requests in\n/// flight.\npub const A: u16 = 64;\n\n/// A sum.\npub const B: [u8; 2] = A\n    // one each\n    + 1 // more\n;\n\
+                const HIDDEN: u8 = 1;\n/// Not one.\npub const fn narrow(x: u64) -> usize {\n";
+    let found: Vec<_> =
+        limits(text).into_iter().map(|limit| (limit.name, limit.value, limit.reason)).collect();
+    let row = |name: &str, value: &str, reason: &str| (name.to_owned(), value.to_owned(), reason.to_owned());
+    assert_eq!(found, [row("A", "64", "Requests in flight."), row("B", "A + 1", "A sum.")]);
+}
