@@ -1,1 +1,24 @@
-//! The unsafe edge of the runtime: memory mapping, io_uring, epoll, affinity
+//! The unsafe edge of the runtime: buffers in mapped memory, io_uring, epoll, affinity and resource figures.
+//!
+//! Every item here has a safe interface; the unsafe code stays inside this crate, one C call or one pointer step per block.
+//! Must not know: futures beyond the one that waits for a buffer, localities, protocols, files' contents.
+//!
+//! Threads: [`Arena`], [`Buffer`], [`SharedBuffer`] and [`counters::Counters`] may be used from any thread. A
+//! [`ring::Ring`] belongs to the thread that made it. A [`poller::Poller`] may be shared.
+//!
+//! **Invariant**: a buffer is ours or the device's, never both: it is moved into the ring at `try_*` and comes out of it
+//! with the completion. **Invariant**: the memory of a buffer never moves and is never unmapped while a buffer,
+//! a ring that uses it, or a handle of its arena lives.
+//! Start reading at [`arena`], then [`ring`].
+
+pub mod arena;
+pub mod buffer;
+pub mod counters;
+mod mapping;
+pub mod poller;
+pub mod process;
+pub mod ring;
+
+pub use arena::{Alloc, Arena, ArenaConfig};
+pub use buffer::{Buffer, SharedBuffer};
+pub use counters::{Counter, Counters, copy_counted};

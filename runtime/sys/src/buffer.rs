@@ -1,0 +1,250 @@
+//! Buffers of an arena: [`Buffer`] has one owner and may be written, [`SharedBuffer`] is immutable and may be cut and cloned.
+//!
+//! Both give the memory back to the arena on drop, from any thread. The bytes never move, so a device may be
+//! given their address while the buffer is moved into whoever drives the device.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut, Range};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crate::arena::{Arena, ArenaShared, Piece};
+use crate::counters::{Counters, copy_counted};
+
+/// Memory of an arena with one owner. Its bytes are initialised: zero, or what an earlier owner left.
+pub struct Buffer {
+    data: NonNull<u8>,
+    len: usize,
+    piece: Piece,
+    arena: Arc<ArenaShared>,
+}
+
+// SAFETY: a buffer is the only way to its bytes (arena.rs, invariant of pieces), like a Box<[u8]>; the arena is Sync.
+unsafe impl Send for Buffer {}
+// SAFETY: `&Buffer` gives `&[u8]` only, and writing needs `&mut Buffer`.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    /// # Safety
+    /// `data` is the address of `piece` in the mapping of `arena`; nobody else has `piece`; `len <= piece.bytes()`; the bytes are
+    /// initialised.
+    pub(crate) unsafe fn from_piece(
+        data: NonNull<u8>,
+        len: usize,
+        piece: Piece,
+        arena: Arc<ArenaShared>,
+    ) -> Buffer {
+        Buffer { data, len, piece, arena }
+    }
+
+    /// Bytes that the buffer can hold: its size class.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.piece.bytes()
+    }
+
+    /// Sets the length. Bytes gained are old bytes or zeros, not cleared.
+    ///
+    /// # Panics
+    /// If `len` is above [`Buffer::capacity`].
+    pub fn resize(&mut self, len: usize) {
+        assert!(len <= self.capacity(), "length {len} is above the buffer's capacity {}", self.capacity());
+        self.len = len;
+    }
+
+    /// Ends writing: the bytes can be shared from now on. Copies nothing.
+    #[must_use]
+    pub fn freeze(self) -> SharedBuffer {
+        SharedBuffer { start: 0, len: self.len, whole: Arc::new(self) }
+    }
+
+    pub(crate) fn slab(&self) -> usize {
+        self.piece.slab()
+    }
+
+    pub(crate) fn arena_shared(&self) -> &Arc<ArenaShared> {
+        &self.arena
+    }
+
+    /// The address for a device. Unlike `as_mut_ptr` of the slice it stays good when the buffer is moved.
+    pub(crate) fn device_ptr(&self) -> *mut u8 {
+        self.data.as_ptr()
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: data..data+len is this buffer's own, initialised memory, mapped while `arena` lives.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, and `&mut self` makes this the only access.
+        unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.arena.give_back(self.piece);
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({} of {} bytes)", self.len, self.capacity())
+    }
+}
+
+/// Immutable bytes of an arena's buffer, or a part of them. Clones and slices share the memory; the last one gives it back.
+#[derive(Clone)]
+pub struct SharedBuffer {
+    whole: Arc<Buffer>,
+    start: usize,
+    len: usize,
+}
+
+impl SharedBuffer {
+    /// A buffer with a counted copy of `bytes`, or `None` if the arena is full or `bytes` is longer than its largest buffer.
+    #[must_use]
+    pub fn copy_from_slice(arena: &Arena, bytes: &[u8], counters: &Counters) -> Option<SharedBuffer> {
+        let mut buffer = arena.try_alloc(bytes.len())?;
+        copy_counted(counters, &mut buffer, bytes);
+        Some(buffer.freeze())
+    }
+
+    /// The part `range`, without a copy.
+    ///
+    /// # Panics
+    /// If `range` ends past [`len`](slice::len) or starts after its end.
+    #[must_use]
+    pub fn slice(&self, range: Range<usize>) -> SharedBuffer {
+        assert!(
+            range.start <= range.end && range.end <= self.len,
+            "part {range:?} is not inside a buffer of {} bytes",
+            self.len
+        );
+        SharedBuffer { whole: Arc::clone(&self.whole), start: self.start + range.start, len: range.len() }
+    }
+
+    /// The buffer itself, to write into again, if this is its only owner and covers all of it; else `self` again.
+    ///
+    /// # Errors
+    /// `self`, unchanged: shared with others, or only a part.
+    pub fn try_unshare(self) -> Result<Buffer, SharedBuffer> {
+        if self.start != 0 || self.len != self.whole.len() {
+            return Err(self);
+        }
+        let len = self.len;
+        Arc::try_unwrap(self.whole).map_err(|whole| SharedBuffer { whole, start: 0, len })
+    }
+
+    /// True if both show bytes of the same buffer of the arena: nothing was copied between them.
+    #[must_use]
+    pub fn shares_memory_with(&self, other: &SharedBuffer) -> bool {
+        Arc::ptr_eq(&self.whole, &other.whole)
+    }
+
+    /// The buffer that the bytes lie in, for the ring.
+    pub(crate) fn whole(&self) -> &Buffer {
+        &self.whole
+    }
+}
+
+impl Deref for SharedBuffer {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.whole[self.start..self.start + self.len]
+    }
+}
+
+impl AsRef<[u8]> for SharedBuffer {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl From<Buffer> for SharedBuffer {
+    fn from(buffer: Buffer) -> SharedBuffer {
+        buffer.freeze()
+    }
+}
+
+impl fmt::Debug for SharedBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SharedBuffer({} bytes at {} of {})", self.len, self.start, self.whole.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arena::ArenaConfig;
+
+    fn arena() -> Arena {
+        Arena::new(ArenaConfig { capacity_bytes: 1 << 20 }).unwrap()
+    }
+
+    #[test]
+    fn slices_share_and_the_last_owner_gives_back() {
+        let arena = arena();
+        let counters = Counters::new();
+        let whole = SharedBuffer::copy_from_slice(&arena, b"0123456789", &counters).unwrap();
+        assert_eq!(counters.copied_bytes.get(), 10);
+        let part = whole.slice(2..6);
+        let inner = part.slice(1..3);
+        assert_eq!((&part[..], &inner[..]), (&b"2345"[..], &b"34"[..]));
+        assert!(inner.shares_memory_with(&whole));
+        drop((whole, part));
+        assert_eq!(arena.in_use_bytes(), 4096);
+        std::thread::scope(|scope| {
+            scope.spawn(move || drop(inner));
+        });
+        assert_eq!(arena.in_use_bytes(), 0);
+    }
+
+    #[test]
+    fn unsharing_needs_the_only_and_whole_buffer() {
+        let arena = arena();
+        let mut buffer = arena.try_alloc(100).unwrap();
+        buffer.fill(3);
+        let shared = buffer.freeze();
+        let twin = shared.clone();
+        let shared = shared.try_unshare().unwrap_err();
+        drop(twin);
+        let part = shared.slice(0..50);
+        drop(shared);
+        let part = part.try_unshare().unwrap_err();
+        assert_eq!(part.len(), 50);
+        drop(part);
+        let shared = arena.try_alloc(100).unwrap().freeze();
+        let mut buffer = shared.try_unshare().unwrap();
+        buffer.resize(200);
+        buffer[199] = 1;
+        assert_eq!(buffer.len(), 200);
+    }
+
+    #[test]
+    #[should_panic(expected = "above the buffer's capacity")]
+    fn a_length_above_the_capacity_is_a_bug() {
+        arena().try_alloc(1).unwrap().resize(4097);
+    }
+
+    #[test]
+    #[should_panic(expected = "is not inside a buffer")]
+    fn a_part_outside_is_a_bug() {
+        let _ = arena().try_alloc(10).unwrap().freeze().slice(5..11);
+    }
+
+    #[test]
+    fn a_buffer_outlives_the_handles_of_its_arena() {
+        let arena = arena();
+        let mut buffer = arena.try_alloc(4096).unwrap();
+        drop(arena);
+        buffer.fill(1);
+        assert_eq!(buffer.freeze().iter().map(|byte| u32::from(*byte)).sum::<u32>(), 4096);
+    }
+}
