@@ -72,9 +72,71 @@ unsafe fn widths<L: Lanes, const ROWS: usize, const ONES: bool, const ADD: bool>
 ) -> usize {
     // SAFETY: passed on; the second starts where the first stopped, inside the range.
     unsafe {
-        let at = dot::<L, ROWS, 2, ONES, ADD>(pass, pass.range.start, outputs);
-        dot::<L, ROWS, 1, ONES, ADD>(pass, at, outputs)
+        match pass.inputs {
+            [input] if ADD => {
+                let at = grow::<L, ROWS, 2, ONES>(pass, input, pass.range.start, outputs);
+                grow::<L, ROWS, 1, ONES>(pass, input, at, outputs)
+            }
+            _ => {
+                let at = dot::<L, ROWS, 2, ONES, ADD>(pass, pass.range.start, outputs);
+                dot::<L, ROWS, 1, ONES, ADD>(pass, at, outputs)
+            }
+        }
     }
+}
+
+/// [`dot`] of one unit added to the outputs, as in an update: its coefficients stay in registers.
+///
+/// JUSTIFICATION: 1.1 times the speed of `dot` for two rows of 64 KiB, which a small write pays for on every change.
+#[inline(always)]
+unsafe fn grow<L: Lanes, const ROWS: usize, const WIDE: usize, const ONES: bool>(
+    pass: &Pass<'_, L::Prepared>,
+    input: &[u8],
+    start: usize,
+    outputs: [*mut u8; ROWS],
+) -> usize {
+    let mut at = start;
+    if pass.range.end - at < WIDE * L::BYTES {
+        return at;
+    }
+    // SAFETY: with one input `coefficients` holds one item for each multiplied row, and items are counted without the first
+    // row where that one is all ones.
+    let factors: [Option<L::Factor>; ROWS] = core::array::from_fn(|row| unsafe {
+        row.checked_sub(usize::from(ONES)).map(|item| L::factor(pass.coefficients.as_ptr().add(item)))
+    });
+    while pass.range.end - at >= WIDE * L::BYTES {
+        // SAFETY: `at + WIDE * BYTES <= range.end`, which the input and every output hold.
+        unsafe {
+            // All loads before all stores: units start at the same place of a page, and a load that follows a store to the
+            // same place of another page waits for it on many CPUs.
+            let mut values = [L::zero(); WIDE];
+            let mut sums = [[L::zero(); WIDE]; ROWS];
+            for (word, value) in values.iter_mut().enumerate() {
+                *value = L::load(input.as_ptr().add(at + word * L::BYTES));
+            }
+            for (sum, output) in sums.iter_mut().zip(outputs) {
+                for (word, sum) in sum.iter_mut().enumerate() {
+                    *sum = L::load(output.add(at + word * L::BYTES));
+                }
+            }
+            let splits = values.map(|value| value.split());
+            for (sum, factor) in sums.iter_mut().zip(factors) {
+                for word in 0..WIDE {
+                    sum[word] = match factor {
+                        Some(factor) => L::add_product(sum[word], splits[word], factor),
+                        None => sum[word].add(values[word]),
+                    };
+                }
+            }
+            for (sum, output) in sums.iter().zip(outputs) {
+                for (word, sum) in sum.iter().enumerate() {
+                    sum.store(output.add(at + word * L::BYTES));
+                }
+            }
+        }
+        at += WIDE * L::BYTES;
+    }
+    at
 }
 
 #[inline(always)]

@@ -92,6 +92,7 @@ pub(crate) static NIBBLES: [Nibbles; 256] = all_nibbles();
 ///
 /// Bit i of the product is the parity of (row i AND x); the instruction keeps row i in byte 7 - i of the quadword.
 /// Its own multiplication is of no use here: it is fixed to the polynomial 0x11b. Source: Intel SDM, GF2P8AFFINEQB.
+#[cfg(any(test, target_arch = "x86_64"))]
 pub(crate) fn affine_matrix(coefficient: u8) -> u64 {
     let mut rows = [0u8; 8];
     for column in 0..8 {

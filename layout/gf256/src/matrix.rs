@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use crate::code::CodeError;
 use crate::dot::{Pass, ROWS_MAX, run};
+#[cfg(target_arch = "x86_64")]
 use crate::field::Nibbles;
 use crate::kernel::Kernel;
 use crate::lanes::{Bytes, Lanes};
@@ -22,7 +23,9 @@ const BLOCK_BYTES_MIN: usize = 4096;
 #[derive(Clone, Debug)]
 enum Prepared {
     Bytes(Vec<u8>),
+    #[cfg(target_arch = "x86_64")]
     Nibbles(Vec<Nibbles>),
+    #[cfg(target_arch = "x86_64")]
     Affine(Vec<u64>),
 }
 
@@ -211,8 +214,6 @@ impl Matrix {
                     unsafe { x86::run_avx2_gfni(&pass, outputs) }
                 }
             }
-            #[cfg(not(target_arch = "x86_64"))]
-            Prepared::Nibbles(_) | Prepared::Affine(_) => range.start,
             Prepared::Bytes(all) => {
                 let coefficients = group.items(all, &columns);
                 let pass = Pass { coefficients, inputs, range: range.clone(), first_is_ones, add };
@@ -220,6 +221,9 @@ impl Matrix {
                 unsafe { run::<Bytes<16>>(&pass, outputs) }
             }
         };
+        if at == range.end {
+            return;
+        }
         let tail = Pass { coefficients: tail_coefficients, inputs, range: at..range.end, first_is_ones, add };
         // SAFETY: scalar lanes run everywhere; lengths as above; `at` is inside the range.
         let end = unsafe { run::<Bytes<1>>(&tail, outputs) };
