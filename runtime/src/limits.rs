@@ -1,0 +1,22 @@
+//! The runtime's limits. Each bounds what one turn does, so that no source of work starves another, or how long a thread spins.
+
+use std::time::Duration;
+
+/// Events that one driver handles in one turn: about a completion queue's worth.
+pub const DRIVER_EVENTS_PER_TURN: usize = 64;
+
+/// Polls of tasks in one turn. At about a microsecond each this keeps devices waiting for a quarter of a millisecond at most.
+pub const TASK_POLLS_PER_TURN: usize = 256;
+
+/// Timers fired in one turn.
+pub const TIMERS_PER_TURN: usize = 1024;
+
+/// Shortest and longest spin without work before a thread sleeps. Source: NET.md section 4.3.
+pub const SPIN_MIN: Duration = Duration::from_micros(5);
+/// See [`SPIN_MIN`]: the longest.
+pub const SPIN_MAX: Duration = Duration::from_micros(50);
+
+/// Jobs that wait for each helper thread, besides the one it runs.
+pub const HELPER_QUEUE_PER_THREAD: usize = 64;
+
+const _: () = assert!(SPIN_MIN.as_nanos() < SPIN_MAX.as_nanos());

@@ -1,0 +1,561 @@
+//! A locality: one thread's executor, timers and drivers, and the loop that turns them.
+//!
+//! [`Locality::turn`] is the whole engine and takes the time as an argument. [`Locality::run`] and [`Locality::block_on`] turn it against the
+//! real clock: turn while there is work, spin a little when there is none, then sleep on one wait for all drivers.
+//!
+//! The spin adapts: it lasts twice the usual gap between works, within [`limits::SPIN_MIN`] and [`limits::SPIN_MAX`]. Where gaps are usually
+//! longer than the longest spin, spinning would seldom catch the next work, so the shortest is taken. Where
+//! more localities run than there are cores ([`Crowd`]) nobody spins.
+//!
+//! Idle costs nothing: there is no tick of ours; a sleep ends by a deadline, a driver's descriptor, or an [`Unparker`].
+//!
+//! Left over: dropping a locality drops its tasks first, then its drivers; handles that outlive it spawn nothing any more.
+//! **Invariant**: no borrow of ours is held while a driver's or a task's code runs.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::os::fd::RawFd;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use base::Instant;
+use runtime_sys::poller::{Interest, PollEvent, Poller};
+use runtime_sys::{Arena, Counters};
+
+use crate::clock::MonotonicClock;
+use crate::crowd::Crowd;
+use crate::driver::Driver;
+use crate::executor::{self, Task, TaskInfo, Tasks};
+use crate::limits;
+use crate::parking::{Parking, TaskId, TaskWaker, Unparker};
+use crate::timers::{Elapsed, Sleep, Timers};
+
+/// What a locality is made with.
+#[derive(Clone, Debug)]
+pub struct LocalityConfig {
+    /// Which of its node's localities, from 0.
+    pub index: u32,
+    /// For messages.
+    pub name: String,
+    /// Seed of [`LocalityHandle::random_u64`].
+    pub seed: u64,
+    /// The node's figures.
+    pub counters: Arc<Counters>,
+    /// Where its buffers come from.
+    pub arena: Arena,
+    /// The localities of this process, if they share cores: see [`Crowd`].
+    pub crowd: Option<Arc<Crowd>>,
+}
+
+/// What one turn came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// True if anything happened, so another turn may find more.
+    pub progressed: bool,
+    /// When the next turn is needed, if nothing else happens. `None`: only an event or another thread gives work.
+    pub next_deadline: Option<Instant>,
+}
+
+/// What handles, tasks and timers share with their locality.
+pub(crate) struct LocalityShared {
+    pub(crate) config: LocalityConfig,
+    pub(crate) now: Cell<Instant>,
+    pub(crate) tasks: RefCell<Tasks>,
+    pub(crate) timers: RefCell<Timers>,
+    pub(crate) parking: Arc<Parking>,
+    drivers: RefCell<Vec<Rc<RefCell<dyn Driver>>>>,
+    random: RefCell<fastrand::Rng>,
+}
+
+impl LocalityShared {
+    fn driver(&self, index: usize) -> Option<Rc<RefCell<dyn Driver>>> {
+        self.drivers.borrow().get(index).cloned()
+    }
+}
+
+impl fmt::Debug for LocalityShared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "locality {} {:?}", self.config.index, self.config.name)
+    }
+}
+
+/// Executor, timers, drivers and what wakes them. See the module head.
+pub struct Locality {
+    shared: Rc<LocalityShared>,
+    /// Woken tasks, oldest first.
+    ready: VecDeque<TaskId>,
+    root_generation: u64,
+    sleeper: Option<Sleeper>,
+    spin: Spin,
+}
+
+impl Locality {
+    /// A locality with nothing to do. Takes no descriptor before it first sleeps.
+    #[must_use]
+    pub fn new(config: LocalityConfig) -> Locality {
+        let shared = LocalityShared {
+            now: Cell::new(Instant::ZERO),
+            tasks: RefCell::default(),
+            timers: RefCell::default(),
+            parking: Parking::new(Arc::clone(&config.counters)),
+            drivers: RefCell::default(),
+            random: RefCell::new(fastrand::Rng::with_seed(config.seed)),
+            config,
+        };
+        Locality {
+            shared: Rc::new(shared),
+            ready: VecDeque::new(),
+            root_generation: 0,
+            sleeper: None,
+            spin: Spin::default(),
+        }
+    }
+
+    /// A handle for whoever lives in this locality.
+    #[must_use]
+    pub fn handle(&self) -> LocalityHandle {
+        LocalityHandle { shared: Rc::clone(&self.shared) }
+    }
+
+    /// One turn at `now`, which must not be earlier than that of the last.
+    ///
+    /// Bounded: events, timers and polls each have a budget (limits.rs); what is left waits for the next turn, and `progressed` says so.
+    pub fn turn(&mut self, now: Instant) -> Turn {
+        self.turn_with_root(now, None).0
+    }
+
+    /// A turn; the second value is true if the root future was woken.
+    fn turn_with_root(&mut self, now: Instant, root: Option<TaskId>) -> (Turn, bool) {
+        let shared = &self.shared;
+        let now = now.max(shared.now.get());
+        shared.now.set(now);
+        let mut handled = 0;
+
+        // First: completions free the credits and buffers that all below need.
+        let mut index = 0;
+        while let Some(driver) = shared.driver(index) {
+            handled += driver.borrow_mut().poll(now, limits::DRIVER_EVENTS_PER_TURN);
+            index += 1;
+        }
+
+        // After the events, so that an answer that arrived in time beats its own deadline.
+        for _ in 0..limits::TIMERS_PER_TURN {
+            let due = shared.timers.borrow_mut().take_due(now);
+            let Some(waker) = due else { break };
+            waker.wake();
+            handled += 1;
+        }
+
+        // Bounded: busy tasks cannot starve the devices.
+        let mut is_root_woken = false;
+        handled += usize::from(shared.parking.take(&mut self.ready));
+        for _ in 0..limits::TASK_POLLS_PER_TURN {
+            if self.ready.is_empty() && !shared.parking.take(&mut self.ready) {
+                break;
+            }
+            let Some(id) = self.ready.pop_front() else { break };
+            handled += 1;
+            if id.is_root() {
+                is_root_woken |= Some(id) == root;
+            } else {
+                executor::poll_task(shared, id);
+            }
+        }
+
+        // Last: what this turn made leaves in this turn, one doorbell per device.
+        let mut index = 0;
+        let mut next_deadline = None;
+        while let Some(driver) = shared.driver(index) {
+            let mut driver = driver.borrow_mut();
+            driver.flush(now);
+            next_deadline = earlier(next_deadline, driver.next_deadline());
+            index += 1;
+        }
+        next_deadline = earlier(next_deadline, shared.timers.borrow().next_deadline());
+        let is_more = !self.ready.is_empty() || shared.parking.is_notified();
+        (Turn { progressed: handled > 0 || is_more, next_deadline }, is_root_woken)
+    }
+
+    /// Turns until `stop` is set; sleeps while there is nothing to do.
+    ///
+    /// # Errors
+    /// If no descriptor for waiting can be had (`EMFILE`), or a driver's cannot be waited for.
+    pub fn run(&mut self, clock: &MonotonicClock, stop: &StopFlag) -> io::Result<()> {
+        let _member = self.shared.config.crowd.as_ref().map(Crowd::join);
+        let _watch = stop.watch(self.handle().unparker());
+        while !stop.is_stopped() {
+            let now = clock.now();
+            let (turn, _) = self.turn_with_root(now, None);
+            self.rest(clock, now, turn)?;
+        }
+        Ok(())
+    }
+
+    /// Turns until `future` is ready. It may borrow what outlives this call; it is polled between turns.
+    ///
+    /// # Errors
+    /// As [`Locality::run`]; the future is dropped then.
+    pub fn block_on<T>(&mut self, clock: &MonotonicClock, future: impl Future<Output = T>) -> io::Result<T> {
+        let _member = self.shared.config.crowd.as_ref().map(Crowd::join);
+        let mut future = pin!(future);
+        self.root_generation += 1;
+        let root = TaskId::root(self.root_generation);
+        let signal = TaskWaker::new(root, Arc::clone(&self.shared.parking));
+        let waker = Waker::from(Arc::clone(&signal));
+        let mut is_woken = true;
+        loop {
+            let now = clock.now();
+            self.shared.now.set(now.max(self.shared.now.get()));
+            if is_woken {
+                signal.queued.store(false, Ordering::SeqCst);
+                if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                    // What it queued on its way out (a last message, say) leaves now and not with the next call.
+                    self.turn_with_root(now, None);
+                    return Ok(output);
+                }
+            }
+            let turn;
+            (turn, is_woken) = self.turn_with_root(now, Some(root));
+            if !is_woken {
+                self.rest(clock, now, turn)?;
+            }
+        }
+    }
+
+    /// After a turn: nothing if there was work, else a spin, else a sleep.
+    fn rest(&mut self, clock: &MonotonicClock, turn_start: Instant, turn: Turn) -> io::Result<()> {
+        if turn.progressed {
+            self.spin.on_work(turn_start);
+            return Ok(());
+        }
+        let is_crowded = self.shared.config.crowd.as_ref().is_some_and(|crowd| crowd.is_crowded());
+        if !is_crowded && self.spin.is_wanted(turn_start) {
+            std::hint::spin_loop();
+            return Ok(());
+        }
+        if turn.next_deadline.is_some_and(|at| at <= clock.now()) {
+            return Ok(());
+        }
+        self.sleep(clock, turn.next_deadline)
+    }
+
+    fn sleep(&mut self, clock: &MonotonicClock, deadline: Option<Instant>) -> io::Result<()> {
+        let shared = Rc::clone(&self.shared);
+        let mut index = 0;
+        while let Some(driver) = shared.driver(index) {
+            if !driver.borrow_mut().before_sleep() {
+                return Ok(());
+            }
+            index += 1;
+        }
+        if self.sleeper.is_none() {
+            self.sleeper = Some(Sleeper::new(&shared)?);
+        }
+        let Some(sleeper) = self.sleeper.as_mut() else { return Ok(()) };
+        sleeper.follow_drivers(&shared)?;
+        if !shared.parking.try_sleep() {
+            return Ok(());
+        }
+        let timeout = deadline.filter(|at| *at != Instant::NEVER).map(|at| at.since(clock.now()));
+        let waited = sleeper.wait(timeout);
+        shared.parking.end_sleep();
+        if waited? {
+            shared.parking.drain_event();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Locality {
+    fn drop(&mut self) {
+        // Tasks hold handles, and handles hold tasks: the ring of references is cut here. Tasks first, as they use the drivers.
+        executor::close(&self.shared);
+        let drivers = std::mem::take(&mut *self.shared.drivers.borrow_mut());
+        drop(drivers);
+    }
+}
+
+impl fmt::Debug for Locality {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt(f)
+    }
+}
+
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, None) => one,
+        (None, other) => other,
+    }
+}
+
+/// How long to look for work before sleeping.
+#[derive(Debug, Default)]
+struct Spin {
+    last_work: Instant,
+    /// Moving average of the gaps between works, in ns; a new gap weighs an eighth.
+    gap_nanos: u64,
+}
+
+impl Spin {
+    fn on_work(&mut self, now: Instant) {
+        let gap = now.as_nanos().saturating_sub(self.last_work.as_nanos());
+        self.last_work = now;
+        // One long idle time must not take a hundred short gaps to forget.
+        let gap = gap.min(nanos(limits::SPIN_MAX) * 8);
+        self.gap_nanos = self.gap_nanos - self.gap_nanos / 8 + gap / 8;
+    }
+
+    fn budget_nanos(&self) -> u64 {
+        let (min, max) = (nanos(limits::SPIN_MIN), nanos(limits::SPIN_MAX));
+        if self.gap_nanos > max { min } else { (self.gap_nanos * 2).clamp(min, max) }
+    }
+
+    fn is_wanted(&self, now: Instant) -> bool {
+        now.as_nanos().saturating_sub(self.last_work.as_nanos()) < self.budget_nanos()
+    }
+}
+
+const fn nanos(duration: Duration) -> u64 {
+    duration.subsec_nanos() as u64 + duration.as_secs() * 1_000_000_000
+}
+
+/// The one wait of a locality: its eventfd and the descriptors of its drivers.
+struct Sleeper {
+    poller: Poller,
+    events: Vec<PollEvent>,
+    /// By driver, as long as it is added: the descriptor that is waited for.
+    followed: Vec<(Rc<RefCell<dyn Driver>>, Option<RawFd>)>,
+}
+
+const TOKEN_UNPARK: u64 = 0;
+const TOKEN_DRIVER: u64 = 1;
+
+impl Sleeper {
+    fn new(shared: &LocalityShared) -> io::Result<Sleeper> {
+        let mut poller = Poller::new()?;
+        poller.count_into(Arc::clone(&shared.config.counters));
+        poller.add(shared.parking.event_fd()?, TOKEN_UNPARK, Interest::READABLE)?;
+        Ok(Sleeper { poller, events: Vec::new(), followed: Vec::new() })
+    }
+
+    /// Brings the set up to the drivers there are. A system call only for what changed.
+    fn follow_drivers(&mut self, shared: &LocalityShared) -> io::Result<()> {
+        let drivers = shared.drivers.borrow();
+        let poller = &self.poller;
+        self.followed.retain(|(followed, fd)| {
+            let stays = drivers.iter().any(|driver| Rc::ptr_eq(driver, followed));
+            if let Some(fd) = fd.filter(|_| !stays) {
+                // A closed descriptor has left the set already.
+                let _ = poller.remove(fd);
+            }
+            stays
+        });
+        for (index, driver) in drivers.iter().enumerate() {
+            // Both lists are in the order of adding, so the same index is the same driver, and new ones come at the end.
+            if index == self.followed.len() {
+                self.followed.push((Rc::clone(driver), None));
+            }
+            let wanted = driver.borrow().wait_fd();
+            let followed = &mut self.followed[index].1;
+            if *followed != wanted {
+                if let Some(fd) = followed.take() {
+                    let _ = self.poller.remove(fd);
+                }
+                if let Some(fd) = wanted {
+                    self.poller.add(fd, TOKEN_DRIVER, Interest::READABLE)?;
+                    *followed = Some(fd);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits; true if another thread signalled.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+        self.poller.wait(timeout, &mut self.events)?;
+        Ok(self.events.iter().any(|event| event.token == TOKEN_UNPARK))
+    }
+}
+
+/// A handle of a locality, for what lives in it. Cheap to clone; `!Send`.
+#[derive(Clone, Debug)]
+pub struct LocalityHandle {
+    shared: Rc<LocalityShared>,
+}
+
+impl LocalityHandle {
+    /// The time of the current turn: it stands still while tasks run.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        self.shared.now.get()
+    }
+
+    /// Runs `future` as a task; `name` is for watchdogs and dumps. First polled in a coming turn, never inside this call.
+    pub fn spawn(&self, name: &'static str, future: impl Future<Output = ()> + 'static) -> Task {
+        executor::spawn(&self.shared, name, Box::pin(future))
+    }
+
+    /// Waits until `at`.
+    pub fn sleep_until(&self, at: Instant) -> Sleep {
+        Sleep::new(Rc::clone(&self.shared), at)
+    }
+
+    /// Waits for `duration` from now.
+    pub fn sleep(&self, duration: Duration) -> Sleep {
+        self.sleep_until(self.now() + duration)
+    }
+
+    /// Waits for `future`, until `at` at the latest. A future that is ready in the turn of its deadline wins.
+    pub fn timeout_at<F: Future>(
+        &self,
+        at: Instant,
+        future: F,
+    ) -> impl Future<Output = Result<F::Output, Elapsed>> + use<F> {
+        let mut sleep = self.sleep_until(at);
+        async move {
+            let mut future = pin!(future);
+            std::future::poll_fn(move |context| {
+                if let Poll::Ready(output) = future.as_mut().poll(context) {
+                    return Poll::Ready(Ok(output));
+                }
+                Pin::new(&mut sleep).poll(context).map(|()| Err(Elapsed))
+            })
+            .await
+        }
+    }
+
+    /// Polls `driver` in each turn from now on, after those added before.
+    pub fn add_driver(&self, driver: Rc<RefCell<dyn Driver>>) {
+        self.shared.drivers.borrow_mut().push(driver);
+        self.shared.parking_notice();
+    }
+
+    /// Stops polling `driver`. Does nothing to one that was not added.
+    pub fn remove_driver(&self, driver: &Rc<RefCell<dyn Driver>>) {
+        let removed: Vec<_> = {
+            let mut drivers = self.shared.drivers.borrow_mut();
+            let (removed, kept) = drivers.drain(..).partition(|other| Rc::ptr_eq(other, driver));
+            *drivers = kept;
+            removed
+        };
+        self.shared.parking_notice();
+        drop(removed); // outside the borrow: its drop may call us
+    }
+
+    /// The next number of this locality's seeded sequence.
+    #[must_use]
+    pub fn random_u64(&self) -> u64 {
+        self.shared.random.borrow_mut().u64(..)
+    }
+
+    /// The node's figures.
+    #[must_use]
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.shared.config.counters
+    }
+
+    /// Where this locality's buffers come from.
+    #[must_use]
+    pub fn arena(&self) -> &Arena {
+        &self.shared.config.arena
+    }
+
+    /// What wakes this locality from another thread.
+    #[must_use]
+    pub fn unparker(&self) -> Unparker {
+        Unparker { parking: Arc::clone(&self.shared.parking) }
+    }
+
+    /// Which of its node's localities, from 0.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.shared.config.index
+    }
+
+    /// The locality's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.config.name
+    }
+
+    /// The tasks there are, by place.
+    #[must_use]
+    pub fn tasks(&self) -> Vec<TaskInfo> {
+        self.shared.tasks.borrow().info()
+    }
+}
+
+impl LocalityShared {
+    /// One more turn, so that a new driver is polled before any sleep.
+    fn parking_notice(&self) {
+        Unparker { parking: Arc::clone(&self.parking) }.unpark();
+    }
+}
+
+/// Tells localities to stop, from any thread. Clones are one flag.
+#[derive(Clone, Default)]
+pub struct StopFlag {
+    shared: Arc<StopShared>,
+}
+
+#[derive(Default)]
+struct StopShared {
+    is_stopped: AtomicBool,
+    watchers: Mutex<Vec<Unparker>>,
+}
+
+impl StopFlag {
+    /// A flag that is not set.
+    #[must_use]
+    pub fn new() -> StopFlag {
+        StopFlag::default()
+    }
+
+    /// Sets it and wakes the localities that run under it.
+    pub fn stop(&self) {
+        self.shared.is_stopped.store(true, Ordering::SeqCst);
+        let watchers = self.shared.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        watchers.iter().for_each(Unparker::unpark);
+    }
+
+    /// True once it was set.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.shared.is_stopped.load(Ordering::SeqCst)
+    }
+
+    fn watch(&self, unparker: Unparker) -> Watch {
+        let mut watchers = self.shared.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        watchers.push(unparker.clone());
+        Watch { shared: Arc::clone(&self.shared), unparker }
+    }
+}
+
+impl fmt::Debug for StopFlag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StopFlag({})", self.is_stopped())
+    }
+}
+
+/// A locality that wants to be woken by a flag, while it runs.
+struct Watch {
+    shared: Arc<StopShared>,
+    unparker: Unparker,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut watchers = self.shared.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = watchers.iter().position(|other| other.is_same(&self.unparker)) {
+            watchers.swap_remove(at);
+        }
+    }
+}
