@@ -1,7 +1,8 @@
 //! Finds the `clovis` binary that belongs to the running test, and builds it once if it is not up to date.
 //!
 //! Cargo tells a test only about binaries of its own package, so this asks cargo to build the other package into the folder
-//! that the test itself was built into: same profile, nothing compiled twice. `CLOVIS_BINARY` names another one, for example an
+//! that the test itself was built into, with the same profile and the same features as `./dev test` (those of the whole
+//! workspace), so that nothing is compiled twice. `CLOVIS_BINARY` names another one, for example an
 //! installed release.
 
 use std::ffi::OsString;
@@ -37,7 +38,7 @@ fn build() -> PathBuf {
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let output = Command::new(cargo)
-        .args(["build", "--package", "clovis", "--bin", "clovis", "--profile", profile, "--target-dir"])
+        .args(["build", "--workspace", "--bin", "clovis", "--profile", profile, "--target-dir"])
         .arg(target_folder)
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
         .output()

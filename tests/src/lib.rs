@@ -16,7 +16,7 @@
 //!
 //! - The simulation takes its seeds from the environment, which `./dev sim` sets: `CLOVIS_SIM_SEED` (decimal or 0x hex),
 //!   `CLOVIS_SIM_COUNT`, `CLOVIS_SIM_MINUTES`. With none of them it runs its short fixed set. A failing run prints its seed.
-//! - End-to-end tests get the binary from [`binary::clovis`], start it through [`processes`], wait with [`wait::until`], and keep
+//! - End-to-end tests get the binary from [`binary::clovis`] or a whole [`cluster::RunningCluster`], start it through [`processes`], wait with [`wait::until`], and keep
 //!   everything in a [`folder`]. Ports come from [`processes::free_port`]. Nothing is left behind, also when a test panics.
 //! - A failing end-to-end test shows what its processes said: [`processes::Process`] keeps both streams in files in the folder.
 //!
@@ -24,6 +24,7 @@
 #![forbid(unsafe_code)]
 
 pub mod binary;
+pub mod cluster;
 pub mod processes;
 pub mod wait;
 

@@ -5,3 +5,6 @@
 #![forbid(unsafe_code)]
 
 mod command_line;
+mod objects;
+mod quickstart;
+mod refusals;

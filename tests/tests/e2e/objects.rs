@@ -1,0 +1,60 @@
+//! Objects in a cluster of real processes: what goes in comes out, and what was acknowledged stays.
+
+use clovis_tests::cluster::RunningCluster;
+
+/// Small devices: the tests store little, and preallocating costs time.
+const SMALL: &[&str] = &["--servers", "4", "--devices-per-server", "2", "--device-size", "64M"];
+
+/// Bytes that do not repeat with any power of two, so that a swapped unit cannot go unseen.
+fn bytes(seed: u64, count: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    (0..count).map(|_| random.u8(..)).collect()
+}
+
+fn store(cluster: &RunningCluster, id: &str, content: &[u8]) {
+    let file = cluster.scratch().join(format!("{}.source", id.replace(':', "-")));
+    std::fs::write(&file, content).unwrap();
+    let _ = cluster.run(&["cp", "--quiet", file.to_str().unwrap(), id]).succeeded();
+}
+
+#[test]
+fn a_file_comes_back_bit_exact_and_is_listed_until_deleted() {
+    let cluster = RunningCluster::start("objects", SMALL);
+    // Not a multiple of a block, of a unit, or of a parity group.
+    let content = bytes(1, 3 * 1024 * 1024 + 777);
+    store(&cluster, "12:34", &content);
+    assert!(cluster.run(&["cat", "12:34"]).succeeded().stdout == content, "other bytes came back");
+    assert!(cluster.run(&["stat", "12:34"]).succeeded().text().contains(&content.len().to_string()));
+
+    store(&cluster, "0x1:0x2", b"");
+    assert!(cluster.run(&["cat", "1:2"]).succeeded().stdout.is_empty());
+    assert_eq!(cluster.run(&["ls", "-1"]).succeeded().text().lines().count(), 2);
+
+    let _ = cluster.run(&["rm", "12:34"]).succeeded();
+    let _ = cluster.run(&["cat", "12:34"]).refused();
+    assert_eq!(cluster.run(&["ls", "-1"]).succeeded().text().lines().count(), 1);
+}
+
+#[test]
+fn an_object_is_replaced_as_a_whole() {
+    let cluster = RunningCluster::start("replace", SMALL);
+    store(&cluster, "7:7", &bytes(2, 1_000_000));
+    let shorter = bytes(3, 4097);
+    store(&cluster, "7:7", &shorter);
+    assert!(cluster.run(&["cat", "7:7"]).succeeded().stdout == shorter, "other bytes came back");
+}
+
+#[test]
+fn reads_go_on_without_a_server_and_everything_is_there_after_its_return() {
+    let cluster = RunningCluster::start("degraded", SMALL);
+    let content = bytes(4, 2_500_000);
+    store(&cluster, "1:1", &content);
+    let victim = cluster.daemons().into_iter().find(|name| name.contains("server")).expect("a server runs");
+    cluster.kill_hard(&victim);
+    assert!(cluster.run(&["cat", "1:1"]).succeeded().stdout == content, "other bytes came back, degraded");
+    cluster.start_again(&[]);
+    assert!(
+        cluster.run(&["cat", "1:1"]).succeeded().stdout == content,
+        "other bytes came back, after the return"
+    );
+}
