@@ -143,16 +143,16 @@ mod tests {
         let pool = HelperThreads::new(1).unwrap();
         let (started_tx, started) = mpsc::channel();
         let (release, released) = mpsc::channel::<()>();
-        pool.submit(Box::new(move || {
+        let first: Job = Box::new(move || {
             started_tx.send(()).unwrap();
             released.recv().unwrap();
-        }))
-        .unwrap();
+        });
+        assert!(pool.submit(first).is_ok());
         started.recv().unwrap(); // the thread is busy: what follows stays queued
         let (sender, results) = mpsc::channel();
         for number in 0..limits::HELPER_QUEUE_PER_THREAD {
             let sender = sender.clone();
-            pool.submit(Box::new(move || sender.send(number).unwrap())).unwrap();
+            assert!(pool.submit(Box::new(move || sender.send(number).unwrap())).is_ok());
         }
         assert!(pool.submit(Box::new(|| ())).is_err());
         release.send(()).unwrap();
@@ -164,7 +164,7 @@ mod tests {
     #[should_panic(expected = "a broken job")]
     fn a_panic_of_a_job_is_not_lost() {
         let pool = HelperThreads::new(2).unwrap();
-        pool.submit(Box::new(|| panic!("a broken job"))).unwrap();
+        assert!(pool.submit(Box::new(|| panic!("a broken job"))).is_ok());
         drop(pool);
     }
 }
