@@ -5,7 +5,7 @@
 //! | suite | where | target name | run alone |
 //! |---|---|---|---|
 //! | import rule, homes of unsafe code | `tests/imports.rs` | `imports` | `cargo test -p clovis-tests --test imports` |
-//! | docs/limits.md against the constants | `tests/limits.rs` | `limits` | `cargo test -p clovis-tests --test limits` |
+//! | documents against the code | `tests/documents.rs` | `documents` | `cargo test -p clovis-tests --test documents` |
 //! | whole cluster in one thread, from a seed | `tests/sim/main.rs` | `sim` | `./dev sim --seed S` |
 //! | real processes on loopback | `tests/e2e/main.rs` | `e2e` | `cargo test -p clovis-tests --test e2e` |
 //!

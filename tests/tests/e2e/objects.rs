@@ -13,8 +13,8 @@ fn bytes(seed: u64, count: usize) -> Vec<u8> {
 
 fn store(cluster: &RunningCluster, id: &str, content: &[u8]) {
     let file = cluster.scratch().join(format!("{}.source", id.replace(':', "-")));
-    std::fs::write(&file, content).unwrap();
-    let _ = cluster.run(&["cp", "--quiet", file.to_str().unwrap(), id]).succeeded();
+    std::fs::write(&file, content).expect("the scratch folder can be written");
+    let _ = cluster.run(&["cp", "--quiet", file.to_str().expect("a path of ours"), id]).succeeded();
 }
 
 #[test]

@@ -14,7 +14,7 @@ const LIMIT: Duration = Duration::from_secs(90);
 const NOBODY: u32 = 65534;
 
 fn runs_as_root() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux tells who we are");
     status.lines().any(|line| line.split_whitespace().take(3).eq(["Uid:", "0", "0"]))
 }
 
@@ -27,7 +27,7 @@ fn report(finished: &processes::Finished) -> serde_json::Value {
 fn it_works_for_a_user_without_rights_and_with_the_usual_memlock() {
     let folder = folder("quickstart");
     // The build's folder may be closed to others, so the user gets a copy in one that is open.
-    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let own = folder.path().join("clovis");
     std::fs::copy(binary::clovis(), &own).unwrap();
 

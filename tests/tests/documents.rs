@@ -1,12 +1,13 @@
-//! docs/limits.md against the code: its table is made from every `limits.rs` of the workspace, and this test fails when they differ.
+//! Documents against the code: every limit is in docs/limits.md with its value, and every document that is named exists.
 //!
-//! To bring the table up to date: `CLOVIS_UPDATE_DOCS=1 cargo test -p clovis-tests --test limits`. The change is then
-//! reviewed as a diff of the document, like any other change of a promise.
+//! The table of limits is made from every `limits.rs` of the workspace. To bring it up to date:
+//! `CLOVIS_UPDATE_DOCS=1 cargo test -p clovis-tests --test documents`. The change is then reviewed as a diff of the document,
+//! like any other change of a promise.
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
 
-const BEGIN: &str = "<!-- limits:begin (made by tests/tests/limits.rs) -->";
+const BEGIN: &str = "<!-- limits:begin (made by tests/tests/documents.rs) -->";
 const END: &str = "<!-- limits:end -->";
 
 struct Limit {
@@ -120,7 +121,7 @@ fn the_document_has_every_limit() {
         wanted.lines().filter(|line| !found.lines().any(|other| other == *line)).collect();
     let stale: Vec<&str> = found.lines().filter(|line| !wanted.lines().any(|other| other == *line)).collect();
     panic!(
-        "docs/limits.md is not what the code says. Run: CLOVIS_UPDATE_DOCS=1 cargo test -p clovis-tests --test limits\n\
+        "docs/limits.md is not what the code says. Run: CLOVIS_UPDATE_DOCS=1 cargo test -p clovis-tests --test documents\n\
          in the code only:\n  {}\nin the document only:\n  {}",
         missing.join("\n  "),
         stale.join("\n  ")
@@ -135,4 +136,114 @@ fn constants_are_read_as_they_stand() {
         limits(text).into_iter().map(|limit| (limit.name, limit.value, limit.reason)).collect();
     let row = |name: &str, value: &str, reason: &str| (name.to_owned(), value.to_owned(), reason.to_owned());
     assert_eq!(found, [row("A", "64", "Requests in flight."), row("B", "A + 1", "A sum.")]);
+}
+
+/// Files that people read or that name documents, below `folder`: sources, documents, manifests. Build output is left out.
+fn readable_files(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder of the checkout can be listed") {
+        let path = entry.expect("a folder of the checkout can be listed").path();
+        let is_hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        if path.is_dir() {
+            if !is_hidden && !path.join("CACHEDIR.TAG").exists() {
+                readable_files(&path, files);
+            }
+        } else if path
+            .extension()
+            .is_some_and(|extension| ["rs", "md", "toml"].iter().any(|known| extension == *known))
+        {
+            files.push(path);
+        }
+    }
+}
+
+/// Paths of documents that a text names: `docs/NAME.md`, `docs/rfd/0001` (a number is enough), and relative links of Markdown.
+fn named_documents(text: &str) -> Vec<String> {
+    let mut named = Vec::new();
+    for (at, _) in text.match_indices("docs/") {
+        let is_path = |c: char| c.is_ascii_alphanumeric() || "/-_.".contains(c);
+        let name: String = text[at..].chars().take_while(|c| is_path(*c)).collect();
+        let name = name.trim_end_matches('.');
+        let before = text[..at].chars().next_back();
+        let is_ours = !before.is_some_and(|c| is_path(c) || c == ':');
+        let is_numbered =
+            name.strip_prefix("docs/rfd/").is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+        if is_ours && (name.ends_with(".md") || is_numbered) {
+            named.push(name.to_owned());
+        }
+    }
+    named
+}
+
+/// Targets of relative Markdown links, without their anchors.
+fn relative_links(text: &str) -> Vec<String> {
+    text.split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split_once(')'))
+        .map(|(target, _)| target.split('#').next().unwrap_or("").to_owned())
+        .filter(|target| !target.is_empty() && !target.contains("://"))
+        .collect()
+}
+
+/// A document by its path from the root; an RFD by its number.
+fn exists(root: &Path, name: &str) -> bool {
+    if root.join(name).is_file() {
+        return true;
+    }
+    let Some(number) = name
+        .strip_prefix("docs/rfd/")
+        .map(|rest| rest.chars().take_while(char::is_ascii_digit).collect::<String>())
+    else {
+        return false;
+    };
+    !name.ends_with(".md")
+        && std::fs::read_dir(root.join("docs/rfd")).is_ok_and(|entries| {
+            entries
+                .flatten()
+                .any(|entry| entry.file_name().to_string_lossy().starts_with(&format!("{number}-")))
+        })
+}
+
+#[test]
+fn every_document_that_is_named_exists() {
+    let root = workspace_root();
+    let mut files = Vec::new();
+    readable_files(&root, &mut files);
+    let mut wrong = Vec::new();
+    for file in files {
+        // This file names what does not exist, to see that it is seen.
+        if file.ends_with("tests/tests/documents.rs") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&file).expect("a source or document is text");
+        let shown = file.strip_prefix(&root).expect("below the root").display();
+        for name in named_documents(&text) {
+            if !exists(&root, &name) {
+                wrong.push(format!("{shown} names {name}"));
+            }
+        }
+        if file.extension().is_some_and(|extension| extension == "md") {
+            let folder = file.parent().expect("a file lies in a folder");
+            for target in relative_links(&text) {
+                if !folder.join(&target).exists() {
+                    wrong.push(format!("{shown} links to {target}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "documents that are not there:\n  {}", wrong.join("\n  "));
+}
+
+#[test]
+fn a_missing_document_is_seen() {
+    let found = named_documents(
+        "See docs/wire.md#ports, docs/rfd/0001, `docs/nowhere.md`. https://host/docs/other.md docs/rfd/ docs/",
+    );
+    assert_eq!(found, ["docs/wire.md", "docs/rfd/0001", "docs/nowhere.md"]);
+    assert_eq!(
+        relative_links("[a](docs/a.md#x) [b](https://host/b) [c](#here) [d](../d)"),
+        ["docs/a.md", "../d"]
+    );
+    let root = workspace_root();
+    assert!(exists(&root, "docs/rfd/0001") && exists(&root, "docs/glossary.md"));
+    assert!(!exists(&root, "docs/nowhere.md") && !exists(&root, "docs/rfd/9999"));
 }
