@@ -10,10 +10,8 @@ const BODY_BYTES_MAX: usize = MESSAGE_BYTES_MAX as usize;
 
 type Frozen = Configuration<LittleEndian, Fixint, Limit<BODY_BYTES_MAX>>;
 
-const FROZEN: Frozen = bincode::config::standard()
-    .with_little_endian()
-    .with_fixed_int_encoding()
-    .with_limit::<BODY_BYTES_MAX>();
+const FROZEN: Frozen =
+    bincode::config::standard().with_little_endian().with_fixed_int_encoding().with_limit::<BODY_BYTES_MAX>();
 
 /// Why bytes are not the body that they should be, or a body does not fit a message.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +44,16 @@ pub fn encode<T: bincode::Encode>(body: &T) -> Result<Vec<u8>, CodecError> {
         return Err(CodecError::TooLong { bytes: bytes.len() });
     }
     Ok(bytes)
+}
+
+/// Encodes `body` into the front of `buffer` and says how many bytes it took; `None` if there is not enough room.
+/// Does not allocate.
+pub fn encode_into<T: bincode::Encode>(body: &T, buffer: &mut [u8]) -> Result<Option<usize>, CodecError> {
+    match bincode::encode_into_slice(body, buffer, FROZEN) {
+        Ok(used) => Ok(Some(used)),
+        Err(bincode::error::EncodeError::UnexpectedEnd) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Decodes a body that must fill `bytes` exactly. Never allocates more than a message holds.
