@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod command_line;
+mod example_programs;
 mod objects;
 mod quickstart;
 mod refusals;

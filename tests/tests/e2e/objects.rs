@@ -1,14 +1,17 @@
 //! Objects in a cluster of real processes: what goes in comes out, and what was acknowledged stays.
 
-use clovis_tests::cluster::RunningCluster;
+use clovis_tests::cluster::{COMMAND_LIMIT, RunningCluster};
+use clovis_tests::processes::Process;
+use clovis_tests::wait;
 
 /// Small devices: the tests store little, and preallocating costs time.
 const SMALL: &[&str] = &["--servers", "4", "--devices-per-server", "2", "--device-size", "64M"];
 
 /// Bytes that do not repeat with any power of two, so that a swapped unit cannot go unseen.
 fn bytes(seed: u64, count: usize) -> Vec<u8> {
-    let mut random = fastrand::Rng::with_seed(seed);
-    (0..count).map(|_| random.u8(..)).collect()
+    let mut bytes = vec![0; count];
+    fastrand::Rng::with_seed(seed).fill(&mut bytes);
+    bytes
 }
 
 fn store(cluster: &RunningCluster, id: &str, content: &[u8]) {
@@ -57,4 +60,52 @@ fn reads_go_on_without_a_server_and_everything_is_there_after_its_return() {
         cluster.run(&["cat", "1:1"]).succeeded().stdout == content,
         "other bytes came back, after the return"
     );
+}
+
+#[test]
+fn a_server_killed_in_the_middle_of_a_copy_costs_nothing_acknowledged() {
+    let cluster = RunningCluster::start("killed", SMALL);
+    let before = bytes(5, 700_001);
+    store(&cluster, "1:1", &before);
+
+    let content = bytes(6, 48 * 1024 * 1024);
+    let file = cluster.scratch().join("large");
+    std::fs::write(&file, &content).unwrap();
+    let mut copy = Process::start(
+        &mut cluster.command(&["cp", "--quiet", file.to_str().unwrap(), "2:2"]),
+        cluster.scratch(),
+    );
+    // In the middle: it has read some of the file, and not yet all.
+    wait::until("the copy's first megabytes", COMMAND_LIMIT, || {
+        (!copy.is_running() || read_bytes(copy.id()) > 4 * 1024 * 1024).then_some(())
+    })
+    .unwrap();
+    let victim = cluster.daemons().into_iter().rfind(|name| name.contains("server")).expect("a server runs");
+    cluster.kill_hard(&victim);
+    let status = copy.wait(COMMAND_LIMIT).unwrap();
+
+    cluster.start_again(&[]);
+    if status.success() {
+        assert!(
+            cluster.run(&["cat", "2:2"]).succeeded().stdout == content,
+            "an acknowledged copy came back with other bytes"
+        );
+    } else {
+        assert!(copy.said().contains("clovis"), "failed without a clear line: {}", copy.said());
+        assert!(!copy.said().contains("panicked at"), "{}", copy.said());
+    }
+    assert!(
+        cluster.run(&["cat", "1:1"]).succeeded().stdout == before,
+        "an earlier object came back with other bytes"
+    );
+    // And the cluster takes it now.
+    store(&cluster, "2:2", &content);
+    assert!(cluster.run(&["cat", "2:2"]).succeeded().stdout == content, "other bytes came back");
+}
+
+/// Bytes that a process has read so far, by the kernel's account; 0 once it is gone.
+fn read_bytes(id: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{id}/io")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("rchar:"));
+    line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
