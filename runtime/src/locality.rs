@@ -3,8 +3,8 @@
 //! [`Locality::turn`] is the whole engine and takes the time as an argument. [`Locality::run`] and [`Locality::block_on`] turn it against the
 //! real clock: turn while there is work, spin a little when there is none, then sleep on one wait for all drivers.
 //!
-//! The spin adapts: it lasts twice the usual gap between works, within [`limits::SPIN_MIN`] and [`limits::SPIN_MAX`]. Where gaps are usually
-//! longer than the longest spin, spinning would seldom catch the next work, so the shortest is taken. Where
+//! The spin adapts: it lasts twice the usual idle time, within [`limits::SPIN_MIN`] and [`limits::SPIN_MAX`]. Where idle times are usually
+//! far longer than the longest spin, spinning would seldom catch the next work, so the shortest is taken. Where
 //! more localities run than there are cores ([`Crowd`]) nobody spins.
 //!
 //! Idle costs nothing: there is no tick of ours; a sleep ends by a deadline, a driver's descriptor, or an [`Unparker`].
@@ -70,13 +70,27 @@ pub(crate) struct LocalityShared {
     pub(crate) tasks: RefCell<Tasks>,
     pub(crate) timers: RefCell<Timers>,
     pub(crate) parking: Arc<Parking>,
-    drivers: RefCell<Vec<Rc<RefCell<dyn Driver>>>>,
+    drivers: RefCell<Vec<AddedDriver>>,
+    next_driver: Cell<u64>,
     random: RefCell<fastrand::Rng>,
 }
 
+/// A driver, and a number that no other driver of the locality has or had.
+#[derive(Clone)]
+struct AddedDriver {
+    number: u64,
+    driver: Rc<RefCell<dyn Driver>>,
+}
+
 impl LocalityShared {
-    fn driver(&self, index: usize) -> Option<Rc<RefCell<dyn Driver>>> {
+    /// The driver at `index` of the order of adding. A copy, so that its code may add and remove drivers.
+    fn driver(&self, index: usize) -> Option<AddedDriver> {
         self.drivers.borrow().get(index).cloned()
+    }
+
+    /// One more turn, so that a new driver is polled before any sleep.
+    fn notice(&self) {
+        Unparker { parking: Arc::clone(&self.parking) }.unpark();
     }
 }
 
@@ -106,6 +120,7 @@ impl Locality {
             timers: RefCell::default(),
             parking: Parking::new(Arc::clone(&config.counters)),
             drivers: RefCell::default(),
+            next_driver: Cell::new(0),
             random: RefCell::new(fastrand::Rng::with_seed(config.seed)),
             config,
         };
@@ -140,7 +155,7 @@ impl Locality {
 
         // First: completions free the credits and buffers that all below need.
         let mut index = 0;
-        while let Some(driver) = shared.driver(index) {
+        while let Some(AddedDriver { driver, .. }) = shared.driver(index) {
             handled += driver.borrow_mut().poll(now, limits::DRIVER_EVENTS_PER_TURN);
             index += 1;
         }
@@ -172,7 +187,7 @@ impl Locality {
         // Last: what this turn made leaves in this turn, one doorbell per device.
         let mut index = 0;
         let mut next_deadline = None;
-        while let Some(driver) = shared.driver(index) {
+        while let Some(AddedDriver { driver, .. }) = shared.driver(index) {
             let mut driver = driver.borrow_mut();
             driver.flush(now);
             next_deadline = earlier(next_deadline, driver.next_deadline());
@@ -223,7 +238,9 @@ impl Locality {
             }
             let turn;
             (turn, is_woken) = self.turn_with_root(now, Some(root));
-            if !is_woken {
+            if is_woken {
+                self.spin.on_work(now);
+            } else {
                 self.rest(clock, now, turn)?;
             }
         }
@@ -236,7 +253,7 @@ impl Locality {
             return Ok(());
         }
         let is_crowded = self.shared.config.crowd.as_ref().is_some_and(|crowd| crowd.is_crowded());
-        if !is_crowded && self.spin.is_wanted(turn_start) {
+        if self.spin.is_wanted(turn_start) && !is_crowded {
             std::hint::spin_loop();
             return Ok(());
         }
@@ -249,7 +266,7 @@ impl Locality {
     fn sleep(&mut self, clock: &MonotonicClock, deadline: Option<Instant>) -> io::Result<()> {
         let shared = Rc::clone(&self.shared);
         let mut index = 0;
-        while let Some(driver) = shared.driver(index) {
+        while let Some(AddedDriver { driver, .. }) = shared.driver(index) {
             if !driver.borrow_mut().before_sleep() {
                 return Ok(());
             }
@@ -300,25 +317,35 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 #[derive(Debug, Default)]
 struct Spin {
     last_work: Instant,
-    /// Moving average of the gaps between works, in ns; a new gap weighs an eighth.
+    /// True from the first turn without work until the next with some.
+    is_idle: bool,
+    /// Moving average of the idle times between works, in ns; a new one weighs an eighth.
     gap_nanos: u64,
 }
 
 impl Spin {
+    /// Idle times above this many times the longest spin are not worth a longer spin. Above 1, as a measured idle time that
+    /// ended in a sleep has the wake-up in it.
+    const HOPELESS_FACTOR: u64 = 4;
+
     fn on_work(&mut self, now: Instant) {
-        let gap = now.as_nanos().saturating_sub(self.last_work.as_nanos());
+        if std::mem::take(&mut self.is_idle) {
+            let gap = now.as_nanos().saturating_sub(self.last_work.as_nanos());
+            // Cut, or one long idle time would take a hundred short ones to forget.
+            let gap = gap.min(nanos(limits::SPIN_MAX) * Spin::HOPELESS_FACTOR * 2);
+            self.gap_nanos = self.gap_nanos - self.gap_nanos / 8 + gap / 8;
+        }
         self.last_work = now;
-        // One long idle time must not take a hundred short gaps to forget.
-        let gap = gap.min(nanos(limits::SPIN_MAX) * 8);
-        self.gap_nanos = self.gap_nanos - self.gap_nanos / 8 + gap / 8;
     }
 
     fn budget_nanos(&self) -> u64 {
         let (min, max) = (nanos(limits::SPIN_MIN), nanos(limits::SPIN_MAX));
-        if self.gap_nanos > max { min } else { (self.gap_nanos * 2).clamp(min, max) }
+        if self.gap_nanos > max * Spin::HOPELESS_FACTOR { min } else { (self.gap_nanos * 2).clamp(min, max) }
     }
 
-    fn is_wanted(&self, now: Instant) -> bool {
+    /// After a turn without work at `now`: true if another turn should look before a sleep.
+    fn is_wanted(&mut self, now: Instant) -> bool {
+        self.is_idle = true;
         now.as_nanos().saturating_sub(self.last_work.as_nanos()) < self.budget_nanos()
     }
 }
@@ -331,8 +358,8 @@ const fn nanos(duration: Duration) -> u64 {
 struct Sleeper {
     poller: Poller,
     events: Vec<PollEvent>,
-    /// By driver, as long as it is added: the descriptor that is waited for.
-    followed: Vec<(Rc<RefCell<dyn Driver>>, Option<RawFd>)>,
+    /// By driver's number, in the order of adding: the descriptor that is waited for. Holds no driver: one that is removed goes at once.
+    followed: Vec<(u64, Option<RawFd>)>,
 }
 
 const TOKEN_UNPARK: u64 = 0;
@@ -348,22 +375,24 @@ impl Sleeper {
 
     /// Brings the set up to the drivers there are. A system call only for what changed.
     fn follow_drivers(&mut self, shared: &LocalityShared) -> io::Result<()> {
-        let drivers = shared.drivers.borrow();
-        let poller = &self.poller;
-        self.followed.retain(|(followed, fd)| {
-            let stays = drivers.iter().any(|driver| Rc::ptr_eq(driver, followed));
-            if let Some(fd) = fd.filter(|_| !stays) {
-                // A closed descriptor has left the set already.
-                let _ = poller.remove(fd);
-            }
-            stays
-        });
-        for (index, driver) in drivers.iter().enumerate() {
+        {
+            let (drivers, poller) = (shared.drivers.borrow(), &self.poller);
+            self.followed.retain(|(number, fd)| {
+                let stays = drivers.iter().any(|added| added.number == *number);
+                if let Some(fd) = fd.filter(|_| !stays) {
+                    // A closed descriptor has left the set already.
+                    let _ = poller.remove(fd);
+                }
+                stays
+            });
+        }
+        let mut index = 0;
+        while let Some(AddedDriver { number, driver }) = shared.driver(index) {
+            let wanted = driver.borrow().wait_fd();
             // Both lists are in the order of adding, so the same index is the same driver, and new ones come at the end.
             if index == self.followed.len() {
-                self.followed.push((Rc::clone(driver), None));
+                self.followed.push((number, None));
             }
-            let wanted = driver.borrow().wait_fd();
             let followed = &mut self.followed[index].1;
             if *followed != wanted {
                 if let Some(fd) = followed.take() {
@@ -374,6 +403,7 @@ impl Sleeper {
                     *followed = Some(fd);
                 }
             }
+            index += 1;
         }
         Ok(())
     }
@@ -434,19 +464,21 @@ impl LocalityHandle {
 
     /// Polls `driver` in each turn from now on, after those added before.
     pub fn add_driver(&self, driver: Rc<RefCell<dyn Driver>>) {
-        self.shared.drivers.borrow_mut().push(driver);
-        self.shared.parking_notice();
+        let number = self.shared.next_driver.get();
+        self.shared.next_driver.set(number + 1);
+        self.shared.drivers.borrow_mut().push(AddedDriver { number, driver });
+        self.shared.notice();
     }
 
     /// Stops polling `driver`. Does nothing to one that was not added.
     pub fn remove_driver(&self, driver: &Rc<RefCell<dyn Driver>>) {
         let removed: Vec<_> = {
             let mut drivers = self.shared.drivers.borrow_mut();
-            let (removed, kept) = drivers.drain(..).partition(|other| Rc::ptr_eq(other, driver));
+            let (removed, kept) = drivers.drain(..).partition(|added| Rc::ptr_eq(&added.driver, driver));
             *drivers = kept;
             removed
         };
-        self.shared.parking_notice();
+        self.shared.notice();
         drop(removed); // outside the borrow: its drop may call us
     }
 
@@ -490,13 +522,6 @@ impl LocalityHandle {
     #[must_use]
     pub fn tasks(&self) -> Vec<TaskInfo> {
         self.shared.tasks.borrow().info()
-    }
-}
-
-impl LocalityShared {
-    /// One more turn, so that a new driver is polled before any sleep.
-    fn parking_notice(&self) {
-        Unparker { parking: Arc::clone(&self.parking) }.unpark();
     }
 }
 
@@ -557,5 +582,312 @@ impl Drop for Watch {
         if let Some(at) = watchers.iter().position(|other| other.is_same(&self.unparker)) {
             watchers.swap_remove(at);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use runtime_sys::ArenaConfig;
+
+    use super::*;
+    use crate::sync::{Notify, oneshot};
+
+    fn locality() -> Locality {
+        Locality::new(LocalityConfig {
+            index: 0,
+            name: "test".to_owned(),
+            seed: 7,
+            counters: Arc::default(),
+            arena: Arena::new(ArenaConfig { capacity_bytes: 1 << 20 }).unwrap(),
+            crowd: None,
+        })
+    }
+
+    /// Turns at `now` until nothing happens.
+    fn settle(locality: &mut Locality, now: Instant) -> Option<Instant> {
+        for _ in 0..10_000 {
+            let turn = locality.turn(now);
+            if !turn.progressed {
+                return turn.next_deadline;
+            }
+        }
+        panic!("the locality never comes to rest");
+    }
+
+    type Log = Rc<RefCell<Vec<String>>>;
+
+    fn log(log: &Log, text: impl Into<String>) {
+        log.borrow_mut().push(text.into());
+    }
+
+    fn millis(count: u64) -> Instant {
+        Instant::from_nanos(count * 1_000_000)
+    }
+
+    #[test]
+    fn tasks_run_in_the_order_of_spawning_and_waking() {
+        let mut locality = locality();
+        let (handle, lines, bell) = (locality.handle(), Log::default(), Notify::new());
+        for name in ["a", "b", "c"] {
+            let (lines, bell) = (Rc::clone(&lines), bell.clone());
+            handle.spawn(name, async move {
+                log(&lines, name);
+                bell.notified().await;
+                log(&lines, format!("{name} rung"));
+            });
+        }
+        assert!(lines.borrow().is_empty(), "spawning polls nothing");
+        assert_eq!(settle(&mut locality, Instant::ZERO), None);
+        let names: Vec<_> = handle.tasks().iter().map(|task| (task.name, task.polls)).collect();
+        assert_eq!(names, [("a", 1), ("b", 1), ("c", 1)]);
+        bell.notify_waiters();
+        settle(&mut locality, Instant::ZERO);
+        assert_eq!(*lines.borrow(), ["a", "b", "c", "a rung", "b rung", "c rung"]);
+        assert!(handle.tasks().is_empty());
+    }
+
+    #[test]
+    fn timers_fire_by_time_then_by_order_and_leave_when_dropped() {
+        let mut locality = locality();
+        let (handle, lines) = (locality.handle(), Log::default());
+        for (name, at) in [("late", 20), ("first", 10), ("second", 10)] {
+            let (lines, inner) = (Rc::clone(&lines), handle.clone());
+            handle.spawn(name, async move {
+                inner.sleep_until(millis(at)).await;
+                log(&lines, format!("{name} at {:?}", inner.now()));
+            });
+        }
+        let inner = handle.clone();
+        let cancelled = handle.spawn("cancelled", async move { inner.sleep_until(millis(5)).await });
+        assert_eq!(settle(&mut locality, Instant::ZERO), Some(millis(5)));
+        cancelled.cancel();
+        assert_eq!(settle(&mut locality, millis(6)), Some(millis(10)));
+        assert_eq!(settle(&mut locality, millis(10)), Some(millis(20)));
+        assert_eq!(settle(&mut locality, millis(25)), None);
+        assert_eq!(
+            *lines.borrow(),
+            ["first at 0.010000000s", "second at 0.010000000s", "late at 0.025000000s"]
+        );
+        assert_eq!(locality.shared.timers.borrow().len(), 0);
+    }
+
+    #[test]
+    fn a_timeout_gives_the_answer_or_elapses_and_drops_the_loser() {
+        let mut locality = locality();
+        let (handle, lines) = (locality.handle(), Log::default());
+        let (sender, receiver) = oneshot::channel::<u8>();
+        let (_kept, never) = oneshot::channel::<u8>();
+        let (inner, out) = (handle.clone(), Rc::clone(&lines));
+        handle.spawn("timeouts", async move {
+            log(&out, format!("{:?}", inner.timeout_at(millis(10), receiver).await));
+            log(&out, format!("{:?}", inner.timeout_at(millis(20), never).await));
+        });
+        settle(&mut locality, Instant::ZERO);
+        // The answer comes in the turn of the deadline: it wins.
+        assert!(sender.send(3).is_ok());
+        assert_eq!(settle(&mut locality, millis(10)), Some(millis(20)));
+        assert_eq!(settle(&mut locality, millis(20)), None);
+        assert_eq!(*lines.borrow(), ["Ok(Ok(3))", "Err(Elapsed)"]);
+    }
+
+    #[test]
+    fn a_busy_task_shares_a_bounded_turn() {
+        let mut locality = locality();
+        let (handle, polls) = (locality.handle(), Rc::new(Cell::new(0)));
+        let count = Rc::clone(&polls);
+        let busy = handle.spawn("busy", async move {
+            std::future::poll_fn(|context| {
+                count.set(count.get() + 1);
+                context.waker().wake_by_ref();
+                Poll::<()>::Pending
+            })
+            .await;
+        });
+        assert!(locality.turn(Instant::ZERO).progressed);
+        assert_eq!(polls.get(), limits::TASK_POLLS_PER_TURN);
+        busy.cancel();
+        settle(&mut locality, Instant::ZERO);
+    }
+
+    #[test]
+    fn a_task_may_spawn_cancel_others_and_itself() {
+        let mut locality = locality();
+        let (handle, lines) = (locality.handle(), Log::default());
+        struct Told(Log, LocalityHandle);
+        impl Drop for Told {
+            fn drop(&mut self) {
+                log(&self.0, "dropped");
+                let lines = Rc::clone(&self.0);
+                self.1.spawn("from a drop", async move { log(&lines, "ran") });
+            }
+        }
+        let told = Told(Rc::clone(&lines), handle.clone());
+        let other = handle.spawn("other", async move {
+            let _told = told;
+            std::future::pending().await
+        });
+        let own: Rc<RefCell<Option<Task>>> = Rc::default();
+        let (inner, told) = (Rc::clone(&own), Told(Rc::clone(&lines), handle.clone()));
+        let task = handle.spawn("cancels", async move {
+            let _told = told;
+            other.cancel();
+            inner.take().unwrap().cancel();
+            std::future::pending().await
+        });
+        *own.borrow_mut() = Some(task);
+        settle(&mut locality, Instant::ZERO);
+        assert_eq!(*lines.borrow(), ["dropped", "dropped", "ran", "ran"]);
+        assert!(handle.tasks().is_empty());
+    }
+
+    #[test]
+    fn a_stale_waker_wakes_nobody() {
+        let mut locality = locality();
+        let (handle, wakers) = (locality.handle(), Rc::new(RefCell::new(Vec::new())));
+        let kept = Rc::clone(&wakers);
+        handle.spawn("short", async move {
+            std::future::poll_fn(|context| {
+                kept.borrow_mut().push(context.waker().clone());
+                Poll::Ready(())
+            })
+            .await;
+        });
+        settle(&mut locality, Instant::ZERO);
+        handle.spawn("in its place", std::future::pending());
+        settle(&mut locality, Instant::ZERO);
+        wakers.borrow_mut().drain(..).for_each(Waker::wake);
+        settle(&mut locality, Instant::ZERO);
+        assert_eq!(handle.tasks()[0].polls, 1);
+    }
+
+    #[test]
+    fn dropping_a_locality_drops_its_tasks_and_drivers() {
+        let locality = locality();
+        let (handle, token) = (locality.handle(), Rc::new(()));
+        struct Holds(
+            #[expect(dead_code, reason = "held")] LocalityHandle,
+            #[expect(dead_code, reason = "held")] Rc<()>,
+        );
+        impl Driver for Holds {
+            fn poll(&mut self, _: Instant, _: usize) -> usize {
+                0
+            }
+            fn flush(&mut self, _: Instant) {}
+            fn next_deadline(&self) -> Option<Instant> {
+                None
+            }
+            fn wait_fd(&self) -> Option<RawFd> {
+                None
+            }
+        }
+        handle.add_driver(Rc::new(RefCell::new(Holds(handle.clone(), Rc::clone(&token)))));
+        let (inner, held) = (handle.clone(), Rc::clone(&token));
+        let task = handle.spawn("holds", async move {
+            inner.sleep(Duration::from_secs(1)).await;
+            drop(held);
+        });
+        drop(locality);
+        assert_eq!(Rc::strong_count(&token), 1);
+        assert!(task.is_finished());
+        let held = Rc::clone(&token);
+        assert!(handle.spawn("too late", async move { drop(held) }).is_finished());
+        assert_eq!(Rc::strong_count(&token), 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "a broken invariant")]
+    fn a_panic_in_a_task_ends_the_turn() {
+        let mut locality = locality();
+        locality.handle().spawn("broken", async { panic!("a broken invariant") });
+        locality.turn(Instant::ZERO);
+    }
+
+    struct Recorder {
+        lines: Log,
+        handle: LocalityHandle,
+        pending: usize,
+        deadline: Option<Instant>,
+    }
+
+    impl Driver for Recorder {
+        fn poll(&mut self, now: Instant, budget: usize) -> usize {
+            log(&self.lines, "poll");
+            if self.deadline.is_some_and(|at| at <= now) {
+                self.deadline = None;
+            }
+            let count = self.pending.min(budget);
+            self.pending -= count;
+            count
+        }
+        fn flush(&mut self, _: Instant) {
+            log(&self.lines, "flush");
+        }
+        fn next_deadline(&self) -> Option<Instant> {
+            self.deadline
+        }
+        fn wait_fd(&self) -> Option<RawFd> {
+            let _ = self.handle.index();
+            None
+        }
+    }
+
+    #[test]
+    fn a_turn_polls_fires_runs_and_flushes_in_that_order() {
+        let mut locality = locality();
+        let (handle, lines) = (locality.handle(), Log::default());
+        let recorder = Recorder {
+            lines: Rc::clone(&lines),
+            handle: handle.clone(),
+            pending: 0,
+            deadline: Some(millis(3)),
+        };
+        let driver: Rc<RefCell<dyn Driver>> = Rc::new(RefCell::new(recorder));
+        handle.add_driver(Rc::clone(&driver));
+        let (inner, out) = (handle.clone(), Rc::clone(&lines));
+        handle.spawn("task", async move {
+            inner.sleep_until(millis(2)).await;
+            log(&out, "task");
+        });
+        assert_eq!(settle(&mut locality, Instant::ZERO), Some(millis(2)));
+        lines.borrow_mut().clear();
+        assert_eq!(locality.turn(millis(2)), Turn { progressed: true, next_deadline: Some(millis(3)) });
+        assert_eq!(*lines.borrow(), ["poll", "task", "flush"]);
+        lines.borrow_mut().clear();
+        handle.remove_driver(&driver);
+        assert_eq!(settle(&mut locality, millis(3)), None);
+        assert!(lines.borrow().is_empty());
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_numbers() {
+        let (one, other) = (locality().handle(), locality().handle());
+        let numbers: Vec<u64> = (0..4).map(|_| one.random_u64()).collect();
+        assert_eq!(numbers, (0..4).map(|_| other.random_u64()).collect::<Vec<_>>());
+        assert_ne!(numbers[0], numbers[1]);
+    }
+
+    #[test]
+    fn the_spin_follows_the_idle_times() {
+        let mut spin = Spin::default();
+        let mut now = Instant::ZERO;
+        let mut feed = |spin: &mut Spin, gap_nanos: u64| {
+            for _ in 0..100 {
+                spin.is_wanted(now);
+                now = now + Duration::from_nanos(gap_nanos);
+                spin.on_work(now);
+                spin.on_work(now); // busy turns in between count as no idle time
+            }
+            spin.budget_nanos()
+        };
+        assert_eq!(feed(&mut spin, 100), nanos(limits::SPIN_MIN));
+        let budget = feed(&mut spin, 10_000);
+        assert!((19_000..=20_000).contains(&budget), "{budget}");
+        assert_eq!(feed(&mut spin, 40_000), nanos(limits::SPIN_MAX));
+        assert_eq!(feed(&mut spin, 10_000_000), nanos(limits::SPIN_MIN));
+        let budget = feed(&mut spin, 20_000);
+        assert!((39_000..=41_000).contains(&budget), "{budget}");
+        assert!(!spin.is_wanted(now + limits::SPIN_MAX) && spin.is_wanted(now));
     }
 }

@@ -14,7 +14,6 @@ struct State<T> {
 }
 
 /// A sender and a receiver for one value.
-#[must_use]
 pub fn channel<T>() -> (Sender<T>, Receiver<T>) {
     let state = Rc::new(RefCell::new(State {
         value: None,

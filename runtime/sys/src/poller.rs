@@ -238,7 +238,8 @@ impl AsRawFd for EventFd {
     }
 }
 
-#[cfg(all(test, not(miri)))]
+#[cfg(test)]
+#[cfg(not(miri))]
 mod tests {
     use super::*;
 

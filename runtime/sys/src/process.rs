@@ -70,7 +70,8 @@ pub fn memlock_limit() -> Option<u64> {
     (result < 0 || limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
-#[cfg(all(test, not(miri)))]
+#[cfg(test)]
+#[cfg(not(miri))]
 mod tests {
     use super::*;
 
