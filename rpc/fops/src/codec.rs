@@ -5,6 +5,9 @@ use base::limits::MESSAGE_BYTES_MAX;
 use base::units::narrow;
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 
+/// What a body has to be. The codec's traits under our name, so that no other crate names the codec.
+pub use bincode::{Decode, Encode};
+
 #[expect(clippy::cast_possible_truncation, reason = "a message is far smaller than any usize")]
 const BODY_BYTES_MAX: usize = MESSAGE_BYTES_MAX as usize;
 
@@ -38,7 +41,7 @@ pub enum CodecError {
 }
 
 /// Encodes `body`. Errors: larger than a message.
-pub fn encode<T: bincode::Encode>(body: &T) -> Result<Vec<u8>, CodecError> {
+pub fn encode<T: Encode>(body: &T) -> Result<Vec<u8>, CodecError> {
     let bytes = bincode::encode_to_vec(body, FROZEN)?;
     if bytes.len() > narrow(MESSAGE_BYTES_MAX) {
         return Err(CodecError::TooLong { bytes: bytes.len() });
@@ -48,7 +51,7 @@ pub fn encode<T: bincode::Encode>(body: &T) -> Result<Vec<u8>, CodecError> {
 
 /// Encodes `body` into the front of `buffer` and says how many bytes it took; `None` if there is not enough room.
 /// Does not allocate.
-pub fn encode_into<T: bincode::Encode>(body: &T, buffer: &mut [u8]) -> Result<Option<usize>, CodecError> {
+pub fn encode_into<T: Encode>(body: &T, buffer: &mut [u8]) -> Result<Option<usize>, CodecError> {
     match bincode::encode_into_slice(body, buffer, FROZEN) {
         Ok(used) => Ok(Some(used)),
         Err(bincode::error::EncodeError::UnexpectedEnd) => Ok(None),
@@ -57,7 +60,7 @@ pub fn encode_into<T: bincode::Encode>(body: &T, buffer: &mut [u8]) -> Result<Op
 }
 
 /// Decodes a body that must fill `bytes` exactly. Never allocates more than a message holds.
-pub fn decode<T: bincode::Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
+pub fn decode<T: Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
     let (body, used) = bincode::decode_from_slice(bytes, FROZEN)?;
     match bytes.len() - used {
         0 => Ok(body),

@@ -1,0 +1,406 @@
+//! Bytes of every body: pinned (golden), agreed upon by an independent codec (wincode, over tuples of the same shape), and
+//! hostile ones refused without a panic or a large allocation.
+
+use base::{BlockExtent, Endpoint, Fid, LayoutWidth};
+use fops::codec::{CodecError, Decode, Encode, decode, encode, encode_into};
+use fops::{FopError, admin, component, conf, object};
+use proptest::prelude::*;
+
+type RawFid = (u64, u64);
+
+const FID: Fid = Fid { container: 0x0102_0304_0506_0708, key: 9 };
+const RAW: RawFid = (0x0102_0304_0506_0708, 9);
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `body` has exactly these bytes, and another codec reads and writes the same for a tuple of its shape.
+#[track_caller]
+fn pinned<T>(body: T, agreed: Vec<u8>, golden: &str)
+where
+    T: Encode + Decode<()> + PartialEq + std::fmt::Debug,
+{
+    let bytes = encode(&body).unwrap();
+    assert_eq!(hex(&bytes), golden.replace([' ', '\n'], ""), "golden bytes");
+    assert_eq!(hex(&bytes), hex(&agreed), "bytes of wincode");
+    assert_eq!(decode::<T>(&agreed).unwrap(), body);
+    let mut buffer = vec![0xee; bytes.len()];
+    assert_eq!(encode_into(&body, &mut buffer).unwrap(), Some(bytes.len()));
+    assert_eq!(buffer, bytes);
+    if !bytes.is_empty() {
+        buffer.pop();
+        assert_eq!(encode_into(&body, &mut buffer).unwrap(), None, "one byte short");
+        for cut in 0..bytes.len() {
+            assert!(decode::<T>(&bytes[..cut]).is_err(), "cut to {cut} bytes");
+        }
+    }
+    let mut longer = bytes;
+    longer.push(0);
+    assert!(matches!(decode::<T>(&longer), Err(CodecError::TrailingBytes { left: 1 })));
+}
+
+macro_rules! agreed {
+    ($shape:ty: $value:expr) => {{
+        let value: $shape = $value;
+        wincode::serialize(&value).unwrap()
+    }};
+}
+
+fn record() -> object::ObjectRecord {
+    object::ObjectRecord {
+        version: 2,
+        generation: 0x55,
+        object: FID,
+        size_bytes: 0x10001,
+        width: LayoutWidth::new(4, 2, 1).unwrap(),
+        unit_bytes: 65536,
+        pool_version: Fid { container: 7, key: 8 },
+        deleted: false,
+    }
+}
+
+type RawRecord = (u64, u64, RawFid, u64, (u32, u32, u32), u32, RawFid, bool);
+
+fn raw_record() -> RawRecord {
+    (2, 0x55, RAW, 0x10001, (4, 2, 1), 65536, (7, 8), false)
+}
+
+const RECORD_HEX: &str =
+    "0200000000000000 5500000000000000 0807060504030201 0900000000000000 0100010000000000
+    04000000 02000000 01000000 00000100 0700000000000000 0800000000000000 00";
+const FID_HEX: &str = "0807060504030201 0900000000000000";
+
+#[test]
+fn bodies_of_control() {
+    pinned(conf::ConfGet { known_version: 3 }, agreed!(u64: 3), "0300000000000000");
+    pinned(
+        conf::ConfGetReply { version: 4, configuration: Some(vec![0xaa, 0xbb]) },
+        agreed!((u64, Option<Vec<u8>>): (4, Some(vec![0xaa, 0xbb]))),
+        "0400000000000000 01 0200000000000000 aabb",
+    );
+    pinned(
+        conf::ConfGetReply { version: 4, configuration: None },
+        agreed!((u64, Option<Vec<u8>>): (4, None)),
+        "0400000000000000 00",
+    );
+    let endpoint: Endpoint = "127.0.0.1@tcp2:12345:34:5".parse().unwrap();
+    pinned(
+        conf::Register {
+            process: FID,
+            epoch: 6,
+            devices: vec![conf::RegisteredDevice { device: FID, endpoint, size_blocks: 1024 }],
+        },
+        agreed!((RawFid, u64, Vec<(RawFid, ((u32, u16), u32), u32, u16, u16, u64)>):
+            (RAW, 6, vec![(RAW, ((1, 2), 0x7f00_0001), 12345, 34, 5, 1024)])),
+        &format!(
+            "{FID_HEX} 0600000000000000 0100000000000000 {FID_HEX} 01000000 0200 0100007f 39300000 2200 0500 0004000000000000"
+        ),
+    );
+    pinned(
+        conf::RegisterReply { version: 1, lease_ms: 3000 },
+        agreed!((u64, u64): (1, 3000)),
+        "0100000000000000 b80b000000000000",
+    );
+    pinned(
+        conf::Heartbeat {
+            process: FID,
+            epoch: 6,
+            devices: vec![conf::DeviceHealth { device: FID, free_blocks: 5, errors: 1, failed: true }],
+        },
+        agreed!((RawFid, u64, Vec<(RawFid, u64, u64, bool)>): (RAW, 6, vec![(RAW, 5, 1, true)])),
+        &format!(
+            "{FID_HEX} 0600000000000000 0100000000000000 {FID_HEX} 0500000000000000 0100000000000000 01"
+        ),
+    );
+    pinned(
+        conf::HeartbeatReply { version: 1, known: false },
+        agreed!((u64, bool): (1, false)),
+        "0100000000000000 00",
+    );
+    pinned(
+        conf::DeviceReport { device: FID, evidence: conf::DeviceEvidence::Operator },
+        agreed!((RawFid, u32): (RAW, 2)),
+        &format!("{FID_HEX} 02000000"),
+    );
+    pinned(conf::DeviceReportReply { version: 5 }, agreed!(u64: 5), "0500000000000000");
+    pinned(conf::ClusterStatus, Vec::new(), "");
+    pinned(
+        conf::ClusterStatusReply {
+            version: 1,
+            processes: vec![conf::ProcessStatus { process: FID, silent_ms: Some(12), alive: true }],
+            devices: vec![conf::DeviceStatus {
+                device: FID,
+                state: "online".to_owned(),
+                size_blocks: 4,
+                free_blocks: 3,
+                errors: 2,
+            }],
+        },
+        agreed!((u64, Vec<(RawFid, Option<u64>, bool)>, Vec<(RawFid, String, u64, u64, u64)>):
+            (1, vec![(RAW, Some(12), true)], vec![(RAW, "online".to_owned(), 4, 3, 2)])),
+        &format!(
+            "0100000000000000 0100000000000000 {FID_HEX} 01 0c00000000000000 01
+             0100000000000000 {FID_HEX} 0600000000000000 6f6e6c696e65 0400000000000000 0300000000000000 0200000000000000"
+        ),
+    );
+}
+
+#[test]
+fn bodies_of_object_records() {
+    pinned(
+        object::ObjectOpen { device: FID, mode: object::OpenMode::CreateOrOpen, record: record() },
+        agreed!((RawFid, u32, RawRecord): (RAW, 2, raw_record())),
+        &format!("{FID_HEX} 02000000 {RECORD_HEX}"),
+    );
+    pinned(
+        object::ObjectOpenReply { record: record(), created: true },
+        agreed!((RawRecord, bool): (raw_record(), true)),
+        &format!("{RECORD_HEX} 01"),
+    );
+    pinned(
+        object::ObjectUpdate { device: FID, expected_version: 1, repair: false, record: record() },
+        agreed!((RawFid, u64, bool, RawRecord): (RAW, 1, false, raw_record())),
+        &format!("{FID_HEX} 0100000000000000 00 {RECORD_HEX}"),
+    );
+    pinned(object::ObjectUpdateReply { record: record() }, agreed!(RawRecord: raw_record()), RECORD_HEX);
+    pinned(
+        object::ObjectDelete { device: FID, object: FID, version: 3 },
+        agreed!((RawFid, RawFid, u64): (RAW, RAW, 3)),
+        &format!("{FID_HEX} {FID_HEX} 0300000000000000"),
+    );
+    pinned(object::ObjectDeleteReply { existed: true }, agreed!(bool: true), "01");
+    pinned(
+        object::ObjectList { device: FID, after: Some(FID), limit: 100 },
+        agreed!((RawFid, Option<RawFid>, u32): (RAW, Some(RAW), 100)),
+        &format!("{FID_HEX} 01 {FID_HEX} 64000000"),
+    );
+    pinned(
+        object::ObjectListReply { records: vec![record()], more: true },
+        agreed!((Vec<RawRecord>, bool): (vec![raw_record()], true)),
+        &format!("0100000000000000 {RECORD_HEX} 01"),
+    );
+}
+
+#[test]
+fn bodies_of_components_and_admin() {
+    let extents = vec![BlockExtent { start: 16, count: 2 }];
+    pinned(
+        component::ComponentWrite {
+            device: FID,
+            component: FID,
+            generation: 1,
+            extents: extents.clone(),
+            checksums: vec![0xdead_beef, 1],
+        },
+        agreed!((RawFid, RawFid, u64, Vec<(u64, u64)>, Vec<u32>):
+            (RAW, RAW, 1, vec![(16, 2)], vec![0xdead_beef, 1])),
+        &format!(
+            "{FID_HEX} {FID_HEX} 0100000000000000 0100000000000000 1000000000000000 0200000000000000
+             0200000000000000 efbeadde 01000000"
+        ),
+    );
+    pinned(component::ComponentWriteReply { free_blocks: 6 }, agreed!(u64: 6), "0600000000000000");
+    pinned(
+        component::ComponentRead { device: FID, component: FID, generation: 1, extents: extents.clone() },
+        agreed!((RawFid, RawFid, u64, Vec<(u64, u64)>): (RAW, RAW, 1, vec![(16, 2)])),
+        &format!("{FID_HEX} {FID_HEX} 0100000000000000 0100000000000000 1000000000000000 0200000000000000"),
+    );
+    pinned(
+        component::ComponentReadReply { checksums: vec![7], absent: extents },
+        agreed!((Vec<u32>, Vec<(u64, u64)>): (vec![7], vec![(16, 2)])),
+        "0100000000000000 07000000 0100000000000000 1000000000000000 0200000000000000",
+    );
+    pinned(
+        component::ComponentDelete { device: FID, component: FID, keep_generation: None },
+        agreed!((RawFid, RawFid, Option<u64>): (RAW, RAW, None)),
+        &format!("{FID_HEX} {FID_HEX} 00"),
+    );
+    pinned(component::ComponentDeleteReply { deleted: 1 }, agreed!(u64: 1), "0100000000000000");
+    pinned(
+        admin::DeviceFault { device: FID, failed: true },
+        agreed!((RawFid, bool): (RAW, true)),
+        &format!("{FID_HEX} 01"),
+    );
+    pinned(admin::DeviceFaultReply, Vec::new(), "");
+    pinned(admin::Ping { payload: vec![1, 2] }, agreed!(Vec<u8>: vec![1, 2]), "0200000000000000 0102");
+    pinned(
+        admin::PingReply { payload: vec![3], epoch: 4 },
+        agreed!((Vec<u8>, u64): (vec![3], 4)),
+        "0100000000000000 03 0400000000000000",
+    );
+    pinned(admin::Shutdown, Vec::new(), "");
+    pinned(admin::ShutdownReply, Vec::new(), "");
+}
+
+/// The numbers of errors are those of their order in the enum: appended to, never reordered.
+#[test]
+fn errors() {
+    let reason = || "why".to_owned();
+    let text = "0300000000000000 776879";
+    let raw_text = || "why".to_owned();
+    pinned(
+        FopError::NoSuchObject { object: FID },
+        agreed!((u32, RawFid): (0, RAW)),
+        &format!("00000000 {FID_HEX}"),
+    );
+    pinned(
+        FopError::ObjectExists { object: FID },
+        agreed!((u32, RawFid): (1, RAW)),
+        &format!("01000000 {FID_HEX}"),
+    );
+    pinned(
+        FopError::VersionConflict { object: FID, expected: 1, found: 2 },
+        agreed!((u32, RawFid, u64, u64): (2, RAW, 1, 2)),
+        &format!("02000000 {FID_HEX} 0100000000000000 0200000000000000"),
+    );
+    pinned(
+        FopError::WrongServer { device: FID },
+        agreed!((u32, RawFid): (3, RAW)),
+        &format!("03000000 {FID_HEX}"),
+    );
+    pinned(
+        FopError::Device { device: FID, reason: reason() },
+        agreed!((u32, RawFid, String): (4, RAW, raw_text())),
+        &format!("04000000 {FID_HEX} {text}"),
+    );
+    pinned(
+        FopError::Checksum { device: FID, extent: BlockExtent { start: 1, count: 2 } },
+        agreed!((u32, RawFid, (u64, u64)): (5, RAW, (1, 2))),
+        &format!("05000000 {FID_HEX} 0100000000000000 0200000000000000"),
+    );
+    pinned(FopError::DamagedInTransit { block: 3 }, agreed!((u32, u64): (6, 3)), "06000000 0300000000000000");
+    pinned(
+        FopError::NoSpace { device: FID, wanted_blocks: 2, free_blocks: 1 },
+        agreed!((u32, RawFid, u64, u64): (7, RAW, 2, 1)),
+        &format!("07000000 {FID_HEX} 0200000000000000 0100000000000000"),
+    );
+    pinned(
+        FopError::Stale { have: 1, need: 2 },
+        agreed!((u32, u64, u64): (8, 1, 2)),
+        "08000000 0100000000000000 0200000000000000",
+    );
+    let with_reason: [(u32, FopError); 5] = [
+        (9, FopError::BadRequest { reason: reason() }),
+        (10, FopError::Bulk { reason: reason() }),
+        (11, FopError::NotServing { reason: reason() }),
+        (12, FopError::NotPermitted { reason: reason() }),
+        (14, FopError::Internal { reason: reason() }),
+    ];
+    for (number, error) in with_reason {
+        let agreed = agreed!((u32, String): (number, raw_text()));
+        pinned(error, agreed, &format!("{} {text}", hex(&number.to_le_bytes())));
+    }
+    pinned(FopError::ReplyGone, agreed!(u32: 13), "0d000000");
+}
+
+#[test]
+fn opcodes_are_pinned() {
+    use fops::Opcode as O;
+    let numbers = [
+        (O::ConfGet, 1),
+        (O::Register, 2),
+        (O::Heartbeat, 3),
+        (O::DeviceReport, 4),
+        (O::ClusterStatus, 5),
+        (O::ObjectOpen, 16),
+        (O::ObjectUpdate, 17),
+        (O::ObjectDelete, 18),
+        (O::ObjectList, 19),
+        (O::ComponentWrite, 32),
+        (O::ComponentRead, 33),
+        (O::ComponentDelete, 34),
+        (O::DeviceFault, 48),
+        (O::Ping, 49),
+        (O::Shutdown, 50),
+    ];
+    for (opcode, number) in numbers {
+        assert_eq!(opcode as u16, number, "{opcode:?}");
+    }
+}
+
+#[test]
+fn lengths_that_claim_too_much_are_refused_before_memory_is_taken() {
+    for claimed in [u64::MAX, 1 << 40, 65_537] {
+        let bytes = claimed.to_le_bytes();
+        assert!(decode::<admin::Ping>(&bytes).is_err(), "{claimed}");
+        assert!(decode::<object::ObjectListReply>(&bytes).is_err(), "{claimed}");
+    }
+    let too_long = admin::Ping { payload: vec![0; 65_536] };
+    assert!(encode(&too_long).is_err());
+    let mut unknown_mode =
+        encode(&object::ObjectOpen { device: FID, mode: object::OpenMode::Open, record: record() }).unwrap();
+    unknown_mode[16] = 3;
+    assert!(decode::<object::ObjectOpen>(&unknown_mode).is_err());
+}
+
+/// Decodes hostile bytes as everything; what does decode encodes back to the same bytes.
+fn decode_as_everything(bytes: &[u8]) {
+    fn one<T: Encode + Decode<()>>(bytes: &[u8]) {
+        if let Ok(body) = decode::<T>(bytes) {
+            assert_eq!(encode(&body).unwrap(), bytes);
+        }
+    }
+    one::<conf::ConfGet>(bytes);
+    one::<conf::ConfGetReply>(bytes);
+    one::<conf::Register>(bytes);
+    one::<conf::RegisterReply>(bytes);
+    one::<conf::Heartbeat>(bytes);
+    one::<conf::HeartbeatReply>(bytes);
+    one::<conf::DeviceReport>(bytes);
+    one::<conf::DeviceReportReply>(bytes);
+    one::<conf::ClusterStatus>(bytes);
+    one::<conf::ClusterStatusReply>(bytes);
+    one::<object::ObjectOpen>(bytes);
+    one::<object::ObjectOpenReply>(bytes);
+    one::<object::ObjectUpdate>(bytes);
+    one::<object::ObjectUpdateReply>(bytes);
+    one::<object::ObjectDelete>(bytes);
+    one::<object::ObjectDeleteReply>(bytes);
+    one::<object::ObjectList>(bytes);
+    one::<object::ObjectListReply>(bytes);
+    one::<component::ComponentWrite>(bytes);
+    one::<component::ComponentWriteReply>(bytes);
+    one::<component::ComponentRead>(bytes);
+    one::<component::ComponentReadReply>(bytes);
+    one::<component::ComponentDelete>(bytes);
+    one::<component::ComponentDeleteReply>(bytes);
+    one::<admin::DeviceFault>(bytes);
+    one::<admin::DeviceFaultReply>(bytes);
+    one::<admin::Ping>(bytes);
+    one::<admin::PingReply>(bytes);
+    one::<admin::Shutdown>(bytes);
+    one::<admin::ShutdownReply>(bytes);
+    one::<FopError>(bytes);
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..160)) {
+        decode_as_everything(&bytes);
+    }
+
+    /// Mostly zeros with small numbers: lengths and variants that nearly make sense.
+    #[test]
+    fn plausible_bytes_never_panic(bytes in proptest::collection::vec(prop_oneof![8 => Just(0u8), 2 => 0u8..4, 1 => any::<u8>()], 0..160)) {
+        decode_as_everything(&bytes);
+    }
+
+    #[test]
+    fn component_writes_agree(
+        extents in proptest::collection::vec((any::<u64>(), any::<u64>()), 0..20),
+        checksums in proptest::collection::vec(any::<u32>(), 0..50),
+        generation: u64,
+    ) {
+        let body = component::ComponentWrite {
+            device: FID,
+            component: FID,
+            generation,
+            extents: extents.iter().map(|(start, count)| BlockExtent { start: *start, count: *count }).collect(),
+            checksums: checksums.clone(),
+        };
+        let agreed = agreed!((RawFid, RawFid, u64, Vec<(u64, u64)>, Vec<u32>):
+            (RAW, RAW, generation, extents, checksums));
+        prop_assert_eq!(encode(&body).unwrap(), agreed);
+    }
+}
