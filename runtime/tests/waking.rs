@@ -1,4 +1,6 @@
 //! Localities on real threads: sleeping, waking each other, and what an idle one costs.
+#![forbid(unsafe_code)]
+
 #![allow(clippy::unwrap_used, reason = "a test: a failure is its answer")]
 
 use std::cell::RefCell;
@@ -113,6 +115,53 @@ fn wakers_of_many_threads_are_never_missed() {
     });
     here.block_on(&clock, futures_util::future::join_all(waits)).unwrap();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+/// Wakes from another thread at the one moment that matters: after the last turn, before the locality says that it sleeps.
+struct LastMoment {
+    wake: Arc<AtomicWaker>,
+    is_woken: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Driver for LastMoment {
+    fn poll(&mut self, _now: Instant, _budget: usize) -> usize {
+        0
+    }
+    fn flush(&mut self, _now: Instant) {}
+    fn next_deadline(&self) -> Option<Instant> {
+        None
+    }
+    fn wait_fd(&self) -> Option<RawFd> {
+        None
+    }
+    fn before_sleep(&mut self) -> bool {
+        let (wake, is_woken) = (Arc::clone(&self.wake), Arc::clone(&self.is_woken));
+        let waker = std::thread::spawn(move || {
+            is_woken.store(true, Ordering::SeqCst);
+            wake.wake();
+        });
+        waker.join().unwrap();
+        true
+    }
+}
+
+#[test]
+fn a_wake_up_in_the_last_moment_before_sleep_is_seen() {
+    let clock = MonotonicClock::start();
+    let mut here = locality(None);
+    let handle = here.handle();
+    let (wake, is_woken) = (Arc::new(AtomicWaker::new()), Arc::default());
+    let driver = LastMoment { wake: Arc::clone(&wake), is_woken: Arc::clone(&is_woken) };
+    handle.add_driver(Rc::new(RefCell::new(driver)));
+    let woken = std::future::poll_fn(|context| {
+        wake.register(context.waker());
+        if is_woken.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending }
+    });
+    let start = clock.now();
+    let short = Duration::from_secs(5); // a lost wake-up ends here, and not by the wake-up
+    let waited = async { handle.timeout_at(clock.now() + short, woken).await };
+    assert_eq!(here.block_on(&clock, waited).unwrap(), Ok(()));
+    assert!(clock.now().since(start) < short, "the locality slept on until the deadline");
 }
 
 #[test]
