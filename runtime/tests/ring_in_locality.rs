@@ -1,6 +1,5 @@
 //! A ring as the driver of a locality: tasks write, flush and read a file, and the locality sleeps meanwhile.
 #![forbid(unsafe_code)]
-
 #![allow(clippy::unwrap_used, reason = "a test: a failure is its answer")]
 
 use std::cell::RefCell;

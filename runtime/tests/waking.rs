@@ -1,6 +1,5 @@
 //! Localities on real threads: sleeping, waking each other, and what an idle one costs.
 #![forbid(unsafe_code)]
-
 #![allow(clippy::unwrap_used, reason = "a test: a failure is its answer")]
 
 use std::cell::RefCell;
