@@ -1,6 +1,6 @@
 //! Bytes of every body: pinned (golden), agreed upon by an independent codec (wincode, over tuples of the same shape), and
 //! hostile ones refused without a panic or a large allocation.
-
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::type_complexity, reason = "helpers of tests; tuples mirror bodies")]
 
 use base::{BlockExtent, Endpoint, Fid, LayoutWidth};
