@@ -1,2 +1,70 @@
-//! The one binary.
-fn main() {}
+//! The one binary `clovis`: daemons, tools of users and operators, benchmarks. Called `c0cp` or `c0cat` it is that program.
+//!
+//! Must not know: how anything below works. Each command is a module; [`args`] holds every flag; a command that cannot do
+//! what was asked returns a [`failure::Failure`], printed as one line with exit status 1 (2 for a wrong command line).
+//! Start reading at [`quickstart`]: it walks the whole road.
+#![forbid(unsafe_code)]
+
+mod args;
+mod bench;
+mod blueprint;
+mod c0;
+mod cluster;
+mod cluster_folder;
+mod connection;
+mod daemon;
+mod device;
+mod failure;
+mod in_process;
+mod objects;
+mod progress;
+mod quickstart;
+mod table;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{C0cpArgs, C0catArgs, Cli, ClusterCommand, Command, Standalone};
+use failure::Failure;
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let name = arguments.first().map(Path::new).and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or("clovis");
+    let (program, outcome) = match name {
+        "c0cp" => ("c0cp", c0::copy_in(&Standalone::<C0cpArgs>::parse().args)),
+        "c0cat" => ("c0cat", c0::copy_out(&Standalone::<C0catArgs>::parse().args)),
+        _ => ("clovis", run(Cli::parse().command)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{program}: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Quickstart(args) => quickstart::run(&args),
+        Command::Cluster { action } => match action {
+            ClusterCommand::Start(args) => cluster::start(&args),
+            ClusterCommand::Stop(args) => cluster::stop(&args),
+            ClusterCommand::Status(args) => cluster::status(&args),
+        },
+        Command::Control(args) => daemon::control(&args),
+        Command::Server(args) => daemon::server(&args),
+        Command::Cp(args) => objects::copy_in(&args),
+        Command::Cat(args) => objects::copy_out(&args),
+        Command::Stat(args) => objects::stat(&args),
+        Command::Rm(args) => objects::remove(&args),
+        Command::Ls(args) => objects::list(&args),
+        Command::Device { action } => device::run(&action),
+        Command::Bench(args) => bench::run(&args),
+        Command::C0cp(args) => c0::copy_in(&args),
+        Command::C0cat(args) => c0::copy_out(&args),
+    }
+}

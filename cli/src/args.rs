@@ -1,0 +1,394 @@
+//! The command line: every word and flag, in one place. Values that have a type of their own are parsed here, so that a
+//! wrong one is refused before anything starts.
+
+use std::path::PathBuf;
+
+use base::{Endpoint, Fid, LayoutWidth, ObjectId};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Object store for HPC: servers, a control daemon, and the tools of users and operators, in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "clovis", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Start here: clovis quickstart\nDocumentation: README.md, ARCHITECTURE.md, docs/")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The words of `clovis`.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a whole cluster in this process, store a file, lose two devices, and read it back
+    Quickstart(QuickstartArgs),
+    /// Start, stop or look at a cluster of processes on this machine
+    Cluster {
+        /// What to do with it.
+        #[command(subcommand)]
+        action: ClusterCommand,
+    },
+    /// Run the control daemon in the foreground
+    Control(ControlArgs),
+    /// Run one server process in the foreground
+    Server(ServerArgs),
+    /// Store a file as an object (a present object is replaced as a whole)
+    Cp(CpArgs),
+    /// Write an object's bytes to standard output or to a file
+    Cat(CatArgs),
+    /// Show an object's record
+    Stat(StatArgs),
+    /// Delete objects
+    Rm(RmArgs),
+    /// List objects
+    Ls(LsArgs),
+    /// Take a device out of service, or make its accesses fail
+    Device {
+        /// What to do with it.
+        #[command(subcommand)]
+        action: DeviceCommand,
+    },
+    /// Measure this machine against peers and limits, as ratios
+    Bench(crate::bench::BenchArgs),
+    /// Copy a file into an object, with the flags of the Clovis example programs
+    #[command(name = "c0cp")]
+    C0cp(C0cpArgs),
+    /// Copy an object to a file or to standard output, with the flags of the Clovis example programs
+    #[command(name = "c0cat")]
+    C0cat(C0catArgs),
+}
+
+/// `clovis quickstart`
+#[derive(Debug, Args)]
+pub struct QuickstartArgs {
+    /// File to store; without it, bytes are generated
+    pub file: Option<PathBuf>,
+    /// Folder for the device files (default: a temporary one, removed at the end)
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Number of devices, each a file in the folder
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub devices: u32,
+    /// Parity groups: N data, K parity, S spare units
+    #[arg(long, value_name = "N+K+S", default_value = "4+2+1")]
+    pub layout: LayoutWidth,
+    /// Bytes to generate if no file is given
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_size)]
+    pub size: u64,
+    /// Keep the folder
+    #[arg(long)]
+    pub keep: bool,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `clovis cluster ...`
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Start the daemons; the first time, make the folder and its configuration
+    Start(ClusterStartArgs),
+    /// Ask every daemon to stop and wait until it has
+    Stop(ClusterDirArgs),
+    /// Show processes and devices
+    Status(ClusterStatusArgs),
+}
+
+/// `clovis cluster start`
+#[derive(Debug, Args)]
+pub struct ClusterStartArgs {
+    /// Folder of the cluster: configuration, device files, logs
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Server processes [default: 4]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub servers: Option<u32>,
+    /// Devices of each server, each a file in the folder [default: 2]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub devices_per_server: Option<u32>,
+    /// Network between the processes
+    #[arg(long, value_enum, default_value_t = Transport::Tcp)]
+    pub transport: Transport,
+    /// Parity groups: N data, K parity, S spare units [default: 4+2+1]
+    #[arg(long, value_name = "N+K+S")]
+    pub layout: Option<LayoutWidth>,
+    /// Size of each device file, preallocated [default: 512M]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub device_size: Option<u64>,
+    /// First of the ports to listen on (default: free ones are looked for)
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(4096..))]
+    pub first_port: Option<u16>,
+    /// Seconds to wait for every process to be ready
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub wait: u64,
+}
+
+/// Networks that a cluster can be started on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Transport {
+    /// TCP on loopback
+    Tcp,
+    /// RDMA verbs
+    Verbs,
+}
+
+/// A cluster's folder.
+#[derive(Debug, Args)]
+pub struct ClusterDirArgs {
+    /// Folder of the cluster
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
+/// `clovis cluster status`
+#[derive(Debug, Args)]
+pub struct ClusterStatusArgs {
+    /// Folder of the cluster
+    #[arg(long, value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `clovis control`
+#[derive(Debug, Args)]
+pub struct ControlArgs {
+    /// The cluster's configuration file
+    #[arg(long, env = "CLOVIS_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// `clovis server`
+#[derive(Debug, Args)]
+pub struct ServerArgs {
+    /// The cluster's configuration file
+    #[arg(long, env = "CLOVIS_CONFIG", value_name = "FILE")]
+    pub config: PathBuf,
+    /// Which server of the configuration this is
+    #[arg(long, value_name = "FID")]
+    pub process: Fid,
+}
+
+/// Where the cluster is, for every command that talks to one.
+#[derive(Clone, Debug, Args)]
+pub struct ConnectArgs {
+    /// The cluster's configuration file
+    #[arg(long, env = "CLOVIS_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Seconds until an operation gives up
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub timeout: u64,
+}
+
+/// `clovis cp`
+#[derive(Debug, Args)]
+pub struct CpArgs {
+    /// File to store
+    pub file: PathBuf,
+    /// Object id, HI:LO
+    pub id: ObjectId,
+    /// Unit size (a power of two from 4K to 1M); default: the pool's
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub unit: Option<u64>,
+    /// Fail if the object exists
+    #[arg(short = 'n', long)]
+    pub no_replace: bool,
+    /// No progress bar
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis cat`
+#[derive(Debug, Args)]
+pub struct CatArgs {
+    /// Object id, HI:LO
+    pub id: ObjectId,
+    /// Write to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Read the parity units too and compare
+    #[arg(short = 'r', long)]
+    pub verify: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis stat`
+#[derive(Debug, Args)]
+pub struct StatArgs {
+    /// Object id, HI:LO
+    pub id: ObjectId,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis rm`
+#[derive(Debug, Args)]
+pub struct RmArgs {
+    /// Object ids, HI:LO
+    #[arg(required = true)]
+    pub ids: Vec<ObjectId>,
+    /// An object that does not exist is no error
+    #[arg(short, long)]
+    pub force: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis ls`
+#[derive(Debug, Args)]
+pub struct LsArgs {
+    /// Only the ids
+    #[arg(short = '1', long)]
+    pub ids: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis device ...`
+#[derive(Debug, Subcommand)]
+pub enum DeviceCommand {
+    /// Declare a device FAILED: writes skip it, reads rebuild its units
+    Fail(DeviceArgs),
+    /// Fault rule: each access to the device fails with EIO from now on, until its server restarts
+    Break(DeviceArgs),
+}
+
+/// Names a device.
+#[derive(Debug, Args)]
+pub struct DeviceArgs {
+    /// The device's fid, or its position in the pool from 0
+    pub device: String,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// The flags that all Clovis example programs share.
+#[derive(Clone, Debug, Args)]
+pub struct C0Args {
+    /// Endpoint of this client, as in 127.0.0.1@tcp:12345:44:301
+    #[arg(short = 'l', long = "local", value_name = "ENDPOINT")]
+    pub local: Endpoint,
+    /// Endpoint of the cluster's control daemon (HA)
+    #[arg(short = 'H', long = "ha", value_name = "ENDPOINT")]
+    pub ha: Endpoint,
+    /// Profile
+    #[arg(short = 'p', long = "profile", value_name = "FID")]
+    pub profile: Fid,
+    /// Process fid of this client
+    #[arg(short = 'P', long = "process", value_name = "FID")]
+    pub process: Fid,
+    /// Object id, HI:LO
+    #[arg(short = 'o', long = "object", value_name = "HI:LO")]
+    pub object: ObjectId,
+    /// Block size in bytes
+    #[arg(short = 's', long = "block-size", value_name = "BYTES", value_parser = parse_size)]
+    pub block_size: u64,
+    /// Number of blocks
+    #[arg(short = 'c', long = "block-count", value_name = "COUNT")]
+    pub block_count: u64,
+    /// Layout id: 1 to 9 for units of 4 KiB to 1 MiB, 0 for the pool's
+    #[arg(short = 'L', long = "layout-id", value_name = "ID", default_value_t = 0)]
+    pub layout_id: u64,
+    /// Read the parity units too and compare
+    #[arg(short = 'r', long = "read-verify")]
+    pub read_verify: bool,
+}
+
+/// `c0cp`
+#[derive(Debug, Args)]
+pub struct C0cpArgs {
+    /// Shared flags.
+    #[command(flatten)]
+    pub common: C0Args,
+    /// Write into an object that exists
+    #[arg(short = 'u', long = "update-mode")]
+    pub update: bool,
+    /// File to copy
+    pub source: PathBuf,
+}
+
+/// `c0cat`
+#[derive(Debug, Args)]
+pub struct C0catArgs {
+    /// Shared flags.
+    #[command(flatten)]
+    pub common: C0Args,
+    /// File to write; standard output without it
+    pub output: Option<PathBuf>,
+}
+
+/// `c0cp` or `c0cat` called by that name.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+pub struct Standalone<T: Args> {
+    /// The flags.
+    #[command(flatten)]
+    pub args: T,
+}
+
+/// Parses `64M`, `4096`, `1G`, `64KiB`: bytes with an optional binary suffix.
+///
+/// Errors: no number, an unknown suffix, or more than 2^64-1 bytes.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.len() - text.trim_start_matches(|letter: char| letter.is_ascii_digit()).len();
+    let (number, suffix) = text.split_at(digits);
+    let shift = match suffix.to_ascii_uppercase().trim_end_matches('B').trim_end_matches('I') {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(format!("{suffix:?} is not a size suffix: use K, M, G or T (powers of 1024)")),
+    };
+    let value: u64 = number.parse().map_err(|_| format!("{text:?} is not a size: write 4096, 64K, 64M or 1G"))?;
+    value.checked_mul(1 << shift).ok_or_else(|| format!("{text:?} is more than 2^64-1 bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+        Standalone::<C0cpArgs>::command().debug_assert();
+        Standalone::<C0catArgs>::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_parse_with_binary_suffixes() {
+        assert_eq!(parse_size("4096"), Ok(4096));
+        assert_eq!(parse_size("64K"), Ok(65536));
+        assert_eq!(parse_size("64KiB"), Ok(65536));
+        assert_eq!(parse_size("1g"), Ok(1 << 30));
+        assert!(parse_size("12X").is_err());
+        assert!(parse_size("M").is_err());
+        assert!(parse_size("-1").is_err());
+        assert!(parse_size("99999999999T").is_err());
+    }
+
+    #[test]
+    fn the_well_known_example_parses() {
+        let line = "c0cp -l 127.0.0.1@tcp:12345:44:301 -H 127.0.0.1@tcp:12345:45:1 -p 0x7000000000000001:0 \
+                    -P 0x7200000000000000:0 -o 12:34 abcd-512K -s 4096 -c 128 -L 1";
+        let parsed = Standalone::<C0cpArgs>::try_parse_from(line.split_whitespace()).unwrap().args;
+        assert_eq!((parsed.common.block_size, parsed.common.block_count, parsed.common.layout_id), (4096, 128, 1));
+        assert_eq!(parsed.common.object, ObjectId::new(12, 34).unwrap());
+    }
+}

@@ -1,0 +1,158 @@
+//! Plans a new cluster: fids, endpoints, device files. What `cluster start` and `quickstart` make is the same cluster,
+//! once over TCP between processes and once in one process.
+
+use std::path::PathBuf;
+
+use base::units::{KIB, MIB};
+use base::{Endpoint, Fid, FidType, LayoutWidth, limits};
+use faces::cluster_file::{
+    ClusterFile, ClusterId, ClusterSection, ControlSection, Credential, DeviceSection, PoolSection, ServerSection, Transport,
+};
+
+use crate::failure::Failure;
+
+/// The profile of a cluster that has one: the one that the examples of old name.
+pub const PROFILE: Fid = Fid::new(FidType::Profile, 1, 0);
+
+/// The layout where nobody chooses one: any two devices may be lost.
+pub const WIDTH_DEFAULT: LayoutWidth = match LayoutWidth::new(4, 2, 1) {
+    Ok(width) => width,
+    Err(_) => panic!("4+2+1 is a valid layout"),
+};
+
+/// Size of the control daemon's store.
+pub const CONTROL_STORE_BYTES: u64 = 16 * MIB;
+
+/// What a new cluster shall be.
+#[derive(Debug)]
+pub struct Blueprint {
+    /// Name for people.
+    pub name: String,
+    /// Network between the members.
+    pub transport: Transport,
+    /// N+K+S.
+    pub width: LayoutWidth,
+    /// Server processes.
+    pub servers: u32,
+    /// Devices in all; device i belongs to server i modulo `servers`.
+    pub devices: u32,
+    /// Bytes of each device.
+    pub device_bytes: u64,
+}
+
+/// 32 bytes and a number from the operating system's source of randomness.
+fn secrets() -> Result<(Credential, u64), Failure> {
+    let mut bytes = [0u8; 40];
+    std::fs::File::open("/dev/urandom")
+        .and_then(|mut source| std::io::Read::read_exact(&mut source, &mut bytes))
+        .map_err(Failure::while_doing("reading /dev/urandom for the cluster's credential"))?;
+    let mut credential = [0u8; 32];
+    credential.copy_from_slice(&bytes[..32]);
+    let mut id = [0u8; 8];
+    id.copy_from_slice(&bytes[32..]);
+    Ok((Credential::from_bytes(credential), u64::from_le_bytes(id)))
+}
+
+impl Blueprint {
+    /// The cluster file. `endpoints`: control's first, then one per server.
+    ///
+    /// Errors: fewer devices than the layout is wide, no randomness, or whatever else a cluster file may not say.
+    pub fn draw(&self, endpoints: &[Endpoint]) -> Result<ClusterFile, Failure> {
+        if self.devices < self.width.width() {
+            return Err(Failure::new(format!(
+                "the layout {} needs at least {} devices, and there are {}: take more devices or a narrower layout",
+                self.width,
+                self.width.width(),
+                self.devices
+            )));
+        }
+        let (credential, id) = secrets()?;
+        let [control, servers @ ..] = endpoints else {
+            return Err(Failure::new("a cluster needs an endpoint for its control daemon"));
+        };
+        let process = |index: u32| Fid::new(FidType::Process, 1, u64::from(index) + 1);
+        let file = ClusterFile {
+            cluster: ClusterSection {
+                name: self.name.clone(),
+                id: ClusterId(id),
+                profile: PROFILE,
+                transport: self.transport,
+                credential,
+            },
+            control: ControlSection {
+                endpoint: *control,
+                store: PathBuf::from("control.dev"),
+                store_bytes: CONTROL_STORE_BYTES,
+            },
+            pool: PoolSection {
+                fid: Fid::new(FidType::Pool, 1, 1),
+                version: Fid::new(FidType::PoolVersion, 1, 1),
+                layout: self.width,
+                unit_bytes: limits::UNIT_BYTES_DEFAULT,
+            },
+            servers: (0..self.servers)
+                .zip(servers)
+                .map(|(index, endpoint)| ServerSection { process: process(index), endpoints: vec![*endpoint] })
+                .collect(),
+            devices: (0..self.devices)
+                .map(|index| DeviceSection {
+                    fid: Fid::new(FidType::Device, 1, u64::from(index) + 1),
+                    server: process(index % self.servers),
+                    locality: 0,
+                    path: PathBuf::from(format!("devices/device-{index}.dev")),
+                    size_bytes: self.device_bytes,
+                })
+                .collect(),
+        };
+        file.validate().map_err(|error| Failure::new(error.to_string()))?;
+        Ok(file)
+    }
+}
+
+/// Bytes that each of `devices` devices needs so that `object_bytes` fit twice (a replacement stands beside the old
+/// bytes until it is committed), with room for the log and checkpoints; a multiple of 1 MiB.
+pub fn device_bytes_for(object_bytes: u64, width: LayoutWidth, devices: u32) -> u64 {
+    let coded = u128::from(object_bytes) * u128::from(width.coded()) / u128::from(width.data());
+    let share = u64::try_from(2 * coded / u128::from(devices.max(1))).unwrap_or(u64::MAX / 2);
+    let with_metadata = share.saturating_add(share / 8).saturating_add(64 * MIB);
+    with_metadata.next_multiple_of(MIB)
+}
+
+const _: () = assert!(CONTROL_STORE_BYTES.is_multiple_of(64 * KIB));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base::Nid;
+
+    fn endpoints(count: u16) -> Vec<Endpoint> {
+        (0..count).map(|tmid| Endpoint { nid: Nid::LOOPBACK, pid: 12345, portal: 34, tmid }).collect()
+    }
+
+    fn blueprint(devices: u32) -> Blueprint {
+        Blueprint {
+            name: "test".to_owned(),
+            transport: Transport::Lo,
+            width: "4+2+1".parse().unwrap(),
+            servers: 4,
+            devices,
+            device_bytes: 64 * MIB,
+        }
+    }
+
+    #[test]
+    fn a_drawn_cluster_is_valid_and_spreads_devices_over_servers() {
+        let file = blueprint(8).draw(&endpoints(5)).unwrap();
+        assert_eq!(file.servers.len(), 4);
+        for server in &file.servers {
+            assert_eq!(file.devices_of(server.process).count(), 2);
+        }
+        assert_eq!(ClusterFile::parse(&file.to_toml().unwrap()).unwrap(), file);
+    }
+
+    #[test]
+    fn too_few_devices_are_refused_with_the_numbers() {
+        let refusal = blueprint(6).draw(&endpoints(5)).unwrap_err().to_string();
+        assert!(refusal.contains("needs at least 7 devices, and there are 6"), "{refusal}");
+    }
+}

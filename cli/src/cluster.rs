@@ -1,0 +1,397 @@
+//! `clovis cluster start|stop|status`: the daemons of one cluster on this machine, as processes over loopback.
+//!
+//! Starting a folder again starts the daemons that do not run: that is also how a killed server comes back.
+//! Left over on failure: daemons that did start keep running and are named in `status`; `stop` ends them.
+
+use std::fs::OpenOptions;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use base::units::MIB;
+use base::{Endpoint, Fid, Nid, endpoint};
+use faces::cluster_file::{ClusterFile, Transport as FileTransport};
+use fops::admin::Shutdown;
+use fops::conf::{ClusterStatus, ClusterStatusReply};
+use serde_json::json;
+
+use crate::args::{ClusterDirArgs, ClusterStartArgs, ClusterStatusArgs, Transport};
+use crate::blueprint::Blueprint;
+use crate::cluster_folder::ClusterFolder;
+use crate::connection::{Station, create_device, format_device, load_cluster_file};
+use crate::daemon::server_name;
+use crate::failure::Failure;
+use crate::table::{Align, Table, bytes_text};
+
+/// How often a condition is looked at while waiting for another process.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How long a daemon may take to stop after it was asked, and again after it was told by a signal.
+const STOP_WITHIN: Duration = Duration::from_secs(15);
+
+const CONTROL_NAME: &str = "control";
+
+/// `clovis cluster start`
+pub fn start(args: &ClusterStartArgs) -> Result<(), Failure> {
+    if args.transport == Transport::Verbs {
+        return Err(Failure::new(
+            "the verbs transport is not in this build: start the cluster with --transport tcp",
+        ));
+    }
+    let folder = ClusterFolder::new(&args.dir)?;
+    let file = if folder.config().exists() {
+        let file = load_cluster_file(&folder.config())?;
+        refuse_other_shape(args, &file)?;
+        file
+    } else {
+        make(args, &folder)?
+    };
+    let mut daemons = Vec::new();
+    let names = [(CONTROL_NAME.to_owned(), None)];
+    let servers = file.servers.iter().map(|server| (server_name(server.process), Some(server.process)));
+    for (name, process) in names.into_iter().chain(servers) {
+        if folder.running(&name).is_none() {
+            daemons.push((name.clone(), spawn(&folder, &name, process)?));
+        }
+    }
+    if daemons.is_empty() {
+        println!("every process of the cluster in {} runs already", folder.root().display());
+        return Ok(());
+    }
+    let status = wait_until_ready(&folder, &file, &mut daemons, Duration::from_secs(args.wait))?;
+    print!("{}", status_tables(&folder, &file, Some(&status)));
+    println!("\nNext:");
+    println!("  export CLOVIS_CONFIG={}", folder.config().display());
+    println!("  clovis cp FILE 12:34 && clovis cat 12:34 | cmp - FILE");
+    println!("  clovis cluster stop --dir {}", folder.root().display());
+    Ok(())
+}
+
+/// A folder that exists keeps its shape: flags that say otherwise are refused, not ignored.
+fn refuse_other_shape(args: &ClusterStartArgs, file: &ClusterFile) -> Result<(), Failure> {
+    let servers = u32::try_from(file.servers.len()).unwrap_or(u32::MAX);
+    let devices = u32::try_from(file.devices.len()).unwrap_or(u32::MAX);
+    let wanted_devices = args.devices_per_server.map(|each| each * args.servers.unwrap_or(servers));
+    let differs = |what: &str, have: String, wanted: String| {
+        Failure::new(format!(
+            "the cluster in {} has {what} {have}, not {wanted}: leave the flag out, or use another folder",
+            args.dir.display()
+        ))
+    };
+    if let Some(wanted) = args.servers.filter(|wanted| *wanted != servers) {
+        return Err(differs("servers:", servers.to_string(), wanted.to_string()));
+    }
+    if let Some(wanted) = wanted_devices.filter(|wanted| *wanted != devices) {
+        return Err(differs("devices:", devices.to_string(), wanted.to_string()));
+    }
+    if let Some(wanted) = args.layout.filter(|wanted| *wanted != file.pool.layout) {
+        return Err(differs("the layout", file.pool.layout.to_string(), wanted.to_string()));
+    }
+    let device_bytes = file.devices.first().map_or(0, |device| device.size_bytes);
+    if let Some(wanted) = args.device_size.filter(|wanted| *wanted != device_bytes) {
+        return Err(differs("devices of", bytes_text(device_bytes), bytes_text(wanted)));
+    }
+    let port = file.control.endpoint.port();
+    if let Some(wanted) = args.first_port.filter(|wanted| Some(*wanted) != port) {
+        return Err(differs("its control daemon on port", format!("{port:?}"), wanted.to_string()));
+    }
+    Ok(())
+}
+
+/// Makes the folder, the device files and, last, the configuration.
+fn make(args: &ClusterStartArgs, folder: &ClusterFolder) -> Result<ClusterFile, Failure> {
+    let servers = args.servers.unwrap_or(4);
+    let blueprint = Blueprint {
+        name: folder.root().file_name().map_or_else(|| "clovis".to_owned(), |name| name.to_string_lossy().into_owned()),
+        transport: FileTransport::Tcp,
+        width: args.layout.unwrap_or(crate::blueprint::WIDTH_DEFAULT),
+        servers,
+        devices: servers * args.devices_per_server.unwrap_or(2),
+        device_bytes: args.device_size.unwrap_or(512 * MIB),
+    };
+    let file = blueprint.draw(&choose_endpoints(args.first_port, servers + 1)?)?;
+    folder.create()?;
+    let mut station = Station::new("format")?;
+    create_device(&folder.root().join(&file.control.store), file.control.store_bytes)?;
+    for device in &file.devices {
+        let path = folder.root().join(&device.path);
+        format_device(&mut station, &path, device.size_bytes, device.fid, file.cluster.id.0)?;
+    }
+    folder.write_config(&file.to_toml().map_err(|error| Failure::new(error.to_string()))?)?;
+    Ok(file)
+}
+
+/// Endpoints on loopback whose ports are free now. Errors: a port of a row that was asked for is in use.
+fn choose_endpoints(first_port: Option<u16>, count: u32) -> Result<Vec<Endpoint>, Failure> {
+    let nid = Nid::tcp(Ipv4Addr::LOCALHOST);
+    let free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+    let mut endpoints = Vec::new();
+    if let Some(first) = first_port {
+        for offset in 0..count {
+            let port = u16::try_from(u32::from(first) + offset)
+                .map_err(|_| Failure::new(format!("{count} ports from {first} on go beyond 65535")))?;
+            free(port).map_err(|error| Failure::new(format!("port {port} on 127.0.0.1 is in use: {error}")))?;
+            endpoints.extend(Endpoint::from_port(nid, port));
+        }
+        return Ok(endpoints);
+    }
+    // Below the range from which the kernel hands out ports of its own (32768 on), so that a daemon finds its port
+    // free again after a restart. Where the row starts is random: several clusters start at once on one machine.
+    let (lowest, highest) = (endpoint::PORT_FIRST + 4096, 32_767);
+    let start = fastrand::Rng::new().u16(lowest..=highest);
+    for port in (start..=highest).chain(lowest..start) {
+        if endpoints.len() == usize::try_from(count).unwrap_or(usize::MAX) {
+            break;
+        }
+        if free(port).is_ok() {
+            endpoints.extend(Endpoint::from_port(nid, port));
+        }
+    }
+    Ok(endpoints)
+}
+
+/// Starts a daemon of this very binary, in a process group of its own, its output in its log.
+fn spawn(folder: &ClusterFolder, name: &str, process: Option<Fid>) -> Result<Child, Failure> {
+    let doing = || format!("starting {name}");
+    let log_path = folder.log(name);
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&log_path)
+        .map_err(Failure::while_doing(format!("opening {}", log_path.display())))?;
+    let errors = log.try_clone().map_err(Failure::while_doing(doing()))?;
+    let mut command = Command::new(std::env::current_exe().map_err(Failure::while_doing(doing()))?);
+    match process {
+        None => command.arg("control"),
+        Some(process) => command.arg("server").arg("--process").arg(process.to_string()),
+    };
+    command.arg("--config").arg(folder.config());
+    command.stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
+    let child = command.spawn().map_err(Failure::while_doing(doing()))?;
+    folder.note_running(name, child.id())?;
+    Ok(child)
+}
+
+/// Waits until control reports every process alive. Errors: a daemon ended (its last words are given), or time is up.
+fn wait_until_ready(
+    folder: &ClusterFolder,
+    file: &ClusterFile,
+    daemons: &mut [(String, Child)],
+    within: Duration,
+) -> Result<ClusterStatusReply, Failure> {
+    let mut station = Station::new("cluster-start")?;
+    let deadline = station.now() + within;
+    let mut silent = "control does not answer".to_owned();
+    loop {
+        for (name, child) in daemons.iter_mut() {
+            if let Some(status) = child.try_wait().map_err(Failure::while_doing(format!("watching {name}")))? {
+                folder.forget(name);
+                return Err(Failure::new(format!("{name} ended ({status}): {}", folder.last_words(name))));
+            }
+        }
+        if let Ok(status) = ask_status(&mut station, file, Duration::from_secs(1)) {
+            let missing: Vec<String> =
+                status.processes.iter().filter(|one| !one.alive).map(|one| server_name(one.process)).collect();
+            if missing.is_empty() {
+                return Ok(status);
+            }
+            silent = format!("not registered with control: {}", missing.join(", "));
+        }
+        if station.now() > deadline {
+            return Err(Failure::new(format!(
+                "the cluster is not ready after {} s ({silent}); logs are in {}",
+                within.as_secs(),
+                folder.root().join("log").display()
+            )));
+        }
+        station.pause(LOOK_AGAIN)?;
+    }
+}
+
+fn ask_status(station: &mut Station, file: &ClusterFile, within: Duration) -> Result<ClusterStatusReply, Failure> {
+    station.call(file, file.control.endpoint, &ClusterStatus, within)
+}
+
+/// `clovis cluster stop`
+pub fn stop(args: &ClusterDirArgs) -> Result<(), Failure> {
+    let folder = ClusterFolder::new(&args.dir)?;
+    let file = load_cluster_file(&folder.config())?;
+    let mut station = Station::new("cluster-stop")?;
+    let mut stopped = 0;
+    // Servers first: they take leave of control, which goes last.
+    let servers = file.servers.iter().map(|server| (server_name(server.process), server.endpoints.first().copied()));
+    let control = (CONTROL_NAME.to_owned(), Some(file.control.endpoint));
+    let members: Vec<(String, Option<Endpoint>)> = servers.chain([control]).collect();
+    for (name, endpoint) in members {
+        let Some(process_id) = folder.running(&name) else {
+            folder.forget(&name);
+            continue;
+        };
+        let asked = match endpoint {
+            Some(endpoint) => station.call(&file, endpoint, &Shutdown, Duration::from_secs(5)).map(drop),
+            None => Err(Failure::new("it has no endpoint")),
+        };
+        if let Err(failure) = asked {
+            eprintln!("clovis: {name} (process {process_id}) does not take the request to stop ({failure}); sending SIGTERM");
+            signal(process_id, rustix::process::Signal::TERM)?;
+        }
+        if !gone_within(&mut station, &folder, &name, STOP_WITHIN)? {
+            eprintln!("clovis: {name} (process {process_id}) still runs; sending SIGKILL");
+            signal(process_id, rustix::process::Signal::KILL)?;
+            if !gone_within(&mut station, &folder, &name, STOP_WITHIN)? {
+                return Err(Failure::new(format!("{name} (process {process_id}) does not end")));
+            }
+        }
+        folder.forget(&name);
+        stopped += 1;
+    }
+    println!("{stopped} processes stopped");
+    Ok(())
+}
+
+fn signal(process_id: u32, signal: rustix::process::Signal) -> Result<(), Failure> {
+    let pid = i32::try_from(process_id).ok().and_then(rustix::process::Pid::from_raw);
+    let Some(pid) = pid else { return Ok(()) };
+    match rustix::process::kill_process(pid, signal) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(Failure::new(format!("signalling process {process_id}: {error}"))),
+    }
+}
+
+fn gone_within(station: &mut Station, folder: &ClusterFolder, name: &str, within: Duration) -> Result<bool, Failure> {
+    let deadline = station.now() + within;
+    while folder.running(name).is_some() {
+        if station.now() > deadline {
+            return Ok(false);
+        }
+        station.pause(LOOK_AGAIN)?;
+    }
+    Ok(true)
+}
+
+/// `clovis cluster status`
+pub fn status(args: &ClusterStatusArgs) -> Result<(), Failure> {
+    let folder = ClusterFolder::new(&args.dir)?;
+    let file = load_cluster_file(&folder.config())?;
+    let mut station = Station::new("cluster-status")?;
+    let answer = ask_status(&mut station, &file, Duration::from_secs(5));
+    if args.json {
+        let status = answer?;
+        println!("{}", status_json(&folder, &file, &status));
+        return Ok(());
+    }
+    match answer {
+        Ok(status) => print!("{}", status_tables(&folder, &file, Some(&status))),
+        Err(failure) => {
+            print!("{}", status_tables(&folder, &file, None));
+            return Err(failure);
+        }
+    }
+    Ok(())
+}
+
+fn status_tables(folder: &ClusterFolder, file: &ClusterFile, status: Option<&ClusterStatusReply>) -> String {
+    let pid = |name: &str| folder.running(name).map_or_else(|| "-".to_owned(), |process_id| process_id.to_string());
+    let mut processes = Table::new(&[
+        ("process", Align::Left),
+        ("fid", Align::Left),
+        ("endpoint", Align::Left),
+        ("pid", Align::Right),
+        ("state", Align::Left),
+    ]);
+    let control_state = if status.is_some() { "serving" } else { "no answer" };
+    processes.row([
+        CONTROL_NAME.to_owned(),
+        String::new(),
+        file.control.endpoint.to_string(),
+        pid(CONTROL_NAME),
+        control_state.to_owned(),
+    ]);
+    for server in &file.servers {
+        let name = server_name(server.process);
+        let seen = status.and_then(|status| status.processes.iter().find(|one| one.process == server.process));
+        let state = match seen {
+            Some(one) if one.alive => "alive",
+            Some(one) if one.silent_ms.is_some() => "lease lost",
+            Some(_) => "never registered",
+            None => "unknown",
+        };
+        let endpoint = server.endpoints.first().map(Endpoint::to_string).unwrap_or_default();
+        processes.row([name.clone(), server.process.to_string(), endpoint, pid(&name), state.to_owned()]);
+    }
+    let mut devices = Table::new(&[
+        ("target", Align::Right),
+        ("device", Align::Left),
+        ("server", Align::Left),
+        ("state", Align::Left),
+        ("size", Align::Right),
+        ("free", Align::Right),
+        ("errors", Align::Right),
+    ]);
+    for (target, device) in file.devices.iter().enumerate() {
+        let seen = status.and_then(|status| status.devices.iter().find(|one| one.device == device.fid));
+        let mut cells = vec![target.to_string(), device.fid.to_string(), server_name(device.server)];
+        match seen {
+            Some(one) => cells.extend([
+                one.state.clone(),
+                bytes_text(one.size_blocks.saturating_mul(base::units::BLOCK_BYTES)),
+                bytes_text(one.free_blocks.saturating_mul(base::units::BLOCK_BYTES)),
+                one.errors.to_string(),
+            ]),
+            None => cells.push("unknown".to_owned()),
+        }
+        devices.row(cells);
+    }
+    let version = status.map_or_else(String::new, |status| format!(", configuration version {}", status.version));
+    format!("cluster {}, layout {}{version}\n\n{}\n{}", file.cluster.name, file.pool.layout, processes.render(), devices.render())
+}
+
+fn status_json(folder: &ClusterFolder, file: &ClusterFile, status: &ClusterStatusReply) -> serde_json::Value {
+    let processes: Vec<_> = status
+        .processes
+        .iter()
+        .map(|one| {
+            let name = server_name(one.process);
+            json!({ "name": name, "fid": one.process.to_string(), "alive": one.alive, "silent_ms": one.silent_ms,
+                    "pid": folder.running(&name) })
+        })
+        .collect();
+    let devices: Vec<_> = status
+        .devices
+        .iter()
+        .map(|one| {
+            json!({ "fid": one.device.to_string(), "state": one.state, "size_blocks": one.size_blocks,
+                    "free_blocks": one.free_blocks, "errors": one.errors })
+        })
+        .collect();
+    json!({
+        "cluster": file.cluster.name,
+        "layout": file.pool.layout.to_string(),
+        "configuration_version": status.version,
+        "control": { "endpoint": file.control.endpoint.to_string(), "pid": folder.running(CONTROL_NAME) },
+        "processes": processes,
+        "devices": devices,
+    })
+}
+
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_in_use_is_named() {
+        let holder = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = holder.local_addr().unwrap().port();
+        let refusal = choose_endpoints(Some(port), 1).unwrap_err().to_string();
+        assert!(refusal.contains(&format!("port {port} on 127.0.0.1 is in use")), "{refusal}");
+    }
+
+    #[test]
+    fn chosen_endpoints_are_distinct_and_below_the_kernels_range() {
+        let endpoints = choose_endpoints(None, 5).unwrap();
+        let ports: std::collections::BTreeSet<_> = endpoints.iter().filter_map(Endpoint::port).collect();
+        assert_eq!(ports.len(), 5);
+        assert!(ports.iter().all(|port| *port < 32_768));
+    }
+}

@@ -1,0 +1,155 @@
+//! A cluster's folder, as `clovis cluster start --dir D` makes it, and who runs in it.
+//!
+//! ```text
+//! D/clovis.toml        configuration and credential, mode 0600; written last when the folder is made
+//! D/control.dev        the control daemon's own store
+//! D/devices/NAME.dev   one file per device, preallocated
+//! D/log/NAME.log       what a daemon prints
+//! D/run/NAME.pid       process id and start time of a running daemon
+//! D/bin/               links to the one binary under the names clovis, c0cp and c0cat
+//! ```
+//! A pid file counts only while a process with that id and that start time exists, so that a reused id is never signalled.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{OpenOptionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use crate::failure::Failure;
+
+/// Paths inside a cluster's folder.
+#[derive(Clone, Debug)]
+pub struct ClusterFolder {
+    root: PathBuf,
+}
+
+impl ClusterFolder {
+    /// The folder at `root`; absolute from here on, since daemons keep using it.
+    pub fn new(root: &Path) -> Result<ClusterFolder, Failure> {
+        let root = std::path::absolute(root).map_err(Failure::while_doing(format!("the folder {}", root.display())))?;
+        Ok(ClusterFolder { root })
+    }
+
+    /// D itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+    /// D/clovis.toml
+    pub fn config(&self) -> PathBuf {
+        self.root.join("clovis.toml")
+    }
+    /// D/log/NAME.log
+    pub fn log(&self, name: &str) -> PathBuf {
+        self.root.join("log").join(format!("{name}.log"))
+    }
+    fn pid_file(&self, name: &str) -> PathBuf {
+        self.root.join("run").join(format!("{name}.pid"))
+    }
+
+    /// Makes the folder and its sub-folders. Errors: it holds something already, or cannot be made.
+    pub fn create(&self) -> Result<(), Failure> {
+        let doing = |path: &Path| format!("making the folder {}", path.display());
+        if self.root.exists() && fs::read_dir(&self.root).map_err(Failure::while_doing(doing(&self.root)))?.next().is_some() {
+            return Err(Failure::new(format!(
+                "{} is not empty and holds no clovis.toml: name a new folder, or empty this one",
+                self.root.display()
+            )));
+        }
+        for folder in ["devices", "log", "run", "bin"] {
+            let path = self.root.join(folder);
+            fs::create_dir_all(&path).map_err(Failure::while_doing(doing(&path)))?;
+        }
+        let binary = std::env::current_exe().map_err(Failure::while_doing("finding this program's own file"))?;
+        for name in ["clovis", "c0cp", "c0cat"] {
+            let link = self.root.join("bin").join(name);
+            symlink(&binary, &link).map_err(Failure::while_doing(format!("making the link {}", link.display())))?;
+        }
+        Ok(())
+    }
+
+    /// Writes clovis.toml as a whole or not at all, readable by its owner only (it holds the credential).
+    pub fn write_config(&self, text: &str) -> Result<(), Failure> {
+        let path = self.config();
+        let draft = self.root.join("clovis.toml.new");
+        let doing = || format!("writing {}", path.display());
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&draft)
+            .map_err(Failure::while_doing(doing()))?;
+        file.write_all(text.as_bytes()).map_err(Failure::while_doing(doing()))?;
+        file.sync_all().map_err(Failure::while_doing(doing()))?;
+        fs::rename(&draft, &path).map_err(Failure::while_doing(doing()))
+    }
+
+    /// Notes that `name` runs as `process_id`.
+    pub fn note_running(&self, name: &str, process_id: u32) -> Result<(), Failure> {
+        let started = start_ticks(process_id).unwrap_or(0);
+        let path = self.pid_file(name);
+        fs::write(&path, format!("{process_id} {started}\n"))
+            .map_err(Failure::while_doing(format!("writing {}", path.display())))
+    }
+
+    /// The process id of `name`, if that very process still runs.
+    pub fn running(&self, name: &str) -> Option<u32> {
+        let text = fs::read_to_string(self.pid_file(name)).ok()?;
+        let (process_id, started) = text.trim().split_once(' ')?;
+        let process_id = process_id.parse().ok()?;
+        (start_ticks(process_id) == started.parse().ok()).then_some(process_id)
+    }
+
+    /// Forgets the pid file of `name`.
+    pub fn forget(&self, name: &str) {
+        // A missing file is what is wanted.
+        let _ = fs::remove_file(self.pid_file(name));
+    }
+
+    /// The last line that `name` printed, for an error message.
+    pub fn last_words(&self, name: &str) -> String {
+        let text = fs::read_to_string(self.log(name)).unwrap_or_default();
+        text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it printed nothing").to_owned()
+    }
+}
+
+/// When a process started, in clock ticks since boot, from `/proc/PID/stat`; `None` if it does not run (a zombie does not).
+/// Source: proc(5), field 22 behind the command's name in parentheses.
+pub fn start_ticks(process_id: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{process_id}/stat")).ok()?;
+    let behind_name = stat.rsplit_once(')')?.1;
+    let mut fields = behind_name.split_whitespace();
+    if fields.next()? == "Z" {
+        return None;
+    }
+    fields.nth(18)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pid_file_counts_only_for_the_same_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = ClusterFolder::new(&folder.path().join("c")).unwrap();
+        cluster.create().unwrap();
+        let own = std::process::id();
+        assert_eq!(cluster.running("x"), None);
+        cluster.note_running("x", own).unwrap();
+        assert_eq!(cluster.running("x"), Some(own));
+        fs::write(cluster.pid_file("x"), format!("{own} 1\n")).unwrap();
+        assert_eq!(cluster.running("x"), None, "another start time is another process");
+        cluster.forget("x");
+        assert_eq!(cluster.running("x"), None);
+    }
+
+    #[test]
+    fn a_folder_with_foreign_content_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("thesis.tex"), "precious").unwrap();
+        let refusal = ClusterFolder::new(folder.path()).unwrap().create().unwrap_err().to_string();
+        assert!(refusal.contains("is not empty"), "{refusal}");
+        assert!(folder.path().join("thesis.tex").exists());
+    }
+}

@@ -1,0 +1,225 @@
+//! A place to stand for commands that talk to a cluster: one locality on the command's own thread, and what it takes to
+//! reach control, servers and objects from it.
+
+use std::fs;
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::nid::NetKind;
+use base::units::MIB;
+use base::{Endpoint, Fid, Instant};
+use client::{Client, ClientConfig};
+use faces::cluster_file::{ClusterFile, Credential};
+use fops::Fop;
+use rpc::{Bulk, CallOptions, RpcConfig, RpcMachine};
+use runtime::{Arena, ArenaConfig, Counters, Crowd, Locality, LocalityConfig, LocalityHandle, MonotonicClock};
+use spdk_stob::{Domain, FormatParams};
+use verbs_net::{Fabric, TmConfig, TransferMachine};
+
+use crate::args::ConnectArgs;
+use crate::failure::Failure;
+
+/// Address space for buffers of one command or daemon; pages are taken as they are used.
+pub const ARENA_BYTES: u64 = 512 * MIB;
+
+/// A locality, its clock, and the transfer machine that commands share.
+pub struct Station {
+    locality: Locality,
+    clock: MonotonicClock,
+    rpc: Option<RpcMachine>,
+}
+
+/// A number that no other start of a process has had: an incarnation.
+pub fn new_epoch() -> u64 {
+    fastrand::Rng::new().u64(1..)
+}
+
+impl Station {
+    /// A locality on this thread. Errors: no address space for its buffers.
+    pub fn new(name: &str) -> Result<Station, Failure> {
+        let arena = Arena::new(ArenaConfig { capacity_bytes: ARENA_BYTES })
+            .map_err(Failure::while_doing("reserving memory for buffers"))?;
+        let config = LocalityConfig {
+            index: 0,
+            name: name.to_owned(),
+            seed: new_epoch(),
+            counters: Arc::new(Counters::default()),
+            arena,
+            crowd: Some(Crowd::new()),
+        };
+        Ok(Station::of(config))
+    }
+
+    /// A locality as configured by the caller.
+    pub fn of(config: LocalityConfig) -> Station {
+        Station { locality: Locality::new(config), clock: MonotonicClock::start(), rpc: None }
+    }
+
+    /// Its handle.
+    pub fn handle(&self) -> LocalityHandle {
+        self.locality.handle()
+    }
+
+    /// Its locality and clock, for a daemon's own loop.
+    pub fn parts(&mut self) -> (&mut Locality, &MonotonicClock) {
+        (&mut self.locality, &self.clock)
+    }
+
+    /// The time.
+    pub fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    /// Runs the locality until `future` is done.
+    pub fn wait<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Failure> {
+        self.locality.block_on(&self.clock, future).map_err(Failure::while_doing("waiting for events"))
+    }
+
+    /// Runs the locality for a while.
+    pub fn pause(&mut self, duration: Duration) -> Result<(), Failure> {
+        let sleep = self.locality.handle().sleep(duration);
+        self.wait(sleep)
+    }
+
+    /// One call of a process of the cluster, over its network.
+    pub fn call<F: Fop>(
+        &mut self,
+        file: &ClusterFile,
+        to: Endpoint,
+        fop: &F,
+        within: Duration,
+    ) -> Result<F::Reply, Failure> {
+        self.call_over(&fabric_of(to)?, file, to, fop, within)
+    }
+
+    /// The same over a given network.
+    pub fn call_over<F: Fop>(
+        &mut self,
+        fabric: &Fabric,
+        file: &ClusterFile,
+        to: Endpoint,
+        fop: &F,
+        within: Duration,
+    ) -> Result<F::Reply, Failure> {
+        let rpc = self.rpc(fabric, file)?;
+        let deadline = self.now() + within;
+        let options = CallOptions { deadline, ..CallOptions::default() };
+        let answer = self.wait(async { rpc.call(to, fop, Bulk::none(), options).await })?;
+        answer.map(|answer| answer.reply).map_err(|error| Failure::new(error.to_string()))
+    }
+
+    fn rpc(&mut self, fabric: &Fabric, file: &ClusterFile) -> Result<RpcMachine, Failure> {
+        if let Some(rpc) = &self.rpc {
+            return Ok(rpc.clone());
+        }
+        let handle = self.handle();
+        let endpoint = client::dynamic_endpoint(file.control.endpoint.nid, &handle);
+        let config = TmConfig::new(endpoint, new_epoch(), token(&file.cluster.credential));
+        let machine = TransferMachine::start(&handle, fabric, config)
+            .map_err(|error| Failure::new(format!("starting the network: {error}")))?;
+        let rpc = RpcMachine::start(&handle, machine, RpcConfig::default());
+        self.rpc = Some(rpc.clone());
+        Ok(rpc)
+    }
+
+    /// A client of the cluster.
+    pub fn client(&mut self, fabric: &Fabric, config: ClientConfig) -> Result<Client, Failure> {
+        let handle = self.handle();
+        let connected = self.wait(async { Client::connect(&handle, fabric, config).await })?;
+        connected.map_err(|error| Failure::new(error.to_string()))
+    }
+}
+
+/// The credential as the network carries it.
+pub fn token(credential: &Credential) -> verbs_net::Token {
+    verbs_net::Token::from_bytes(credential.bytes())
+}
+
+/// Reads and checks a cluster file. Errors name the file, the line and what is wrong.
+pub fn load_cluster_file(path: &Path) -> Result<ClusterFile, Failure> {
+    let text = fs::read_to_string(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => Failure::new(format!(
+            "{} does not exist: start a cluster with `clovis cluster start --dir DIR`, then use DIR/clovis.toml",
+            path.display()
+        )),
+        _ => Failure::new(format!("reading {}: {error}", path.display())),
+    })?;
+    ClusterFile::parse(&text).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
+}
+
+/// The cluster file that a command uses: named by a flag or by CLOVIS_CONFIG, else the one in the current folder, else
+/// the one of the cluster folder that this program's link is in (`D/bin/c0cp`).
+pub fn find_cluster_file(named: Option<&Path>) -> Result<PathBuf, Failure> {
+    if let Some(path) = named {
+        return Ok(path.to_owned());
+    }
+    if let Some(path) = std::env::var_os("CLOVIS_CONFIG") {
+        return Ok(PathBuf::from(path));
+    }
+    let here = PathBuf::from("clovis.toml");
+    if here.exists() {
+        return Ok(here);
+    }
+    let called_as = std::env::args_os().next().map(PathBuf::from);
+    let beside_link = called_as.as_deref().and_then(Path::parent).and_then(Path::parent).map(|d| d.join("clovis.toml"));
+    match beside_link.filter(|path| path.exists()) {
+        Some(path) => Ok(path),
+        None => Err(Failure::new(
+            "which cluster? name its configuration with --config DIR/clovis.toml or in CLOVIS_CONFIG",
+        )),
+    }
+}
+
+/// A station and a client for a command with the usual flags.
+pub fn connect(args: &ConnectArgs, read_verify: bool) -> Result<(Station, Client, ClusterFile), Failure> {
+    let file = load_cluster_file(&find_cluster_file(args.config.as_deref())?)?;
+    let mut station = Station::new("clovis")?;
+    let config = ClientConfig {
+        read_verify,
+        op_timeout: Duration::from_secs(args.timeout),
+        ..ClientConfig::new(file.control.endpoint, token(&file.cluster.credential), new_epoch())
+    };
+    let client = station.client(&fabric_of(file.control.endpoint)?, config)?;
+    Ok((station, client, file))
+}
+
+/// The network that an endpoint is on, as far as a process of its own can be on it.
+pub fn fabric_of(endpoint: Endpoint) -> Result<Fabric, Failure> {
+    match endpoint.nid.net.kind {
+        NetKind::Tcp => Ok(Fabric::Tcp),
+        NetKind::O2ib => Err(Failure::new(format!(
+            "{endpoint} is on o2ib, and this build has no RDMA: use an endpoint @tcp"
+        ))),
+        _ => Err(Failure::new(format!(
+            "{endpoint} lives inside one process (@{}): other processes reach only endpoints @tcp",
+            endpoint.nid.net
+        ))),
+    }
+}
+
+/// Makes a device file of `size_bytes`, preallocated and blank. Errors: it exists, or the file system is full.
+pub fn create_device(path: &Path, size_bytes: u64) -> Result<(), Failure> {
+    spdk_stob::create_device_file(path, size_bytes).map_err(Failure::while_doing(format!("making {}", path.display())))
+}
+
+/// Makes a device file and formats it as `device` of `cluster`.
+pub fn format_device(
+    station: &mut Station,
+    path: &Path,
+    size_bytes: u64,
+    device: Fid,
+    cluster: u64,
+) -> Result<(), Failure> {
+    let doing = || format!("formatting {}", path.display());
+    create_device(path, size_bytes)?;
+    let backend = spdk_stob::open_file(path).map_err(Failure::while_doing(doing()))?;
+    let handle = station.handle();
+    let params = FormatParams { device, cluster };
+    let formatted = station.wait(async {
+        let domain = Domain::format(&handle, backend, params).await?;
+        domain.close().await
+    })?;
+    formatted.map_err(Failure::while_doing(doing()))
+}

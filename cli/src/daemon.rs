@@ -1,0 +1,171 @@
+//! `clovis control` and `clovis server`: one daemon each, in the foreground, until SIGTERM, SIGINT or a Shutdown request.
+//!
+//! The same two functions serve the threads of [`crate::in_process`]. A daemon prints a line when it serves and one when it
+//! has stopped; what keeps it from starting is its last line, which `clovis cluster start` shows.
+
+use std::future::Future;
+use std::path::Path;
+use std::pin::pin;
+use std::time::Duration;
+
+use base::Fid;
+use control::{Control, ControlConfig};
+use faces::cluster_file::ClusterFile;
+use futures_channel::oneshot;
+use futures_util::future;
+use server::{Server, ServerConfig};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use verbs_net::Fabric;
+
+use crate::args::{ControlArgs, ServerArgs};
+use crate::connection::{Station, fabric_of, load_cluster_file, new_epoch, token};
+use crate::failure::Failure;
+
+/// How long a stopping daemon may wait for requests that run and for its devices to close.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// The name of a server, in files and messages: `server-1` for the first.
+pub fn server_name(process: Fid) -> String {
+    format!("server-{}", process.key)
+}
+
+/// Resolves once the process is asked to end by SIGTERM or SIGINT.
+fn stop_signal() -> Result<oneshot::Receiver<()>, Failure> {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Failure::while_doing("listening to signals"))?;
+    let (sender, receiver) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            let mut sender = Some(sender);
+            for _ in signals.forever() {
+                match sender.take() {
+                    // Nobody listens any more: the daemon is stopping already.
+                    Some(sender) => drop(sender.send(())),
+                    // A second signal: whoever asks twice does not want to wait.
+                    None => std::process::exit(130),
+                }
+            }
+        })
+        .map_err(Failure::while_doing("starting the signal thread"))?;
+    Ok(receiver)
+}
+
+fn folder_of(config: &Path) -> &Path {
+    config.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// `clovis control`
+pub fn control(args: &ControlArgs) -> Result<(), Failure> {
+    let file = load_cluster_file(&args.config)?;
+    let fabric = fabric_of(file.control.endpoint)?;
+    let stop = stop_signal()?;
+    let mut station = Station::new("control")?;
+    let endpoint = file.control.endpoint;
+    serve_control(&mut station, &fabric, &file, folder_of(&args.config), stop, || {
+        println!("control serves at {endpoint}");
+    })?;
+    println!("control has stopped");
+    Ok(())
+}
+
+/// `clovis server`
+pub fn server(args: &ServerArgs) -> Result<(), Failure> {
+    let file = load_cluster_file(&args.config)?;
+    let Some(section) = file.server(args.process) else {
+        let known: Vec<String> = file.servers.iter().map(|server| server.process.to_string()).collect();
+        return Err(Failure::new(format!(
+            "process {} is no server of {}: those are {}",
+            args.process,
+            args.config.display(),
+            known.join(", ")
+        )));
+    };
+    let name = server_name(section.process);
+    let endpoint = section.endpoints[0];
+    let fabric = fabric_of(endpoint)?;
+    let stop = stop_signal()?;
+    let mut station = Station::new(&name)?;
+    serve_server(&mut station, &fabric, &file, args.process, folder_of(&args.config), stop, || {
+        println!("{name} serves at {endpoint}");
+    })?;
+    println!("{name} has stopped");
+    Ok(())
+}
+
+/// Runs until `stop` resolves (also when its sender is gone) or `asked` does.
+fn serve_until(station: &mut Station, asked: impl Future<Output = ()>, stop: oneshot::Receiver<()>) -> Result<(), Failure> {
+    let asked = pin!(asked);
+    station.wait(future::select(asked, stop)).map(drop)
+}
+
+/// Waits for an orderly end, but not for ever.
+fn finish<E: std::fmt::Display>(
+    station: &mut Station,
+    name: &str,
+    end: impl Future<Output = Result<(), E>>,
+) -> Result<(), Failure> {
+    let handle = station.handle();
+    let deadline = station.now() + STOP_WITHIN;
+    match station.wait(handle.timeout_at(deadline, end))? {
+        Ok(ended) => ended.map_err(|error| Failure::new(format!("stopping {name}: {error}"))),
+        Err(_) => Err(Failure::new(format!("{name} did not finish within {} s", STOP_WITHIN.as_secs()))),
+    }
+}
+
+/// Serves as the control daemon of the cluster in `folder`; calls `ready` once it does.
+pub fn serve_control(
+    station: &mut Station,
+    fabric: &Fabric,
+    file: &ClusterFile,
+    folder: &Path,
+    stop: oneshot::Receiver<()>,
+    ready: impl FnOnce(),
+) -> Result<(), Failure> {
+    let path = folder.join(&file.control.store);
+    let store = spdk_stob::open_file(&path).map_err(Failure::while_doing(format!("opening {}", path.display())))?;
+    let config =
+        ControlConfig::new(token(&file.cluster.credential), new_epoch(), file.initial_configuration(), store);
+    let handle = station.handle();
+    let started = station.wait(Control::start(&handle, fabric, config))?;
+    let control = started.map_err(|error| Failure::new(error.to_string()))?;
+    ready();
+    serve_until(station, control.shutdown_requested(), stop)?;
+    finish(station, "control", control.stop())
+}
+
+/// Serves as the server `process` of the cluster in `folder`; calls `ready` once it is registered.
+pub fn serve_server(
+    station: &mut Station,
+    fabric: &Fabric,
+    file: &ClusterFile,
+    process: Fid,
+    folder: &Path,
+    stop: oneshot::Receiver<()>,
+    ready: impl FnOnce(),
+) -> Result<(), Failure> {
+    let name = server_name(process);
+    let section = file.server(process).ok_or_else(|| Failure::new(format!("no server {process} in the configuration")))?;
+    let mut devices = Vec::new();
+    for device in file.devices_of(process) {
+        let path = folder.join(&device.path);
+        let backend = spdk_stob::open_file(&path).map_err(Failure::while_doing(format!("opening {}", path.display())))?;
+        devices.push((device.fid, backend));
+    }
+    let config = ServerConfig {
+        endpoint: section.endpoints[0],
+        process,
+        control: file.control.endpoint,
+        token: token(&file.cluster.credential),
+        epoch: new_epoch(),
+        cluster: file.cluster.id.0,
+        devices,
+        format: false,
+    };
+    let handle = station.handle();
+    let started = station.wait(Server::start(&handle, fabric, config))?;
+    let server = started.map_err(|error| Failure::new(error.to_string()))?;
+    ready();
+    serve_until(station, server.shutdown_requested(), stop)?;
+    finish(station, &name, server.stop())
+}

@@ -1,0 +1,225 @@
+//! A whole cluster in this process: the control daemon and each server on a thread of their own, over the loopback network,
+//! devices as files in a folder. What `quickstart` and the benchmarks stand on; the daemons are the code of [`daemon`].
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use base::{Endpoint, Fid, LayoutWidth, Nid};
+use client::{Client, ClientConfig};
+use faces::cluster_file::{ClusterFile, Transport};
+use fops::admin::DeviceFault;
+use futures_channel::oneshot;
+use runtime::{Arena, ArenaConfig, Counters, Crowd, LocalityConfig};
+use verbs_net::{Fabric, LoFabric};
+
+use crate::blueprint::Blueprint;
+use crate::connection::{ARENA_BYTES, Station, create_device, format_device, new_epoch, token};
+use crate::daemon;
+use crate::failure::Failure;
+
+/// How long one call of an administrator may take.
+const CALL_WITHIN: Duration = Duration::from_secs(10);
+
+/// What the cluster shall be.
+pub struct Shape {
+    /// N+K+S.
+    pub width: LayoutWidth,
+    /// Devices in all.
+    pub devices: u32,
+    /// Server threads at most; never more than devices.
+    pub servers: u32,
+    /// Bytes of each device.
+    pub device_bytes: u64,
+}
+
+/// One daemon on its thread; it ends when `stop` is dropped.
+struct Member {
+    name: String,
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<Result<(), Failure>>,
+}
+
+/// What the threads have in common: figures, memory, and how many they are.
+#[derive(Clone)]
+struct Shared {
+    counters: Arc<Counters>,
+    arena: Arena,
+    crowd: Arc<Crowd>,
+}
+
+impl Shared {
+    fn station(&self, index: u32, name: &str) -> Station {
+        Station::of(LocalityConfig {
+            index,
+            name: name.to_owned(),
+            seed: new_epoch(),
+            counters: Arc::clone(&self.counters),
+            arena: self.arena.clone(),
+            crowd: Some(Arc::clone(&self.crowd)),
+        })
+    }
+}
+
+/// A running cluster and a client of it. End it with [`InProcess::stop`]; dropped without, its threads are stopped too.
+pub struct InProcess {
+    station: Station,
+    client: Client,
+    file: ClusterFile,
+    fabric: LoFabric,
+    shared: Shared,
+    daemons: Daemons,
+}
+
+/// The daemon threads, control first.
+struct Daemons {
+    members: Vec<Member>,
+}
+
+impl Daemons {
+    /// Runs `serve` on a new thread and waits until it says that it serves. `serve` gets a place to stand, what ends it, and
+    /// a function to call once it serves. Errors: it ended before that.
+    fn start<F>(&mut self, shared: &Shared, index: u32, name: String, serve: F) -> Result<(), Failure>
+    where
+        F: FnOnce(&mut Station, oneshot::Receiver<()>, &dyn Fn()) -> Result<(), Failure> + Send + 'static,
+    {
+        let (ready, is_ready) = mpsc::channel();
+        let shared = shared.clone();
+        let (stop, stopped) = oneshot::channel();
+        let thread_name = name.clone();
+        let thread = std::thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || {
+                let mut station = shared.station(index, &thread_name);
+                // Nobody listens if the cluster is being given up: then the thread is told to stop, too.
+                serve(&mut station, stopped, &|| drop(ready.send(())))
+            })
+            .map_err(Failure::while_doing(format!("starting the thread of {name}")))?;
+        self.members.push(Member { name, stop, thread });
+        if is_ready.recv().is_ok() {
+            return Ok(());
+        }
+        // The thread dropped its end without a word: it has ended, and its result says why.
+        let Some(Member { name, thread, .. }) = self.members.pop() else { return Ok(()) };
+        Err(match thread.join() {
+            Ok(Err(failure)) => Failure::new(format!("{name}: {failure}")),
+            Ok(Ok(())) => Failure::new(format!("{name} ended before it served")),
+            Err(_) => Failure::new(format!("{name} panicked")),
+        })
+    }
+
+    /// Stops every thread and reports the first that failed.
+    fn stop(&mut self) -> Result<(), Failure> {
+        let mut outcome = Ok(());
+        // Servers before control: it answers them until the last one has gone.
+        while let Some(Member { name, stop, thread }) = self.members.pop() {
+            drop(stop);
+            let ended = match thread.join() {
+                Ok(ended) => ended.map_err(|failure| Failure::new(format!("{name}: {failure}"))),
+                Err(_) => Err(Failure::new(format!("{name} panicked"))),
+            };
+            outcome = outcome.and(ended);
+        }
+        outcome
+    }
+}
+
+impl Drop for Daemons {
+    fn drop(&mut self) {
+        // A failure was reported by `stop`, or the cluster is being given up for another one.
+        let _ = self.stop();
+    }
+}
+
+impl InProcess {
+    /// Formats the devices in `folder` (which exists and is ours), starts everything, and connects a client.
+    pub fn start(folder: &Path, shape: &Shape) -> Result<InProcess, Failure> {
+        let servers = shape.servers.min(shape.devices);
+        let endpoint = |tmid: u32| Endpoint {
+            nid: Nid::LOOPBACK,
+            pid: base::endpoint::PID_DEFAULT,
+            portal: 34,
+            tmid: u16::try_from(tmid).unwrap_or(base::endpoint::TMID_MAX),
+        };
+        let blueprint = Blueprint {
+            name: "quickstart".to_owned(),
+            transport: Transport::Lo,
+            width: shape.width,
+            servers,
+            devices: shape.devices,
+            device_bytes: shape.device_bytes,
+        };
+        let file = blueprint.draw(&(0..=servers).map(endpoint).collect::<Vec<_>>())?;
+        let devices = folder.join("devices");
+        std::fs::create_dir_all(&devices)
+            .map_err(Failure::while_doing(format!("making the folder {}", devices.display())))?;
+        let arena = Arena::new(ArenaConfig { capacity_bytes: 2 * ARENA_BYTES })
+            .map_err(Failure::while_doing("reserving memory for buffers"))?;
+        let shared = Shared { counters: Arc::new(Counters::default()), arena, crowd: Crowd::new() };
+        let mut station = shared.station(0, "client");
+        let store = folder.join(&file.control.store);
+        create_device(&store, file.control.store_bytes)?;
+        for device in &file.devices {
+            let path = folder.join(&device.path);
+            format_device(&mut station, &path, device.size_bytes, device.fid, file.cluster.id.0)?;
+        }
+        let fabric = LoFabric::new();
+        let mut daemons = Daemons { members: Vec::new() };
+        start_daemons(&mut daemons, &shared, &fabric, &file, folder)?;
+        let config = ClientConfig::new(file.control.endpoint, token(&file.cluster.credential), new_epoch());
+        let client = station.client(&Fabric::Lo(fabric.clone()), config)?;
+        Ok(InProcess { station, client, file, fabric, shared, daemons })
+    }
+
+    /// The client, with the locality that runs it.
+    pub fn client(&mut self) -> (&mut Station, &Client) {
+        (&mut self.station, &self.client)
+    }
+
+    /// The figures of all threads.
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
+    /// The cluster's plan.
+    pub fn file(&self) -> &ClusterFile {
+        &self.file
+    }
+
+    /// From now on each access to the device fails with EIO.
+    pub fn break_device(&mut self, device: Fid) -> Result<(), Failure> {
+        let section = self.file.devices.iter().find(|section| section.fid == device);
+        let endpoint = section.and_then(|section| self.file.endpoint_of(section));
+        let endpoint = endpoint.ok_or_else(|| Failure::new(format!("no device {device} in this cluster")))?;
+        let fault = DeviceFault { device, failed: true };
+        let fabric = Fabric::Lo(self.fabric.clone());
+        self.station.call_over(&fabric, &self.file, endpoint, &fault, CALL_WITHIN).map(drop)
+    }
+
+    /// Stops every thread; devices are closed in order.
+    pub fn stop(mut self) -> Result<(), Failure> {
+        self.daemons.stop()
+    }
+}
+
+fn start_daemons(
+    daemons: &mut Daemons,
+    shared: &Shared,
+    fabric: &LoFabric,
+    file: &ClusterFile,
+    folder: &Path,
+) -> Result<(), Failure> {
+    let (control_file, control_fabric, control_folder) = (file.clone(), fabric.clone(), folder.to_owned());
+    daemons.start(shared, 1, "control".to_owned(), move |station, stop, ready| {
+        daemon::serve_control(station, &Fabric::Lo(control_fabric), &control_file, &control_folder, stop, ready)
+    })?;
+    for (index, section) in (2u32..).zip(&file.servers) {
+        let (file, fabric, folder, process) = (file.clone(), fabric.clone(), folder.to_owned(), section.process);
+        daemons.start(shared, index, daemon::server_name(process), move |station, stop, ready| {
+            daemon::serve_server(station, &Fabric::Lo(fabric), &file, process, &folder, stop, ready)
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,229 @@
+//! `clovis cp|cat|stat|rm|ls`: files in, files out, records.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use base::ObjectId;
+use base::units::{BLOCK_BYTES, narrow};
+use client::{Client, ClientError, Object, ObjectStat};
+use runtime::Buffer;
+use serde_json::json;
+
+use crate::args::{CatArgs, CpArgs, LsArgs, RmArgs, StatArgs};
+use crate::connection::{Station, connect};
+use crate::failure::Failure;
+use crate::progress::Progress;
+use crate::table::{Align, Table, bytes_text};
+
+/// A regular file to store, with its size. Errors: missing, unreadable, or something else than a file.
+pub fn open_source(path: &Path) -> Result<(File, u64), Failure> {
+    let doing = || format!("opening {}", path.display());
+    let file = File::open(path).map_err(Failure::while_doing(doing()))?;
+    let metadata = file.metadata().map_err(Failure::while_doing(doing()))?;
+    if !metadata.is_file() {
+        return Err(Failure::new(format!("{} is not a regular file", path.display())));
+    }
+    Ok((file, metadata.len()))
+}
+
+/// Fills `buffer` from `file` at `offset`; what lies beyond `size_bytes` becomes zeros. Errors: the file shrank.
+pub fn fill(file: &File, offset: u64, size_bytes: u64, buffer: &mut [u8]) -> io::Result<()> {
+    let present = narrow(size_bytes.saturating_sub(offset)).min(buffer.len());
+    file.read_exact_at(&mut buffer[..present], offset)?;
+    buffer[present..].fill(0);
+    Ok(())
+}
+
+/// Stores the first `size_bytes` of `file` as the whole new content of `object`.
+pub fn store(
+    station: &mut Station,
+    object: &Object,
+    file: &File,
+    size_bytes: u64,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    let stored = station.wait(async {
+        let replacement = object.replace().await?;
+        client::upload(
+            &replacement,
+            size_bytes,
+            |offset, buffer: &mut Buffer| fill(file, offset, size_bytes, buffer),
+            |done| progress.reach(done),
+        )
+        .await?;
+        replacement.commit(size_bytes).await
+    })?;
+    stored.map_err(|error| Failure::new(error.to_string()))
+}
+
+/// Writes the first `limit_bytes` of an object (all of it, if it is shorter) to `output`, in order.
+pub fn fetch(
+    station: &mut Station,
+    object: &Object,
+    limit_bytes: u64,
+    output: &mut dyn Write,
+    progress: &Progress,
+) -> Result<u64, Failure> {
+    let size_bytes = object.size().min(limit_bytes);
+    let fetched = station.wait(client::download(object, size_bytes, |offset, bytes: &[u8]| {
+        output.write_all(bytes)?;
+        progress.reach(offset);
+        Ok(())
+    }))?;
+    fetched.map_err(|error| Failure::new(error.to_string()))?;
+    output.flush().map_err(Failure::while_doing("writing the output"))?;
+    Ok(size_bytes)
+}
+
+/// `clovis cp`
+pub fn copy_in(args: &CpArgs) -> Result<(), Failure> {
+    let (file, size_bytes) = open_source(&args.file)?;
+    let unit_bytes = args.unit.map(unit_size).transpose()?;
+    let (mut station, client, _) = connect(&args.connect, false)?;
+    let opened = if args.no_replace {
+        station.wait(client.create(args.id, unit_bytes))?
+    } else {
+        station.wait(client.create_or_open(args.id, unit_bytes))?
+    };
+    let object = opened.map_err(|error| Failure::new(error.to_string()))?;
+    let progress = Progress::start(&format!("cp {}", args.id), size_bytes, args.quiet);
+    store(&mut station, &object, &file, size_bytes, &progress)
+}
+
+fn unit_size(bytes: u64) -> Result<u32, Failure> {
+    let range = base::limits::UNIT_BYTES_MIN..=base::limits::UNIT_BYTES_MAX;
+    if !bytes.is_power_of_two() || !range.contains(&bytes) {
+        return Err(Failure::new(format!(
+            "a unit of {bytes} bytes is not a power of two from {} to {}: blocks have {BLOCK_BYTES} bytes",
+            range.start(),
+            range.end()
+        )));
+    }
+    u32::try_from(bytes).map_err(Failure::while_doing("the unit size"))
+}
+
+/// `clovis cat`
+pub fn copy_out(args: &CatArgs) -> Result<(), Failure> {
+    let (mut station, client, _) = connect(&args.connect, args.verify)?;
+    let object = station.wait(client.open(args.id))?.map_err(|error| Failure::new(error.to_string()))?;
+    write_out(&mut station, &object, args.id, u64::MAX, args.output.as_deref())
+}
+
+/// Writes an object to a file, which appears only once it is whole, or to standard output.
+pub fn write_out(
+    station: &mut Station,
+    object: &Object,
+    id: ObjectId,
+    limit_bytes: u64,
+    output: Option<&Path>,
+) -> Result<(), Failure> {
+    let heading = format!("cat {id}");
+    let Some(path) = output else {
+        let progress = Progress::start(&heading, object.size(), true);
+        fetch(station, object, limit_bytes, &mut io::stdout().lock(), &progress)?;
+        return Ok(());
+    };
+    let draft = path.with_extension("clovis-part");
+    let doing = || format!("writing {}", path.display());
+    let mut file = File::create(&draft).map_err(Failure::while_doing(doing()))?;
+    let progress = Progress::start(&heading, object.size(), false);
+    let fetched = fetch(station, object, limit_bytes, &mut file, &progress);
+    let placed = fetched.and_then(|_| fs::rename(&draft, path).map_err(Failure::while_doing(doing())));
+    if placed.is_err() {
+        // The half-written draft is of no use; the failure that is reported is the one that counts.
+        let _ = fs::remove_file(&draft);
+    }
+    placed
+}
+
+fn stat_json(stat: &ObjectStat) -> serde_json::Value {
+    json!({
+        "id": stat.id.to_string(),
+        "size_bytes": stat.size_bytes,
+        "layout": stat.width.to_string(),
+        "unit_bytes": stat.unit_bytes,
+        "pool_version": stat.pool_version.to_string(),
+        "record_version": stat.record_version,
+        "generation": format!("{:#x}", stat.generation),
+        "records": stat.replicas,
+    })
+}
+
+/// `clovis stat`
+pub fn stat(args: &StatArgs) -> Result<(), Failure> {
+    let (mut station, client, _) = connect(&args.connect, false)?;
+    let stat = station.wait(client.stat(args.id))?.map_err(|error| Failure::new(error.to_string()))?;
+    if args.json {
+        println!("{}", stat_json(&stat));
+        return Ok(());
+    }
+    println!("object        {}", stat.id);
+    println!("size          {} bytes ({})", stat.size_bytes, bytes_text(stat.size_bytes));
+    println!("layout        {}, units of {}", stat.width, bytes_text(u64::from(stat.unit_bytes)));
+    println!("pool version  {}", stat.pool_version);
+    println!("record        version {}, generation {:#x}, {} replicas", stat.record_version, stat.generation, stat.replicas);
+    Ok(())
+}
+
+/// `clovis rm`
+pub fn remove(args: &RmArgs) -> Result<(), Failure> {
+    let (mut station, client, _) = connect(&args.connect, false)?;
+    let mut first_failure = None;
+    for id in &args.ids {
+        match station.wait(client.delete(*id))? {
+            Ok(()) => {}
+            Err(ClientError::NoSuchObject { .. }) if args.force => {}
+            Err(error) => {
+                if let Some(earlier) = first_failure.replace(Failure::new(error.to_string())) {
+                    eprintln!("clovis: {earlier}");
+                }
+            }
+        }
+    }
+    first_failure.map_or(Ok(()), Err)
+}
+
+/// How many records are asked for at once.
+const LIST_PAGE: u32 = 1000;
+
+fn list_all(station: &mut Station, client: &Client) -> Result<Vec<ObjectStat>, Failure> {
+    let mut objects: Vec<ObjectStat> = Vec::new();
+    loop {
+        let after = objects.last().map(|last| last.id);
+        let page = station.wait(client.list(after, LIST_PAGE))?.map_err(|error| Failure::new(error.to_string()))?;
+        let is_last = page.is_empty();
+        objects.extend(page);
+        if is_last {
+            return Ok(objects);
+        }
+    }
+}
+
+/// `clovis ls`
+pub fn list(args: &LsArgs) -> Result<(), Failure> {
+    let (mut station, client, _) = connect(&args.connect, false)?;
+    let objects = list_all(&mut station, &client)?;
+    if args.json {
+        let objects: Vec<_> = objects.iter().map(stat_json).collect();
+        println!("{}", json!({ "objects": objects }));
+    } else if args.ids {
+        for object in &objects {
+            println!("{}", object.id);
+        }
+    } else {
+        let mut table = Table::new(&[
+            ("object", Align::Left),
+            ("bytes", Align::Right),
+            ("layout", Align::Left),
+            ("unit", Align::Right),
+        ]);
+        for object in &objects {
+            let unit = bytes_text(u64::from(object.unit_bytes));
+            table.row([object.id.to_string(), object.size_bytes.to_string(), object.width.to_string(), unit]);
+        }
+        print!("{}", table.render());
+    }
+    Ok(())
+}
