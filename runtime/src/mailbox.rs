@@ -2,6 +2,7 @@
 //!
 //! Full is not an error: [`MailSender::try_send`] gives the letter back. Order: each sender's letters arrive in its order.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -109,6 +110,18 @@ impl<T> MailReceiver<T> {
             }
         })
         .await
+    }
+}
+
+impl<T> fmt::Debug for MailSender<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MailSender({} of {} letters)", self.shared.letters.len(), self.shared.letters.capacity())
+    }
+}
+
+impl<T> fmt::Debug for MailReceiver<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MailReceiver({} of {} letters)", self.shared.letters.len(), self.shared.letters.capacity())
     }
 }
 

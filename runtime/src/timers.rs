@@ -3,6 +3,7 @@
 //! A [`Sleep`] that is dropped takes its timer with it. Bound: one timer per waiting future.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -96,6 +97,12 @@ impl Future for Sleep {
         drop(timers);
         drop(old);
         Poll::Pending
+    }
+}
+
+impl fmt::Debug for Sleep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sleep(until {:?})", self.at)
     }
 }
 

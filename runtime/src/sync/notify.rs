@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -59,6 +60,13 @@ impl Notify {
     /// Waits for the bell. The place in the queue counts from the first poll.
     pub fn notified(&self) -> Notified {
         Notified { state: Rc::clone(&self.state), ticket: None }
+    }
+}
+
+impl fmt::Debug for Notify {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.borrow();
+        write!(f, "Notify({} waiting, stored: {})", state.waiting.len(), state.is_stored)
     }
 }
 

@@ -1,6 +1,7 @@
 //! One value from one task to another of the same locality.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -91,6 +92,18 @@ impl<T> Receiver<T> {
             None if state.is_sender_gone => Err(Canceled),
             value => Ok(value),
         }
+    }
+}
+
+impl<T> fmt::Debug for Sender<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sender(wanted: {})", !self.is_closed())
+    }
+}
+
+impl<T> fmt::Debug for Receiver<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Receiver(has its value: {})", self.state.borrow().value.is_some())
     }
 }
 

@@ -559,6 +559,72 @@ mod tests {
         assert_eq!(arena.in_use_bytes(), 0);
     }
 
+    /// Numbers for a test, the same in each run.
+    struct Dice(u64);
+    impl Dice {
+        fn below(&mut self, bound: usize) -> usize {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            usize::try_from(self.0 >> 33).unwrap() % bound
+        }
+    }
+
+    /// Thousands of allocations, waits, cancellations and returns in random order. After each: no two buffers overlap, the
+    /// figure of bytes out is right, and nobody waits for what is free.
+    #[test]
+    fn any_order_of_use_keeps_the_invariants() {
+        for seed in 0..if cfg!(miri) { 1 } else { 20 } {
+            let (arena, mut dice) = (arena(4), Dice(seed));
+            let (mut held, mut waits): (Vec<Buffer>, Vec<Alloc>) = (Vec::new(), Vec::new());
+            for _ in 0..if cfg!(miri) { 100 } else { 1000 } {
+                let class = dice.below(CLASS_COUNT);
+                let len = 1 + dice.below(class_bytes(class));
+                match dice.below(8) {
+                    0..3 => held.extend(arena.try_alloc(len)),
+                    3 => {
+                        let mut wait = arena.alloc(len);
+                        match poll(&mut wait).0 {
+                            Poll::Ready(buffer) => held.push(buffer),
+                            Poll::Pending => waits.push(wait),
+                        }
+                    }
+                    4 if !waits.is_empty() => drop(waits.swap_remove(dice.below(waits.len()))),
+                    _ if !held.is_empty() => drop(held.swap_remove(dice.below(held.len()))),
+                    _ => {}
+                }
+                let mut index = 0;
+                while index < waits.len() {
+                    match poll(&mut waits[index]).0 {
+                        Poll::Ready(buffer) => {
+                            held.push(buffer);
+                            drop(waits.swap_remove(index));
+                        }
+                        Poll::Pending => index += 1,
+                    }
+                }
+                let mut ranges: Vec<(usize, usize)> =
+                    held.iter().map(|buffer| (buffer.as_ptr().addr(), buffer.capacity())).collect();
+                ranges.sort_unstable();
+                assert!(ranges.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0), "seed {seed}");
+                let out: usize = held.iter().map(Buffer::capacity).sum();
+                assert_eq!(arena.in_use_bytes(), wide(out), "seed {seed}");
+                let mut state = arena.shared.state();
+                assert_eq!(state.waiting_count, waits.len(), "seed {seed}");
+                if state.waiting_count > 0 {
+                    assert_eq!(state.empty.first(), None, "a slab is free and somebody waits, seed {seed}");
+                }
+                for class in 0..CLASS_COUNT {
+                    assert!(
+                        state.waiting[class].is_empty() || state.open[class].first().is_none(),
+                        "a buffer of class {class} is free and somebody waits, seed {seed}"
+                    );
+                }
+            }
+            drop((held, waits));
+            let all: Vec<Buffer> = std::iter::from_fn(|| arena.try_alloc(1 << 20)).collect();
+            assert_eq!(all.len(), 4, "seed {seed}");
+        }
+    }
+
     #[test]
     fn a_slab_set_answers_its_lowest_member() {
         let mut set = SlabSet::new(200);

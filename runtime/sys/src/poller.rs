@@ -3,6 +3,7 @@
 //! Descriptors are given by number: one that was closed or reused meanwhile gives a wrong event or an error, never a broken
 //! memory. Sources: epoll(7), epoll_wait(2), eventfd(2).
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -197,6 +198,12 @@ impl Poller {
     }
 }
 
+impl fmt::Debug for Poller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Poller(descriptor {})", self.as_raw_fd())
+    }
+}
+
 impl AsRawFd for Poller {
     fn as_raw_fd(&self) -> RawFd {
         self.epoll.as_raw_fd()
@@ -204,6 +211,7 @@ impl AsRawFd for Poller {
 }
 
 /// A descriptor that any thread makes readable, and the waiting one makes quiet again.
+#[derive(Debug)]
 pub struct EventFd(File);
 
 impl EventFd {

@@ -642,6 +642,16 @@ mod tests {
     }
 
     #[test]
+    fn only_a_refusal_of_io_uring_itself_calls_for_helper_threads() {
+        for code in [libc::EPERM, libc::EACCES, libc::ENOSYS] {
+            assert!(is_forbidden(&io::Error::from_raw_os_error(code)));
+        }
+        for code in [libc::ENOMEM, libc::EMFILE, libc::EINVAL] {
+            assert!(!is_forbidden(&io::Error::from_raw_os_error(code)));
+        }
+    }
+
+    #[test]
     fn one_submission_is_one_doorbell() {
         let Some(mut ring) = ring(16) else { return };
         let counters = Arc::new(Counters::new());
