@@ -1,1 +1,36 @@
-//! The Rust client: objects, operations, degraded I/O
+//! The Rust client: objects striped over devices with parity, read and written without a copy, degraded I/O included.
+//!
+//! What it does: plans groups ([`geometry`]), packs their units into requests ([`batch`]), lets servers move the bytes, encodes and rebuilds,
+//! keeps K + 1 replicas of each record in step, and shows the states of operations ([`operation`]). Must not know: how a server stores,
+//! how control decides, sockets. Threads: a [`Client`] belongs to one locality; everything is `Rc` and futures on its executor.
+//!
+//! **Invariant**: a write is acknowledged only once every device in service has it durable, and no group lacks more than K units.
+//! **Invariant**: bytes handed to a reader matched the checksum that the writer made of them, or were rebuilt from such bytes.
+//! **Invariant**: an absent block is never taken for zeros while its row is written ([`rows`]).
+//!
+//! The rules and each step's owner and copies: docs/data-flow.md. Start at [`Client::connect`], [`Object::read`], [`Object::write`], [`Replacement`].
+#![forbid(unsafe_code)]
+
+pub mod batch;
+mod client;
+pub mod error;
+pub mod geometry;
+mod group_read;
+mod group_write;
+pub mod limits;
+mod object;
+pub mod operation;
+pub mod parts;
+mod records;
+mod replacement;
+pub mod rows;
+mod store;
+mod targets;
+mod transfer;
+mod view;
+
+pub use client::{Client, ClientConfig};
+pub use error::{ClientError, Fault, UnitFailure, UnitFailures};
+pub use object::{Object, ObjectStat};
+pub use operation::{Operation, OperationEvent, OperationState};
+pub use replacement::Replacement;

@@ -1,0 +1,238 @@
+//! A client: its transfer machine, its copy of the configuration, and the objects of the cluster by id.
+
+use std::future::Future;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use base::endpoint::TMID_MAX;
+use base::{ByteExtent, Endpoint, ObjectId};
+use faces::{ConfClient, ConfError};
+use fops::object::{ObjectRecord, OpenMode};
+use rpc::{CallError, RpcConfig, RpcMachine};
+use runtime::{Buffer, LocalityHandle, SharedBuffer};
+use verbs_net::{Fabric, NetError, RefuseReason, TmConfig, Token, TransferMachine};
+
+use crate::error::ClientError;
+use crate::object::{Object, ObjectStat};
+use crate::replacement::{Replacement, drop_components};
+use crate::store::Store;
+use crate::transfer;
+
+/// How to connect.
+#[derive(Clone)]
+pub struct ClientConfig {
+    /// The client's own endpoint; `None` chooses one on the control daemon's net (docs/wire.md#clients).
+    pub local: Option<Endpoint>,
+    /// The control daemon.
+    pub control: Endpoint,
+    /// The cluster's credential.
+    pub token: Token,
+    /// Incarnation: unique for each start.
+    pub epoch: u64,
+    /// How long an operation may take before it fails; a quarter of it is the longest wait for one request.
+    pub op_timeout: Duration,
+    /// Reads fetch parity too and compare it with the data.
+    pub read_verify: bool,
+}
+
+/// A connected client. Clones are one client. Thread: one locality.
+#[derive(Clone)]
+pub struct Client {
+    store: Rc<Store>,
+}
+
+impl Client {
+    /// Opens an endpoint on `fabric` and fetches the configuration.
+    ///
+    /// Errors: the endpoint cannot be opened; the control daemon does not answer within `op_timeout`, or refuses the credential: both name it.
+    pub async fn connect(
+        locality: &LocalityHandle,
+        fabric: &Fabric,
+        config: ClientConfig,
+    ) -> Result<Client, ClientError> {
+        let endpoint = config.local.unwrap_or_else(|| own_endpoint(locality, config.control));
+        let rpc_config = RpcConfig::default();
+        let version = rpc_config.config_version.clone();
+        let tm_config = TmConfig::new(endpoint, false, config.epoch, config.token.clone(), version);
+        let machine = TransferMachine::start(locality, fabric, tm_config)
+            .map_err(|error| ClientError::Start { endpoint, reason: error.to_string() })?;
+        let rpc = RpcMachine::start(locality, machine, rpc_config);
+        let conf = ConfClient::connect(&rpc, config.control);
+        let configuration = match conf.fetch(locality.now() + config.op_timeout).await {
+            Ok(configuration) => configuration,
+            Err(error) => return Err(connect_error(config.control, &error)),
+        };
+        Ok(Client { store: Rc::new(Store::new(locality.clone(), rpc, conf, configuration, config)) })
+    }
+
+    /// The configuration in use.
+    #[must_use]
+    pub fn configuration(&self) -> Rc<faces::Configuration> {
+        self.store.configuration()
+    }
+
+    /// Asks the control daemon for the configuration now.
+    pub async fn refresh_configuration(&self) {
+        self.store.fetch().await;
+    }
+
+    /// The rpc machine, for fops that have no word of their own here (status, faults).
+    #[must_use]
+    pub fn rpc(&self) -> &RpcMachine {
+        &self.store.rpc
+    }
+
+    /// The locality that the client lives on.
+    #[must_use]
+    pub fn locality(&self) -> &LocalityHandle {
+        &self.store.locality
+    }
+
+    /// The record to make for a new object. Errors: a unit size that is not possible.
+    fn wish(&self, object: ObjectId, unit_bytes: Option<u32>) -> Result<ObjectRecord, ClientError> {
+        let configuration = self.store.configuration();
+        let unit_bytes = unit_bytes.unwrap_or(configuration.pool.unit_bytes);
+        let width = configuration.pool.width;
+        self.store.layout(object, width, unit_bytes).map_err(|error| match error {
+            ClientError::BadRecord { unit_bytes, reason, .. } => {
+                ClientError::UnitBytes { unit_bytes, reason }
+            }
+            other => other,
+        })?;
+        Ok(ObjectRecord {
+            version: 1,
+            generation: self.store.locality.random_u64().max(1),
+            object: object.fid(),
+            size_bytes: 0,
+            width,
+            unit_bytes,
+            pool_version: configuration.pool.pool_version,
+            deleted: false,
+        })
+    }
+
+    async fn open_as(
+        &self,
+        object: ObjectId,
+        mode: OpenMode,
+        unit_bytes: Option<u32>,
+    ) -> Result<Object, ClientError> {
+        self.store.refresh().await;
+        let wish = self.wish(object, unit_bytes)?;
+        match self.store.open_record(object, mode, wish).await? {
+            Some((record, created)) if !record.deleted => {
+                Object::new(self.store.clone(), object, record, created)
+            }
+            _ => Err(ClientError::NotFound { object }),
+        }
+    }
+
+    /// Opens the object, making it if it is not there: one round trip to its K + 1 record holders in parallel.
+    /// `unit_bytes`: unit size of a new object; an existing one keeps its own.
+    pub async fn create_or_open(
+        &self,
+        object: ObjectId,
+        unit_bytes: Option<u32>,
+    ) -> Result<Object, ClientError> {
+        self.open_as(object, OpenMode::CreateOrOpen, unit_bytes).await
+    }
+
+    /// Makes the object. Errors: [`ClientError::Exists`].
+    pub async fn create(&self, object: ObjectId, unit_bytes: Option<u32>) -> Result<Object, ClientError> {
+        self.open_as(object, OpenMode::Create, unit_bytes).await
+    }
+
+    /// Opens the object. Errors: [`ClientError::NotFound`].
+    pub async fn open(&self, object: ObjectId) -> Result<Object, ClientError> {
+        self.open_as(object, OpenMode::Open, None).await
+    }
+
+    /// What is known of the object without its bytes. Errors: [`ClientError::NotFound`].
+    pub async fn stat(&self, object: ObjectId) -> Result<ObjectStat, ClientError> {
+        Ok(self.open(object).await?.stat())
+    }
+
+    /// Deletes the object: its record becomes a tombstone on every holder in service (from then on it is gone), then its bytes go, then
+    /// the tombstone. Errors: [`ClientError::NotFound`], [`ClientError::Record`].
+    pub async fn delete(&self, object: ObjectId) -> Result<(), ClientError> {
+        let open = self.open(object).await?;
+        let tombstone = open
+            .change_record(|record| Some(ObjectRecord { deleted: true, size_bytes: 0, ..*record }))
+            .await?;
+        // A device that could not drop its part keeps the tombstone in place: the next create counts on from it.
+        if drop_components(&self.store, object, None).await == 0 {
+            self.store.drop_tombstone(object, tombstone.version).await;
+        }
+        Ok(())
+    }
+
+    /// Up to `limit` objects behind `after`, in the order of their ids. Errors: more than K devices do not answer.
+    pub async fn list(&self, after: Option<ObjectId>, limit: usize) -> Result<Vec<ObjectStat>, ClientError> {
+        self.store.refresh().await;
+        let records = self.store.list_records(after.map(ObjectId::fid), limit).await?;
+        Ok(records.iter().filter_map(ObjectStat::of).collect())
+    }
+
+    /// Sends everything that `source` gives into `replacement`, reading, encoding and sending at the same time; returns the bytes to commit.
+    ///
+    /// `source(offset, buffer)` fills the buffer from `offset` on and gives it back, shortened (`resize`) only at the source's end; it is
+    /// called in order. `progress(bytes)` follows each piece, with the bytes durable so far.
+    pub async fn upload<Source, Filled>(
+        &self,
+        replacement: &Replacement,
+        source: Source,
+        progress: impl FnMut(u64),
+    ) -> Result<u64, ClientError>
+    where
+        Source: FnMut(u64, Buffer) -> Filled,
+        Filled: Future<Output = io::Result<Buffer>>,
+    {
+        transfer::upload(replacement, source, progress).await
+    }
+
+    /// Reads `extent` of an object, cut at its size, and hands it to `sink(offset, bytes)` in order; returns the bytes.
+    /// Later pieces are read while the sink takes earlier ones.
+    pub async fn download<Sink, Taken>(
+        &self,
+        object: &Object,
+        extent: ByteExtent,
+        sink: Sink,
+        progress: impl FnMut(u64),
+    ) -> Result<u64, ClientError>
+    where
+        Sink: FnMut(u64, SharedBuffer) -> Taken,
+        Taken: Future<Output = io::Result<()>>,
+    {
+        transfer::download(object, extent, sink, progress).await
+    }
+}
+
+/// What a failed first fetch means to whoever connects.
+fn connect_error(control: Endpoint, error: &ConfError) -> ClientError {
+    let net = match error {
+        ConfError::Unreachable { source: CallError::Net { error, .. }, .. } => Some(error),
+        ConfError::Unreachable {
+            source: CallError::TimedOut { cause, .. } | CallError::PeerLost { cause, .. },
+            ..
+        } => cause.net.as_ref(),
+        _ => None,
+    };
+    let reason = error.to_string();
+    match net {
+        Some(NetError::Refused { reason: RefuseReason::Token }) => {
+            ClientError::WrongCredential { peer: control, reason }
+        }
+        _ => ClientError::NoConfiguration { control, reason },
+    }
+}
+
+/// An endpoint that nobody configured, on the net of the control daemon. Pid and transfer machine id are random, so that many
+/// clients of one process (or of a simulation) never share a name. A client does not listen.
+fn own_endpoint(locality: &LocalityHandle, control: Endpoint) -> Endpoint {
+    let random = locality.random_u64();
+    // Without a route the first call fails and says so; the name matters to nobody then.
+    let nid = verbs_net::local_nid_towards(control).unwrap_or(control.nid);
+    let pid = u32::try_from(random & 0x7fff_ffff).unwrap_or(0);
+    verbs_net::dynamic_endpoint(nid, pid, u16::try_from((random >> 32) & u64::from(TMID_MAX)).unwrap_or(0))
+}

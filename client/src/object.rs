@@ -1,0 +1,404 @@
+//! An open object: read and write in place, its record, its replacement.
+//!
+//! One writer at a time: writes of one handle (and its clones) wait for each other; two clients that write the same object need a
+//! lock of their own until the resource manager has one. Reads run beside anything.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use base::units::{narrow, wide};
+use base::{ByteExtent, ObjectId};
+use fops::object::{ObjectRecord, OpenMode};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use runtime::SharedBuffer;
+use runtime::sync::Semaphore;
+
+use crate::error::{ClientError, Fault, UnitFailures};
+use crate::geometry::OBJECT_BYTES_MAX;
+use crate::group_read::{GroupRequest, Origin, read_groups};
+use crate::group_write::GroupWriter;
+use crate::limits;
+use crate::operation::{Operation, OperationEvent, Progress};
+use crate::parts::Parts;
+use crate::replacement::Replacement;
+use crate::store::Store;
+use crate::targets;
+use crate::view::View;
+
+/// What is known of an object without its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObjectStat {
+    /// Its id.
+    pub object: ObjectId,
+    /// Bytes from 0 to its end.
+    pub size_bytes: u64,
+    /// Shape of its groups.
+    pub width: base::LayoutWidth,
+    /// Unit size in bytes.
+    pub unit_bytes: u32,
+    /// Grows with each change of the record.
+    pub version: u64,
+    /// Which generation of component objects holds the bytes.
+    pub generation: u64,
+}
+
+impl ObjectStat {
+    pub(crate) fn of(record: &ObjectRecord) -> Option<ObjectStat> {
+        Some(ObjectStat {
+            object: ObjectId::from_fid(record.object)?,
+            size_bytes: record.size_bytes,
+            width: record.width,
+            unit_bytes: record.unit_bytes,
+            version: record.version,
+            generation: record.generation,
+        })
+    }
+}
+
+/// An open object. Clones are one object: they share its record and its turn to write.
+#[derive(Clone)]
+pub struct Object(Rc<Shared>);
+
+struct Shared {
+    store: Rc<Store>,
+    object: ObjectId,
+    record: Cell<ObjectRecord>,
+    created: bool,
+    /// Made for the record's generation and size; renewed when those change.
+    view: RefCell<Option<(ObjectRecord, Rc<View>)>>,
+    writing: Semaphore,
+}
+
+impl Object {
+    pub(crate) fn new(
+        store: Rc<Store>,
+        object: ObjectId,
+        record: ObjectRecord,
+        created: bool,
+    ) -> Result<Object, ClientError> {
+        let shared = Shared {
+            store,
+            object,
+            record: Cell::new(record),
+            created,
+            view: RefCell::new(None),
+            writing: Semaphore::new(1),
+        };
+        let object = Object(Rc::new(shared));
+        object.view()?;
+        Ok(object)
+    }
+
+    pub(crate) fn store(&self) -> &Rc<Store> {
+        &self.0.store
+    }
+
+    pub(crate) fn record(&self) -> ObjectRecord {
+        self.0.record.get()
+    }
+
+    pub(crate) fn view(&self) -> Result<Rc<View>, ClientError> {
+        let record = self.record();
+        if let Some((of, view)) = &*self.0.view.borrow()
+            && *of == record
+        {
+            return Ok(view.clone());
+        }
+        let view = Rc::new(View::new(&self.0.store, self.0.object, &record)?);
+        *self.0.view.borrow_mut() = Some((record, view.clone()));
+        Ok(view)
+    }
+
+    /// The object's id.
+    #[must_use]
+    pub fn id(&self) -> ObjectId {
+        self.0.object
+    }
+
+    /// Its size in bytes, as this handle knows it; [`Object::reload`] asks again.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.record().size_bytes
+    }
+
+    /// What is known without its bytes.
+    #[must_use]
+    pub fn stat(&self) -> ObjectStat {
+        let record = self.record();
+        ObjectStat {
+            object: self.0.object,
+            size_bytes: record.size_bytes,
+            width: record.width,
+            unit_bytes: record.unit_bytes,
+            version: record.version,
+            generation: record.generation,
+        }
+    }
+
+    /// True if the call that gave this handle made the object.
+    #[must_use]
+    pub fn was_created(&self) -> bool {
+        self.0.created
+    }
+
+    /// Bytes of a parity group: writes of whole groups read nothing back.
+    #[must_use]
+    pub fn group_bytes(&self) -> u64 {
+        let record = self.record();
+        u64::from(record.unit_bytes) * u64::from(record.width.data())
+    }
+
+    /// Reads the record again. Errors: as `Client::open`.
+    pub async fn reload(&self) -> Result<(), ClientError> {
+        let found = self.0.store.open_record(self.0.object, OpenMode::Open, self.record()).await?;
+        match found {
+            Some((record, _)) if !record.deleted => {
+                if record > self.record() {
+                    self.0.record.set(record);
+                }
+                Ok(())
+            }
+            _ => Err(ClientError::NotFound { object: self.0.object }),
+        }
+    }
+
+    /// Reads `extent`, cut at the object's size: the parts' lengths add up to the bytes that are there, 0 past the end.
+    ///
+    /// Any alignment; at most [`limits::OPERATION_BYTES_MAX`]. The parts are slices of the buffers in which the bytes arrived, unit by
+    /// unit in order: nothing is copied. Units that cannot be read are rebuilt. Errors: too long; [`ClientError::Read`] with
+    /// each lost unit; the object was deleted meanwhile.
+    pub async fn read(&self, extent: ByteExtent) -> Result<Vec<SharedBuffer>, ClientError> {
+        check_length(extent)?;
+        self.0.store.refresh().await;
+        let _memory = self.0.store.memory(extent.count).await;
+        self.read_unbounded(extent).await
+    }
+
+    /// [`Object::read`] for callers that hold the memory permit already.
+    pub(crate) async fn read_unbounded(&self, extent: ByteExtent) -> Result<Vec<SharedBuffer>, ClientError> {
+        let deadline = self.0.store.deadline();
+        let mut wait = limits::RETRY_WAIT_MIN;
+        loop {
+            let view = self.view()?;
+            let end = extent.end().min(view.size_bytes);
+            let clipped = ByteExtent { start: extent.start.min(end), count: end - extent.start.min(end) };
+            let error = match read_view(&view, clipped, deadline).await {
+                Ok((parts, false)) => return Ok(parts),
+                // Holes, or what is left after another client replaced the object and dropped this generation?
+                Ok((parts, true)) => {
+                    self.reload().await?;
+                    if self.record().generation == view.name.generation {
+                        return Ok(parts);
+                    }
+                    continue;
+                }
+                Err(error) => error,
+            };
+            let ClientError::Read { failures, .. } = &error else { return Err(error) };
+            let silent = failures.0.iter().any(|failure| failure.fault.may_retry());
+            self.reload().await?;
+            if self.record().generation == view.name.generation
+                && (!silent || !self.0.store.wait_to_retry(&mut wait, deadline).await)
+            {
+                return Err(error);
+            }
+        }
+    }
+
+    /// Writes `parts` in place at `extent` (start and count multiples of 4096). Acknowledged means durable on every device in
+    /// service. Whole groups are encoded and sent; of the others the old bytes are read first. The object grows if `extent`
+    /// ends behind its size.
+    ///
+    /// Errors: not aligned, parts of another length, too long; [`ClientError::Write`] with each device that did not acknowledge:
+    /// then the extent holds old and new bytes in an unknown mixture, and writing it again is the way out.
+    pub async fn write(&self, extent: ByteExtent, parts: Vec<SharedBuffer>) -> Result<(), ClientError> {
+        self.write_with(extent, parts, None).await
+    }
+
+    /// The same as an operation whose states can be seen; not launched yet.
+    #[must_use]
+    pub fn write_operation(
+        &self,
+        extent: ByteExtent,
+        parts: Vec<SharedBuffer>,
+    ) -> Operation<(), ClientError> {
+        let object = self.clone();
+        Operation::new(&self.0.store.locality, |progress| async move {
+            object.write_with(extent, parts, Some(progress)).await
+        })
+    }
+
+    /// [`Object::read`] as an operation whose states can be seen; not launched yet.
+    #[must_use]
+    pub fn read_operation(&self, extent: ByteExtent) -> Operation<Vec<SharedBuffer>, ClientError> {
+        let object = self.clone();
+        Operation::new(&self.0.store.locality, |_| async move { object.read(extent).await })
+    }
+
+    async fn write_with(
+        &self,
+        extent: ByteExtent,
+        parts: Vec<SharedBuffer>,
+        progress: Option<Progress>,
+    ) -> Result<(), ClientError> {
+        check_length(extent)?;
+        if !extent.is_block_aligned() {
+            return Err(ClientError::NotAligned { extent });
+        }
+        let bytes: u64 = parts.iter().map(|part| wide(part.len())).sum();
+        if bytes != extent.count {
+            return Err(ClientError::PartsLength { extent, bytes });
+        }
+        let store = &self.0.store;
+        let _turn = self.0.writing.acquire(1).await;
+        store.refresh().await;
+        let parts = Parts::gather(parts, store.locality.arena(), store.locality.counters()).await;
+        let view = self.view()?;
+        let old = view.size_bytes;
+        let new = if extent.count == 0 { old } else { old.max(extent.end()) };
+        write_groups(&view, extent, &parts, Some((old, new)), true).await?;
+        if let Some(progress) = progress {
+            // The only refusal would be a body that marks twice.
+            let _executed = progress.on(OperationEvent::Execute);
+        }
+        if new > old {
+            let generation = view.name.generation;
+            self.change_record(|record| {
+                if record.generation != generation {
+                    return None;
+                }
+                Some(ObjectRecord { size_bytes: record.size_bytes.max(new), ..*record })
+            })
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Starts a replacement: a new generation of the object's bytes beside the old one. See [`Replacement`].
+    pub async fn replace(&self) -> Result<Replacement, ClientError> {
+        self.0.store.refresh().await;
+        Replacement::new(self.clone())
+    }
+
+    /// Changes the record on all holders; `change` gives the new one (its version is set here), or `None` if the object is not
+    /// what it was.
+    pub(crate) async fn change_record(
+        &self,
+        change: impl Fn(&ObjectRecord) -> Option<ObjectRecord>,
+    ) -> Result<ObjectRecord, ClientError> {
+        for _ in 0..limits::RECORD_TRIES_MAX {
+            let current = self.record();
+            let changed = change(&current).ok_or(ClientError::Replaced { object: self.0.object })?;
+            let record = ObjectRecord { version: current.version + 1, ..changed };
+            if self.0.store.update_record(self.0.object, current.version, record).await? {
+                self.0.record.set(record);
+                return Ok(record);
+            }
+            self.reload().await?;
+        }
+        Err(ClientError::Conflict { object: self.0.object, tries: limits::RECORD_TRIES_MAX })
+    }
+}
+
+fn check_length(extent: ByteExtent) -> Result<(), ClientError> {
+    let end = extent.start.checked_add(extent.count);
+    if extent.count > limits::OPERATION_BYTES_MAX || end.is_none_or(|end| end > OBJECT_BYTES_MAX) {
+        let bytes_max = limits::OPERATION_BYTES_MAX;
+        return Err(ClientError::TooLong { extent, bytes_max, object_max: OBJECT_BYTES_MAX });
+    }
+    Ok(())
+}
+
+/// Reads `extent` (inside the size). The flag: some of it is holes.
+async fn read_view(
+    view: &View,
+    extent: ByteExtent,
+    deadline: base::Instant,
+) -> Result<(Vec<SharedBuffer>, bool), ClientError> {
+    let geometry = view.geometry;
+    let requests = geometry
+        .groups(extent)
+        .map(|group| {
+            let pieces = geometry.group_pieces(group, geometry.positions(group, extent));
+            let wanted = pieces.map(|piece| (piece.unit, piece.first_row..piece.first_row + piece.row_count));
+            GroupRequest { group, wanted: wanted.collect() }
+        })
+        .collect();
+    let groups = read_groups(view, requests, deadline).await?;
+    let mut holes = false;
+    let mut parts = Vec::new();
+    // The first and the last block may be wanted in part.
+    let mut skip = narrow(extent.start % base::units::BLOCK_BYTES);
+    let mut left = narrow(extent.count);
+    for rows in groups.into_iter().flatten().flatten() {
+        holes |= rows.origin == Origin::Hole;
+        let end = rows.bytes.len().min(skip + left);
+        if skip < end {
+            left -= end - skip;
+            parts.push(rows.bytes.slice(skip..end));
+        }
+        skip = skip.saturating_sub(rows.bytes.len());
+    }
+    Ok((parts, holes))
+}
+
+/// Writes all groups that `extent` touches, [`limits::PIECES_IN_FLIGHT`] pieces at a time: while one is encoded others are on their
+/// way. `sizes`: see [`GroupWriter::sizes`]. `bounded`: takes room for parity and old bytes; without, the caller holds it.
+pub(crate) async fn write_groups(
+    view: &View,
+    extent: ByteExtent,
+    parts: &Parts,
+    sizes: Option<(u64, u64)>,
+    bounded: bool,
+) -> Result<(), ClientError> {
+    let deadline = view.store.deadline();
+    let geometry = &view.geometry;
+    let mut chunks: Vec<std::ops::Range<u64>> = Vec::new();
+    // Growing past a tail that the write does not touch: its rows have to be completed (docs/data-flow.md#rows).
+    if let Some((old, new)) = sizes
+        && new > old
+        && old > 0
+    {
+        let tail = (old - 1) / geometry.group_bytes();
+        if !geometry.groups(extent).contains(&tail) {
+            chunks.push(tail..tail + 1);
+        }
+    }
+    let step = (limits::PIECE_BYTES / geometry.group_bytes()).max(1);
+    let groups = geometry.groups(extent);
+    let mut start = groups.start;
+    while start < groups.end {
+        let end = groups.end.min(start + step);
+        chunks.push(start..end);
+        start = end;
+    }
+    let writer = GroupWriter { view, extent, parts, sizes };
+    let writer = &writer;
+    stream::iter(chunks)
+        .map(Ok)
+        .try_for_each_concurrent(limits::PIECES_IN_FLIGHT, async |groups| {
+            view.check_writable(groups.clone())?;
+            // Parity of each group; where old bytes are read, up to a whole group more at either end of the write.
+            let read = if sizes.is_some() { u64::from(geometry.coded()) * 2 } else { 0 };
+            let parity = u64::from(geometry.width().parity()) * (groups.end - groups.start);
+            let _memory = match bounded {
+                true => Some(view.store.memory((parity + read) * geometry.unit_bytes()).await),
+                false => None,
+            };
+            let mut pieces = Vec::new();
+            for group in groups.clone() {
+                pieces.extend(writer.pieces(group, deadline).await?);
+            }
+            let sent = targets::write(&view.store, view.name, pieces, deadline).await;
+            sent.map_err(|failures| write_error(view, failures))?;
+            // Devices that left service meanwhile were skipped: no more than K of any group may have been.
+            view.check_writable(groups)
+        })
+        .await
+}
+
+fn write_error(view: &View, failures: Vec<(u32, (u64, u32), Fault)>) -> ClientError {
+    let failures =
+        failures.into_iter().map(|(target, unit, fault)| view.store.failure(Some(unit), target, fault));
+    ClientError::Write { object: view.object, failures: UnitFailures(failures.collect()) }
+}

@@ -1,0 +1,145 @@
+//! Replaces all bytes of an object at once: a new generation is written beside the old one, and one record update flips over.
+//!
+//! **Invariant**: until `commit` has flipped the record the object reads as before, whatever crashes; from then on it reads as the new
+//! bytes. Left over after a crash: units of a generation that no record names. They take space until the object is replaced or
+//! deleted the next time, which drops every generation but the one in force.
+//!
+//! Because dropping old generations cannot tell a dead one from one that another client is writing right now, two replacements of one object
+//! must not run at the same time (locks come with the resource manager).
+
+use std::cell::Cell;
+
+use base::units::wide;
+use base::{ByteExtent, FidType, ObjectId};
+use fops::component::ComponentDelete;
+use fops::object::ObjectRecord;
+use futures_util::future::join_all;
+use rpc::Bulk;
+use runtime::SharedBuffer;
+
+use crate::error::ClientError;
+use crate::geometry::OBJECT_BYTES_MAX;
+use crate::limits;
+use crate::object::{Object, write_groups};
+use crate::parts::Parts;
+use crate::store::{Store, is_in_service};
+use crate::view::View;
+
+/// New bytes for an object, not in force before [`Replacement::commit`]. Dropping it leaves the object as it was.
+pub struct Replacement {
+    object: Object,
+    view: View,
+    /// End of the one piece that ends inside a group, if it was written.
+    tail_end: Cell<Option<u64>>,
+    /// End of the highest piece.
+    end: Cell<u64>,
+}
+
+impl Replacement {
+    pub(crate) fn new(object: Object) -> Result<Replacement, ClientError> {
+        let record = object.record();
+        let store = object.store().clone();
+        // Another one than the old: 2^64 to 1 against, but a clash would mix old and new bytes.
+        let generation = std::iter::repeat_with(|| store.locality.random_u64())
+            .find(|generation| *generation != record.generation && *generation != 0)
+            .unwrap_or(record.generation.wrapping_add(1));
+        let view = View::new(&store, object.id(), &ObjectRecord { generation, size_bytes: 0, ..record })?;
+        Ok(Replacement { object, view, tail_end: Cell::new(None), end: Cell::new(0) })
+    }
+
+    /// The object that is being replaced.
+    #[must_use]
+    pub fn object(&self) -> &Object {
+        &self.object
+    }
+
+    /// Bytes of a parity group: pieces start at multiples of it.
+    #[must_use]
+    pub fn group_bytes(&self) -> u64 {
+        self.view.geometry.group_bytes()
+    }
+
+    /// Writes a piece: from a group's start, whole groups, except that the object's last piece may end anywhere (its last block
+    /// is filled up with zeros). Pieces come in any order and may run at the same time; groups never written are holes.
+    ///
+    /// Durable when it returns. Errors: a piece that does not fit, [`ClientError::Write`].
+    pub async fn write(&self, offset: u64, parts: Vec<SharedBuffer>) -> Result<(), ClientError> {
+        let bytes: u64 = parts.iter().map(|part| wide(part.len())).sum();
+        let piece = ByteExtent { start: offset, count: bytes };
+        if bytes > limits::OPERATION_BYTES_MAX {
+            let bytes_max = limits::OPERATION_BYTES_MAX;
+            return Err(ClientError::TooLong { extent: piece, bytes_max, object_max: OBJECT_BYTES_MAX });
+        }
+        self.write_piece(piece, parts, true).await
+    }
+
+    /// [`Replacement::write`]; without `bounded` the caller holds memory for the parity.
+    pub(crate) async fn write_piece(
+        &self,
+        piece: ByteExtent,
+        parts: Vec<SharedBuffer>,
+        bounded: bool,
+    ) -> Result<(), ClientError> {
+        let group_bytes = self.group_bytes();
+        let misfit = || ClientError::Piece { object: self.object.id(), piece, group_bytes };
+        if !piece.start.is_multiple_of(group_bytes)
+            || piece.start.checked_add(piece.count).is_none_or(|end| end > OBJECT_BYTES_MAX)
+        {
+            return Err(misfit());
+        }
+        if piece.count == 0 {
+            return Ok(());
+        }
+        let is_tail = !piece.count.is_multiple_of(group_bytes);
+        // The tail is the last one: nothing behind it, and only one of them.
+        let behind_tail = self.tail_end.get().is_some_and(|tail| piece.end() > tail || is_tail);
+        if behind_tail || (is_tail && self.end.get() > piece.end()) {
+            return Err(misfit());
+        }
+        if is_tail {
+            self.tail_end.set(Some(piece.end()));
+        }
+        self.end.set(self.end.get().max(piece.end()));
+        let store = &self.view.store;
+        let parts = Parts::gather(parts, store.locality.arena(), store.locality.counters()).await;
+        let extent = ByteExtent { start: piece.start, count: parts.byte_count() };
+        write_groups(&self.view, extent, &parts, None, bounded).await
+    }
+
+    /// Flips the object over to the new bytes, of which there are `size_bytes`, then drops the old generation.
+    ///
+    /// Await every `write` first. Errors: `size_bytes` is not where a tail piece ended, or below what was written; the record cannot be changed on
+    /// every holder in service (then a reader may see either generation until one of them is written again).
+    pub async fn commit(self, size_bytes: u64) -> Result<(), ClientError> {
+        let tail_fits = self.tail_end.get().is_none_or(|tail| tail == size_bytes);
+        if !tail_fits || size_bytes < self.end.get() || size_bytes > OBJECT_BYTES_MAX {
+            let piece = ByteExtent { start: 0, count: size_bytes };
+            return Err(ClientError::Piece {
+                object: self.object.id(),
+                piece,
+                group_bytes: self.group_bytes(),
+            });
+        }
+        let generation = self.view.name.generation;
+        self.object.change_record(|record| Some(ObjectRecord { generation, size_bytes, ..*record })).await?;
+        // Best effort: what stays is dropped by the next replacement or by the delete.
+        drop_components(&self.view.store, self.object.id(), Some(generation)).await;
+        Ok(())
+    }
+}
+
+/// Deletes the object's component objects on all devices in service, but for one generation. Returns how many devices failed.
+pub(crate) async fn drop_components(store: &Store, object: ObjectId, keep_generation: Option<u64>) -> usize {
+    let deadline = store.deadline();
+    let configuration = store.configuration();
+    let targets = (0u32..).zip(&configuration.pool.devices).filter(|(_, device)| is_in_service(device.state));
+    let outcomes = join_all(targets.map(|(target, _)| async move {
+        let make = async |device: &faces::DeviceConfig| {
+            let component = object.fid().with_type(FidType::Component);
+            (ComponentDelete { device: device.device, component, keep_generation }, Bulk::none())
+        };
+        store.call(target, make, store.request_deadline(deadline)).await.is_err()
+    }))
+    .await;
+    outcomes.into_iter().filter(|failed| *failed).count()
+}

@@ -1,0 +1,266 @@
+//! What all operations of one client share: its rpc machine, the configuration, windows of requests, what it knows of targets.
+//!
+//! Thread: one locality (`Rc` inside). Bounds: [`limits::REQUESTS_PER_TARGET_MAX`] requests to each target,
+//! [`limits::REQUESTS_IN_FLIGHT_MAX`] in all, `memory` bytes of buffers held by operations; whoever finds no room waits.
+//! **Invariant**: permits are taken in one order (memory, target, request), so waiting operations never form a circle.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::units::{BLOCK_BYTES, narrow};
+use base::{Fid, FidType, Instant, LayoutWidth, ObjectId};
+use faces::{ConfClient, Configuration, DeviceConfig, DeviceState};
+use fops::conf::DeviceEvidence;
+use layout::{GroupCodec, PoolLayout};
+use rpc::{Answer, Bulk, CallOptions, RpcMachine};
+use runtime::sync::{Permit, Semaphore};
+use runtime::{LocalityHandle, SharedBuffer};
+
+use crate::client::ClientConfig;
+use crate::error::{ClientError, Fault, UnitFailure};
+use crate::limits;
+
+/// Bytes of arena that operations of one client hold at most, however large the arena is.
+const MEMORY_BYTES_MAX: u64 = 256 << 20;
+
+/// Which component objects: an object's bytes of one generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ComponentName {
+    /// The object's fid with type Component.
+    pub component: Fid,
+    /// Generation of its bytes.
+    pub generation: u64,
+}
+
+impl ComponentName {
+    pub(crate) fn new(object: Fid, generation: u64) -> ComponentName {
+        ComponentName { component: object.with_type(FidType::Component), generation }
+    }
+}
+
+pub(crate) struct Store {
+    pub(crate) locality: LocalityHandle,
+    pub(crate) rpc: RpcMachine,
+    pub(crate) conf: ConfClient,
+    pub(crate) config: ClientConfig,
+    configuration: RefCell<Rc<Configuration>>,
+    /// Highest configuration version that any answer showed.
+    seen_version: Cell<u64>,
+    requests: Semaphore,
+    per_target: RefCell<BTreeMap<u32, Semaphore>>,
+    memory: Semaphore,
+    memory_blocks: usize,
+    suspects: RefCell<BTreeMap<u32, Instant>>,
+    codecs: RefCell<BTreeMap<LayoutWidth, Rc<GroupCodec>>>,
+    zeros: RefCell<Option<SharedBuffer>>,
+}
+
+impl Store {
+    pub(crate) fn new(
+        locality: LocalityHandle,
+        rpc: RpcMachine,
+        conf: ConfClient,
+        configuration: Rc<Configuration>,
+        config: ClientConfig,
+    ) -> Store {
+        // Half of the arena: the rest is for messages, bulk in flight and whoever shares the arena.
+        let memory_bytes = (locality.arena().capacity_bytes() / 2).min(MEMORY_BYTES_MAX);
+        let memory_blocks = narrow(memory_bytes / BLOCK_BYTES);
+        Store {
+            locality,
+            rpc,
+            conf,
+            config,
+            seen_version: Cell::new(configuration.version),
+            configuration: RefCell::new(configuration),
+            requests: Semaphore::new(limits::REQUESTS_IN_FLIGHT_MAX),
+            per_target: RefCell::default(),
+            memory: Semaphore::new(memory_blocks),
+            memory_blocks,
+            suspects: RefCell::default(),
+            codecs: RefCell::default(),
+            zeros: RefCell::new(None),
+        }
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.locality.now()
+    }
+
+    /// When an operation that starts now has to be over.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.now() + self.config.op_timeout
+    }
+
+    /// When one request of an operation has to be answered: early enough that the operation can still go another way.
+    pub(crate) fn request_deadline(&self, operation: Instant) -> Instant {
+        (self.now() + self.config.op_timeout / 4).min(operation)
+    }
+
+    pub(crate) fn configuration(&self) -> Rc<Configuration> {
+        self.configuration.borrow().clone()
+    }
+
+    /// Fetches the configuration if an answer showed a newer one. A control daemon that does not answer is no reason to stop.
+    pub(crate) async fn refresh(&self) {
+        let known = self.configuration.borrow().version;
+        if self.seen_version.get() > known {
+            self.fetch().await;
+        }
+    }
+
+    /// Asks control for the configuration, for as long as one request may take.
+    pub(crate) async fn fetch(&self) {
+        let deadline = self.request_deadline(Instant::NEVER);
+        if let Ok(configuration) = self.conf.fetch(deadline).await
+            && configuration.version >= self.configuration.borrow().version
+        {
+            self.see_version(configuration.version);
+            *self.configuration.borrow_mut() = configuration;
+        }
+    }
+
+    fn see_version(&self, version: u64) {
+        self.seen_version.set(self.seen_version.get().max(version));
+    }
+
+    /// Tells control what a device did; the configuration that follows is in force when this returns.
+    pub(crate) async fn report(&self, device: Fid, evidence: DeviceEvidence) {
+        // An unheard report changes nothing: the server sends the same evidence with its heartbeat.
+        let _unheard = self.conf.report_device(device, evidence, self.request_deadline(Instant::NEVER)).await;
+        self.fetch().await;
+    }
+
+    pub(crate) fn layout(
+        &self,
+        object: ObjectId,
+        width: LayoutWidth,
+        unit_bytes: u32,
+    ) -> Result<PoolLayout, ClientError> {
+        let devices = u32::try_from(self.configuration.borrow().pool.devices.len()).unwrap_or(u32::MAX);
+        PoolLayout::new(width, devices, unit_bytes).map_err(|error| ClientError::BadRecord {
+            object,
+            width,
+            unit_bytes,
+            reason: error.to_string(),
+        })
+    }
+
+    pub(crate) fn codec(&self, width: LayoutWidth) -> Rc<GroupCodec> {
+        self.codecs.borrow_mut().entry(width).or_insert_with(|| Rc::new(GroupCodec::new(width))).clone()
+    }
+
+    /// Room for `bytes` in buffers, given back when the permit is dropped. More than all there is counts as all.
+    pub(crate) async fn memory(&self, bytes: u64) -> Permit {
+        let blocks = narrow(bytes.div_ceil(BLOCK_BYTES)).clamp(1, self.memory_blocks.max(1));
+        self.memory.acquire(blocks).await
+    }
+
+    /// A buffer of at least `bytes` zeros (at most one unit), shared by everybody.
+    pub(crate) async fn zeros(&self, bytes: usize) -> SharedBuffer {
+        let kept = self.zeros.borrow().clone();
+        if let Some(kept) = kept.filter(|kept| kept.len() >= bytes) {
+            return kept.slice(0..bytes);
+        }
+        let mut buffer = self.locality.arena().alloc(bytes).await;
+        buffer.fill(0);
+        let zeros = buffer.freeze();
+        *self.zeros.borrow_mut() = Some(zeros.clone());
+        zeros
+    }
+
+    /// The device of a target, or that there is none.
+    pub(crate) fn device(&self, target: u32) -> Result<DeviceConfig, Fault> {
+        self.configuration.borrow().target(target).cloned().ok_or(Fault::NoTarget)
+    }
+
+    /// Why reads should pass over a target: out of service, or silent a moment ago.
+    pub(crate) fn reads_pass_over(&self, target: u32) -> Option<Fault> {
+        match self.device(target) {
+            Err(fault) => Some(fault),
+            Ok(device) if !is_in_service(device.state) => Some(Fault::State(device.state)),
+            Ok(_) => {
+                let until = self.suspects.borrow().get(&target).copied()?;
+                (self.now() < until).then_some(Fault::Suspect)
+            }
+        }
+    }
+
+    /// Sends the next read to a target even if it was silent.
+    pub(crate) fn forgive(&self, target: u32) {
+        self.suspects.borrow_mut().remove(&target);
+    }
+
+    /// What went wrong on a target, in words for an error.
+    pub(crate) fn failure(&self, unit: Option<(u64, u32)>, target: u32, fault: Fault) -> UnitFailure {
+        let (device, server) = match self.device(target) {
+            Ok(device) => (device.device, device.endpoint),
+            Err(_) => (Fid::default(), self.configuration.borrow().control),
+        };
+        UnitFailure { unit, device, server, fault }
+    }
+
+    /// One request to the server of a target, inside the windows. `bulk` is made once there is room.
+    pub(crate) async fn call<F: fops::Fop>(
+        &self,
+        target: u32,
+        make: impl AsyncFnOnce(&DeviceConfig) -> (F, Bulk),
+        deadline: Instant,
+    ) -> Result<Answer<F::Reply>, Fault> {
+        let of_target = self
+            .per_target
+            .borrow_mut()
+            .entry(target)
+            .or_insert_with(|| Semaphore::new(limits::REQUESTS_PER_TARGET_MAX))
+            .clone();
+        let _of_target = of_target.acquire(1).await;
+        let _of_all = self.requests.acquire(1).await;
+        let device = self.device(target)?;
+        let (fop, bulk) = make(&device).await;
+        match self
+            .rpc
+            .call(
+                device.endpoint,
+                &fop,
+                bulk,
+                CallOptions::until(deadline).unreachable_max(limits::UNREACHABLE_MAX),
+            )
+            .await
+        {
+            Ok(answer) => {
+                self.see_version(answer.config_version);
+                self.suspects.borrow_mut().remove(&target);
+                Ok(answer)
+            }
+            Err(error) => {
+                let fault = Fault::Call(Arc::new(error));
+                if let Some(fops::FopError::Stale { need, .. }) = fault.refusal() {
+                    self.see_version(*need);
+                }
+                if fault.is_silence() {
+                    self.suspects.borrow_mut().insert(target, self.now() + limits::SUSPECT_FOR);
+                }
+                Err(fault)
+            }
+        }
+    }
+
+    /// Waits before another try; false if the deadline would pass.
+    pub(crate) async fn wait_to_retry(&self, wait: &mut Duration, deadline: Instant) -> bool {
+        if self.now() + *wait >= deadline {
+            return false;
+        }
+        self.locality.sleep(*wait).await;
+        *wait = (*wait * 2).min(limits::RETRY_WAIT_MAX);
+        self.fetch().await;
+        true
+    }
+}
+
+/// True if a device in this state must acknowledge writes and may answer reads.
+pub(crate) const fn is_in_service(state: DeviceState) -> bool {
+    matches!(state, DeviceState::Unknown | DeviceState::Online | DeviceState::Transient)
+}

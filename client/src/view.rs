@@ -1,0 +1,96 @@
+//! An object's bytes of one generation as the data path sees them: geometry, placement, codec and size, fixed for one operation.
+
+use std::cell::RefCell;
+use std::ops::Range;
+use std::rc::Rc;
+
+use base::{BlockExtent, ObjectId};
+use fops::object::ObjectRecord;
+use layout::{GroupCodec, ObjectLayout, PoolLayout};
+
+use crate::batch::TargetPiece;
+use crate::error::{ClientError, UnitFailures};
+use crate::geometry::Geometry;
+use crate::store::{ComponentName, Store, is_in_service};
+
+pub(crate) struct View {
+    pub(crate) store: Rc<Store>,
+    pub(crate) object: ObjectId,
+    pub(crate) name: ComponentName,
+    pub(crate) size_bytes: u64,
+    pub(crate) geometry: Geometry,
+    pub(crate) pool: PoolLayout,
+    pub(crate) codec: Rc<GroupCodec>,
+    placement: RefCell<ObjectLayout>,
+}
+
+impl View {
+    /// The view that a record gives. Errors: a record of another pool version, or one that makes no sense.
+    pub(crate) fn new(
+        store: &Rc<Store>,
+        object: ObjectId,
+        record: &ObjectRecord,
+    ) -> Result<View, ClientError> {
+        let known = store.configuration().pool.pool_version;
+        if record.pool_version != known {
+            return Err(ClientError::OtherPool { object, found: record.pool_version, known });
+        }
+        let pool = store.layout(object, record.width, record.unit_bytes)?;
+        let geometry = Geometry::new(record.width, u64::from(record.unit_bytes)).ok_or_else(|| {
+            ClientError::BadRecord {
+                object,
+                width: record.width,
+                unit_bytes: record.unit_bytes,
+                reason: "no such unit size".to_owned(),
+            }
+        })?;
+        Ok(View {
+            store: store.clone(),
+            object,
+            name: ComponentName::new(record.object, record.generation),
+            size_bytes: record.size_bytes.min(crate::geometry::OBJECT_BYTES_MAX),
+            geometry,
+            pool,
+            codec: store.codec(record.width),
+            placement: RefCell::new(pool.object(record.object)),
+        })
+    }
+
+    /// Target of a unit.
+    pub(crate) fn target(&self, group: u64, unit: u32) -> u32 {
+        self.placement.borrow_mut().place(group, unit).target
+    }
+
+    /// Where rows of a unit stand on their target.
+    pub(crate) fn piece<T>(&self, group: u64, unit: u32, rows: &Range<u64>, tag: T) -> TargetPiece<T> {
+        let frame = self.placement.borrow_mut().place(group, unit);
+        let start = frame.frame * self.geometry.unit_blocks() + rows.start;
+        let extent = BlockExtent { start, count: rows.end - rows.start };
+        TargetPiece { target: frame.target, extent, tag }
+    }
+
+    /// Refuses a write to a group with more than K devices out of service: it could not be read back.
+    pub(crate) fn check_writable(&self, groups: impl Iterator<Item = u64>) -> Result<(), ClientError> {
+        let configuration = self.store.configuration();
+        let all_serve = configuration.pool.devices.iter().all(|device| is_in_service(device.state));
+        if all_serve {
+            return Ok(());
+        }
+        for group in groups {
+            let mut failures = Vec::new();
+            for unit in 0..self.geometry.coded() {
+                let target = self.target(group, unit);
+                if let Ok(device) = self.store.device(target)
+                    && !is_in_service(device.state)
+                {
+                    let fault = crate::error::Fault::State(device.state);
+                    failures.push(self.store.failure(Some((group, unit)), target, fault));
+                }
+            }
+            if failures.len() > usize::try_from(self.geometry.width().parity()).unwrap_or(usize::MAX) {
+                return Err(ClientError::Write { object: self.object, failures: UnitFailures(failures) });
+            }
+        }
+        Ok(())
+    }
+}
