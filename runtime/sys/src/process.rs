@@ -70,6 +70,18 @@ pub fn memlock_limit() -> Option<u64> {
     (result < 0 || limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
+/// True if this process may lock memory beyond [`memlock_limit`]: it has CAP_IPC_LOCK. Source: proc(5), `CapEff`.
+#[must_use]
+pub fn may_lock_memory() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = capabilities.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    bits.is_some_and(|bits| bits & (1 << CAP_IPC_LOCK) != 0)
+}
+
+/// Number of the capability, from linux/capability.h.
+const CAP_IPC_LOCK: u32 = 14;
+
 #[cfg(test)]
 #[cfg(not(miri))]
 mod tests {

@@ -11,7 +11,9 @@
 //! a thread in epoll slept on. Here it wakes: [`AsRawFd`] is readable, or the wait is interrupted, when [`Ring::poll`] has work.
 //!
 //! Fixed buffers ([`Ring::register_arena`]): a slab of the arena is registered when an operation first uses it. Each registered slab is locked
-//! memory; when the limit is reached the other slabs go on without, which is slower and otherwise the same. [`RingStats`] says so.
+//! memory, and the limit on that is one for all processes of a user and for the rings themselves; so without CAP_IPC_LOCK a
+//! ring takes a sixteenth of it at most, and none of the usual 8 MiB. The other slabs go on unregistered, which is slower and otherwise
+//! the same. [`RingStats`] says so.
 //!
 //! Left over: partial reads and writes are reported as they are. Sources: io_uring(7), io_uring_setup(2), io_uring_enter(2).
 //! Start at [`Ring::try_write`].
@@ -24,19 +26,23 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use base::units::wide;
+use base::units::{narrow, wide};
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 use smallvec::SmallVec;
 
 use crate::arena::{Arena, SLAB_BYTES};
 use crate::buffer::{Buffer, SharedBuffer};
 use crate::counters::Counters;
+use crate::process;
 
 /// Most operations in flight in one ring.
 pub const RING_ENTRIES_MAX: u32 = 4096;
 
 /// Slabs that can be registered with one ring: what the kernel's table holds (16384), as its `IORING_MAX_REG_BUFFERS`.
 const FIXED_SLABS_MAX: usize = 1 << 14;
+
+/// A ring locks at most one such part of the memory that the user may lock.
+const MEMLOCK_PARTS: u64 = 16;
 
 /// Parts of one write: what the kernel takes in one vector, `IOV_MAX`.
 pub const WRITE_PARTS_MAX: usize = 1024;
@@ -68,7 +74,7 @@ pub struct RingStats {
     pub fixed_operations: u64,
     /// Slabs registered.
     pub fixed_slabs: u64,
-    /// True once the kernel refused to lock more memory, or there is no registration at all: operations go on without.
+    /// True once no more memory may be locked: operations on further slabs go on unregistered.
     pub is_fixed_refused: bool,
 }
 
@@ -95,6 +101,8 @@ struct Slot {
 struct FixedArena {
     arena: Arena,
     is_registered: Vec<bool>,
+    /// Slabs that may yet be registered.
+    slabs_left: usize,
 }
 
 /// A ring and what is in flight in it. See the module head.
@@ -115,7 +123,8 @@ impl Ring {
     ///
     /// # Errors
     /// `EPERM`, `EACCES` or `ENOSYS` where a sandbox, a setting or the kernel forbids io_uring, `Unsupported` where it lacks an operation
-    /// that we need (before Linux 5.6): use helper threads then ([`is_forbidden`]). `ENOMEM`: too little locked memory.
+    /// that we need (before Linux 5.6), `ENOMEM` where too little memory may be locked for the ring itself (newer
+    /// kernels count it, 6.18 does: 64 bytes an entry and more): use helper threads then ([`is_forbidden`]).
     pub fn new(entries: u32) -> io::Result<Ring> {
         let entries = entries.clamp(1, RING_ENTRIES_MAX).next_power_of_two();
         let uring = build(entries)?;
@@ -155,12 +164,20 @@ impl Ring {
             return fixed.arena.is_same(arena) && !self.stats.is_fixed_refused;
         }
         let slabs = arena.slab_count().min(FIXED_SLABS_MAX);
+        let slabs_left = match process::memlock_limit() {
+            Some(limit) if !process::may_lock_memory() => narrow(limit / MEMLOCK_PARTS) / SLAB_BYTES,
+            _ => slabs,
+        };
+        if slabs_left == 0 {
+            self.stats.is_fixed_refused = true;
+            return false;
+        }
         let table_size = u32::try_from(slabs).unwrap_or(u32::MAX);
         if self.uring.submitter().register_buffers_sparse(table_size).is_err() {
             self.stats.is_fixed_refused = true;
             return false;
         }
-        self.fixed = Some(FixedArena { arena: arena.clone(), is_registered: vec![false; slabs] });
+        self.fixed = Some(FixedArena { arena: arena.clone(), is_registered: vec![false; slabs], slabs_left });
         true
     }
 
@@ -172,7 +189,8 @@ impl Ring {
             return None;
         }
         if !fixed.is_registered[slab] {
-            if self.stats.is_fixed_refused {
+            if fixed.slabs_left == 0 {
+                self.stats.is_fixed_refused = true;
                 return None;
             }
             let vector = [libc::iovec { iov_base: fixed.arena.slab_ptr(slab).cast(), iov_len: SLAB_BYTES }];
@@ -184,10 +202,12 @@ impl Ring {
                 counters.syscalls.add(1);
             }
             if registered.is_err() {
+                fixed.slabs_left = 0;
                 self.stats.is_fixed_refused = true;
                 return None;
             }
             fixed.is_registered[slab] = true;
+            fixed.slabs_left -= 1;
             self.stats.fixed_slabs += 1;
             if let Some(counters) = &self.counters {
                 counters.registrations.add(1);
@@ -417,11 +437,12 @@ impl Ring {
 #[error("the ring is full")]
 pub struct RingFull;
 
-/// True if `error` of [`Ring::new`] means that io_uring cannot be used here, and helper threads have to do.
+/// True if `error` of [`Ring::new`] means that io_uring cannot be used here (forbidden, unknown, or no memory may be locked for it), and
+/// helper threads have to do.
 #[must_use]
 pub fn is_forbidden(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Unsupported
-        || matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS))
+        || matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS | libc::ENOMEM))
 }
 
 /// The best ring that this kernel makes: with one submitter (Linux 6.0), with cooperative completion (5.19), plain.
@@ -643,10 +664,10 @@ mod tests {
 
     #[test]
     fn only_a_refusal_of_io_uring_itself_calls_for_helper_threads() {
-        for code in [libc::EPERM, libc::EACCES, libc::ENOSYS] {
+        for code in [libc::EPERM, libc::EACCES, libc::ENOSYS, libc::ENOMEM] {
             assert!(is_forbidden(&io::Error::from_raw_os_error(code)));
         }
-        for code in [libc::ENOMEM, libc::EMFILE, libc::EINVAL] {
+        for code in [libc::EMFILE, libc::EINVAL] {
             assert!(!is_forbidden(&io::Error::from_raw_os_error(code)));
         }
     }
