@@ -1,1 +1,40 @@
-//! LNet-like messaging: transfer machines over backends lo, tcp and sim
+//! NET: LNet-like messaging between transfer machines, over one process (`lo`), TCP (`tcp`) or a simulation (`sim`).
+//!
+//! Promise: messages are unreliable in contract (rpc makes them at-most-once) and the sender hears of a lost peer; bulk
+//! moves between a requester's exposed buffers and a server's, driven by the server, with no copy that is not counted.
+//! Must not know: requests, replies, sessions (rpc), objects, devices.
+//!
+//! Threads: a [`TransferMachine`] belongs to its locality. Only [`LoFabric`] is shared between threads.
+//! Bounds: limits.rs. Formats: docs/wire.md.
+//!
+//! **Invariant**: no byte of an incarnation that has been replaced reaches the layer above. **Invariant**: after
+//! [`TransferMachine::retract`] nothing writes into the memory. **Invariant**: a hostile peer costs its own connection, no more.
+//!
+//! Start reading at [`machine`], then `protocol` (the core, without I/O), then `backend`.
+#![forbid(unsafe_code)]
+
+mod backend;
+mod connection;
+pub mod descriptor;
+pub mod error;
+mod exposure;
+pub mod frame;
+pub mod hello;
+pub mod limits;
+pub mod machine;
+mod memory_wait;
+mod protocol;
+pub mod stats;
+mod transfer;
+
+pub use backend::lo::LoFabric;
+pub use backend::sim::{SimFabric, SimFaults, SimStats};
+pub use descriptor::{BulkCookie, BulkDescriptor, ParseDescriptorError};
+pub use error::{LocalError, NakReason, NetError, PeerMisbehaved, RefuseReason, Refused, StartError};
+pub use hello::Token;
+pub use limits::NetTimes;
+pub use machine::{
+    Event, Fabric, Lane, PeerId, TmConfig, TransferId, TransferMachine, dynamic_endpoint, is_dynamic,
+    local_nid_towards,
+};
+pub use stats::NetStats;

@@ -1,0 +1,89 @@
+//! Backends: what carries frames between machines. Each drives the same protocol core and owns the I/O only.
+
+pub(crate) mod lo;
+pub(crate) mod packet;
+pub(crate) mod sim;
+pub(crate) mod tcp;
+
+use std::os::fd::RawFd;
+
+use base::{Endpoint, Instant};
+use runtime::LocalityHandle;
+
+use crate::error::StartError;
+use crate::machine::Fabric;
+use crate::protocol::Protocol;
+use lo::LoWire;
+use packet::PacketBackend;
+use sim::SimWire;
+use tcp::TcpBackend;
+
+/// One of the known backends: enum dispatch, the set is closed.
+pub(crate) enum Backend {
+    Lo(PacketBackend<LoWire>),
+    Sim(PacketBackend<SimWire>),
+    Tcp(Box<TcpBackend>),
+}
+
+impl Backend {
+    pub(crate) fn start(
+        locality: &LocalityHandle,
+        fabric: &Fabric,
+        endpoint: Endpoint,
+        listen: bool,
+    ) -> Result<Backend, StartError> {
+        Ok(match fabric {
+            Fabric::Lo(fabric) => {
+                let wire = fabric.attach(endpoint, listen, locality.unparker())?;
+                Backend::Lo(PacketBackend::new(endpoint, wire))
+            }
+            Fabric::Sim(fabric) => {
+                Backend::Sim(PacketBackend::new(endpoint, fabric.attach(endpoint, listen)?))
+            }
+            Fabric::Tcp => Backend::Tcp(Box::new(TcpBackend::start(locality, endpoint, listen)?)),
+        })
+    }
+
+    pub(crate) fn poll(
+        &mut self,
+        protocol: &mut Protocol,
+        now: Instant,
+        budget: usize,
+        memory_came: bool,
+    ) -> usize {
+        match self {
+            Backend::Lo(backend) => backend.poll(protocol, now, budget),
+            Backend::Sim(backend) => backend.poll(protocol, now, budget),
+            Backend::Tcp(backend) => backend.poll(protocol, now, budget, memory_came),
+        }
+    }
+
+    pub(crate) fn flush(&mut self, protocol: &mut Protocol, now: Instant) {
+        match self {
+            Backend::Lo(backend) => backend.flush(protocol, now),
+            Backend::Sim(backend) => backend.flush(protocol, now),
+            Backend::Tcp(backend) => backend.flush(protocol, now),
+        }
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        match self {
+            Backend::Sim(backend) => backend.next_deadline(),
+            Backend::Lo(_) | Backend::Tcp(_) => None,
+        }
+    }
+
+    pub(crate) fn wait_fd(&self) -> Option<RawFd> {
+        match self {
+            Backend::Tcp(backend) => Some(backend.wait_fd()),
+            Backend::Lo(_) | Backend::Sim(_) => None,
+        }
+    }
+
+    pub(crate) fn before_sleep(&self) -> bool {
+        match self {
+            Backend::Lo(backend) => !backend.has_work(),
+            Backend::Sim(_) | Backend::Tcp(_) => true,
+        }
+    }
+}

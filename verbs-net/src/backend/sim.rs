@@ -1,0 +1,396 @@
+//! `sim`: a net in virtual time, from a seed: delay, loss, doubles, reordering, damaged headers, partitions, crashes.
+//!
+//! Deterministic: the same seed and the same calls give the same packets at the same times ([`SimFabric::trace_hash`]).
+//!
+//! What keeps its order: all frames but messages, as on a reliable connection; a message never arrives before bulk that
+//! was sent ahead of it. What may be lost: everything. A lost push is not acknowledged and a lost pull never completes, so
+//! both end at their deadline.
+//!
+//! A harness that drives several localities asks for their next deadlines only after a round in which none made
+//! progress: one machine's send sets another's next arrival.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+use base::units::wide;
+use base::{Endpoint, Instant};
+
+use crate::backend::packet::{Packet, PacketWire, Parcel, ParcelTraits};
+use crate::error::StartError;
+
+/// What a link does to packets. Rates are per thousand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SimFaults {
+    /// Least delay.
+    pub latency_min: Duration,
+    /// Most delay.
+    pub latency_max: Duration,
+    /// Bytes per second of one direction of a link; 0 = no limit.
+    pub bytes_per_second: u64,
+    /// Packets lost.
+    pub loss_per_mille: u32,
+    /// Messages that arrive twice.
+    pub duplicate_per_mille: u32,
+    /// Messages held back while later ones overtake them.
+    pub reorder_per_mille: u32,
+    /// Longest time a message (or its double) is held back.
+    pub reorder_delay_max: Duration,
+    /// Frames with one flipped bit in the header: the receiver ends the connection.
+    pub corrupt_per_mille: u32,
+}
+
+impl SimFaults {
+    /// A good LAN: 20 to 40 µs, nothing lost.
+    pub const NONE: SimFaults = SimFaults {
+        latency_min: Duration::from_micros(20),
+        latency_max: Duration::from_micros(40),
+        bytes_per_second: 0,
+        loss_per_mille: 0,
+        duplicate_per_mille: 0,
+        reorder_per_mille: 0,
+        reorder_delay_max: Duration::from_millis(5),
+        corrupt_per_mille: 0,
+    };
+}
+
+impl Default for SimFaults {
+    fn default() -> SimFaults {
+        SimFaults::NONE
+    }
+}
+
+/// What the net has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SimStats {
+    /// Packets given to the net.
+    pub sent: u64,
+    /// Packets that arrived (doubles counted).
+    pub delivered: u64,
+    /// Packets lost by chance, partition or crash.
+    pub lost: u64,
+    /// Messages doubled.
+    pub duplicated: u64,
+    /// Messages held back.
+    pub reordered: u64,
+    /// Headers damaged.
+    pub corrupted: u64,
+}
+
+struct InFlight {
+    packet: Packet,
+    sender: u64,
+}
+
+struct SimStation {
+    id: u64,
+    listen: bool,
+    inbox: BTreeMap<(Instant, u64), InFlight>,
+}
+
+#[derive(Clone, Copy)]
+struct LinkState {
+    /// When the last in-order packet arrives.
+    ordered_until: Instant,
+    /// When the last byte has left the sender.
+    busy_until: Instant,
+}
+
+struct SimNet {
+    random: fastrand::Rng,
+    faults: SimFaults,
+    link_faults: BTreeMap<(Endpoint, Endpoint), SimFaults>,
+    blocked: BTreeSet<(Endpoint, Endpoint)>,
+    crashed: BTreeSet<Endpoint>,
+    stations: BTreeMap<Endpoint, SimStation>,
+    links: BTreeMap<(Endpoint, Endpoint), LinkState>,
+    next_id: u64,
+    stats: SimStats,
+    trace_hash: u64,
+}
+
+/// The simulated net. Clones are the same net.
+#[derive(Clone)]
+pub struct SimFabric {
+    net: Rc<RefCell<SimNet>>,
+}
+
+impl std::fmt::Debug for SimFabric {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SimFabric({:?})", self.net.borrow().stats)
+    }
+}
+
+impl SimFabric {
+    /// An empty net without faults.
+    #[must_use]
+    pub fn new(seed: u64) -> SimFabric {
+        let net = SimNet {
+            random: fastrand::Rng::with_seed(seed),
+            faults: SimFaults::NONE,
+            link_faults: BTreeMap::new(),
+            blocked: BTreeSet::new(),
+            crashed: BTreeSet::new(),
+            stations: BTreeMap::new(),
+            links: BTreeMap::new(),
+            next_id: 1,
+            stats: SimStats::default(),
+            trace_hash: 0xcbf2_9ce4_8422_2325,
+        };
+        SimFabric { net: Rc::new(RefCell::new(net)) }
+    }
+
+    /// Faults of all links from now on.
+    pub fn set_faults(&self, faults: SimFaults) {
+        self.net.borrow_mut().faults = faults;
+    }
+
+    /// Faults of one direction of one link; `None`: those of all links again.
+    pub fn set_link_faults(&self, from: Endpoint, to: Endpoint, faults: Option<SimFaults>) {
+        let mut net = self.net.borrow_mut();
+        match faults {
+            Some(faults) => net.link_faults.insert((from, to), faults),
+            None => net.link_faults.remove(&(from, to)),
+        };
+    }
+
+    /// Nothing sent from `from` arrives at `to` any more; the other direction works on.
+    pub fn partition(&self, from: Endpoint, to: Endpoint) {
+        self.net.borrow_mut().blocked.insert((from, to));
+    }
+
+    /// Ends a partition of one direction.
+    pub fn heal(&self, from: Endpoint, to: Endpoint) {
+        self.net.borrow_mut().blocked.remove(&(from, to));
+    }
+
+    /// Ends all partitions.
+    pub fn heal_all(&self) {
+        self.net.borrow_mut().blocked.clear();
+    }
+
+    /// The node of `endpoint` loses power: packets to it vanish, what its machine still sends vanishes, nobody is told.
+    /// Starting a machine on the endpoint brings it back as a new incarnation.
+    pub fn crash(&self, endpoint: Endpoint) {
+        let mut net = self.net.borrow_mut();
+        if let Some(station) = net.stations.remove(&endpoint) {
+            net.stats.lost += wide(station.inbox.len());
+        }
+        net.crashed.insert(endpoint);
+    }
+
+    /// What the net has done so far.
+    #[must_use]
+    pub fn stats(&self) -> SimStats {
+        self.net.borrow().stats
+    }
+
+    /// A hash over every packet, its time and its fate: equal for equal runs.
+    #[must_use]
+    pub fn trace_hash(&self) -> u64 {
+        self.net.borrow().trace_hash
+    }
+
+    /// When the next packet arrives anywhere.
+    #[must_use]
+    pub fn next_arrival(&self) -> Option<Instant> {
+        let net = self.net.borrow();
+        net.stations
+            .values()
+            .filter_map(|station| station.inbox.first_key_value().map(|((at, _), _)| *at))
+            .min()
+    }
+
+    pub(crate) fn attach(&self, endpoint: Endpoint, listen: bool) -> Result<SimWire, StartError> {
+        let mut net = self.net.borrow_mut();
+        if net.stations.contains_key(&endpoint) {
+            return Err(StartError::PortInUse { endpoint, address: endpoint.to_string() });
+        }
+        let id = net.take_id();
+        net.crashed.remove(&endpoint);
+        net.stations.insert(endpoint, SimStation { id, listen, inbox: BTreeMap::new() });
+        Ok(SimWire { net: Rc::clone(&self.net), endpoint, id })
+    }
+}
+
+impl SimNet {
+    fn take_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn trace(&mut self, values: &[u64]) {
+        for value in values {
+            self.trace_hash = (self.trace_hash ^ value).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(17);
+        }
+    }
+
+    fn happens(&mut self, per_mille: u32) -> bool {
+        per_mille > 0 && self.random.u32(0..1000) < per_mille
+    }
+
+    fn random_duration(&mut self, least: Duration, most: Duration) -> Duration {
+        let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+        let (least, most) = (nanos(least), nanos(most.max(least)));
+        Duration::from_nanos(self.random.u64(least..=most))
+    }
+
+    fn is_alive(&self, endpoint: Endpoint, id: u64) -> bool {
+        self.stations.get(&endpoint).is_some_and(|station| station.id == id)
+    }
+
+    fn send(&mut self, now: Instant, sender: u64, to: Endpoint, mut packet: Packet) {
+        let from = packet.from;
+        if !self.is_alive(from, sender) {
+            return;
+        }
+        self.stats.sent += 1;
+        let faults = self.link_faults.get(&(from, to)).copied().unwrap_or(self.faults);
+        if self.crashed.contains(&to)
+            || self.blocked.contains(&(from, to))
+            || self.happens(faults.loss_per_mille)
+        {
+            self.stats.lost += 1;
+            self.trace(&[now.as_nanos(), packet.link, 1]);
+            return;
+        }
+        let (bytes, is_message, header_sum) = match &mut packet.parcel {
+            Parcel::Frame { header, payload, traits, .. } => {
+                let corrupt =
+                    faults.corrupt_per_mille > 0 && self.random.u32(0..1000) < faults.corrupt_per_mille;
+                if corrupt {
+                    let bit = self.random.usize(0..header.len() * 8);
+                    header[bit / 8] ^= 1 << (bit % 8);
+                    self.stats.corrupted += 1;
+                }
+                let bytes = wide(header.len() + payload.as_slice().len());
+                (bytes, *traits == ParcelTraits::Message, base::checksum::crc32c(header))
+            }
+            Parcel::Reset => (0, false, 0),
+        };
+        let at = self.arrival(now, from, to, bytes, &faults);
+        self.trace(&[now.as_nanos(), at.as_nanos(), packet.link, u64::from(header_sum)]);
+        if is_message && self.happens(faults.duplicate_per_mille) {
+            let late = at + self.random_duration(Duration::ZERO, faults.reorder_delay_max);
+            self.stats.duplicated += 1;
+            self.deliver(late, sender, to, packet.clone());
+        }
+        let is_late = is_message && self.happens(faults.reorder_per_mille);
+        if is_late {
+            self.stats.reordered += 1;
+            let late = at + self.random_duration(Duration::ZERO, faults.reorder_delay_max);
+            self.deliver(late, sender, to, packet);
+        } else {
+            if let Some(link) = self.links.get_mut(&(from, to)) {
+                link.ordered_until = at;
+            }
+            self.deliver(at, sender, to, packet);
+        }
+    }
+
+    /// When a packet sent now arrives, not before anything sent in order ahead of it.
+    fn arrival(
+        &mut self,
+        now: Instant,
+        from: Endpoint,
+        to: Endpoint,
+        bytes: u64,
+        faults: &SimFaults,
+    ) -> Instant {
+        let latency = self.random_duration(faults.latency_min, faults.latency_max);
+        let fresh = LinkState { ordered_until: Instant::ZERO, busy_until: Instant::ZERO };
+        let link = self.links.entry((from, to)).or_insert(fresh);
+        let on_wire = (bytes * 1_000_000_000).checked_div(faults.bytes_per_second).unwrap_or(0);
+        link.busy_until = link.busy_until.max(now) + Duration::from_nanos(on_wire);
+        (link.busy_until + latency).max(link.ordered_until)
+    }
+
+    fn deliver(&mut self, at: Instant, sender: u64, to: Endpoint, packet: Packet) {
+        let sequence = self.take_id();
+        match self.stations.get_mut(&to) {
+            Some(station) => {
+                station.inbox.insert((at, sequence), InFlight { packet, sender });
+            }
+            // The host lives and nobody is there: its kernel says so.
+            None if !matches!(packet.parcel, Parcel::Reset) => {
+                let reset = Packet { from: to, link: packet.link, parcel: Parcel::Reset };
+                if let Some(station) = self.stations.get_mut(&packet.from) {
+                    station.inbox.insert((at, sequence), InFlight { packet: reset, sender: 0 });
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn receive(&mut self, now: Instant, endpoint: Endpoint, id: u64, budget: usize, into: &mut Vec<Packet>) {
+        if !self.is_alive(endpoint, id) {
+            return;
+        }
+        while into.len() < budget {
+            let Some(station) = self.stations.get_mut(&endpoint) else { return };
+            let Some(entry) = station.inbox.first_entry() else { return };
+            if entry.key().0 > now {
+                return;
+            }
+            let InFlight { packet, sender } = entry.remove();
+            // A connection is made with a live peer: the hello of a dead incarnation is a handshake that never completes.
+            let is_hello = matches!(packet.parcel, Parcel::Frame { opens: true, .. });
+            if is_hello && !self.is_alive(packet.from, sender) {
+                self.stats.lost += 1;
+                continue;
+            }
+            self.stats.delivered += 1;
+            into.push(packet);
+        }
+    }
+}
+
+/// One machine's access.
+pub(crate) struct SimWire {
+    net: Rc<RefCell<SimNet>>,
+    endpoint: Endpoint,
+    id: u64,
+}
+
+impl PacketWire for SimWire {
+    fn new_link(&mut self) -> u64 {
+        self.net.borrow_mut().take_id()
+    }
+
+    fn listens(&self, to: Endpoint) -> bool {
+        let net = self.net.borrow();
+        let is_silent = net.crashed.contains(&to)
+            || net.blocked.contains(&(self.endpoint, to))
+            || net.blocked.contains(&(to, self.endpoint))
+            || !net.is_alive(self.endpoint, self.id);
+        is_silent || net.stations.get(&to).is_some_and(|station| station.listen)
+    }
+
+    fn send(&mut self, now: Instant, to: Endpoint, packet: Packet) {
+        self.net.borrow_mut().send(now, self.id, to, packet);
+    }
+
+    fn receive(&mut self, now: Instant, budget: usize, into: &mut Vec<Packet>) {
+        self.net.borrow_mut().receive(now, self.endpoint, self.id, budget, into);
+    }
+
+    fn next_arrival(&self) -> Option<Instant> {
+        let net = self.net.borrow();
+        let station = net.stations.get(&self.endpoint).filter(|station| station.id == self.id)?;
+        station.inbox.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    fn has_work(&self) -> bool {
+        false
+    }
+}
+
+impl Drop for SimWire {
+    fn drop(&mut self) {
+        let mut net = self.net.borrow_mut();
+        if net.is_alive(self.endpoint, self.id) {
+            net.stations.remove(&self.endpoint);
+        }
+    }
+}

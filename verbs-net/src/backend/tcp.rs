@@ -1,0 +1,329 @@
+//! `tcp`: one nonblocking connection per peer, used in both directions, under one epoll set that nests in the locality's.
+//!
+//! Sending: all frames of a turn leave in one vectored write per peer. Receiving: while bulk may come, a read stops at
+//! the next header, so each payload byte is read straight into its destination together with the header behind it;
+//! else one read takes several small messages, each copied once (counted) into its buffer.
+//!
+//! No arena memory for a message: that peer's socket is not read until a buffer comes free. More frames queued for a
+//! peer than `OUTBOX_FRAMES_MAX`: the same, until they have left.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::{Endpoint, Instant};
+use runtime::poller::{Interest, PollEvent, Poller};
+use runtime::{Counters, LocalityHandle};
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+
+use crate::backend::tcp::socket::{ReadEnd, Socket};
+use crate::connection::ConnectionId;
+use crate::error::{LocalError, NetError, StartError};
+use crate::limits::OUTBOX_FRAMES_MAX;
+use crate::protocol::{Action, Protocol};
+
+mod socket;
+
+/// Token of the listener; connections have their own id, whose generation is never 0.
+const LISTENER: u64 = 0;
+/// Connections taken from the listener in one turn.
+const ACCEPTS_PER_POLL: usize = 16;
+
+/// The tcp backend of one machine.
+pub(crate) struct TcpBackend {
+    poller: Poller,
+    listener: Option<TcpListener>,
+    sockets: BTreeMap<ConnectionId, Socket>,
+    counters: Arc<Counters>,
+    events: Vec<PollEvent>,
+    /// Where bytes nobody wants any more are read to.
+    scratch: Vec<u8>,
+    /// Sockets that wait for arena memory.
+    hungry: Vec<ConnectionId>,
+}
+
+/// Bytes of late bulk thrown away per read.
+const SCRATCH_BYTES: usize = 64 * 1024;
+
+impl TcpBackend {
+    pub(crate) fn start(
+        locality: &LocalityHandle,
+        endpoint: Endpoint,
+        listen: bool,
+    ) -> Result<TcpBackend, StartError> {
+        let counters = Arc::clone(locality.counters());
+        let failed = |what| move |source| StartError::Io { endpoint, what, source };
+        let mut poller = Poller::new().map_err(failed("epoll"))?;
+        poller.count_into(Arc::clone(&counters));
+        let listener = if listen {
+            let address = endpoint.socket_address().ok_or(StartError::PortalWithoutPort { endpoint })?;
+            let listener = listen_on(endpoint, address)?;
+            poller.add(listener.as_raw_fd(), LISTENER, Interest::READABLE).map_err(failed("epoll add"))?;
+            Some(listener)
+        } else {
+            None
+        };
+        Ok(TcpBackend {
+            poller,
+            listener,
+            sockets: BTreeMap::new(),
+            counters,
+            events: Vec::new(),
+            scratch: vec![0; SCRATCH_BYTES],
+            hungry: Vec::new(),
+        })
+    }
+
+    pub(crate) fn wait_fd(&self) -> RawFd {
+        self.poller.as_raw_fd()
+    }
+
+    pub(crate) fn poll(
+        &mut self,
+        protocol: &mut Protocol,
+        now: Instant,
+        budget: usize,
+        memory_came: bool,
+    ) -> usize {
+        if self.listener.is_none() && self.sockets.is_empty() {
+            return 0;
+        }
+        let mut work = 0;
+        if memory_came {
+            for id in std::mem::take(&mut self.hungry) {
+                work += self.read(protocol, now, id);
+            }
+        }
+        let mut events = std::mem::take(&mut self.events);
+        // An error here means our own descriptor is broken: nothing arrives, deadlines end what waits.
+        let _ = self.poller.wait(Some(Duration::ZERO), &mut events);
+        for event in &events {
+            if event.token == LISTENER {
+                work += self.accept(protocol, now);
+                continue;
+            }
+            let id = ConnectionId(event.token);
+            if event.writable || event.error {
+                self.handle_writable(protocol, now, id);
+            }
+            // Level-triggered: what the budget leaves is there at the next poll.
+            if (event.readable || event.hung_up) && work < budget.max(1) {
+                work += self.read(protocol, now, id);
+            }
+        }
+        self.events = events;
+        work
+    }
+
+    fn accept(&mut self, protocol: &mut Protocol, now: Instant) -> usize {
+        let Some(listener) = &self.listener else { return 0 };
+        let mut count = 0;
+        while count < ACCEPTS_PER_POLL {
+            self.counters.syscalls.add(1);
+            let Ok((stream, _)) = listener.accept() else { break };
+            count += 1;
+            // Dropping the stream turns the stranger away.
+            let Some(id) = protocol.accept(now) else { continue };
+            let socket = stream
+                .set_nonblocking(true)
+                .and_then(|()| stream.set_nodelay(true))
+                .and_then(|()| self.poller.add(stream.as_raw_fd(), id.0, Interest::READABLE))
+                .map(|()| Socket::accepted(stream, Interest::READABLE));
+            match socket {
+                Ok(socket) => drop(self.sockets.insert(id, socket)),
+                Err(error) => {
+                    let error = LocalError::Socket { kind: error.kind() };
+                    protocol.handle_closed(now, id, NetError::Local(error));
+                }
+            }
+        }
+        count
+    }
+
+    fn dial(&mut self, protocol: &mut Protocol, now: Instant, id: ConnectionId, endpoint: Endpoint) {
+        let dialled = endpoint
+            .socket_address()
+            .ok_or(io::ErrorKind::AddrNotAvailable.into())
+            .and_then(start_connect)
+            .and_then(|stream| {
+                self.poller.add(stream.as_raw_fd(), id.0, Interest::WRITABLE)?;
+                Ok(Socket::dialling(stream, Interest::WRITABLE))
+            });
+        match dialled {
+            Ok(socket) => drop(self.sockets.insert(id, socket)),
+            Err(error) => {
+                let error = NetError::Unreachable { endpoint, cause: error.kind() };
+                protocol.handle_closed(now, id, error);
+            }
+        }
+    }
+
+    fn handle_writable(&mut self, protocol: &mut Protocol, now: Instant, id: ConnectionId) {
+        let Some(socket) = self.sockets.get_mut(&id) else { return };
+        if socket.is_connecting {
+            if let Some(cause) = socket.take_connect_error() {
+                let error = match protocol.connection(id).and_then(|found| found.endpoint) {
+                    Some(endpoint) => NetError::Unreachable { endpoint, cause },
+                    None => NetError::Local(LocalError::Socket { kind: cause }),
+                };
+                protocol.handle_closed(now, id, error);
+                return;
+            }
+            socket.is_connecting = false;
+        }
+        // The flush at the end of this turn writes.
+        if let Some(connection) = protocol.connection(id)
+            && !connection.is_dirty
+        {
+            connection.is_dirty = true;
+            protocol.dirty.push_back(id);
+        }
+    }
+
+    fn read(&mut self, protocol: &mut Protocol, now: Instant, id: ConnectionId) -> usize {
+        let Some(socket) = self.sockets.get_mut(&id) else { return 0 };
+        if socket.is_connecting {
+            return 0;
+        }
+        let (frames, end) = socket.read(protocol, now, id, &self.counters, &mut self.scratch);
+        match end {
+            ReadEnd::Drained | ReadEnd::Budget => {}
+            ReadEnd::Hungry => self.hungry.push(id),
+            ReadEnd::Closed => protocol.handle_closed(now, id, NetError::RemoteDropped),
+            ReadEnd::Failed(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe) => {
+                protocol.handle_closed(now, id, NetError::RemoteDropped);
+            }
+            ReadEnd::Failed(io::ErrorKind::TimedOut) => {
+                protocol.handle_closed(now, id, NetError::RemoteTimeout);
+            }
+            ReadEnd::Failed(kind) => {
+                protocol.handle_closed(now, id, NetError::Local(LocalError::Socket { kind }));
+            }
+            ReadEnd::Misbehaved(what) => protocol.handle_misbehaviour(now, id, what),
+        }
+        self.update_interest(protocol, id);
+        frames.max(1)
+    }
+
+    pub(crate) fn flush(&mut self, protocol: &mut Protocol, now: Instant) {
+        while !protocol.actions.is_empty() || !protocol.dirty.is_empty() {
+            let mut closes = Vec::new();
+            for action in std::mem::take(&mut protocol.actions) {
+                match action {
+                    Action::Dial(id, endpoint) => self.dial(protocol, now, id, endpoint),
+                    Action::Close(id) => closes.push(id),
+                }
+            }
+            while let Some(id) = protocol.dirty.pop_front() {
+                self.write(protocol, now, id);
+            }
+            for id in closes {
+                self.write(protocol, now, id);
+                if let Some(socket) = self.sockets.remove(&id) {
+                    // The set forgets a closed descriptor by itself, but only if nobody duplicated it.
+                    let _ = self.poller.remove(socket.stream.as_raw_fd());
+                }
+                self.hungry.retain(|other| *other != id);
+                protocol.forget(id);
+            }
+        }
+    }
+
+    fn write(&mut self, protocol: &mut Protocol, now: Instant, id: ConnectionId) {
+        let Some(connection) = protocol.connection(id) else { return };
+        connection.is_dirty = false;
+        let Some(socket) = self.sockets.get_mut(&id) else { return };
+        socket.take_outbox(connection);
+        if socket.is_connecting {
+            return;
+        }
+        let before = socket.unsent_frames();
+        if before == 0 {
+            return;
+        }
+        let (wrote, result) = socket.write(&self.counters);
+        let is_backlogged = socket.unsent_frames() > 0;
+        for transfer in socket.take_completed() {
+            protocol.handle_handed(transfer);
+        }
+        if let Some(connection) = protocol.connection(id) {
+            if wrote {
+                // The kernel took bytes, so the peer acknowledges some: a sign of life while it owes us room.
+                if connection.is_backlogged {
+                    connection.hear(now);
+                }
+            }
+            if is_backlogged && !connection.is_backlogged {
+                connection.start_waiting(now);
+            }
+            connection.is_backlogged = is_backlogged;
+        }
+        if is_backlogged {
+            protocol.watch(now);
+        }
+        if let Err(error) = result {
+            let error = match error.kind() {
+                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => NetError::RemoteDropped,
+                kind => NetError::Local(LocalError::Socket { kind }),
+            };
+            protocol.handle_closed(now, id, error);
+        }
+        self.update_interest(protocol, id);
+    }
+
+    /// What to wait for at a socket: room while bytes are queued, bytes unless it has to wait for memory or for its own answers.
+    fn update_interest(&mut self, protocol: &mut Protocol, id: ConnectionId) {
+        let Some(socket) = self.sockets.get_mut(&id) else { return };
+        let queued = protocol.connection(id).map_or(0, |connection| connection.outbox.len());
+        let can_read = !socket.is_hungry && socket.unsent_frames() + queued <= OUTBOX_FRAMES_MAX;
+        let wants_room = socket.unsent_frames() > 0 || socket.is_connecting;
+        let interest = match (can_read && !socket.is_connecting, wants_room) {
+            (true, true) => Interest::BOTH,
+            (true, false) => Interest::READABLE,
+            (false, true) => Interest::WRITABLE,
+            (false, false) => Interest::NONE,
+        };
+        if interest != socket.interest {
+            socket.interest = interest;
+            // Cannot fail for a descriptor that is open and in the set.
+            let _ = self.poller.modify(socket.stream.as_raw_fd(), id.0, interest);
+        }
+    }
+}
+
+fn listen_on(endpoint: Endpoint, address: SocketAddrV4) -> Result<TcpListener, StartError> {
+    let bound = TcpListener::bind(address).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    });
+    bound.map_err(|source| match source.kind() {
+        io::ErrorKind::AddrInUse => StartError::PortInUse { endpoint, address: address.to_string() },
+        io::ErrorKind::AddrNotAvailable => StartError::NoSuchAddress { endpoint, address },
+        _ => StartError::Io { endpoint, what: "listen", source },
+    })
+}
+
+/// Starts a connect; the socket turns writable when it is made or has failed.
+fn start_connect(address: SocketAddrV4) -> io::Result<TcpStream> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&socket, &SocketAddr::V4(address)) {
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let stream = TcpStream::from(socket);
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Reads into two places at once.
+fn read_two(stream: &mut TcpStream, first: &mut [u8], second: &mut [u8]) -> io::Result<usize> {
+    stream.read_vectored(&mut [IoSliceMut::new(first), IoSliceMut::new(second)])
+}
+
+fn write_slices(stream: &mut TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    stream.write_vectored(slices)
+}

@@ -1,0 +1,415 @@
+//! One TCP connection: bytes in and out. Frames are judged by the protocol core.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice, Read};
+use std::net::TcpStream;
+
+use base::Instant;
+use runtime::poller::Interest;
+use runtime::{Buffer, Counters, copy_counted};
+use smallvec::SmallVec;
+
+use super::{read_two, write_slices};
+use crate::connection::{Connection, ConnectionId, Outgoing, Payload};
+use crate::error::PeerMisbehaved;
+use crate::frame::{Frame, FrameBody, HEADER_BYTES, VERSION_MIN};
+use crate::hello::HELLO_BYTES;
+use crate::limits::{OUTBOX_FRAMES_MAX, STAGING_BYTES};
+use crate::machine::TransferId;
+use crate::protocol::{BulkPlace, Protocol};
+
+/// System calls of one socket in one turn: bounds how long a fast peer keeps the others waiting (at most 16 MiB).
+const READS_PER_POLL: usize = 16;
+/// Slices of one vectored write: header and payload of 32 frames.
+const WRITE_SLICES: usize = 64;
+
+const _: () = assert!(STAGING_BYTES >= HEADER_BYTES + HELLO_BYTES);
+
+/// Why a read ended.
+pub(super) enum ReadEnd {
+    /// Nothing more there for now.
+    Drained,
+    /// More may be there; others come first.
+    Budget,
+    /// The next message has no buffer yet.
+    Hungry,
+    Closed,
+    Failed(io::ErrorKind),
+    Misbehaved(PeerMisbehaved),
+}
+
+/// What the next bytes belong to.
+enum Incoming {
+    Header,
+    /// A hello or another payload that is small enough for the staging area.
+    Staged(Frame),
+    /// A message that waits for its buffer.
+    NeedsBuffer(Frame),
+    Message {
+        frame: Frame,
+        buffer: Buffer,
+        done: usize,
+    },
+    Bulk {
+        frame: Frame,
+        place: BulkPlace,
+        done: usize,
+    },
+}
+
+struct Unsent {
+    header: [u8; HEADER_BYTES],
+    payload: Payload,
+    completes: Option<TransferId>,
+}
+
+impl Unsent {
+    fn bytes(&self) -> usize {
+        HEADER_BYTES + self.payload.as_slice().len()
+    }
+}
+
+pub(super) struct Socket {
+    pub(super) stream: TcpStream,
+    pub(super) interest: Interest,
+    pub(super) is_connecting: bool,
+    pub(super) is_hungry: bool,
+    incoming: Incoming,
+    staging: Box<[u8; STAGING_BYTES]>,
+    /// Bytes `start..end` of the staging area are not yet understood.
+    start: usize,
+    end: usize,
+    unsent: VecDeque<Unsent>,
+    /// Bytes of the first unsent frame that have left.
+    sent_of_first: usize,
+    completed: Vec<TransferId>,
+}
+
+impl Socket {
+    fn new(stream: TcpStream, interest: Interest, is_connecting: bool) -> Socket {
+        Socket {
+            stream,
+            interest,
+            is_connecting,
+            is_hungry: false,
+            incoming: Incoming::Header,
+            staging: Box::new([0; STAGING_BYTES]),
+            start: 0,
+            end: 0,
+            unsent: VecDeque::new(),
+            sent_of_first: 0,
+            completed: Vec::new(),
+        }
+    }
+
+    pub(super) fn accepted(stream: TcpStream, interest: Interest) -> Socket {
+        Socket::new(stream, interest, false)
+    }
+
+    pub(super) fn dialling(stream: TcpStream, interest: Interest) -> Socket {
+        Socket::new(stream, interest, true)
+    }
+
+    /// After a connect ended: why it failed, if it did.
+    pub(super) fn take_connect_error(&mut self) -> Option<io::ErrorKind> {
+        match self.stream.take_error() {
+            Ok(None) => None,
+            Ok(Some(error)) | Err(error) => Some(error.kind()),
+        }
+    }
+
+    // ---- out
+
+    pub(super) fn unsent_frames(&self) -> usize {
+        self.unsent.len()
+    }
+
+    /// Moves frames of the connection here, stamped with the credits of this moment.
+    pub(super) fn take_outbox(&mut self, connection: &mut Connection) {
+        while let Some(outgoing) = connection.outbox.pop_front() {
+            let header = connection.stamp(&outgoing).encode();
+            let Outgoing { payload, completes, .. } = outgoing;
+            self.unsent.push_back(Unsent { header, payload, completes });
+        }
+    }
+
+    /// Writes until everything has left or the kernel is full; answers whether anything left.
+    pub(super) fn write(&mut self, counters: &Counters) -> (bool, io::Result<()>) {
+        let mut wrote = false;
+        while !self.unsent.is_empty() {
+            counters.syscalls.add(1);
+            let (asked, result) = self.write_once();
+            match result {
+                Ok(0) => return (wrote, Err(io::ErrorKind::WriteZero.into())),
+                Ok(bytes) => {
+                    wrote = true;
+                    self.advance(bytes);
+                    if bytes < asked {
+                        return (wrote, Ok(()));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return (wrote, Ok(())),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return (wrote, Err(error)),
+            }
+        }
+        (wrote, Ok(()))
+    }
+
+    fn write_once(&mut self) -> (usize, io::Result<usize>) {
+        let mut slices: SmallVec<[IoSlice<'_>; WRITE_SLICES]> = SmallVec::new();
+        let mut skip = self.sent_of_first;
+        let mut asked = 0;
+        for frame in self.unsent.iter().take(WRITE_SLICES / 2) {
+            for part in [&frame.header[..], frame.payload.as_slice()] {
+                let skipped = skip.min(part.len());
+                skip -= skipped;
+                if skipped < part.len() {
+                    asked += part.len() - skipped;
+                    slices.push(IoSlice::new(&part[skipped..]));
+                }
+            }
+        }
+        (asked, write_slices(&mut self.stream, &slices))
+    }
+
+    fn advance(&mut self, bytes: usize) {
+        self.sent_of_first += bytes;
+        while let Some(first) = self.unsent.front() {
+            let whole = first.bytes();
+            if self.sent_of_first < whole {
+                return;
+            }
+            self.sent_of_first -= whole;
+            if let Some(Unsent { completes: Some(transfer), .. }) = self.unsent.pop_front() {
+                self.completed.push(transfer);
+            }
+        }
+    }
+
+    /// Pushes whose last byte has been handed over since the last call.
+    pub(super) fn take_completed(&mut self) -> Vec<TransferId> {
+        std::mem::take(&mut self.completed)
+    }
+
+    // ---- in
+
+    /// Reads and handles what is there; answers the number of frames.
+    pub(super) fn read(
+        &mut self,
+        protocol: &mut Protocol,
+        now: Instant,
+        id: ConnectionId,
+        counters: &Counters,
+        scratch: &mut [u8],
+    ) -> (usize, ReadEnd) {
+        let (mut frames, mut reads) = (0, 0);
+        self.is_hungry = false;
+        loop {
+            match self.digest(protocol, now, id, counters, &mut frames) {
+                Ok(()) => {}
+                Err(end) => return (frames, end),
+            }
+            if reads == READS_PER_POLL {
+                return (frames, ReadEnd::Budget);
+            }
+            reads += 1;
+            counters.syscalls.add(1);
+            let expects_bulk = protocol.expects_bulk(id);
+            match self.read_once(protocol, expects_bulk, scratch) {
+                Ok((0, _)) => return (frames, ReadEnd::Closed),
+                Ok((bytes, asked)) => {
+                    if bytes < asked {
+                        // A short read: the kernel has no more, so do not ask again for EAGAIN.
+                        let end = self.digest(protocol, now, id, counters, &mut frames);
+                        return (frames, end.err().unwrap_or(ReadEnd::Drained));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return (frames, ReadEnd::Drained),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return (frames, ReadEnd::Failed(error.kind())),
+            }
+        }
+    }
+
+    /// One read: the rest of a payload to where it belongs, then the header behind it (or more, if only messages come).
+    fn read_once(
+        &mut self,
+        protocol: &mut Protocol,
+        expects_bulk: bool,
+        scratch: &mut [u8],
+    ) -> io::Result<(usize, usize)> {
+        // `digest` leaves bytes in the staging area only in front of a header or hello that is not complete.
+        self.staging.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+        let staged = self.end;
+        match &mut self.incoming {
+            Incoming::Header | Incoming::Staged(_) | Incoming::NeedsBuffer(_) => {
+                let wanted = match &self.incoming {
+                    Incoming::Staged(frame) => frame.payload_len(),
+                    _ => HEADER_BYTES,
+                };
+                let limit = if expects_bulk { wanted } else { STAGING_BYTES };
+                let bytes = self.stream.read(&mut self.staging[staged..limit])?;
+                self.end += bytes;
+                Ok((bytes, limit - staged))
+            }
+            Incoming::Message { buffer, done, .. } => {
+                let limit = if expects_bulk { HEADER_BYTES } else { STAGING_BYTES };
+                let rest = &mut buffer[*done..];
+                let asked = rest.len() + limit;
+                let rest_len = rest.len();
+                let bytes = read_two(&mut self.stream, rest, &mut self.staging[..limit])?;
+                *done += bytes.min(rest_len);
+                self.end = bytes.saturating_sub(rest_len);
+                Ok((bytes, asked))
+            }
+            Incoming::Bulk { frame, place, done } => {
+                let whole = frame.payload_len();
+                let rest = match protocol.bulk_slice(place, *done, whole) {
+                    Some(rest) => rest,
+                    None => {
+                        *place = BulkPlace::Drain;
+                        let most = scratch.len();
+                        &mut scratch[..most.min(whole - *done)]
+                    }
+                };
+                let rest_len = rest.len();
+                let ends_payload = rest_len == whole - *done;
+                let limit = if ends_payload { HEADER_BYTES } else { 0 };
+                let bytes = read_two(&mut self.stream, rest, &mut self.staging[..limit])?;
+                *done += bytes.min(rest_len);
+                self.end = bytes.saturating_sub(rest_len);
+                Ok((bytes, rest_len + limit))
+            }
+        }
+    }
+
+    /// Understands what has been read, as far as it goes.
+    fn digest(
+        &mut self,
+        protocol: &mut Protocol,
+        now: Instant,
+        id: ConnectionId,
+        counters: &Counters,
+        frames: &mut usize,
+    ) -> Result<(), ReadEnd> {
+        loop {
+            match std::mem::replace(&mut self.incoming, Incoming::Header) {
+                Incoming::Header => {
+                    // A peer whose answers pile up waits until they have left.
+                    let Some(connection) = protocol.connection(id) else { return Err(ReadEnd::Drained) };
+                    if connection.phase == crate::connection::Phase::Ended {
+                        return Err(ReadEnd::Drained);
+                    }
+                    if self.unsent.len() + connection.outbox.len() > OUTBOX_FRAMES_MAX {
+                        return Err(ReadEnd::Budget);
+                    }
+                    let version = connection.version;
+                    let Some(header) = self.staging[self.start..self.end].first_chunk::<HEADER_BYTES>()
+                    else {
+                        return self.check_prefix(version);
+                    };
+                    let frame = Frame::parse(header, version).map_err(ReadEnd::Misbehaved)?;
+                    self.start += HEADER_BYTES;
+                    *frames += 1;
+                    self.begin(protocol, now, id, frame)?;
+                }
+                Incoming::Staged(frame) => {
+                    let bytes = &self.staging[self.start..self.end];
+                    let Some(hello) = bytes.first_chunk::<HELLO_BYTES>() else {
+                        self.incoming = Incoming::Staged(frame);
+                        return Ok(());
+                    };
+                    let payload = Payload::Hello(Box::new(*hello));
+                    self.start += HELLO_BYTES;
+                    protocol.handle_frame(now, id, &frame, payload);
+                }
+                Incoming::NeedsBuffer(frame) => {
+                    let Some(buffer) = protocol.memory.alloc(frame.payload_len()) else {
+                        self.incoming = Incoming::NeedsBuffer(frame);
+                        self.is_hungry = true;
+                        return Err(ReadEnd::Hungry);
+                    };
+                    self.incoming = Incoming::Message { frame, buffer, done: 0 };
+                }
+                Incoming::Message { frame, mut buffer, mut done } => {
+                    let staged = (self.end - self.start).min(buffer.len() - done);
+                    let from = &self.staging[self.start..self.start + staged];
+                    copy_counted(counters, &mut buffer[done..done + staged], from);
+                    self.start += staged;
+                    done += staged;
+                    if done < buffer.len() {
+                        self.incoming = Incoming::Message { frame, buffer, done };
+                        return Ok(());
+                    }
+                    protocol.handle_frame(now, id, &frame, Payload::Bytes(buffer.freeze()));
+                }
+                Incoming::Bulk { frame, place, mut done } => {
+                    let whole = frame.payload_len();
+                    let staged = (self.end - self.start).min(whole - done);
+                    if staged > 0 {
+                        // Bulk that came with a read for messages: the first piece after a quiet time, at most STAGING_BYTES.
+                        let from = &self.staging[self.start..self.start + staged];
+                        if let Some(to) = protocol.bulk_slice(&place, done, done + staged) {
+                            copy_counted(counters, to, from);
+                        }
+                        self.start += staged;
+                        done += staged;
+                    }
+                    if done < whole {
+                        self.incoming = Incoming::Bulk { frame, place, done };
+                        return Ok(());
+                    }
+                    protocol.end_bulk(id, &place, frame.payload_bytes);
+                }
+            }
+        }
+    }
+
+    /// Less than a header: garbage is recognised by its first bytes, without waiting for the rest.
+    fn check_prefix(&self, version: u8) -> Result<(), ReadEnd> {
+        let bytes = &self.staging[self.start..self.end];
+        if let Some([low, high]) = bytes.first_chunk::<2>() {
+            let got = u16::from_le_bytes([*low, *high]);
+            if got != crate::frame::MAGIC {
+                return Err(ReadEnd::Misbehaved(PeerMisbehaved::BadMagic { got }));
+            }
+        }
+        let want = if version == 0 { VERSION_MIN } else { version };
+        match bytes.get(2) {
+            Some(got) if *got != want => {
+                Err(ReadEnd::Misbehaved(PeerMisbehaved::BadVersion { got: *got, want }))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A header is complete: where does its payload go?
+    fn begin(
+        &mut self,
+        protocol: &mut Protocol,
+        now: Instant,
+        id: ConnectionId,
+        frame: Frame,
+    ) -> Result<(), ReadEnd> {
+        match frame.body {
+            FrameBody::Hello | FrameBody::HelloAck => self.incoming = Incoming::Staged(frame),
+            FrameBody::Put { .. } => {
+                // Before memory is spent on it: a stranger has no right to any.
+                if !protocol.is_up(id) {
+                    let state = "before the hello is complete";
+                    let what = PeerMisbehaved::Unexpected { kind: frame.body.kind(), state };
+                    return Err(ReadEnd::Misbehaved(what));
+                }
+                self.incoming = Incoming::NeedsBuffer(frame);
+            }
+            FrameBody::PullData { .. } | FrameBody::PushData { .. } => {
+                let place = protocol.begin_bulk(now, id, &frame).map_err(ReadEnd::Misbehaved)?;
+                self.incoming = Incoming::Bulk { frame, place, done: 0 };
+            }
+            _ => protocol.handle_frame(now, id, &frame, Payload::None),
+        }
+        Ok(())
+    }
+}

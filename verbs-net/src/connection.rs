@@ -1,0 +1,334 @@
+//! One connection: phase, credits, liveness and what waits to go out. No I/O: a backend carries the frames.
+//!
+//! Credits are absolute, wrapping counters. A message carries its number (`sequence`); every frame carries the number of
+//! the last message consumed. So a lost frame of either kind heals with the next one, or with a ping.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::time::Duration;
+
+use base::{Endpoint, Instant};
+use runtime::SharedBuffer;
+
+use crate::error::PeerMisbehaved;
+use crate::frame::{Frame, FrameBody, VERSION_MIN, counter_distance};
+use crate::hello::HELLO_BYTES;
+use crate::limits::{CREDIT_RESERVE, CREDIT_WINDOW, NetTimes, ms};
+use crate::machine::{Lane, TransferId};
+
+/// Names one connection of one machine; a closed one's name is not reused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ConnectionId(pub(crate) u64);
+
+impl fmt::Debug for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connection {}", self.0)
+    }
+}
+
+/// What follows a header.
+#[derive(Clone)]
+pub(crate) enum Payload {
+    None,
+    Hello(Box<[u8; HELLO_BYTES]>),
+    Bytes(SharedBuffer),
+}
+
+impl Payload {
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        match self {
+            Payload::None => &[],
+            Payload::Hello(bytes) => &bytes[..],
+            Payload::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+/// A frame on its way out. Credits are stamped when it leaves.
+pub(crate) struct Outgoing {
+    pub(crate) body: FrameBody,
+    pub(crate) payload: Payload,
+    /// A push that is complete, as far as we are concerned, when this frame has been handed to the net.
+    pub(crate) completes: Option<TransferId>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// We connect; our hello is out or about to be.
+    Dialing,
+    /// Accepted; the hello has to come.
+    Greeting,
+    /// Hello complete.
+    Up,
+    /// Over. Frames are ignored; the outbox may still hold a last word.
+    Ended,
+}
+
+impl Phase {
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Phase::Dialing => "waiting for the answer to our hello",
+            Phase::Greeting => "waiting for a hello",
+            Phase::Up => "connected",
+            Phase::Ended => "closing",
+        }
+    }
+}
+
+pub(crate) struct Connection {
+    pub(crate) phase: Phase,
+    /// Dialled or introduced by its hello; `None` while greeting.
+    pub(crate) endpoint: Option<Endpoint>,
+    /// The peer's epoch; 0 until its hello.
+    pub(crate) epoch: u64,
+    /// Agreed version; [`VERSION_MIN`] until then.
+    pub(crate) version: u8,
+    pub(crate) since: Instant,
+
+    /// Number of our last message, of the last one that the peer consumed, and how far ahead we may go.
+    pub(crate) sent: u32,
+    acked: u32,
+    pub(crate) window: u32,
+    /// Number of the peer's last message that the layer above has taken, and what we last told the peer.
+    consumed: u32,
+    returned: u32,
+
+    pub(crate) outbox: VecDeque<Outgoing>,
+    /// In the protocol's list of connections to flush.
+    pub(crate) is_dirty: bool,
+    /// Bytes wait in the backend for a slow peer.
+    pub(crate) is_backlogged: bool,
+    /// Transfers of ours on it, and how many of them are pulls.
+    pub(crate) transfers: u32,
+    pub(crate) pulls: u32,
+    /// Bytes arrived per push that wants an ack.
+    pub(crate) pushed_bytes: BTreeMap<u64, u32>,
+
+    /// Since when the peer, owing us something, has been silent.
+    quiet_since: Instant,
+    pinged_at: Option<Instant>,
+    /// Somebody was refused for want of credits.
+    pub(crate) is_starved: bool,
+}
+
+/// What the silence of a connection asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Liveness {
+    /// Look again then (`NEVER`: nothing is outstanding).
+    Fine(Instant),
+    Ping,
+    Dead,
+}
+
+impl Connection {
+    pub(crate) fn new(phase: Phase, endpoint: Option<Endpoint>, now: Instant) -> Connection {
+        Connection {
+            phase,
+            endpoint,
+            epoch: 0,
+            version: VERSION_MIN,
+            since: now,
+            sent: 0,
+            acked: 0,
+            window: CREDIT_WINDOW,
+            consumed: 0,
+            returned: 0,
+            outbox: VecDeque::new(),
+            is_dirty: false,
+            is_backlogged: false,
+            transfers: 0,
+            pulls: 0,
+            pushed_bytes: BTreeMap::new(),
+            quiet_since: now,
+            pinged_at: None,
+            is_starved: false,
+        }
+    }
+
+    /// True if a message of `lane` may go: requests leave a reserve for replies.
+    pub(crate) fn has_credit(&self, lane: Lane) -> bool {
+        let in_flight = self.sent.wrapping_sub(self.acked);
+        let window = match lane {
+            Lane::Request => self.window.saturating_sub(CREDIT_RESERVE).max(1),
+            Lane::Reply => self.window,
+        };
+        in_flight < window
+    }
+
+    /// Takes a credit; answers the number of the message.
+    pub(crate) fn take_credit(&mut self, now: Instant) -> u32 {
+        self.start_waiting(now);
+        self.sent = self.sent.wrapping_add(1);
+        self.sent
+    }
+
+    /// The peer has consumed up to `credits`.
+    pub(crate) fn handle_credits(&mut self, credits: u32) -> Result<(), PeerMisbehaved> {
+        if counter_distance(self.sent, credits) > 0 {
+            return Err(PeerMisbehaved::CreditInvented { got: credits, sent: self.sent });
+        }
+        // An older frame that comes late says less than we know.
+        if counter_distance(self.acked, credits) > 0 {
+            self.acked = credits;
+        }
+        Ok(())
+    }
+
+    /// Checks a message's number against the window that we granted.
+    pub(crate) fn check_sequence(&self, sequence: u32) -> Result<(), PeerMisbehaved> {
+        let ahead = counter_distance(self.consumed, sequence);
+        if ahead > CREDIT_WINDOW.cast_signed() {
+            return Err(PeerMisbehaved::CreditOverrun {
+                sequence,
+                consumed: self.consumed,
+                window: CREDIT_WINDOW,
+            });
+        }
+        Ok(())
+    }
+
+    /// The layer above has taken message `sequence`, or a ping says that it will never come. True: tell the peer.
+    pub(crate) fn consume(&mut self, sequence: u32) -> bool {
+        if counter_distance(self.consumed, sequence) > 0 {
+            self.consumed = sequence;
+        }
+        self.consumed.wrapping_sub(self.returned) >= CREDIT_WINDOW / 2
+    }
+
+    /// The header of an outgoing frame, with the credits of this moment.
+    pub(crate) fn stamp(&mut self, outgoing: &Outgoing) -> Frame {
+        self.returned = self.consumed;
+        Frame {
+            version: self.version,
+            credits: self.consumed,
+            to_epoch: self.epoch,
+            // Payloads are bounded by BUFFER_BYTES_MAX.
+            payload_bytes: u32::try_from(outgoing.payload.as_slice().len()).unwrap_or(u32::MAX),
+            body: outgoing.body,
+        }
+    }
+
+    /// True if the peer owes us something: credits, transfers, or room for bytes.
+    fn is_waiting(&self) -> bool {
+        self.sent != self.acked || self.transfers > 0 || self.is_backlogged
+    }
+
+    /// Called before something becomes outstanding: silence counts from here.
+    pub(crate) fn start_waiting(&mut self, now: Instant) {
+        if !self.is_waiting() {
+            self.quiet_since = now;
+            self.pinged_at = None;
+        }
+    }
+
+    /// The peer gave a sign of life.
+    pub(crate) fn hear(&mut self, now: Instant) {
+        self.quiet_since = now;
+        self.pinged_at = None;
+    }
+
+    pub(crate) fn liveness(&mut self, now: Instant, times: &NetTimes) -> Liveness {
+        if !self.is_waiting() {
+            return Liveness::Fine(Instant::NEVER);
+        }
+        let dead_at = self.quiet_since + ms(times.idle_ping_ms + times.ping_wait_ms_max);
+        if now >= dead_at {
+            return Liveness::Dead;
+        }
+        let first = if self.is_starved { times.credit_ping_ms } else { times.idle_ping_ms };
+        // Repeated, because a lossy net may eat one.
+        let again = first.min((times.ping_wait_ms_max / 5).max(1));
+        let due = match self.pinged_at {
+            None => self.quiet_since + ms(first),
+            Some(at) => at + ms(again),
+        };
+        if now >= due {
+            self.pinged_at = Some(now);
+            return Liveness::Ping;
+        }
+        Liveness::Fine(due.min(dead_at))
+    }
+}
+
+/// Pause before a reconnect: doubled per failure, between half and all of it.
+pub(crate) fn reconnect_pause(times: &NetTimes, failures: u32, random: u64) -> Duration {
+    let whole = times
+        .reconnect_ms_min
+        .saturating_mul(1 << failures.min(16))
+        .min(times.reconnect_ms_max)
+        .saturating_mul(1000);
+    let half = whole / 2;
+    Duration::from_micros(half + random % (half + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn up() -> Connection {
+        Connection::new(Phase::Up, None, Instant::ZERO)
+    }
+
+    #[test]
+    fn replies_keep_a_reserve_of_credits() {
+        let mut connection = up();
+        let mut requests = 0;
+        while connection.has_credit(Lane::Request) {
+            connection.take_credit(Instant::ZERO);
+            requests += 1;
+        }
+        assert_eq!(requests, CREDIT_WINDOW - CREDIT_RESERVE);
+        for _ in 0..CREDIT_RESERVE {
+            assert!(connection.has_credit(Lane::Reply));
+            connection.take_credit(Instant::ZERO);
+        }
+        assert!(!connection.has_credit(Lane::Reply));
+        assert_eq!(connection.handle_credits(CREDIT_RESERVE + 1), Ok(()));
+        assert!(connection.has_credit(Lane::Request) && connection.has_credit(Lane::Reply));
+    }
+
+    #[test]
+    fn counters_wrap_and_late_credits_are_ignored() {
+        let mut connection = up();
+        connection.sent = u32::MAX;
+        connection.acked = u32::MAX;
+        connection.consumed = u32::MAX - 1;
+        connection.returned = u32::MAX - 1;
+        assert_eq!(connection.take_credit(Instant::ZERO), 0);
+        assert_eq!(connection.handle_credits(0), Ok(()));
+        assert_eq!(connection.handle_credits(u32::MAX), Ok(()), "late");
+        assert!(!connection.is_waiting());
+        assert!(matches!(connection.handle_credits(1), Err(PeerMisbehaved::CreditInvented { .. })));
+        assert_eq!(connection.check_sequence(20), Ok(()));
+        assert!(matches!(connection.check_sequence(40), Err(PeerMisbehaved::CreditOverrun { .. })));
+        assert!(connection.consume(20));
+        connection.consume(3);
+        assert_eq!(connection.consumed, 20, "a late message takes nothing back");
+    }
+
+    #[test]
+    fn silence_matters_only_while_something_is_owed() {
+        let times = NetTimes::default();
+        let mut connection = up();
+        let at = |seconds| Instant::ZERO + Duration::from_secs(seconds);
+        assert_eq!(connection.liveness(at(1000), &times), Liveness::Fine(Instant::NEVER));
+        connection.take_credit(at(1000));
+        assert_eq!(connection.liveness(at(1001), &times), Liveness::Fine(at(1005)));
+        assert_eq!(connection.liveness(at(1005), &times), Liveness::Ping);
+        assert_eq!(connection.liveness(at(1005), &times), Liveness::Fine(at(1006)));
+        assert_eq!(connection.liveness(at(1010), &times), Liveness::Dead);
+        connection.hear(at(1009));
+        assert_eq!(connection.liveness(at(1010), &times), Liveness::Fine(at(1014)));
+    }
+
+    #[test]
+    fn reconnect_pauses_double_up_to_a_limit() {
+        let times = NetTimes::default();
+        for (failures, most) in [(0, 50), (1, 100), (5, 1600), (6, 2000), (99, 2000)] {
+            for random in [0, 1, 12345, u64::MAX] {
+                let pause = reconnect_pause(&times, failures, random);
+                assert!(pause <= ms(most) && pause >= ms(most) / 2, "{failures} {pause:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Limits of the transfer machine, each with its arithmetic. docs/limits.md explains them to operators.
+
+use std::time::Duration;
+
+use base::limits::{BUFFER_BYTES_MAX, BULK_SEGMENTS_MAX, MESSAGE_BYTES_MAX};
+
+/// Messages that one side may have in the other's queue. The memory behind a peer is at most
+/// `CREDIT_WINDOW * MESSAGE_BYTES_MAX` = 2 MiB; ordinary requests are under 1 KiB, so 32 KiB.
+pub const CREDIT_WINDOW: u32 = 32;
+/// Part of [`CREDIT_WINDOW`] that only [`crate::Lane::Reply`] may use, so that no reply waits for a credit that a request holds.
+pub const CREDIT_RESERVE: u32 = CREDIT_WINDOW / 4;
+/// Largest window that a peer's hello may claim: above it the hello is malformed.
+pub const CREDIT_WINDOW_CLAIM_MAX: u32 = 4096;
+/// Messages that wait for one connection to come up. All of them fit into the window once it is up.
+pub const WAITING_MESSAGES_MAX: usize = (CREDIT_WINDOW - CREDIT_RESERVE) as usize;
+
+/// Frames (bulk answers mostly) that wait for one socket; above it we stop reading from that peer, so that it cannot
+/// make us queue without bound by asking for pulls. 4 requests' worth of segments.
+pub const OUTBOX_FRAMES_MAX: usize = 4 * BULK_SEGMENTS_MAX;
+
+/// Payload of one bulk frame on tcp. A message waits behind at most one piece (0.3 ms at 3 GB/s).
+pub const BULK_PIECE_BYTES: u32 = 1 << 20;
+
+/// Transfers in flight of one machine. Server side: each holds at most `REQUEST_BULK_BYTES_MAX` of the arena, which fills first.
+pub const TRANSFERS_MAX: usize = 16 * 1024;
+/// Exposures of one machine: a request has at most two.
+pub const EXPOSURES_MAX: usize = 64 * 1024;
+/// Connections of one machine, half-open ones included.
+pub const CONNECTIONS_MAX: usize = 16 * 1024;
+/// Accepted connections that have not completed their hello.
+pub const HALF_OPEN_MAX: usize = 64;
+
+/// Bytes that one read may take into a socket's staging area while no bulk is expected: 7 small messages of 1 KiB.
+pub const STAGING_BYTES: usize = 8 * 1024;
+
+const _: () = assert!(CREDIT_RESERVE >= 1 && CREDIT_RESERVE < CREDIT_WINDOW);
+const _: () = assert!(BULK_PIECE_BYTES as u64 <= BUFFER_BYTES_MAX);
+const _: () = assert!(MESSAGE_BYTES_MAX <= BUFFER_BYTES_MAX);
+const _: () = assert!(BULK_SEGMENTS_MAX <= u8::MAX as usize);
+
+/// Times of one machine. The defaults are for a LAN; tests and simulations may shorten them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NetTimes {
+    /// A connection whose hello is not complete after this is dropped.
+    pub hello_ms_max: u64,
+    /// Silence after which a ping goes out, if anything is outstanding at that peer.
+    pub idle_ping_ms: u64,
+    /// Further silence after which the peer counts as lost.
+    pub ping_wait_ms_max: u64,
+    /// Silence after which a sender without credits asks for them with a ping (a lossy net may have eaten the return).
+    pub credit_ping_ms: u64,
+    /// First pause before a reconnect; doubled at each failure, with jitter.
+    pub reconnect_ms_min: u64,
+    /// Longest pause before a reconnect.
+    pub reconnect_ms_max: u64,
+}
+
+impl Default for NetTimes {
+    fn default() -> NetTimes {
+        NetTimes {
+            hello_ms_max: 3_000,
+            idle_ping_ms: 5_000,
+            ping_wait_ms_max: 5_000,
+            credit_ping_ms: 200,
+            reconnect_ms_min: 50,
+            reconnect_ms_max: 2_000,
+        }
+    }
+}
+
+pub(crate) const fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}

@@ -1,0 +1,370 @@
+//! The transfer machine: what the rpc layer holds. One per locality, one endpoint, `!Send`, never blocks.
+
+use std::cell::Cell;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::os::fd::RawFd;
+use std::rc::Rc;
+
+use base::{Endpoint, Instant, NetKind, Nid};
+use runtime::{Arena, Buffer, LocalityHandle, SharedBuffer};
+
+use crate::backend::Backend;
+use crate::descriptor::{BulkCookie, BulkDescriptor};
+use crate::error::{NetError, Refused, StartError, fabric_word};
+use crate::hello::Token;
+use crate::limits::NetTimes;
+use crate::protocol::{Carriage, Protocol, ProtocolConfig};
+use crate::stats::NetStats;
+use crate::{LoFabric, SimFabric};
+
+/// What carries the frames.
+#[derive(Clone)]
+pub enum Fabric {
+    /// One process, any threads; a value handed to all its machines.
+    Lo(LoFabric),
+    /// TCP over IPv4.
+    Tcp,
+    /// The seeded simulation, one thread.
+    Sim(SimFabric),
+}
+
+impl Fabric {
+    const fn net(&self) -> NetKind {
+        match self {
+            Fabric::Lo(_) => NetKind::Lo,
+            Fabric::Tcp => NetKind::Tcp,
+            Fabric::Sim(_) => NetKind::Sim,
+        }
+    }
+}
+
+/// How a machine starts.
+#[derive(Clone, Debug)]
+pub struct TmConfig {
+    /// Its address. A client that nobody connects to uses [`dynamic_endpoint`].
+    pub endpoint: Endpoint,
+    /// Take connections.
+    pub listen: bool,
+    /// Incarnation: nonzero, different at each start.
+    pub epoch: u64,
+    /// The cluster's credential.
+    pub token: Token,
+    /// Configuration version in force, told to peers in each hello.
+    pub config_version: Rc<Cell<u64>>,
+    /// Times; the defaults are for a LAN.
+    pub times: NetTimes,
+}
+
+impl TmConfig {
+    /// A configuration with default times.
+    #[must_use]
+    pub fn new(
+        endpoint: Endpoint,
+        listen: bool,
+        epoch: u64,
+        token: impl Into<Token>,
+        config_version: Rc<Cell<u64>>,
+    ) -> TmConfig {
+        TmConfig { endpoint, listen, epoch, token: token.into(), config_version, times: NetTimes::default() }
+    }
+}
+
+/// One incarnation of a peer. In calls, epoch 0 means whichever lives there now; events carry the real one (0 only
+/// where no hello was ever completed).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PeerId {
+    /// Its address.
+    pub endpoint: Endpoint,
+    /// Its incarnation.
+    pub epoch: u64,
+}
+
+impl PeerId {
+    /// Whichever incarnation lives at `endpoint`.
+    #[must_use]
+    pub const fn any(endpoint: Endpoint) -> PeerId {
+        PeerId { endpoint, epoch: 0 }
+    }
+}
+
+impl std::fmt::Display for PeerId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{:x}", self.endpoint, self.epoch)
+    }
+}
+
+/// Names one transfer of one machine; never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TransferId(pub(crate) u64);
+
+/// Which credits a message may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lane {
+    /// Three quarters of the window.
+    Request,
+    /// All of it: no reply waits for a credit that a request holds.
+    Reply,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A message came. Taking the event returns its credit.
+    Message {
+        /// Who sent it.
+        from: PeerId,
+        /// Its bytes.
+        bytes: SharedBuffer,
+    },
+    /// A hello is complete; the peer's configuration version.
+    PeerUp(PeerId, u64),
+    /// A peer is gone, or could not be reached: what waited for it is dropped, its transfers have failed.
+    PeerLost {
+        /// Who (epoch 0: no hello was completed).
+        peer: PeerId,
+        /// Why.
+        error: NetError,
+    },
+    /// After a refusal for want of credits or queue: try again.
+    Writable(PeerId),
+    /// A transfer ended.
+    TransferDone {
+        /// Which.
+        id: TransferId,
+        /// A pull: one buffer per segment. A push: nothing.
+        result: Result<Vec<SharedBuffer>, NetError>,
+    },
+}
+
+/// Bit 31 of the pid marks a client that registers itself by connecting: it is never connected to.
+pub const DYNAMIC_PID_BIT: u32 = 0x8000_0000;
+/// Portal of dynamic clients: one without ports.
+pub const DYNAMIC_PORTAL: u16 = 48;
+
+/// True for endpoints of clients that connect and are never connected to.
+#[must_use]
+pub const fn is_dynamic(endpoint: Endpoint) -> bool {
+    endpoint.pid & DYNAMIC_PID_BIT != 0
+}
+
+/// The endpoint of a client's machine: nothing is configured by hand. `tmid`: different for each machine of a process
+/// (the locality's index, say), at most 4095.
+#[must_use]
+pub const fn dynamic_endpoint(nid: Nid, unix_pid: u32, tmid: u16) -> Endpoint {
+    Endpoint { nid, pid: DYNAMIC_PID_BIT | unix_pid, portal: DYNAMIC_PORTAL, tmid: tmid & 0xfff }
+}
+
+/// The nid of this host as `peer` sees it: the source address of the route there. Sends nothing.
+///
+/// # Errors
+/// No route to the peer.
+pub fn local_nid_towards(peer: Endpoint) -> io::Result<Nid> {
+    let Some(address) = peer.nid.ipv4() else { return Ok(Nid { net: peer.nid.net, address: 0 }) };
+    let socket = UdpSocket::bind(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
+    // Any port will do: connecting a datagram socket only looks up the route.
+    socket.connect(SocketAddrV4::new(address, peer.port().unwrap_or(base::endpoint::PORT_FIRST)))?;
+    match socket.local_addr()?.ip() {
+        std::net::IpAddr::V4(found) => Ok(Nid { net: peer.nid.net, address: u32::from(found) }),
+        std::net::IpAddr::V6(_) => Err(io::ErrorKind::AddrNotAvailable.into()),
+    }
+}
+
+/// The endpoint of one locality in the LNet sense, with its peers, credits, exposures and transfers.
+///
+/// Not a driver by itself: the rpc machine drives it (`poll`, `flush`, deadlines) and takes its events.
+pub struct TransferMachine {
+    protocol: Protocol,
+    backend: Backend,
+}
+
+impl TransferMachine {
+    /// Starts a machine; a listener takes connections from the first poll on.
+    ///
+    /// # Errors
+    /// See [`StartError`]: each says what to change.
+    pub fn start(
+        locality: &LocalityHandle,
+        fabric: &Fabric,
+        config: TmConfig,
+    ) -> Result<TransferMachine, StartError> {
+        let endpoint = config.endpoint;
+        if endpoint.nid.net.kind == NetKind::O2ib {
+            return Err(StartError::NoRdma { endpoint });
+        }
+        if endpoint.nid.net.kind != fabric.net() {
+            return Err(StartError::NoSuchNet { endpoint, fabric: fabric_word(fabric.net()) });
+        }
+        if config.epoch == 0 {
+            return Err(StartError::EpochZero { endpoint });
+        }
+        let backend = Backend::start(locality, fabric, endpoint, config.listen)?;
+        let protocol = Protocol::new(ProtocolConfig {
+            endpoint,
+            epoch: config.epoch,
+            listen: config.listen,
+            times: config.times,
+            token: config.token,
+            config_version: config.config_version,
+            carriage: Carriage {
+                streams: matches!(fabric, Fabric::Tcp),
+                loses_frames: matches!(fabric, Fabric::Sim(_)),
+                net: fabric.net(),
+            },
+            seed: locality.random_u64(),
+            counters: std::sync::Arc::clone(locality.counters()),
+            arena: locality.arena().clone(),
+            unparker: locality.unparker(),
+        });
+        Ok(TransferMachine { protocol, backend })
+    }
+
+    /// Its address.
+    #[must_use]
+    pub fn endpoint(&self) -> Endpoint {
+        self.protocol.endpoint
+    }
+
+    /// Its incarnation.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.protocol.epoch
+    }
+
+    /// Sends a message of 1 to `MESSAGE_BYTES_MAX` bytes, unreliably: the layer above resends and drops doubles. tcp and lo keep
+    /// order and lose messages only with their connection; sim may do anything. Connects where needed. Shorthand for [`TransferMachine::try_send_on`] as a request.
+    ///
+    /// # Errors
+    /// Refused, with the message back: wait for `Event::Writable`, unless [`Refused::is_permanent`].
+    pub fn try_send(
+        &mut self,
+        now: Instant,
+        to: PeerId,
+        message: SharedBuffer,
+    ) -> Result<(), (Refused, SharedBuffer)> {
+        self.try_send_on(now, to, Lane::Request, message)
+    }
+
+    /// [`TransferMachine::try_send`] with a choice of credits: replies go on [`Lane::Reply`].
+    ///
+    /// # Errors
+    /// As `try_send`.
+    pub fn try_send_on(
+        &mut self,
+        now: Instant,
+        to: PeerId,
+        lane: Lane,
+        message: SharedBuffer,
+    ) -> Result<(), (Refused, SharedBuffer)> {
+        self.protocol.try_send(now, to, lane, message)
+    }
+
+    /// Exposes parts that a peer may pull until [`TransferMachine::retract`].
+    ///
+    /// # Panics
+    /// With no part or more than `BULK_SEGMENTS_MAX`: the caller splits its requests.
+    pub fn expose_source(&mut self, parts: &[SharedBuffer]) -> BulkDescriptor {
+        self.protocol.expose_source(parts)
+    }
+
+    /// Exposes buffers that a peer may push into, each one segment, until [`TransferMachine::retract`].
+    ///
+    /// # Panics
+    /// With no part or more than `BULK_SEGMENTS_MAX`: the caller splits its requests.
+    pub fn expose_sink(&mut self, parts: Vec<Buffer>) -> BulkDescriptor {
+        self.protocol.expose_sink(parts)
+    }
+
+    /// Ends an exposure and gives back its memory, with what has been pushed so far; `None` if it was ended before. From here
+    /// on nothing writes into it: bytes still on their way are thrown away.
+    pub fn retract(&mut self, cookie: BulkCookie) -> Option<Vec<SharedBuffer>> {
+        self.protocol.retract(cookie)
+    }
+
+    /// Pulls all segments of a requester's source. Ends in one `TransferDone`, at the deadline at the latest.
+    pub fn start_pull(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        from: &BulkDescriptor,
+        deadline: Instant,
+    ) -> TransferId {
+        self.protocol.start_pull(now, peer, from, deadline)
+    }
+
+    /// Pushes parts into a requester's sink: part `i` fills segment `segment_index + i` and has its length. A message sent to
+    /// the peer after this call arrives after the bytes. Ends in one `TransferDone`, when the bytes are with the net.
+    pub fn start_push(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        to: &BulkDescriptor,
+        segment_index: usize,
+        parts: Vec<SharedBuffer>,
+        deadline: Instant,
+    ) -> TransferId {
+        self.protocol.start_push(now, peer, to, segment_index, parts, deadline)
+    }
+
+    /// Takes what has arrived, up to about `budget` frames; answers how much there was (events included).
+    pub fn poll(&mut self, now: Instant, budget: usize) -> usize {
+        let before = self.protocol.event_count();
+        self.protocol.handle_timers(now);
+        let memory_came = self.protocol.memory.is_over();
+        if memory_came {
+            self.protocol.request_pulls();
+        }
+        let frames = self.backend.poll(&mut self.protocol, now, budget, memory_came);
+        frames + self.protocol.event_count().saturating_sub(before)
+    }
+
+    /// The oldest event not yet taken.
+    pub fn next_event(&mut self) -> Option<Event> {
+        self.protocol.next_event()
+    }
+
+    /// Sends what this turn has queued: one system call per peer where the net allows.
+    pub fn flush(&mut self, now: Instant) {
+        self.backend.flush(&mut self.protocol, now);
+    }
+
+    /// When to poll again without a sign from [`TransferMachine::wait_fd`]; `None` while nothing is outstanding.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        if self.protocol.has_events() {
+            return Some(Instant::ZERO);
+        }
+        let backend = self.backend.next_deadline().unwrap_or(Instant::NEVER);
+        let next = self.protocol.next_timer().min(backend);
+        (next != Instant::NEVER).then_some(next)
+    }
+
+    /// Readable when there is something to poll.
+    #[must_use]
+    pub fn wait_fd(&self) -> Option<RawFd> {
+        self.backend.wait_fd()
+    }
+
+    /// False: something arrived meanwhile, poll instead of sleeping.
+    pub fn before_sleep(&mut self) -> bool {
+        !self.protocol.has_events() && self.protocol.dirty.is_empty() && self.backend.before_sleep()
+    }
+
+    /// Ends the connection to a peer (epoch 0: any incarnation). Its transfers end as canceled; no `PeerLost` follows.
+    pub fn drop_peer(&mut self, peer: PeerId) {
+        self.protocol.drop_peer(peer.endpoint, peer.epoch);
+    }
+
+    /// Counts since the start.
+    #[must_use]
+    pub fn stats(&self) -> NetStats {
+        self.protocol.stats.clone()
+    }
+}
+
+/// lo, tcp and sim move bytes with the CPU or not at all, so there is nothing to register; verbs will.
+impl runtime::Registrar for TransferMachine {
+    fn register(&self, _arena: &Arena) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,1263 @@
+//! The protocol core: peers, connections, credits, exposures and transfers. No I/O, no clock; time comes in.
+//!
+//! A backend carries frames for it. Towards the core: `accept`, `handle_frame`, `begin_bulk`/`bulk_slice`/`end_bulk` (bytes
+//! that stream in) or `handle_bulk` (a buffer that arrives whole), `handle_closed`, `handle_handed`. From the core: the queue of
+//! [`Action`]s and the outboxes of the connections in `dirty`. A verbs backend fits the same shape: `handle_bulk`'s
+//! places become remote keys, `handle_handed` a send completion, and credits posted receives.
+//!
+//! **Invariant**: a peer has at most one connection in phase Up, and its `link` names it. **Invariant**: each transfer ends in
+//! exactly one `TransferDone`. **Invariant**: every table is bounded (limits.rs).
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use base::limits::MESSAGE_BYTES_MAX;
+use base::units::{narrow, wide};
+use base::{Endpoint, Instant, NetKind};
+use runtime::{Arena, Buffer, Counters, SharedBuffer, Unparker, copy_counted};
+
+use crate::connection::{Connection, ConnectionId, Liveness, Outgoing, Payload, Phase, reconnect_pause};
+use crate::descriptor::{BulkCookie, BulkDescriptor};
+use crate::error::{LocalError, NakReason, NetError, PeerMisbehaved, RefuseReason, Refused};
+use crate::exposure::{ExposureTable, SinkPart};
+use crate::frame::{Frame, FrameBody, VERSION, VERSION_MIN};
+use crate::hello::{Hello, Token};
+use crate::limits::{
+    BULK_PIECE_BYTES, CONNECTIONS_MAX, CREDIT_WINDOW, HALF_OPEN_MAX, NetTimes, TRANSFERS_MAX,
+    WAITING_MESSAGES_MAX, ms,
+};
+use crate::machine::{Event, Lane, PeerId, TransferId, is_dynamic};
+use crate::memory_wait::MemoryWait;
+use crate::stats::NetStats;
+use crate::transfer::{PullContent, Transfer, TransferKind, pieces};
+
+/// Pushes of one peer whose arrival is being counted for an ack.
+const PUSHES_COUNTED_MAX: usize = 1024;
+
+/// What the core asks of its backend.
+pub(crate) enum Action {
+    Dial(ConnectionId, Endpoint),
+    /// Send what is in the outbox if it goes at once, then close.
+    Close(ConnectionId),
+}
+
+/// Where streaming bulk bytes go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum BulkPlace {
+    /// Nowhere: the memory or the transfer is gone.
+    Drain,
+    Pull {
+        transfer: u64,
+        segment_index: usize,
+        offset: usize,
+    },
+    Push {
+        cookie: BulkCookie,
+        segment_index: usize,
+        offset: usize,
+        transfer: u64,
+        ack_total: Option<u32>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    Idle,
+    /// Messages wait; dial at `Peer::not_before`.
+    Scheduled,
+    Dialing(ConnectionId),
+    Up(ConnectionId),
+}
+
+struct Waiting {
+    message: SharedBuffer,
+    /// Meant for this incarnation only; 0 = any.
+    epoch: u64,
+}
+
+struct Peer {
+    link: Link,
+    waiting: VecDeque<Waiting>,
+    wants_writable: bool,
+    failures: u32,
+    not_before: Instant,
+}
+
+struct Slot {
+    generation: u32,
+    connection: Option<Connection>,
+}
+
+/// An event, and what taking it returns to the peer.
+struct Queued {
+    event: Event,
+    credit: Option<(ConnectionId, u32)>,
+}
+
+/// How the backend of this machine moves bulk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Carriage {
+    /// Bytes arrive one by one into buffers of ours; else whole buffers change hands.
+    pub(crate) streams: bool,
+    /// Frames may be lost, so a push is complete only when acknowledged.
+    pub(crate) loses_frames: bool,
+    /// Nets it carries.
+    pub(crate) net: NetKind,
+}
+
+pub(crate) struct Protocol {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) epoch: u64,
+    pub(crate) listen: bool,
+    pub(crate) times: NetTimes,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) stats: NetStats,
+    pub(crate) memory: MemoryWait,
+    pub(crate) actions: VecDeque<Action>,
+    pub(crate) dirty: VecDeque<ConnectionId>,
+    carriage: Carriage,
+    token: Token,
+    config_version: Rc<Cell<u64>>,
+    random: fastrand::Rng,
+    peers: BTreeMap<Endpoint, Peer>,
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    greeting_count: usize,
+    open_count: usize,
+    exposures: ExposureTable,
+    transfers: BTreeMap<u64, Transfer>,
+    next_transfer: u64,
+    /// Pulls that wait for buffers, oldest first.
+    memory_queue: VecDeque<u64>,
+    events: VecDeque<Queued>,
+    /// No timer is due before.
+    next_timer: Instant,
+}
+
+pub(crate) struct ProtocolConfig {
+    pub(crate) endpoint: Endpoint,
+    pub(crate) epoch: u64,
+    pub(crate) listen: bool,
+    pub(crate) times: NetTimes,
+    pub(crate) token: Token,
+    pub(crate) config_version: Rc<Cell<u64>>,
+    pub(crate) carriage: Carriage,
+    pub(crate) seed: u64,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) arena: Arena,
+    pub(crate) unparker: Unparker,
+}
+
+impl Protocol {
+    pub(crate) fn new(config: ProtocolConfig) -> Protocol {
+        Protocol {
+            endpoint: config.endpoint,
+            epoch: config.epoch,
+            listen: config.listen,
+            times: config.times,
+            counters: config.counters,
+            stats: NetStats::default(),
+            memory: MemoryWait::new(config.arena, config.unparker),
+            actions: VecDeque::new(),
+            dirty: VecDeque::new(),
+            carriage: config.carriage,
+            token: config.token,
+            config_version: config.config_version,
+            random: fastrand::Rng::with_seed(config.seed),
+            peers: BTreeMap::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            greeting_count: 0,
+            open_count: 0,
+            exposures: ExposureTable::default(),
+            transfers: BTreeMap::new(),
+            next_transfer: 1,
+            memory_queue: VecDeque::new(),
+            events: VecDeque::new(),
+            next_timer: Instant::NEVER,
+        }
+    }
+
+    // ---- connections as a table
+
+    fn open(&mut self, connection: Connection) -> Option<ConnectionId> {
+        if self.open_count >= CONNECTIONS_MAX {
+            return None;
+        }
+        self.open_count += 1;
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot { generation: 0, connection: None });
+            u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
+        });
+        let entry = &mut self.slots[slot as usize];
+        entry.generation = entry.generation.wrapping_add(1);
+        entry.connection = Some(connection);
+        Some(ConnectionId(u64::from(entry.generation) << 32 | u64::from(slot)))
+    }
+
+    pub(crate) fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
+        let slot = self.slots.get_mut((id.0 & 0xffff_ffff) as usize)?;
+        if u64::from(slot.generation) != id.0 >> 32 {
+            return None;
+        }
+        slot.connection.as_mut()
+    }
+
+    /// The backend has closed it: its name is void from now on.
+    pub(crate) fn forget(&mut self, id: ConnectionId) {
+        if self.connection(id).is_some() {
+            let slot = (id.0 & 0xffff_ffff) as u32;
+            self.slots[slot as usize].connection = None;
+            self.free.push(slot);
+            self.open_count -= 1;
+        }
+    }
+
+    fn set_timer(&mut self, at: Instant) {
+        self.next_timer = self.next_timer.min(at);
+    }
+
+    fn emit(&mut self, event: Event) {
+        self.events.push_back(Queued { event, credit: None });
+    }
+
+    /// Queues a frame and puts the connection on the list to flush.
+    fn post(&mut self, id: ConnectionId, body: FrameBody, payload: Payload, completes: Option<TransferId>) {
+        let Some(connection) = self.connection(id) else { return };
+        connection.outbox.push_back(Outgoing { body, payload, completes });
+        if !connection.is_dirty {
+            connection.is_dirty = true;
+            self.dirty.push_back(id);
+        }
+    }
+
+    fn post_bare(&mut self, id: ConnectionId, body: FrameBody) {
+        self.post(id, body, Payload::None, None);
+    }
+
+    fn our_hello(&self) -> Payload {
+        let hello = Hello {
+            version_min: VERSION_MIN,
+            version_max: VERSION,
+            window: CREDIT_WINDOW,
+            epoch: self.epoch,
+            config_version: self.config_version.get(),
+            endpoint: self.endpoint,
+            token: self.token.clone(),
+        };
+        Payload::Hello(Box::new(hello.encode()))
+    }
+
+    // ---- sending
+
+    pub(crate) fn try_send(
+        &mut self,
+        now: Instant,
+        to: PeerId,
+        lane: Lane,
+        message: SharedBuffer,
+    ) -> Result<(), (Refused, SharedBuffer)> {
+        if message.is_empty() || wide(message.len()) > MESSAGE_BYTES_MAX {
+            return Err((Refused::Length, message));
+        }
+        let link = match self.peers.get(&to.endpoint) {
+            Some(peer) => peer.link,
+            None => match self.check_reachable(to.endpoint) {
+                Ok(()) => Link::Idle,
+                Err(refused) => return Err((refused, message)),
+            },
+        };
+        let refused = if let Link::Up(id) = link {
+            let Some(connection) = self.connection(id) else { return Err((Refused::NotConnected, message)) };
+            if to.epoch != 0 && connection.epoch != to.epoch {
+                return Err((Refused::Stale, message));
+            }
+            if connection.has_credit(lane) {
+                self.post_message(now, id, message);
+                return Ok(());
+            }
+            connection.is_starved = true;
+            self.set_timer(now + ms(self.times.credit_ping_ms));
+            Refused::NoCredit
+        } else {
+            if is_dynamic(to.endpoint) {
+                return Err((Refused::NotConnected, message));
+            }
+            let peer = self.peers.entry(to.endpoint).or_insert_with(Peer::new);
+            if peer.waiting.len() < WAITING_MESSAGES_MAX {
+                peer.waiting.push_back(Waiting { message, epoch: to.epoch });
+                if link == Link::Idle {
+                    self.schedule_dial(now, to.endpoint);
+                }
+                return Ok(());
+            }
+            Refused::QueueFull
+        };
+        if let Some(peer) = self.peers.get_mut(&to.endpoint) {
+            peer.wants_writable = true;
+        }
+        self.stats.sends_refused += 1;
+        Err((refused, message))
+    }
+
+    fn check_reachable(&self, endpoint: Endpoint) -> Result<(), Refused> {
+        if endpoint == self.endpoint {
+            return Err(Refused::Myself);
+        }
+        if endpoint.nid.net.kind != self.carriage.net {
+            let no_rdma = endpoint.nid.net.kind == NetKind::O2ib;
+            return Err(if no_rdma { Refused::NoRdma } else { Refused::WrongNet });
+        }
+        if is_dynamic(endpoint) {
+            return Err(Refused::NotConnected);
+        }
+        if self.carriage.net == NetKind::Tcp && endpoint.port().is_none() {
+            return Err(Refused::PortalWithoutPort);
+        }
+        Ok(())
+    }
+
+    fn post_message(&mut self, now: Instant, id: ConnectionId, message: SharedBuffer) {
+        self.set_timer(now + ms(self.times.idle_ping_ms));
+        let Some(connection) = self.connection(id) else { return };
+        let sequence = connection.take_credit(now);
+        self.stats.messages_sent += 1;
+        self.post(id, FrameBody::Put { sequence }, Payload::Bytes(message), None);
+    }
+
+    /// Dials now, or when the pause after the last failure is over.
+    fn schedule_dial(&mut self, now: Instant, endpoint: Endpoint) {
+        let Some(peer) = self.peers.get_mut(&endpoint) else { return };
+        if now < peer.not_before {
+            peer.link = Link::Scheduled;
+            let at = peer.not_before;
+            self.set_timer(at);
+            return;
+        }
+        let Some(id) = self.open(Connection::new(Phase::Dialing, Some(endpoint), now)) else {
+            self.fail_peer(
+                now,
+                endpoint,
+                0,
+                NetError::Local(LocalError::TooManyConnections { max: CONNECTIONS_MAX }),
+            );
+            return;
+        };
+        if let Some(peer) = self.peers.get_mut(&endpoint) {
+            peer.link = Link::Dialing(id);
+        }
+        self.stats.dials += 1;
+        self.set_timer(now + ms(self.times.hello_ms_max));
+        self.actions.push_back(Action::Dial(id, endpoint));
+        let hello = self.our_hello();
+        self.post(id, FrameBody::Hello, hello, None);
+    }
+
+    // ---- connections coming and going
+
+    /// A stranger connected. `None`: turn it away at once.
+    pub(crate) fn accept(&mut self, now: Instant) -> Option<ConnectionId> {
+        self.stats.accepts += 1;
+        if self.greeting_count >= HALF_OPEN_MAX {
+            self.stats.turned_away += 1;
+            return None;
+        }
+        let Some(id) = self.open(Connection::new(Phase::Greeting, None, now)) else {
+            self.stats.turned_away += 1;
+            return None;
+        };
+        self.greeting_count += 1;
+        self.set_timer(now + ms(self.times.hello_ms_max));
+        Some(id)
+    }
+
+    fn set_phase(&mut self, id: ConnectionId, phase: Phase) {
+        let Some(connection) = self.connection(id) else { return };
+        let before = std::mem::replace(&mut connection.phase, phase);
+        if before == Phase::Greeting {
+            self.greeting_count -= 1;
+        }
+        if before == Phase::Up {
+            self.stats.peers_connected -= 1;
+        }
+        if phase == Phase::Up {
+            self.stats.peers_connected += 1;
+        }
+    }
+
+    /// Ends a connection without a word to the layer above.
+    fn end(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connection(id) else { return };
+        if connection.phase != Phase::Ended {
+            self.set_phase(id, Phase::Ended);
+            self.actions.push_back(Action::Close(id));
+        }
+    }
+
+    /// A peer's connection is over: its transfers fail, its waiting messages are dropped, the layer above is told.
+    pub(crate) fn lose(&mut self, now: Instant, id: ConnectionId, error: NetError) {
+        let Some(connection) = self.connection(id) else { return };
+        let (phase, endpoint, epoch) = (connection.phase, connection.endpoint, connection.epoch);
+        if phase == Phase::Ended {
+            return;
+        }
+        self.end(id);
+        self.fail_transfers(id, &error);
+        let Some(endpoint) = endpoint else { return };
+        let is_current = self
+            .peers
+            .get(&endpoint)
+            .is_some_and(|peer| peer.link == Link::Dialing(id) || peer.link == Link::Up(id));
+        if is_current {
+            if phase == Phase::Up {
+                self.stats.peers_lost += 1;
+            }
+            self.fail_peer(now, endpoint, epoch, error);
+        }
+    }
+
+    fn fail_peer(&mut self, now: Instant, endpoint: Endpoint, epoch: u64, error: NetError) {
+        let random = self.random.u64(..);
+        let times = self.times;
+        let Some(peer) = self.peers.get_mut(&endpoint) else { return };
+        peer.link = Link::Idle;
+        peer.waiting.clear();
+        peer.wants_writable = false;
+        peer.not_before = now + reconnect_pause(&times, peer.failures, random);
+        peer.failures = peer.failures.saturating_add(1);
+        if is_dynamic(endpoint) {
+            self.peers.remove(&endpoint);
+        }
+        self.emit(Event::PeerLost { peer: PeerId { endpoint, epoch }, error });
+    }
+
+    fn fail_transfers(&mut self, id: ConnectionId, error: &NetError) {
+        if self.connection(id).is_none_or(|connection| connection.transfers == 0) {
+            return;
+        }
+        let theirs: Vec<u64> = self
+            .transfers
+            .iter()
+            .filter(|(_, transfer)| transfer.connection == id)
+            .map(|(transfer, _)| *transfer)
+            .collect();
+        for transfer in theirs {
+            self.finish(transfer, Err(error.clone()));
+        }
+    }
+
+    /// The backend found the connection closed, or could not make it.
+    pub(crate) fn handle_closed(&mut self, now: Instant, id: ConnectionId, error: NetError) {
+        self.lose(now, id, error);
+    }
+
+    /// The peer broke the protocol: count, keep the evidence, end its connection.
+    pub(crate) fn handle_misbehaviour(&mut self, now: Instant, id: ConnectionId, what: PeerMisbehaved) {
+        let Some(connection) = self.connection(id) else { return };
+        if connection.phase == Phase::Ended {
+            return;
+        }
+        let endpoint = connection.endpoint;
+        // Nothing may follow what we could not understand, and a stranger gets no answer.
+        connection.outbox.clear();
+        self.stats.misbehaved += 1;
+        self.stats.last_misbehaved = Some((endpoint, what));
+        self.lose(now, id, NetError::Protocol(what));
+    }
+
+    pub(crate) fn drop_peer(&mut self, endpoint: Endpoint, epoch: u64) {
+        let Some(peer) = self.peers.get_mut(&endpoint) else { return };
+        let link = peer.link;
+        if let Link::Up(id) | Link::Dialing(id) = link {
+            let Some(connection) = self.connection(id) else { return };
+            if epoch != 0 && connection.epoch != epoch {
+                return;
+            }
+            if matches!(link, Link::Up(_)) {
+                self.post_bare(id, FrameBody::Close);
+            }
+            self.end(id);
+            self.fail_transfers(id, &NetError::Canceled);
+        }
+        self.peers.remove(&endpoint);
+    }
+
+    /// True if the hello is complete and the connection not ended.
+    pub(crate) fn is_up(&mut self, id: ConnectionId) -> bool {
+        self.connection(id).is_some_and(|connection| connection.phase == Phase::Up)
+    }
+
+    /// Something became outstanding that only the backend knows of: look at liveness in time.
+    pub(crate) fn watch(&mut self, now: Instant) {
+        self.set_timer(now + ms(self.times.idle_ping_ms));
+    }
+
+    // ---- frames coming in
+
+    /// One frame that is not streaming bulk. On error the connection has been ended.
+    pub(crate) fn handle_frame(&mut self, now: Instant, id: ConnectionId, frame: &Frame, payload: Payload) {
+        if let Err(what) = self.handle(now, id, frame, payload) {
+            self.handle_misbehaviour(now, id, what);
+        }
+    }
+
+    /// Checks that every frame passes: phase, epoch, credits. False: ignore it.
+    fn admit(&mut self, now: Instant, id: ConnectionId, frame: &Frame) -> Result<bool, PeerMisbehaved> {
+        let epoch = self.epoch;
+        let Some(connection) = self.connection(id) else { return Ok(false) };
+        let kind = frame.body.kind();
+        let unexpected = Err(PeerMisbehaved::Unexpected { kind, state: connection.phase.word() });
+        use FrameBody as B;
+        match (connection.phase, &frame.body) {
+            (Phase::Ended, _) => return Ok(false),
+            (Phase::Greeting, B::Hello) => return Ok(true),
+            (Phase::Dialing, B::HelloAck | B::Reject { .. } | B::Close) => {}
+            (Phase::Up, B::Hello | B::HelloAck | B::Reject { .. }) => return unexpected,
+            (Phase::Up, _) => {}
+            _ => return unexpected,
+        }
+        if frame.to_epoch != epoch {
+            return Err(PeerMisbehaved::WrongEpoch { got: frame.to_epoch, want: epoch });
+        }
+        connection.hear(now);
+        connection.handle_credits(frame.credits)?;
+        self.after_credits(id);
+        Ok(true)
+    }
+
+    /// Credits may have come back: let those know who were refused.
+    fn after_credits(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connection(id) else { return };
+        if !connection.is_starved || !connection.has_credit(Lane::Request) {
+            return;
+        }
+        connection.is_starved = false;
+        let Some(endpoint) = connection.endpoint else { return };
+        self.notify_writable(endpoint);
+    }
+
+    fn notify_writable(&mut self, endpoint: Endpoint) {
+        let Some(peer) = self.peers.get_mut(&endpoint) else { return };
+        let Link::Up(id) = peer.link else { return };
+        if std::mem::take(&mut peer.wants_writable) {
+            let epoch = self.connection(id).map_or(0, |connection| connection.epoch);
+            self.emit(Event::Writable(PeerId { endpoint, epoch }));
+        }
+    }
+
+    fn handle(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        frame: &Frame,
+        payload: Payload,
+    ) -> Result<(), PeerMisbehaved> {
+        if let (FrameBody::PullData { .. } | FrameBody::PushData { .. }, Payload::Bytes(bytes)) =
+            (frame.body, &payload)
+        {
+            return self.handle_bulk(now, id, frame, bytes.clone());
+        }
+        if !self.admit(now, id, frame)? {
+            return Ok(());
+        }
+        match (frame.body, payload) {
+            (FrameBody::Hello, Payload::Hello(bytes)) => {
+                self.handle_hello(now, id, frame.to_epoch, &bytes[..])
+            }
+            (FrameBody::HelloAck, Payload::Hello(bytes)) => self.handle_hello_ack(now, id, &bytes[..]),
+            (FrameBody::Reject { reason, .. }, _) => {
+                self.handle_reject(now, id, reason);
+                Ok(())
+            }
+            (FrameBody::Put { sequence }, Payload::Bytes(bytes)) => self.handle_put(id, sequence, bytes),
+            (FrameBody::PullRequest { cookie, key, transfer, segment_index, segment_count }, _) => {
+                let (first, count) = (usize::from(segment_index), usize::from(segment_count));
+                self.serve_pull(id, BulkCookie(cookie), key, transfer, first, count);
+                Ok(())
+            }
+            (FrameBody::PushAck { transfer }, _) => {
+                if self.is_push_on(id, transfer) {
+                    self.finish(transfer, Ok(()));
+                }
+                Ok(())
+            }
+            (FrameBody::Nak { transfer, reason }, _) => {
+                self.stats.naks += 1;
+                if self.transfers.get(&transfer).is_some_and(|found| found.connection == id) {
+                    self.finish(transfer, Err(NetError::RemoteError { reason }));
+                }
+                Ok(())
+            }
+            (FrameBody::Ping { sequence, nonce }, _) => {
+                let Some(connection) = self.connection(id) else { return Ok(()) };
+                connection.check_sequence(sequence)?;
+                // Frames keep their order except messages that the net lost or is holding back: their credits return now.
+                connection.consume(sequence);
+                self.post_bare(id, FrameBody::Pong { nonce });
+                Ok(())
+            }
+            (FrameBody::Noop | FrameBody::Pong { .. }, _) => Ok(()),
+            (FrameBody::Close, _) => {
+                self.lose(now, id, NetError::RemoteDropped);
+                Ok(())
+            }
+            // A payload of another kind than its frame: only a broken backend could.
+            (body, _) => Err(PeerMisbehaved::Unexpected { kind: body.kind(), state: "without its payload" }),
+        }
+    }
+
+    fn handle_put(
+        &mut self,
+        id: ConnectionId,
+        sequence: u32,
+        bytes: SharedBuffer,
+    ) -> Result<(), PeerMisbehaved> {
+        let Some(connection) = self.connection(id) else { return Ok(()) };
+        connection.check_sequence(sequence)?;
+        let Some(endpoint) = connection.endpoint else { return Ok(()) };
+        let from = PeerId { endpoint, epoch: connection.epoch };
+        self.stats.messages_received += 1;
+        self.counters.messages.add(1);
+        self.events.push_back(Queued { event: Event::Message { from, bytes }, credit: Some((id, sequence)) });
+        Ok(())
+    }
+
+    // ---- hello
+
+    fn handle_hello(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        expected_epoch: u64,
+        bytes: &[u8],
+    ) -> Result<(), PeerMisbehaved> {
+        let hello = Hello::parse(bytes)?;
+        let Some(connection) = self.connection(id) else { return Ok(()) };
+        connection.endpoint = Some(hello.endpoint);
+        connection.epoch = hello.epoch;
+        if let Err(reason) = self.judge_hello(&hello, expected_epoch) {
+            self.reject(id, hello.endpoint, reason);
+            return Ok(());
+        }
+        match self.peers.get(&hello.endpoint).map(|peer| peer.link) {
+            Some(Link::Dialing(other)) => {
+                // Both connect at once: the connection that the lower endpoint makes is kept.
+                if self.endpoint < hello.endpoint {
+                    self.reject(id, hello.endpoint, RefuseReason::Race);
+                    return Ok(());
+                }
+                self.end(other);
+            }
+            Some(Link::Up(other)) => {
+                let is_same = self.connection(other).is_some_and(|old| old.epoch == hello.epoch);
+                let error = if is_same { NetError::RemoteDropped } else { NetError::Stale };
+                self.lose(now, other, error);
+            }
+            _ => {}
+        }
+        let ack = self.our_hello();
+        self.post(id, FrameBody::HelloAck, ack, None);
+        self.go_up(now, id, &hello);
+        Ok(())
+    }
+
+    fn judge_hello(&self, hello: &Hello, expected_epoch: u64) -> Result<(), RefuseReason> {
+        // The token first: a stranger learns nothing else.
+        if !self.token.matches(hello.token_bytes()) {
+            return Err(RefuseReason::Token);
+        }
+        if hello.common_version().is_none() {
+            return Err(RefuseReason::Version);
+        }
+        if !self.listen {
+            return Err(RefuseReason::NotListening);
+        }
+        if expected_epoch != 0 && expected_epoch != self.epoch {
+            return Err(RefuseReason::StaleEpoch);
+        }
+        if hello.endpoint == self.endpoint {
+            return Err(RefuseReason::WrongEndpoint);
+        }
+        Ok(())
+    }
+
+    fn reject(&mut self, id: ConnectionId, endpoint: Endpoint, reason: RefuseReason) {
+        if reason != RefuseReason::Race {
+            self.stats.refused_by_us += 1;
+            self.stats.last_refused = Some((endpoint, reason));
+        }
+        let epoch = self.epoch;
+        self.post_bare(id, FrameBody::Reject { reason, epoch });
+        self.end(id);
+    }
+
+    fn handle_hello_ack(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        bytes: &[u8],
+    ) -> Result<(), PeerMisbehaved> {
+        let hello = Hello::parse(bytes)?;
+        let dialled = self.connection(id).and_then(|connection| connection.endpoint);
+        let reason = if !self.token.matches(hello.token_bytes()) {
+            Some(RefuseReason::Token)
+        } else if hello.common_version().is_none() {
+            Some(RefuseReason::Version)
+        } else if dialled != Some(hello.endpoint) {
+            Some(RefuseReason::WrongEndpoint)
+        } else {
+            None
+        };
+        if let Some(reason) = reason {
+            self.stats.refused_by_us += 1;
+            self.stats.last_refused = Some((hello.endpoint, reason));
+            self.lose(now, id, NetError::Refused { reason });
+            return Ok(());
+        }
+        self.go_up(now, id, &hello);
+        Ok(())
+    }
+
+    fn handle_reject(&mut self, now: Instant, id: ConnectionId, reason: RefuseReason) {
+        self.stats.refused_by_peer += 1;
+        match reason {
+            RefuseReason::Race => {
+                // The other connection takes our messages along; if it never comes, we dial again after a pause.
+                self.end(id);
+                let pause = reconnect_pause(&self.times, 1, self.random.u64(..));
+                let endpoint = self.connection(id).and_then(|connection| connection.endpoint);
+                let Some(peer) = endpoint.and_then(|endpoint| self.peers.get_mut(&endpoint)) else { return };
+                if peer.link == Link::Dialing(id) {
+                    peer.link = Link::Scheduled;
+                    peer.not_before = now + pause;
+                    let at = peer.not_before;
+                    self.set_timer(at);
+                }
+            }
+            RefuseReason::StaleEpoch => self.lose(now, id, NetError::Stale),
+            _ => self.lose(now, id, NetError::Refused { reason }),
+        }
+    }
+
+    fn go_up(&mut self, now: Instant, id: ConnectionId, hello: &Hello) {
+        let (endpoint, epoch) = (hello.endpoint, hello.epoch);
+        self.set_phase(id, Phase::Up);
+        let Some(connection) = self.connection(id) else { return };
+        connection.epoch = epoch;
+        connection.version = hello.common_version().unwrap_or(VERSION_MIN);
+        connection.window = hello.window.min(CREDIT_WINDOW);
+        connection.hear(now);
+        let peer = self.peers.entry(endpoint).or_insert_with(Peer::new);
+        peer.link = Link::Up(id);
+        peer.failures = 0;
+        peer.not_before = Instant::ZERO;
+        let waiting = std::mem::take(&mut peer.waiting);
+        self.stats.peers_up += 1;
+        self.emit(Event::PeerUp(PeerId { endpoint, epoch }, hello.config_version));
+        for message in waiting {
+            // All fit: WAITING_MESSAGES_MAX is the request window, unless the peer claimed a smaller one.
+            let has_credit = self.connection(id).is_some_and(|found| found.has_credit(Lane::Reply));
+            if (message.epoch == 0 || message.epoch == epoch) && has_credit {
+                self.post_message(now, id, message.message);
+            } else {
+                self.stats.stale_dropped += 1;
+            }
+        }
+        self.notify_writable(endpoint);
+    }
+
+    // ---- bulk: the side whose memory is exposed
+
+    pub(crate) fn expose_source(&mut self, parts: &[SharedBuffer]) -> BulkDescriptor {
+        let key = self.random.u64(..);
+        self.exposures.expose_source(parts, key)
+    }
+
+    pub(crate) fn expose_sink(&mut self, parts: Vec<Buffer>) -> BulkDescriptor {
+        let key = self.random.u64(..);
+        self.exposures.expose_sink(parts, key)
+    }
+
+    pub(crate) fn retract(&mut self, cookie: BulkCookie) -> Option<Vec<SharedBuffer>> {
+        self.exposures.retract(cookie)
+    }
+
+    /// True if bulk may come in on this connection, so that reads stop at headers and the bytes land where they belong.
+    pub(crate) fn expects_bulk(&mut self, id: ConnectionId) -> bool {
+        self.exposures.has_sinks() || self.connection(id).is_some_and(|connection| connection.pulls > 0)
+    }
+
+    fn nak(&mut self, id: ConnectionId, transfer: u64, reason: NakReason) {
+        self.stats.naks += 1;
+        self.post_bare(id, FrameBody::Nak { transfer, reason });
+    }
+
+    fn serve_pull(
+        &mut self,
+        id: ConnectionId,
+        cookie: BulkCookie,
+        key: u64,
+        transfer: u64,
+        first: usize,
+        count: usize,
+    ) {
+        let parts: Vec<SharedBuffer> = match self.exposures.source_parts(cookie, key, first, count) {
+            Ok(parts) => parts.to_vec(),
+            Err(reason) => return self.nak(id, transfer, reason),
+        };
+        for (index, part) in parts.iter().enumerate() {
+            // The header's parse bounds first + count by BULK_SEGMENTS_MAX.
+            let segment_index = u8::try_from(first + index).unwrap_or(u8::MAX);
+            for (offset_bytes, piece) in pieces(part, BULK_PIECE_BYTES) {
+                self.stats.bulk_bytes_sent += wide(piece.len());
+                let body = FrameBody::PullData { transfer, segment_index, offset_bytes };
+                self.post(id, body, Payload::Bytes(piece), None);
+            }
+        }
+    }
+
+    // ---- bulk: the side that drives
+
+    fn live_connection(&mut self, peer: PeerId) -> Result<ConnectionId, NetError> {
+        let Some(Link::Up(id)) = self.peers.get(&peer.endpoint).map(|found| found.link) else {
+            return Err(NetError::RemoteDropped);
+        };
+        let epoch = self.connection(id).map_or(0, |connection| connection.epoch);
+        if peer.epoch != 0 && peer.epoch != epoch {
+            return Err(NetError::Stale);
+        }
+        if self.transfers.len() >= TRANSFERS_MAX {
+            return Err(NetError::Local(LocalError::TooManyTransfers { max: TRANSFERS_MAX }));
+        }
+        Ok(id)
+    }
+
+    fn next_transfer_id(&mut self) -> u64 {
+        let id = self.next_transfer;
+        self.next_transfer += 1;
+        id
+    }
+
+    fn fail_at_once(&mut self, id: u64, error: NetError) -> TransferId {
+        self.stats.transfers_failed += 1;
+        self.emit(Event::TransferDone { id: TransferId(id), result: Err(error) });
+        TransferId(id)
+    }
+
+    fn insert_transfer(&mut self, now: Instant, id: u64, transfer: Transfer) {
+        self.set_timer(transfer.deadline.min(now + ms(self.times.idle_ping_ms)));
+        let is_pull = transfer.is_pull();
+        if let Some(connection) = self.connection(transfer.connection) {
+            connection.start_waiting(now);
+            connection.transfers += 1;
+            connection.pulls += u32::from(is_pull);
+        }
+        self.transfers.insert(id, transfer);
+    }
+
+    pub(crate) fn start_pull(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        from: &BulkDescriptor,
+        deadline: Instant,
+    ) -> TransferId {
+        let id = self.next_transfer_id();
+        let connection = match self.live_connection(peer) {
+            Ok(connection) => connection,
+            Err(error) => return self.fail_at_once(id, error),
+        };
+        self.insert_transfer(now, id, Transfer::pull(connection, from, id, deadline));
+        self.memory_queue.push_back(id);
+        self.request_pulls();
+        TransferId(id)
+    }
+
+    /// Sends the requests of pulls that have all their buffers, oldest first; stops at the first that has not.
+    pub(crate) fn request_pulls(&mut self) {
+        while let Some(id) = self.memory_queue.front().copied() {
+            if let Some(transfer) = self.transfers.get_mut(&id) {
+                let TransferKind::Pull { segments, request, is_requested, .. } = &mut transfer.kind else {
+                    self.memory_queue.pop_front();
+                    continue;
+                };
+                if self.carriage.streams {
+                    for segment in segments.iter_mut() {
+                        if !matches!(segment.content, PullContent::Empty) {
+                            continue;
+                        }
+                        match self.memory.alloc(narrow(u64::from(segment.bytes))) {
+                            Some(buffer) => segment.content = PullContent::Own(buffer),
+                            None => return,
+                        }
+                    }
+                }
+                *is_requested = true;
+                let (connection, request) = (transfer.connection, *request);
+                self.post_bare(connection, request);
+            }
+            self.memory_queue.pop_front();
+        }
+    }
+
+    pub(crate) fn start_push(
+        &mut self,
+        now: Instant,
+        peer: PeerId,
+        to: &BulkDescriptor,
+        first: usize,
+        parts: Vec<SharedBuffer>,
+        deadline: Instant,
+    ) -> TransferId {
+        let id = self.next_transfer_id();
+        let misfit = parts.iter().enumerate().find_map(|(part_index, part)| {
+            let segment_bytes = to.segments.get(first + part_index).copied().map_or(0, u64::from);
+            let part_bytes = wide(part.len());
+            (part_bytes != segment_bytes).then_some(LocalError::PartLength {
+                part_index,
+                part_bytes,
+                segment_bytes,
+            })
+        });
+        let empty = LocalError::PartLength { part_index: 0, part_bytes: 0, segment_bytes: 0 };
+        let misfit = misfit.or(parts.is_empty().then_some(empty));
+        if let Some(error) = misfit {
+            return self.fail_at_once(id, NetError::Local(error));
+        }
+        let connection = match self.live_connection(peer) {
+            Ok(connection) => connection,
+            Err(error) => return self.fail_at_once(id, error),
+        };
+        self.insert_transfer(now, id, Transfer { connection, deadline, kind: TransferKind::Push });
+        // At most BULK_SEGMENTS_MAX segments of 1 MiB.
+        let total_bytes = parts
+            .iter()
+            .map(|part| u32::try_from(part.len()).unwrap_or(u32::MAX))
+            .fold(0, u32::saturating_add);
+        let ack_wanted = self.carriage.loses_frames;
+        let part_count = parts.len();
+        for (index, part) in parts.iter().enumerate() {
+            let segment_index = u8::try_from(first + index).unwrap_or(u8::MAX);
+            let pieces = pieces(part, BULK_PIECE_BYTES);
+            let piece_count = pieces.len();
+            for (piece_index, (offset_bytes, piece)) in pieces.into_iter().enumerate() {
+                let is_last = index + 1 == part_count && piece_index + 1 == piece_count;
+                self.stats.bulk_bytes_sent += wide(piece.len());
+                let body = FrameBody::PushData {
+                    cookie: to.cookie.0,
+                    key: to.key,
+                    transfer: id,
+                    segment_index,
+                    offset_bytes,
+                    total_bytes,
+                    ack_wanted,
+                };
+                let completes = (is_last && !ack_wanted).then_some(TransferId(id));
+                self.post(connection, body, Payload::Bytes(piece), completes);
+            }
+        }
+        TransferId(id)
+    }
+
+    fn is_push_on(&self, id: ConnectionId, transfer: u64) -> bool {
+        self.transfers.get(&transfer).is_some_and(|found| found.connection == id && !found.is_pull())
+    }
+
+    /// The last frame of a push has been handed to the net.
+    pub(crate) fn handle_handed(&mut self, id: TransferId) {
+        self.finish(id.0, Ok(()));
+    }
+
+    fn finish(&mut self, id: u64, result: Result<(), NetError>) {
+        let Some(transfer) = self.transfers.remove(&id) else { return };
+        if let Some(connection) = self.connection(transfer.connection) {
+            connection.transfers -= 1;
+            connection.pulls -= u32::from(transfer.is_pull());
+        }
+        let result = match result {
+            Ok(()) => Ok(transfer.into_parts()),
+            Err(error) => {
+                self.stats.transfers_failed += 1;
+                Err(error)
+            }
+        };
+        self.emit(Event::TransferDone { id: TransferId(id), result });
+    }
+
+    /// Where the bytes after a bulk header go. The transfer and the range are checked here, once.
+    pub(crate) fn begin_bulk(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        frame: &Frame,
+    ) -> Result<BulkPlace, PeerMisbehaved> {
+        if !self.admit(now, id, frame)? {
+            return Ok(BulkPlace::Drain);
+        }
+        let bytes = frame.payload_bytes;
+        match frame.body {
+            FrameBody::PullData { transfer, segment_index, offset_bytes } => {
+                let wrong = PeerMisbehaved::BulkRange { segment_index, offset_bytes, bytes };
+                let segment_index = usize::from(segment_index);
+                let Some(found) = self.transfers.get_mut(&transfer) else { return Ok(BulkPlace::Drain) };
+                if found.connection != id || found.next_piece(segment_index, offset_bytes, bytes).is_none() {
+                    return Err(wrong);
+                }
+                let offset = narrow(u64::from(offset_bytes));
+                Ok(BulkPlace::Pull { transfer, segment_index, offset })
+            }
+            FrameBody::PushData {
+                cookie,
+                key,
+                transfer,
+                segment_index,
+                offset_bytes,
+                total_bytes,
+                ack_wanted,
+            } => {
+                let (cookie, offset) = (BulkCookie(cookie), narrow(u64::from(offset_bytes)));
+                let segment_index = usize::from(segment_index);
+                let checked =
+                    self.exposures.check_sink(cookie, key, segment_index, offset, frame.payload_len());
+                if let Err(reason) = checked {
+                    self.nak(id, transfer, reason);
+                    return Ok(BulkPlace::Drain);
+                }
+                let ack_total = ack_wanted.then_some(total_bytes);
+                Ok(BulkPlace::Push { cookie, segment_index, offset, transfer, ack_total })
+            }
+            body => Err(PeerMisbehaved::Unexpected { kind: body.kind(), state: "receiving bulk" }),
+        }
+    }
+
+    /// The memory from `done` bytes after the start of a piece of `bytes`, or `None` if it has gone meanwhile: then drain.
+    pub(crate) fn bulk_slice(&mut self, place: &BulkPlace, done: usize, bytes: usize) -> Option<&mut [u8]> {
+        let (buffer, offset) = match *place {
+            BulkPlace::Drain => return None,
+            BulkPlace::Pull { transfer, segment_index, offset } => {
+                (self.transfers.get_mut(&transfer)?.buffer(segment_index)?, offset)
+            }
+            BulkPlace::Push { cookie, segment_index, offset, .. } => {
+                (self.exposures.sink_buffer(cookie, segment_index)?, offset)
+            }
+        };
+        buffer.get_mut(offset + done..offset + bytes)
+    }
+
+    /// A piece of `bytes` is complete.
+    pub(crate) fn end_bulk(&mut self, id: ConnectionId, place: &BulkPlace, bytes: u32) {
+        let is_alive = self.bulk_slice(place, 0, narrow(u64::from(bytes))).is_some();
+        if !is_alive {
+            self.stats.bulk_bytes_late += u64::from(bytes);
+            return;
+        }
+        self.count_bulk(bytes);
+        match *place {
+            BulkPlace::Drain => {}
+            BulkPlace::Pull { transfer, segment_index, .. } => {
+                self.pull_piece_received(transfer, segment_index, bytes);
+            }
+            BulkPlace::Push { transfer, ack_total, .. } => self.count_push(id, transfer, ack_total, bytes),
+        }
+    }
+
+    fn count_bulk(&mut self, bytes: u32) {
+        self.stats.bulk_bytes_received += u64::from(bytes);
+        self.counters.bulk_bytes.add(u64::from(bytes));
+    }
+
+    fn pull_piece_received(&mut self, transfer: u64, segment_index: usize, bytes: u32) {
+        let Some(found) = self.transfers.get_mut(&transfer) else { return };
+        if found.piece_received(segment_index, bytes) {
+            self.finish(transfer, Ok(()));
+        }
+    }
+
+    fn count_push(&mut self, id: ConnectionId, transfer: u64, ack_total: Option<u32>, bytes: u32) {
+        let (Some(total), Some(connection)) = (ack_total, self.connection(id)) else { return };
+        let arrived = connection.pushed_bytes.entry(transfer).or_insert(0);
+        *arrived = arrived.saturating_add(bytes);
+        if *arrived >= total {
+            connection.pushed_bytes.remove(&transfer);
+            self.post_bare(id, FrameBody::PushAck { transfer });
+        } else if connection.pushed_bytes.len() > PUSHES_COUNTED_MAX {
+            // The oldest will not be acknowledged: its pusher's deadline ends it.
+            connection.pushed_bytes.pop_first();
+        }
+    }
+
+    /// Bulk that arrives as a whole buffer of the sender: it changes hands where it fills a segment, else it is copied.
+    fn handle_bulk(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        frame: &Frame,
+        payload: SharedBuffer,
+    ) -> Result<(), PeerMisbehaved> {
+        let place = self.begin_bulk(now, id, frame)?;
+        let bytes = frame.payload_bytes;
+        match place {
+            BulkPlace::Drain => self.stats.bulk_bytes_late += u64::from(bytes),
+            BulkPlace::Pull { transfer, segment_index, offset } => {
+                let Some(found) = self.transfers.get_mut(&transfer) else { return Ok(()) };
+                let wrong = PeerMisbehaved::BulkRange { segment_index: 0, offset_bytes: 0, bytes };
+                let segment = found.next_piece(segment_index, 0, bytes).ok_or(wrong)?;
+                if offset != 0 || segment.bytes != bytes {
+                    return Err(wrong);
+                }
+                segment.content = PullContent::Taken(payload);
+                self.count_bulk(bytes);
+                self.pull_piece_received(transfer, segment_index, bytes);
+            }
+            BulkPlace::Push { cookie, segment_index, offset, transfer, ack_total } => {
+                let counters = Arc::clone(&self.counters);
+                let Some(part) = self.exposures.sink_part(cookie, segment_index) else { return Ok(()) };
+                let length = match part {
+                    SinkPart::Own(buffer) => buffer.len(),
+                    SinkPart::Taken(buffer) => buffer.len(),
+                };
+                if offset == 0 && length == payload.len() {
+                    *part = SinkPart::Taken(payload);
+                } else if let SinkPart::Own(buffer) = part {
+                    copy_counted(&counters, &mut buffer[offset..offset + payload.len()], &payload);
+                } else {
+                    // Part of a segment that was replaced whole before: no pusher of ours does that.
+                    return Err(PeerMisbehaved::BulkRange { segment_index: 0, offset_bytes: 0, bytes });
+                }
+                self.count_bulk(bytes);
+                self.count_push(id, transfer, ack_total, bytes);
+            }
+        }
+        Ok(())
+    }
+
+    // ---- events and timers
+
+    pub(crate) fn next_event(&mut self) -> Option<Event> {
+        let queued = self.events.pop_front()?;
+        if let Some((id, sequence)) = queued.credit
+            && let Some(connection) = self.connection(id)
+            && connection.phase == Phase::Up
+            && connection.consume(sequence)
+            && connection.outbox.is_empty()
+        {
+            self.post_bare(id, FrameBody::Noop);
+        }
+        Some(queued.event)
+    }
+
+    pub(crate) fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    pub(crate) fn event_count(&self) -> usize {
+        self.events.len()
+    }
+
+    /// Earliest moment at which time alone changes something; `NEVER` when nothing is outstanding.
+    pub(crate) fn next_timer(&self) -> Instant {
+        self.next_timer
+    }
+
+    /// Everything that is due at `now`. Walks all tables, but only when a timer is due.
+    pub(crate) fn handle_timers(&mut self, now: Instant) {
+        if now < self.next_timer {
+            return;
+        }
+        self.next_timer = Instant::NEVER;
+        self.expire_transfers(now);
+        self.expire_connections(now);
+        self.dial_scheduled(now);
+    }
+
+    fn expire_transfers(&mut self, now: Instant) {
+        let mut due: Vec<u64> = Vec::new();
+        let mut next = Instant::NEVER;
+        for (id, transfer) in &self.transfers {
+            if transfer.deadline <= now {
+                due.push(*id);
+            } else {
+                next = next.min(transfer.deadline);
+            }
+        }
+        self.set_timer(next);
+        for id in due {
+            let is_ours = self.transfers.get(&id).is_some_and(Transfer::waits_for_memory);
+            let error = if is_ours { NetError::Local(LocalError::NoMemory) } else { NetError::RemoteTimeout };
+            self.finish(id, Err(error));
+        }
+    }
+
+    fn expire_connections(&mut self, now: Instant) {
+        for slot in 0..self.slots.len() {
+            let Slot { generation, connection: Some(connection) } = &mut self.slots[slot] else { continue };
+            let id = ConnectionId(u64::from(*generation) << 32 | wide(slot));
+            match connection.phase {
+                Phase::Ended => {}
+                Phase::Dialing | Phase::Greeting => {
+                    let (due, phase) = (connection.since + ms(self.times.hello_ms_max), connection.phase);
+                    let endpoint = connection.endpoint;
+                    if now < due {
+                        self.set_timer(due);
+                        continue;
+                    }
+                    if phase == Phase::Greeting {
+                        self.stats.hello_timeouts += 1;
+                    }
+                    let error = match endpoint {
+                        Some(endpoint) => {
+                            NetError::Unreachable { endpoint, cause: std::io::ErrorKind::TimedOut }
+                        }
+                        None => NetError::RemoteTimeout,
+                    };
+                    self.lose(now, id, error);
+                }
+                Phase::Up => {
+                    let sequence = connection.sent;
+                    match connection.liveness(now, &self.times) {
+                        Liveness::Fine(next) => self.set_timer(next),
+                        Liveness::Dead => self.lose(now, id, NetError::RemoteTimeout),
+                        Liveness::Ping => {
+                            if let Liveness::Fine(next) = connection.liveness(now, &self.times) {
+                                self.set_timer(next);
+                            }
+                            self.stats.pings += 1;
+                            let nonce = self.random.u64(..);
+                            self.post_bare(id, FrameBody::Ping { sequence, nonce });
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn dial_scheduled(&mut self, now: Instant) {
+        let scheduled: Vec<Endpoint> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.link == Link::Scheduled)
+            .map(|(endpoint, _)| *endpoint)
+            .collect();
+        for endpoint in scheduled {
+            // Dials, or sets the timer again if the pause is not over.
+            if let Some(peer) = self.peers.get_mut(&endpoint) {
+                peer.link = Link::Idle;
+            }
+            self.schedule_dial(now, endpoint);
+        }
+    }
+}
+
+impl Peer {
+    fn new() -> Peer {
+        Peer {
+            link: Link::Idle,
+            waiting: VecDeque::new(),
+            wants_writable: false,
+            failures: 0,
+            not_before: Instant::ZERO,
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! What one transfer machine has seen: plain counts, for ADDB, `clovis net` and tests.
+
+use base::Endpoint;
+
+use crate::error::{PeerMisbehaved, RefuseReason};
+
+/// Counts since the start of the machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetStats {
+    /// Messages handed to the net.
+    pub messages_sent: u64,
+    /// Messages given to the rpc layer.
+    pub messages_received: u64,
+    /// Bulk bytes handed to the net.
+    pub bulk_bytes_sent: u64,
+    /// Bulk bytes that arrived in their destination.
+    pub bulk_bytes_received: u64,
+    /// Bulk bytes that arrived for memory no longer exposed or a transfer no longer wanted, and were thrown away.
+    pub bulk_bytes_late: u64,
+    /// Connections we tried to make.
+    pub dials: u64,
+    /// Connections taken from the listener (before any hello).
+    pub accepts: u64,
+    /// Hellos completed, both directions.
+    pub peers_up: u64,
+    /// Peers lost after a completed hello.
+    pub peers_lost: u64,
+    /// Peers connected now.
+    pub peers_connected: u64,
+    /// Hellos that we refused.
+    pub refused_by_us: u64,
+    /// Our hellos that were refused.
+    pub refused_by_peer: u64,
+    /// Accepted connections that did not complete their hello in time.
+    pub hello_timeouts: u64,
+    /// Connections turned away because too many were half open or open.
+    pub turned_away: u64,
+    /// Connections ended because the peer broke the protocol (garbage from strangers included).
+    pub misbehaved: u64,
+    /// Messages and frames of another incarnation, dropped.
+    pub stale_dropped: u64,
+    /// Naks sent and received.
+    pub naks: u64,
+    /// Pings sent.
+    pub pings: u64,
+    /// Messages not taken for want of credit or queue.
+    pub sends_refused: u64,
+    /// Transfers that ended in an error.
+    pub transfers_failed: u64,
+    /// The last refusal by us: who (as claimed) and why.
+    pub last_refused: Option<(Endpoint, RefuseReason)>,
+    /// The last breach of protocol: who (where known) and what.
+    pub last_misbehaved: Option<(Option<Endpoint>, PeerMisbehaved)>,
+}
