@@ -1,1 +1,38 @@
-//! Items, sessions, resend, reply cache, request handler
+//! rpc: items, sessions, resend and reply cache, request handler.
+//!
+//! What it does: a request is sent until it is answered or its deadline passes, and runs at most once while its server lives;
+//! one machine per locality is client and server at once. What it must not know: storage, layouts, what any fop means.
+//!
+//! - [`item`]: the header of every message, and the one place where a peer's bytes become trusted values.
+//! - [`requester`] and [`responder`] (with [`reply_cache`]): the rules, as pure state machines; [`misbehaviour`] names what peers may not do.
+//! - [`machine`]: both bound to a transfer machine and to futures; [`fom`]: what a handler sees of its request; [`trace`].
+//!
+//! Threads: everything lives in one locality and is `!Send`. Limits, with their sums: [`limits`].
+//! **Invariant**: a request that ran does not run again: its slot's number decides, and is kept as long as the session; a
+//! session that ended is never taken for another.
+//! Rights: the transfer machine authenticates a peer by the cluster's token; [`RpcConfig::authorise`] is asked in each fom's
+//! `authorise` phase. Today every peer that holds the token may do everything.
+//! Start reading at [`RpcMachine::call`], then [`requester`], then [`responder`]; docs/wire.md#items has the bytes.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod error;
+pub mod fom;
+pub mod item;
+pub mod limits;
+pub mod machine;
+pub mod misbehaviour;
+#[cfg(test)]
+mod pair;
+pub mod reply_cache;
+pub mod requester;
+pub mod responder;
+pub mod trace;
+
+pub use config::{Answer, Authorise, Bulk, CallOptions, RpcConfig};
+pub use error::{CallError, Cause};
+pub use fom::Fom;
+pub use machine::{RpcMachine, RpcStats};
+pub use misbehaviour::PeerMisbehaved;
+pub use trace::PhaseRecord;
+pub use verbs_net::PeerId;

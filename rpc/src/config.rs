@@ -1,0 +1,178 @@
+//! What an rpc machine and a call are made with.
+
+use std::cell::Cell;
+use std::fmt;
+use std::rc::Rc;
+use std::time::Duration;
+
+use base::Instant;
+use fops::FopError;
+use runtime::{Buffer, SharedBuffer};
+use verbs_net::PeerId;
+
+use crate::limits;
+use crate::reply_cache::ReplyBounds;
+use crate::requester::RequesterLimits;
+use crate::responder::ResponderLimits;
+
+/// Asked before each request runs: may this peer do this (opcode)?
+pub type Authorise = Rc<dyn Fn(PeerId, u16) -> Result<(), FopError>>;
+
+/// How an rpc machine behaves. The default is right for servers and clients; tests shorten times and limits.
+#[derive(Clone)]
+pub struct RpcConfig {
+    /// Version of the configuration that this process holds; travels in every item. Share it with the transfer machine, which
+    /// says it in its hello.
+    pub config_version: Rc<Cell<u64>>,
+    /// Slots of a session.
+    pub slots: u16,
+    /// Sessions that this side answers.
+    pub sessions_max: usize,
+    /// How long a silent client's session lives.
+    pub session_lifetime: Duration,
+    /// Bounds of kept replies.
+    pub replies: ReplyBounds,
+    /// From a request to its first resend; doubles.
+    pub resend_interval: Duration,
+    /// Upper end of the doubling.
+    pub resend_interval_max: Duration,
+    /// From a lost connection to the first attempt at another; doubles.
+    pub reconnect_interval: Duration,
+    /// Upper end of the doubling.
+    pub reconnect_interval_max: Duration,
+    /// Time limit of the first try of a bulk transfer; doubles.
+    pub bulk_try: Duration,
+    /// Foms that run at once.
+    pub foms_max: usize,
+    /// Requests that wait for a fom.
+    pub fom_queue_max: usize,
+    /// Messages that wait for the transport, per peer.
+    pub pending_messages_max: usize,
+    /// Records of the phase ring.
+    pub trace_records: usize,
+    /// Who may do what. `None`: every peer that the transfer machine let in may do everything.
+    pub authorise: Option<Authorise>,
+    /// For tests that show that tests can fail: the reply cache forgets everything.
+    pub broken_reply_cache: bool,
+}
+
+impl Default for RpcConfig {
+    fn default() -> RpcConfig {
+        RpcConfig {
+            config_version: Rc::new(Cell::new(0)),
+            slots: limits::SLOTS,
+            sessions_max: limits::SESSIONS_MAX,
+            session_lifetime: limits::SESSION_LIFETIME,
+            replies: ReplyBounds {
+                count_max: limits::REPLIES_MAX,
+                bytes_max: limits::REPLY_BYTES_MAX,
+                lifetime: limits::REPLY_LIFETIME,
+            },
+            resend_interval: limits::RESEND_INTERVAL,
+            resend_interval_max: limits::RESEND_INTERVAL_MAX,
+            reconnect_interval: limits::RECONNECT_INTERVAL,
+            reconnect_interval_max: limits::RECONNECT_INTERVAL_MAX,
+            bulk_try: limits::BULK_TRY,
+            foms_max: limits::FOMS_MAX,
+            fom_queue_max: limits::FOM_QUEUE_MAX,
+            pending_messages_max: limits::PENDING_MESSAGES_MAX,
+            trace_records: limits::TRACE_RECORDS,
+            authorise: None,
+            broken_reply_cache: false,
+        }
+    }
+}
+
+impl RpcConfig {
+    pub(crate) fn requester(&self) -> RequesterLimits {
+        RequesterLimits {
+            slots_max: self.slots,
+            resend_interval: self.resend_interval,
+            resend_interval_max: self.resend_interval_max,
+            reconnect_interval: self.reconnect_interval,
+            reconnect_interval_max: self.reconnect_interval_max,
+        }
+    }
+
+    pub(crate) fn responder(&self) -> ResponderLimits {
+        ResponderLimits {
+            slots: self.slots,
+            sessions_max: self.sessions_max,
+            session_lifetime: self.session_lifetime,
+            replies: self.replies,
+        }
+    }
+}
+
+impl fmt::Debug for RpcConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RpcConfig")
+            .field("slots", &self.slots)
+            .field("sessions_max", &self.sessions_max)
+            .field("foms_max", &self.foms_max)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a call behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct CallOptions {
+    /// When the caller gives up. Travels as time left, so that the server does not start what nobody waits for.
+    pub deadline: Instant,
+    /// Gives up earlier if no connection to the peer can be had for this long: for callers that have somewhere else to go.
+    pub unreachable_max: Option<Duration>,
+}
+
+impl CallOptions {
+    /// Tries until `deadline`, whatever the network does.
+    #[must_use]
+    pub fn until(deadline: Instant) -> CallOptions {
+        CallOptions { deadline, unreachable_max: None }
+    }
+
+    /// As before, but gives up after `duration` without a connection.
+    #[must_use]
+    pub fn unreachable_max(self, duration: Duration) -> CallOptions {
+        CallOptions { unreachable_max: Some(duration), ..self }
+    }
+}
+
+/// The bulk of a request: memory that the server may read or fill while the request lives.
+#[derive(Debug, Default)]
+pub struct Bulk {
+    /// What the server may pull: a segment per buffer.
+    pub source: Vec<SharedBuffer>,
+    /// Where the server may push: a segment per buffer. Given back in [`Answer::sink`] on success.
+    pub sink: Vec<Buffer>,
+}
+
+impl Bulk {
+    /// No bulk.
+    #[must_use]
+    pub fn none() -> Bulk {
+        Bulk::default()
+    }
+
+    /// Bytes for the server to pull.
+    #[must_use]
+    pub fn from_source(source: Vec<SharedBuffer>) -> Bulk {
+        Bulk { source, sink: Vec::new() }
+    }
+
+    /// Room for the server to push into.
+    #[must_use]
+    pub fn into_sink(sink: Vec<Buffer>) -> Bulk {
+        Bulk { source: Vec::new(), sink }
+    }
+}
+
+/// A reply.
+#[derive(Debug)]
+pub struct Answer<R> {
+    /// The body.
+    pub reply: R,
+    /// The content of the sink's segments. Over `lo` these are the buffers that the server pushed.
+    pub sink: Vec<SharedBuffer>,
+    /// The configuration version that the server holds.
+    pub config_version: u64,
+}

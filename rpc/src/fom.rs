@@ -1,0 +1,196 @@
+//! A fom: the state machine of one request at its server. Its future is the handler's; this is what the handler sees of it.
+//!
+//! Phases: `authenticate` (the transfer machine checked the peer's token before the first byte), `authorise`, `decode`, the
+//! type's own ([`Fom::phase`]), `reply`. Each is recorded with its time in the locality's phase ring.
+//! Thread: the owning locality.
+
+use std::fmt;
+use std::rc::Rc;
+use std::time::Duration;
+
+use base::Instant;
+use fops::FopError;
+use runtime::SharedBuffer;
+use verbs_net::{BulkDescriptor, LocalError, NetError, PeerId};
+
+use crate::limits;
+use crate::machine::RpcMachine;
+use crate::trace::PhaseRecord;
+
+/// One request that runs. Clones are the same fom.
+#[derive(Clone)]
+pub struct Fom(pub(crate) Rc<FomInner>);
+
+pub(crate) struct FomInner {
+    pub(crate) machine: RpcMachine,
+    pub(crate) peer: PeerId,
+    pub(crate) deadline: Instant,
+    pub(crate) config_version: u64,
+    pub(crate) request_id: u64,
+    pub(crate) opcode: u16,
+    pub(crate) source: Option<BulkDescriptor>,
+    pub(crate) sink: Option<BulkDescriptor>,
+}
+
+impl Fom {
+    /// Who asks: authenticated by the transfer machine.
+    #[must_use]
+    pub fn peer(&self) -> PeerId {
+        self.0.peer
+    }
+
+    /// When the requester gives up, on this side's clock.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        self.0.deadline
+    }
+
+    /// The configuration version that the requester holds.
+    #[must_use]
+    pub fn config_version(&self) -> u64 {
+        self.0.config_version
+    }
+
+    /// The requester's name for the request, in traces of client and servers.
+    #[must_use]
+    pub fn request_id(&self) -> u64 {
+        self.0.request_id
+    }
+
+    /// The machine that runs it, for calls to others.
+    #[must_use]
+    pub fn machine(&self) -> &RpcMachine {
+        &self.0.machine
+    }
+
+    /// The request enters a phase.
+    pub fn phase(&self, phase: &'static str) {
+        let at = self.0.machine.locality().now();
+        let record = PhaseRecord { request_id: self.0.request_id, opcode: self.0.opcode, phase, at };
+        self.0.machine.record_phase(record);
+    }
+
+    /// Bytes that [`Fom::pull`] will bring: 0 if the request has no source.
+    #[must_use]
+    pub fn bulk_source_bytes(&self) -> u64 {
+        self.0.source.as_ref().map_or(0, BulkDescriptor::total_bytes)
+    }
+
+    /// Lengths of the segments that [`Fom::pull`] will bring.
+    #[must_use]
+    pub fn source_segment_lengths(&self) -> &[u32] {
+        self.0.source.as_ref().map_or(&[], BulkDescriptor::segment_lengths)
+    }
+
+    /// Lengths of the segments that [`Fom::push`] can fill.
+    #[must_use]
+    pub fn sink_segment_lengths(&self) -> &[u32] {
+        self.0.sink.as_ref().map_or(&[], BulkDescriptor::segment_lengths)
+    }
+
+    /// Moves the request's bulk here: one buffer per segment of its source. Nothing if it has none.
+    ///
+    /// Errors: `Bulk`, when the transfer fails or the deadline passes.
+    pub async fn pull(&self) -> Result<Vec<SharedBuffer>, FopError> {
+        let Some(source) = &self.0.source else { return Ok(Vec::new()) };
+        let mut tries = Tries::new(self);
+        loop {
+            let transfer = self.0.machine.start_pull(self.0.peer, source, tries.try_until());
+            match transfer.await {
+                Ok(parts) => return Ok(parts),
+                Err(error) => {
+                    tries.after(error).await.map_err(|error| self.bulk_error("pull from", &error))?
+                }
+            }
+        }
+    }
+
+    /// Moves `parts` into the request's sink: part i fills segment `first_segment + i`, of the same length.
+    ///
+    /// Errors: `Bulk`, when the transfer fails or the deadline passes; `BadRequest` if the request has no such segments;
+    /// `Internal` if lengths differ.
+    pub async fn push(&self, first_segment: usize, parts: Vec<SharedBuffer>) -> Result<(), FopError> {
+        if parts.is_empty() {
+            return Ok(());
+        }
+        let lengths = self.sink_segment_lengths();
+        let (Some(sink), Some(lengths)) =
+            (&self.0.sink, lengths.get(first_segment..).and_then(|rest| rest.get(..parts.len())))
+        else {
+            let reason = format!(
+                "the request has a sink of {} segments, and segments {first_segment} to {} are to be filled",
+                lengths.len(),
+                first_segment + parts.len()
+            );
+            return Err(FopError::BadRequest { reason });
+        };
+        for (part, length) in parts.iter().zip(lengths) {
+            if u32::try_from(part.len()) != Ok(*length) {
+                let reason = format!("a part of {} bytes for a segment of {length}", part.len());
+                return Err(FopError::Internal { reason });
+            }
+        }
+        let mut tries = Tries::new(self);
+        loop {
+            let until = tries.try_until();
+            let transfer = self.0.machine.start_push(self.0.peer, sink, first_segment, parts.clone(), until);
+            match transfer.await {
+                Ok(_) => return Ok(()),
+                Err(error) => tries.after(error).await.map_err(|error| self.bulk_error("push to", &error))?,
+            }
+        }
+    }
+
+    fn bulk_error(&self, what: &str, error: &NetError) -> FopError {
+        FopError::Bulk { reason: format!("{what} {}: {error}", self.0.peer.endpoint) }
+    }
+}
+
+impl fmt::Debug for Fom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "fom {:#x} opcode {} of {}", self.0.request_id, self.0.opcode, self.0.peer.endpoint)
+    }
+}
+
+/// A transfer moves the same bytes however often it is tried: it is, while that may help and the requester still waits.
+struct Tries<'a> {
+    fom: &'a Fom,
+    time_limit: Duration,
+    pause: Duration,
+    lost_count: u32,
+}
+
+impl Tries<'_> {
+    fn new(fom: &Fom) -> Tries<'_> {
+        let time_limit = fom.0.machine.bulk_try();
+        Tries { fom, time_limit, pause: limits::BULK_PAUSE, lost_count: 0 }
+    }
+
+    fn try_until(&mut self) -> Instant {
+        let until = self.fom.0.machine.locality().now() + self.time_limit;
+        self.time_limit *= 2;
+        until.min(self.fom.0.deadline)
+    }
+
+    /// Gives the error back if another try does not help; else returns when it is time for one.
+    async fn after(&mut self, error: NetError) -> Result<(), NetError> {
+        let locality = self.fom.0.machine.locality();
+        let may_help = match &error {
+            NetError::RemoteTimeout => true, // a frame was lost
+            NetError::RemoteDropped | NetError::Unreachable { .. } => {
+                self.lost_count += 1;
+                self.lost_count <= limits::BULK_LOST_TRIES_MAX
+            }
+            NetError::Local(local) => !matches!(local, LocalError::PartLength { .. }),
+            _ => false,
+        };
+        if !may_help || locality.now() + self.pause >= self.fom.0.deadline {
+            return Err(error);
+        }
+        if error != NetError::RemoteTimeout {
+            locality.sleep(self.pause).await;
+            self.pause *= 2;
+        }
+        Ok(())
+    }
+}

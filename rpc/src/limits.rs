@@ -1,0 +1,59 @@
+//! Limits of one locality's rpc machine, each with its arithmetic. All can be set in [`crate::RpcConfig`]; these are the defaults.
+
+use std::time::Duration;
+
+use base::limits::MESSAGE_BYTES_MAX;
+
+/// Requests that one session has in flight: one slow request holds its slot and no other.
+pub const SLOTS: u16 = 64;
+
+/// Sessions that a locality keeps. Each costs about 64 slots x 64 bytes = 4 KiB. When full, the one idle the longest gives
+/// way (peers without a connection first): its client is told and opens another, nothing runs twice.
+pub const SESSIONS_MAX: usize = 4096;
+
+/// Replies kept for resends: the smallest arena buffer has 4 KiB, so 4096 small replies hold 16 MiB.
+pub const REPLIES_MAX: usize = 4096;
+/// Bytes of kept replies, counted as written (a reply is at most a message of 64 KiB).
+pub const REPLY_BYTES_MAX: usize = 16 << 20;
+
+/// Foms that run at once in a locality. Each holds at most `REQUEST_BULK_BYTES_MAX` (1 MiB) of bulk: 256 MiB.
+pub const FOMS_MAX: usize = 256;
+/// Requests that wait for a fom. A message is at most 64 KiB: 32 MiB. When full, a request is dropped without an
+/// answer, so that its resend tries again: back-pressure.
+pub const FOM_QUEUE_MAX: usize = 512;
+
+/// Messages that wait for the transport to take them, per peer: each slot's reply and request, twice. Beyond it the
+/// message is dropped (a peer that does not read), and resends make up for it.
+pub const PENDING_MESSAGES_MAX: usize = 4 * SLOTS as usize;
+
+/// Records of the phase ring of a locality: 40 bytes each.
+pub const TRACE_RECORDS: usize = 4096;
+
+/// First interval from a request to its resend; doubles up to [`RESEND_INTERVAL_MAX`].
+pub const RESEND_INTERVAL: Duration = Duration::from_millis(500);
+/// Longest interval between two resends.
+pub const RESEND_INTERVAL_MAX: Duration = Duration::from_secs(4);
+/// First wait before a lost connection is tried again; doubles up to [`RECONNECT_INTERVAL_MAX`].
+pub const RECONNECT_INTERVAL: Duration = Duration::from_millis(20);
+/// Longest wait before a lost connection is tried again.
+pub const RECONNECT_INTERVAL_MAX: Duration = Duration::from_secs(1);
+
+/// First time limit of one try of a bulk transfer; doubles, until the request's deadline. 256 foms x 1 MiB over a link of 1 Gbit/s
+/// take 2.1 s.
+pub const BULK_TRY: Duration = Duration::from_secs(2);
+/// Pause before a bulk transfer that failed at once is tried again; doubles.
+pub const BULK_PAUSE: Duration = Duration::from_millis(20);
+/// Tries of a bulk transfer that ended with a lost connection: 20 ms doubled 6 times is 1.3 s, time for a peer to connect again.
+pub const BULK_LOST_TRIES_MAX: u32 = 6;
+
+/// The longest time for which a call is expected to be resent: deadlines of calls are below it.
+pub const RESEND_HORIZON: Duration = Duration::from_secs(60);
+/// How long a reply is kept: longer than any resend of it is expected.
+pub const REPLY_LIFETIME: Duration = Duration::from_secs(90);
+/// How long a session lives without a word from its client: longer than the replies in it.
+pub const SESSION_LIFETIME: Duration = Duration::from_secs(120);
+
+const _: () = assert!(RESEND_INTERVAL.as_millis() < RESEND_INTERVAL_MAX.as_millis());
+const _: () = assert!(RESEND_HORIZON.as_millis() < REPLY_LIFETIME.as_millis());
+const _: () = assert!(REPLY_LIFETIME.as_millis() < SESSION_LIFETIME.as_millis());
+const _: () = assert!(REPLY_BYTES_MAX as u64 > MESSAGE_BYTES_MAX);

@@ -1,0 +1,1212 @@
+//! The rpc machine: one per locality, client and server at once. It owns the transfer machine and is its driver.
+//!
+//! The rules are in [`crate::requester`] and [`crate::responder`]; here bytes are sealed and parsed, calls and foms become futures, and
+//! what the transport does not take waits. Start at [`RpcMachine::call`] for the asking side and at `on_request` for the
+//! answering side.
+//!
+//! Bounds: calls, by what the local process makes; foms and waiting requests by `RpcConfig`; messages that wait for the transport
+//! by peer. Thread: the owning locality; nothing here is `Send`.
+//! **Invariant**: no `RefCell` borrow lives across an await, or while code of a handler runs.
+//! Left over: a handler that panics stops the locality (blame: us); a handler that never ends holds its slot and is seen in the
+//! phase ring.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::future::Future;
+use std::os::fd::RawFd;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use base::limits::{BULK_SEGMENTS_MAX, MESSAGE_BYTES_MAX, REQUEST_BULK_BYTES_MAX};
+use base::units::{narrow, wide};
+use base::{Endpoint, Instant};
+use fops::codec::{self, CodecError};
+use fops::{Fop, FopError, Repeat};
+use futures_util::future::LocalBoxFuture;
+use runtime::{Buffer, Driver, LocalityHandle, SharedBuffer, copy_counted};
+use verbs_net::{
+    BulkCookie, BulkDescriptor, Event, Lane, NetError, PeerId, Refused, TransferId, TransferMachine,
+};
+
+use crate::config::{Answer, Bulk, CallOptions, RpcConfig};
+use crate::error::{CallError, Cause};
+use crate::fom::{Fom, FomInner};
+use crate::item::{HEADER_BYTES, Header, Kind, SessionId, Status, Xid};
+use crate::misbehaviour::PeerMisbehaved;
+use crate::reply_cache::ReplyCacheStats;
+use crate::requester::{
+    CallId, CallSpec, Failure, FailureKind, ReplyFor, Requester, RequesterStats, Transmit,
+};
+use crate::responder::{Decision, EstablishDecision, Responder, ResponderStats, Ticket};
+use crate::trace::{PhaseRecord, PhaseRing};
+
+/// Most bodies fit the smallest buffer of an arena.
+const SMALL_ITEM_BYTES: usize = 4096;
+
+/// Runs a fom: decodes the body, calls the typed handler, and writes the reply's body behind room for a header.
+type Handler = Rc<dyn Fn(Fom, &[u8]) -> Result<HandlerFuture, FopError>>;
+type HandlerFuture = LocalBoxFuture<'static, Result<Buffer, FopError>>;
+
+/// Figures of one machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RpcStats {
+    /// Of the asking side.
+    pub requester: RequesterStats,
+    /// Of the answering side.
+    pub responder: ResponderStats,
+    /// Of the reply cache.
+    pub reply_cache: ReplyCacheStats,
+    /// Sessions that peers have here now.
+    pub sessions: usize,
+    /// Replies kept now.
+    pub replies_kept: usize,
+    /// Calls without an answer now, orphans included.
+    pub calls: usize,
+    /// Foms that run now.
+    pub foms_running: usize,
+    /// Requests that wait for a fom now.
+    pub foms_waiting: usize,
+    /// Requests that ran.
+    pub executed: u64,
+    /// Requests whose time was over before they started.
+    pub expired: u64,
+    /// Breaches of the protocol by peers.
+    pub misbehaved: u64,
+    /// The last of them.
+    pub last_misbehaviour: Option<(PeerId, PeerMisbehaved)>,
+    /// Messages given up because a peer does not take them, or no buffer was free; resends make up for them.
+    pub messages_dropped: u64,
+}
+
+/// One locality's rpc. Clones are the same machine.
+#[derive(Clone)]
+pub struct RpcMachine(Rc<Inner>);
+
+struct Inner {
+    locality: LocalityHandle,
+    endpoint: Endpoint,
+    config: RpcConfig,
+    request_ids: Cell<u64>,
+    tm: RefCell<TransferMachine>,
+    requester: RefCell<Requester>,
+    responder: RefCell<Responder<SharedBuffer>>,
+    calls: RefCell<BTreeMap<CallId, CallRecord>>,
+    transfers: RefCell<BTreeMap<TransferId, TransferRecord>>,
+    /// Messages that the transport had no credit or room for. Replies have their own queue, as they have their own credits.
+    pending: RefCell<BTreeMap<(Endpoint, IsReply), Waiting>>,
+    troubles: RefCell<BTreeMap<Endpoint, Trouble>>,
+    handlers: RefCell<BTreeMap<u16, Handler>>,
+    queue: RefCell<VecDeque<Request>>,
+    running: Cell<usize>,
+    drain: Cell<Drain>,
+    drained: RefCell<Vec<Waker>>,
+    newest_config_version: Cell<u64>,
+    trace: RefCell<PhaseRing>,
+    figures: RefCell<Figures>,
+}
+
+#[derive(Default)]
+struct Figures {
+    executed: u64,
+    expired: u64,
+    misbehaved: u64,
+    last_misbehaviour: Option<(PeerId, PeerMisbehaved)>,
+    messages_dropped: u64,
+}
+
+/// Which lane a message goes on: true for what answers a peer.
+type IsReply = bool;
+/// Messages to one peer that wait for credit.
+type Waiting = VecDeque<(PeerId, SharedBuffer)>;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Drain {
+    Open,
+    Draining,
+    Drained,
+}
+
+/// The last thing that went wrong with a peer.
+enum Trouble {
+    Net(NetError),
+    Refused(Refused),
+}
+
+/// The bytes of a call's request.
+enum Message {
+    /// Not sent yet: header not written.
+    Fresh(Buffer),
+    /// Sent; kept to be sent again.
+    Sent(SharedBuffer),
+    /// Being sealed.
+    Taken,
+}
+
+struct CallRecord {
+    peer: Endpoint,
+    operation: &'static str,
+    header: Header,
+    message: Message,
+    result: Option<Result<(Header, SharedBuffer), CallError>>,
+    waker: Option<Waker>,
+}
+
+#[derive(Default)]
+struct TransferRecord {
+    result: Option<Result<Vec<SharedBuffer>, NetError>>,
+    waker: Option<Waker>,
+}
+
+/// A request on its way to a fom.
+struct Request {
+    /// `None`: one-way.
+    ticket: Option<Ticket>,
+    peer: PeerId,
+    header: Header,
+    deadline: Instant,
+    source: Option<BulkDescriptor>,
+    sink: Option<BulkDescriptor>,
+    bytes: SharedBuffer,
+}
+
+impl RpcMachine {
+    /// Takes over the transfer machine and becomes its driver in `locality`.
+    #[must_use]
+    pub fn start(locality: &LocalityHandle, tm: TransferMachine, config: RpcConfig) -> RpcMachine {
+        let inner = Inner {
+            locality: locality.clone(),
+            endpoint: tm.endpoint(),
+            request_ids: Cell::new(locality.random_u64()),
+            requester: RefCell::new(Requester::new(config.requester())),
+            responder: RefCell::new(Responder::new(
+                tm.epoch(),
+                config.responder(),
+                config.broken_reply_cache,
+            )),
+            tm: RefCell::new(tm),
+            calls: RefCell::default(),
+            transfers: RefCell::default(),
+            pending: RefCell::default(),
+            troubles: RefCell::default(),
+            handlers: RefCell::default(),
+            queue: RefCell::default(),
+            running: Cell::new(0),
+            drain: Cell::new(Drain::Open),
+            drained: RefCell::default(),
+            newest_config_version: Cell::new(config.config_version.get()),
+            trace: RefCell::new(PhaseRing::new(config.trace_records)),
+            figures: RefCell::default(),
+            config,
+        };
+        let machine = RpcMachine(Rc::new(inner));
+        locality.add_driver(Rc::new(RefCell::new(MachineDriver { machine: machine.clone() })));
+        machine
+    }
+
+    /// Address of this machine.
+    #[must_use]
+    pub fn endpoint(&self) -> Endpoint {
+        self.0.endpoint
+    }
+
+    /// The locality that it lives in.
+    #[must_use]
+    pub fn locality(&self) -> &LocalityHandle {
+        &self.0.locality
+    }
+
+    /// The configuration version that this process says it holds.
+    #[must_use]
+    pub fn config_version(&self) -> &Rc<Cell<u64>> {
+        &self.0.config.config_version
+    }
+
+    /// The highest configuration version that any peer has spoken of: above ours, it is time to fetch it.
+    #[must_use]
+    pub fn newest_seen_config_version(&self) -> u64 {
+        self.0.newest_config_version.get().max(self.0.config.config_version.get())
+    }
+
+    /// Figures now.
+    #[must_use]
+    pub fn stats(&self) -> RpcStats {
+        let inner = &self.0;
+        let responder = inner.responder.borrow();
+        let (of_sessions, reply_cache) = responder.stats();
+        let figures = inner.figures.borrow();
+        let requester = inner.requester.borrow();
+        RpcStats {
+            requester: requester.stats(),
+            responder: of_sessions,
+            reply_cache,
+            sessions: responder.sessions_count(),
+            replies_kept: responder.replies_kept(),
+            calls: requester.calls_count(),
+            foms_running: inner.running.get(),
+            foms_waiting: inner.queue.borrow().len(),
+            executed: figures.executed,
+            expired: figures.expired,
+            misbehaved: figures.misbehaved,
+            last_misbehaviour: figures.last_misbehaviour.clone(),
+            messages_dropped: figures.messages_dropped,
+        }
+    }
+
+    /// Looks at the transfer machine, for its figures.
+    pub fn with_transfer_machine<T>(&self, look: impl FnOnce(&TransferMachine) -> T) -> T {
+        look(&self.0.tm.borrow())
+    }
+
+    /// The last phases of requests, oldest first.
+    #[must_use]
+    pub fn phases(&self) -> Vec<PhaseRecord> {
+        self.0.trace.borrow().iter().copied().collect()
+    }
+
+    pub(crate) fn bulk_try(&self) -> Duration {
+        self.0.config.bulk_try
+    }
+
+    pub(crate) fn record_phase(&self, record: PhaseRecord) {
+        self.0.trace.borrow_mut().record(record);
+    }
+
+    /// Registers the handler of a fop type. Requests of types without one are answered `BadRequest`.
+    ///
+    /// Panics if the type has one already: a bug of ours.
+    pub fn serve<F: Fop>(
+        &self,
+        handler: impl Fn(Fom, F) -> LocalBoxFuture<'static, Result<F::Reply, FopError>> + 'static,
+    ) {
+        let machine = Rc::downgrade(&self.0);
+        let typed: Handler = Rc::new(move |fom, body| {
+            let request: F = codec::decode(body)
+                .map_err(|error| FopError::BadRequest { reason: format!("{}: {error}", F::NAME) })?;
+            fom.phase("run");
+            let running = handler(fom, request);
+            let machine = machine.clone();
+            Ok(Box::pin(async move {
+                let reply = running.await?;
+                let gone = || FopError::NotServing { reason: "the process has stopped".to_owned() };
+                let machine = RpcMachine(machine.upgrade().ok_or_else(gone)?);
+                machine.encode(HEADER_BYTES, &reply).await.map_err(|error| FopError::Internal {
+                    reason: format!("the reply to {} does not encode: {error}", F::NAME),
+                })
+            }) as HandlerFuture)
+        });
+        let before = self.0.handlers.borrow_mut().insert(F::OPCODE as u16, typed);
+        assert!(before.is_none(), "{} has a handler already", F::NAME);
+    }
+
+    /// Asks `to` and waits for the answer: resends until there is one, or the deadline.
+    ///
+    /// `bulk` is exposed to the server while the request lives and taken back before this returns or when its future is
+    /// dropped. At most once while the server lives; over a restart of the server as [`Fop::REPEAT`] allows.
+    /// Waits for a slot when as many requests to that peer are in flight as its session has slots.
+    pub async fn call<F: Fop>(
+        &self,
+        to: Endpoint,
+        fop: &F,
+        bulk: Bulk,
+        options: CallOptions,
+    ) -> Result<Answer<F::Reply>, CallError> {
+        if self.0.drain.get() == Drain::Drained {
+            return Err(CallError::Draining);
+        }
+        check_bulk(F::NAME, &bulk)?;
+        let exposed = Exposed::new(self, bulk);
+        let front = HEADER_BYTES + exposed.source_bytes.len() + exposed.sink_bytes.len();
+        let mut item = self.encode(front, fop).await.map_err(|error| CallError::BadCall {
+            operation: F::NAME,
+            reason: format!("the request does not encode: {error}"),
+        })?;
+        let mut header = Header::control(Kind::Request { opcode: F::OPCODE as u16 }, SessionId(0), 0, Xid(0));
+        header.source_bytes = short(exposed.source_bytes.len());
+        header.sink_bytes = short(exposed.sink_bytes.len());
+        header.body_bytes = length(item.len() - front);
+        header.request_id = self.next_request_id();
+        item[header.source_range()].copy_from_slice(&exposed.source_bytes);
+        item[header.sink_range()].copy_from_slice(&exposed.sink_bytes);
+
+        let (header, bytes) = self.submit(to, F::NAME, F::REPEAT, header, item, options).await?;
+        let sink = exposed.take_back();
+        self.see_config_version(header.config_version);
+        let body = &bytes[header.body_range()];
+        let bad = |error: CodecError| CallError::BadReply {
+            peer: to,
+            operation: F::NAME,
+            reason: error.to_string(),
+        };
+        if header.kind == (Kind::Reply { status: Status::Failed }) {
+            return Err(CallError::Fop(codec::decode::<FopError>(body).map_err(bad)?));
+        }
+        let reply = codec::decode::<F::Reply>(body).map_err(bad)?;
+        Ok(Answer { reply, sink, config_version: header.config_version })
+    }
+
+    /// Sends a fop that nobody answers: it may be lost, or run twice.
+    ///
+    /// Errors: `BadCall` for fops that may run at most once, or that do not fit a message.
+    pub async fn send_one_way<F: Fop>(&self, to: Endpoint, fop: &F) -> Result<(), CallError> {
+        if self.0.drain.get() == Drain::Drained {
+            return Err(CallError::Draining);
+        }
+        let bad = |reason| CallError::BadCall { operation: F::NAME, reason };
+        if F::REPEAT != Repeat::Idempotent {
+            return Err(bad("a fop that may run at most once cannot be one-way".to_owned()));
+        }
+        let mut item = self.encode(HEADER_BYTES, fop).await.map_err(|error| bad(error.to_string()))?;
+        let kind = Kind::OneWay { opcode: F::OPCODE as u16 };
+        let header = Header {
+            body_bytes: length(item.len() - HEADER_BYTES),
+            request_id: self.next_request_id(),
+            config_version: self.config_version().get(),
+            time_left_ms: u32::MAX,
+            ..Header::control(kind, SessionId(0), 0, Xid(0))
+        };
+        header.seal(&mut item);
+        self.send(self.0.locality.now(), PeerId::any(to), false, item.freeze());
+        Ok(())
+    }
+
+    /// Stops taking requests (they are answered `NotServing`), waits until those that run or wait are answered, and from then on
+    /// makes no calls either. Not to be awaited inside a handler: it would wait for itself.
+    pub async fn drain(&self) {
+        if self.0.drain.get() == Drain::Open {
+            self.0.drain.set(Drain::Draining);
+        }
+        std::future::poll_fn(|context| {
+            if self.0.running.get() == 0 && self.0.queue.borrow().is_empty() {
+                return Poll::Ready(());
+            }
+            self.0.drained.borrow_mut().push(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+        self.0.drain.set(Drain::Drained);
+    }
+
+    // ---- the asking side
+
+    fn next_request_id(&self) -> u64 {
+        let id = self.0.request_ids.get();
+        self.0.request_ids.set(id.wrapping_add(1));
+        id
+    }
+
+    /// Encodes `body` behind `front` bytes of room, in one buffer.
+    async fn encode<T: codec::Encode>(&self, front: usize, body: &T) -> Result<Buffer, CodecError> {
+        for bytes in [SMALL_ITEM_BYTES, narrow(MESSAGE_BYTES_MAX)] {
+            let mut item = self.alloc(bytes).await;
+            if let Some(used) = codec::encode_into(body, item.get_mut(front..).unwrap_or_default())? {
+                item.resize(front + used);
+                return Ok(item);
+            }
+        }
+        let body_bytes = codec::encode(body)?.len();
+        Err(CodecError::TooLong { bytes: front + body_bytes })
+    }
+
+    async fn alloc(&self, bytes: usize) -> Buffer {
+        match self.0.locality.arena().try_alloc(bytes) {
+            Some(buffer) => buffer,
+            None => self.0.locality.arena().alloc(bytes).await,
+        }
+    }
+
+    fn submit(
+        &self,
+        to: Endpoint,
+        operation: &'static str,
+        repeat: Repeat,
+        header: Header,
+        item: Buffer,
+        options: CallOptions,
+    ) -> CallWait {
+        let now = self.0.locality.now();
+        let CallOptions { deadline, unreachable_max } = options;
+        let id =
+            self.0.requester.borrow_mut().submit(now, CallSpec { to, repeat, deadline, unreachable_max });
+        let message = Message::Fresh(item);
+        let record = CallRecord { peer: to, operation, header, message, result: None, waker: None };
+        self.0.calls.borrow_mut().insert(id, record);
+        CallWait { machine: self.clone(), id, is_done: false }
+    }
+
+    /// Sends what the asking side wants sent, and ends the calls that it gave up.
+    fn pump(&self, now: Instant) {
+        loop {
+            let next = self.0.requester.borrow_mut().poll_transmit();
+            let Some(transmit) = next else { break };
+            match transmit {
+                Transmit::Establish { to, nonce } => {
+                    let header = Header::control(Kind::Establish, SessionId(0), 0, nonce);
+                    self.send_control(now, PeerId::any(to), header);
+                }
+                Transmit::Cancel { to, session, slot, xid } => {
+                    self.send_control(now, to, Header::control(Kind::Cancel, session, slot, xid));
+                }
+                Transmit::Request { call, to, session, slot, xid, deadline } => {
+                    let left = u32::try_from(deadline.since(now).as_millis()).unwrap_or(u32::MAX);
+                    let place = Header { session, slot, xid, time_left_ms: left, ..EMPTY };
+                    if let Some(message) = self.seal_request(call, &place) {
+                        self.send(now, to, false, message);
+                    }
+                }
+            }
+        }
+        loop {
+            let next = self.0.requester.borrow_mut().poll_failure();
+            let Some((id, failure)) = next else { break };
+            self.end_call(id, |record| Err(self.call_error(record, failure)));
+        }
+    }
+
+    /// The request's bytes with its place and time left written into them. `None`: the call is gone, or the old bytes are
+    /// still with the transport and no buffer is free for a copy (the next resend tries again).
+    fn seal_request(&self, call: CallId, place: &Header) -> Option<SharedBuffer> {
+        let mut calls = self.0.calls.borrow_mut();
+        let record = calls.get_mut(&call)?;
+        let mut item = match std::mem::replace(&mut record.message, Message::Taken) {
+            Message::Fresh(item) => item,
+            Message::Sent(shared) => match shared.try_unshare() {
+                Ok(item) => item,
+                Err(shared) => {
+                    let copy = self.0.locality.arena().try_alloc(shared.len()).map(|mut copy| {
+                        copy_counted(self.0.locality.counters(), &mut copy, &shared);
+                        copy
+                    });
+                    let Some(copy) = copy else {
+                        record.message = Message::Sent(shared);
+                        self.0.figures.borrow_mut().messages_dropped += 1;
+                        return None;
+                    };
+                    copy
+                }
+            },
+            Message::Taken => return None,
+        };
+        record.header = Header {
+            session: place.session,
+            slot: place.slot,
+            xid: place.xid,
+            time_left_ms: place.time_left_ms,
+            config_version: self.config_version().get(),
+            ..record.header
+        };
+        record.header.seal(&mut item);
+        let shared = item.freeze();
+        record.message = Message::Sent(shared.clone());
+        Some(shared)
+    }
+
+    fn end_call(
+        &self,
+        id: CallId,
+        result: impl FnOnce(&CallRecord) -> Result<(Header, SharedBuffer), CallError>,
+    ) {
+        let mut calls = self.0.calls.borrow_mut();
+        let Some(record) = calls.get_mut(&id) else { return };
+        record.result = Some(result(record));
+        record.message = Message::Taken;
+        if let Some(waker) = record.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn call_error(&self, record: &CallRecord, failure: Failure) -> CallError {
+        let (peer, operation) = (record.peer, record.operation);
+        let Failure { kind, waited_for, age, resends, may_have_executed } = failure;
+        let troubles = self.0.troubles.borrow();
+        let net = match troubles.get(&peer) {
+            Some(Trouble::Net(error)) => Some(error.clone()),
+            _ => None,
+        };
+        if kind == FailureKind::Refused {
+            match (troubles.get(&peer), &net) {
+                (Some(Trouble::Refused(refused)), _) => {
+                    return CallError::NotSendable { peer, operation, refused: *refused };
+                }
+                (_, Some(error)) => return CallError::Net { peer, operation, error: error.clone() },
+                _ => {}
+            }
+        }
+        let cause = Cause { waited_for, net };
+        if kind == FailureKind::TimedOut {
+            CallError::TimedOut { peer, operation, age, resends, may_have_executed, cause }
+        } else {
+            CallError::PeerLost { peer, operation, age, resends, may_have_executed, cause }
+        }
+    }
+
+    // ---- the transport
+
+    fn send_control(&self, now: Instant, to: PeerId, header: Header) {
+        let Some(mut item) = self.0.locality.arena().try_alloc(HEADER_BYTES) else {
+            self.0.figures.borrow_mut().messages_dropped += 1;
+            return;
+        };
+        Header { config_version: self.config_version().get(), ..header }.seal(&mut item);
+        let is_reply = !matches!(header.kind, Kind::Establish | Kind::Cancel);
+        self.send(now, to, is_reply, item.freeze());
+    }
+
+    /// Hands a message to the transport, or keeps it until the transport has room.
+    fn send(&self, now: Instant, to: PeerId, is_reply: IsReply, message: SharedBuffer) {
+        if let Some(waiting) = self.0.pending.borrow_mut().get_mut(&(to.endpoint, is_reply))
+            && !waiting.is_empty()
+        {
+            return self.keep(waiting, to, message); // behind those that wait: order is kept
+        }
+        let result = self.0.tm.borrow_mut().try_send_on(now, to, lane(is_reply), message);
+        match result {
+            Ok(()) => {}
+            Err((Refused::NoCredit | Refused::QueueFull, message)) => {
+                let mut pending = self.0.pending.borrow_mut();
+                self.keep(pending.entry((to.endpoint, is_reply)).or_default(), to, message);
+            }
+            Err((refused, _)) => self.on_refused(now, to, refused),
+        }
+    }
+
+    fn keep(&self, waiting: &mut Waiting, to: PeerId, message: SharedBuffer) {
+        if waiting.len() < self.0.config.pending_messages_max {
+            waiting.push_back((to, message));
+        } else {
+            self.0.figures.borrow_mut().messages_dropped += 1;
+        }
+    }
+
+    fn forget_pending(&self, endpoint: Endpoint) {
+        let mut pending = self.0.pending.borrow_mut();
+        pending.remove(&(endpoint, false));
+        pending.remove(&(endpoint, true));
+    }
+
+    fn on_refused(&self, now: Instant, to: PeerId, refused: Refused) {
+        self.0.figures.borrow_mut().messages_dropped += 1;
+        if matches!(refused, Refused::Stale | Refused::NotConnected) {
+            self.0.requester.borrow_mut().on_peer_lost(now, to.endpoint);
+        } else {
+            self.0.troubles.borrow_mut().insert(to.endpoint, Trouble::Refused(refused));
+            self.0.requester.borrow_mut().on_peer_refused(now, to.endpoint);
+        }
+    }
+
+    fn on_writable(&self, now: Instant, endpoint: Endpoint) {
+        for is_reply in [true, false] {
+            self.send_pending(now, endpoint, is_reply);
+        }
+    }
+
+    fn send_pending(&self, now: Instant, endpoint: Endpoint, is_reply: IsReply) {
+        let key = (endpoint, is_reply);
+        loop {
+            let next = self.0.pending.borrow_mut().get_mut(&key).and_then(VecDeque::pop_front);
+            let Some((to, message)) = next else { break };
+            let result = self.0.tm.borrow_mut().try_send_on(now, to, lane(is_reply), message);
+            match result {
+                Ok(()) => {}
+                Err((Refused::NoCredit | Refused::QueueFull, message)) => {
+                    let mut pending = self.0.pending.borrow_mut();
+                    pending.entry(key).or_default().push_front((to, message));
+                    return;
+                }
+                Err((refused, _)) => self.on_refused(now, to, refused),
+            }
+        }
+        self.0.pending.borrow_mut().remove(&key);
+    }
+
+    fn see_config_version(&self, version: u64) {
+        self.0.newest_config_version.set(self.0.newest_config_version.get().max(version));
+    }
+
+    fn handle_event(&self, now: Instant, event: Event) {
+        match event {
+            Event::Message { from, bytes } => self.on_message(now, from, bytes),
+            Event::PeerUp(peer, version) => {
+                self.see_config_version(version);
+                self.0.troubles.borrow_mut().remove(&peer.endpoint);
+                self.0.requester.borrow_mut().on_peer_up(now, peer);
+            }
+            Event::PeerLost { peer, error } => {
+                let is_final = match &error {
+                    NetError::Refused { .. } | NetError::NoRdma { .. } => !error.may_resend(),
+                    _ => false,
+                };
+                self.forget_pending(peer.endpoint);
+                self.0.troubles.borrow_mut().insert(peer.endpoint, Trouble::Net(error));
+                self.0.responder.borrow_mut().on_peer_lost(peer);
+                let mut requester = self.0.requester.borrow_mut();
+                if is_final {
+                    requester.on_peer_refused(now, peer.endpoint);
+                } else {
+                    requester.on_peer_lost(now, peer.endpoint);
+                }
+            }
+            Event::Writable(peer) => self.on_writable(now, peer.endpoint),
+            Event::TransferDone { id, result } => {
+                if let Some(record) = self.0.transfers.borrow_mut().get_mut(&id) {
+                    record.result = Some(result);
+                    if let Some(waker) = record.waker.take() {
+                        waker.wake();
+                    }
+                }
+            }
+        }
+    }
+
+    fn on_message(&self, now: Instant, from: PeerId, bytes: SharedBuffer) {
+        let result = Header::parse(&bytes).and_then(|header| self.on_item(now, from, header, bytes));
+        if let Err(error) = result {
+            self.on_misbehaviour(now, from, error);
+        }
+    }
+
+    fn on_misbehaviour(&self, now: Instant, from: PeerId, error: PeerMisbehaved) {
+        let mut figures = self.0.figures.borrow_mut();
+        figures.misbehaved += 1;
+        figures.last_misbehaviour = Some((from, error));
+        drop(figures);
+        self.0.responder.borrow_mut().on_misbehaviour(from);
+        self.forget_pending(from.endpoint);
+        self.0.tm.borrow_mut().drop_peer(from);
+        self.0.requester.borrow_mut().on_peer_lost(now, from.endpoint);
+    }
+
+    fn on_item(
+        &self,
+        now: Instant,
+        from: PeerId,
+        header: Header,
+        bytes: SharedBuffer,
+    ) -> Result<(), PeerMisbehaved> {
+        match header.kind {
+            Kind::Request { .. } => return self.on_request(now, from, header, bytes),
+            Kind::Cancel => return self.on_cancel(now, from, &header),
+            Kind::OneWay { .. } => {
+                if self.has_room() && self.0.drain.get() == Drain::Open {
+                    let deadline = now + Duration::from_millis(header.time_left_ms.into());
+                    let (source, sink) = (None, None);
+                    self.start_or_queue(
+                        now,
+                        Request { ticket: None, peer: from, header, deadline, source, sink, bytes },
+                    );
+                }
+            }
+            Kind::Reply { .. } => {
+                let whom = self.0.requester.borrow_mut().handle_reply(now, from, &header)?;
+                if let ReplyFor::Call(id) = whom {
+                    self.end_call(id, |_| Ok((header, bytes)));
+                }
+            }
+            Kind::Establish => {
+                let mut responder = self.0.responder.borrow_mut();
+                let decision = responder.handle_establish(now, from, header.xid);
+                let lifetime = u32::try_from(responder.session_lifetime().as_millis()).unwrap_or(u32::MAX);
+                let established = Kind::Established { slots: responder.slots(), lifetime_ms: lifetime };
+                drop(responder);
+                match decision {
+                    EstablishDecision::Established(id) => {
+                        self.send_control(now, from, Header::control(established, id, 0, header.xid));
+                    }
+                    EstablishDecision::Refused => {
+                        self.send_control(
+                            now,
+                            from,
+                            Header::control(Kind::Refused, SessionId(0), 0, header.xid),
+                        );
+                    }
+                    EstablishDecision::Ignore => {}
+                }
+            }
+            Kind::Established { slots, lifetime_ms } => {
+                let lifetime = Duration::from_millis(lifetime_ms.into());
+                self.0.requester.borrow_mut().handle_established(now, from, &header, slots, lifetime);
+            }
+            Kind::Refused => self.0.requester.borrow_mut().handle_refused(from, &header),
+            Kind::Ended => self.0.requester.borrow_mut().handle_ended(now, from, &header),
+        }
+        Ok(())
+    }
+
+    // ---- the answering side
+
+    fn has_room(&self) -> bool {
+        self.0.running.get() < self.0.config.foms_max
+            || self.0.queue.borrow().len() < self.0.config.fom_queue_max
+    }
+
+    fn on_request(
+        &self,
+        now: Instant,
+        from: PeerId,
+        header: Header,
+        bytes: SharedBuffer,
+    ) -> Result<(), PeerMisbehaved> {
+        let source = parse_descriptor(&bytes[header.source_range()])?;
+        let sink = parse_descriptor(&bytes[header.sink_range()])?;
+        let has_room = self.has_room();
+        let decision = self.0.responder.borrow_mut().handle_request(now, from, &header, has_room)?;
+        if let Decision::Execute(ticket) = decision {
+            let deadline = now + Duration::from_millis(header.time_left_ms.into());
+            let ticket = Some(ticket);
+            self.start_or_queue(now, Request { ticket, peer: from, header, deadline, source, sink, bytes });
+        } else {
+            self.answer_without_running(now, from, &header, decision);
+        }
+        Ok(())
+    }
+
+    fn on_cancel(&self, now: Instant, from: PeerId, header: &Header) -> Result<(), PeerMisbehaved> {
+        let decision = self.0.responder.borrow_mut().handle_cancel(now, from, header)?;
+        // It may still wait for a fom: then it need not run.
+        let is_it = |request: &Request| {
+            request.peer == from
+                && request.ticket.is_some_and(|ticket| {
+                    (ticket.session, ticket.slot, ticket.xid) == (header.session, header.slot, header.xid)
+                })
+        };
+        let mut queue = self.0.queue.borrow_mut();
+        let waiting = queue.iter().position(is_it).and_then(|index| queue.remove(index));
+        drop(queue);
+        let decision = match waiting.and_then(|request| request.ticket) {
+            Some(ticket) => {
+                self.0.responder.borrow_mut().drop_request(ticket);
+                self.wake_drained();
+                Decision::Dropped
+            }
+            None => decision,
+        };
+        self.answer_without_running(now, from, header, decision);
+        Ok(())
+    }
+
+    fn answer_without_running(
+        &self,
+        now: Instant,
+        from: PeerId,
+        header: &Header,
+        decision: Decision<SharedBuffer>,
+    ) {
+        let (session, slot, xid) = (header.session, header.slot, header.xid);
+        match decision {
+            Decision::Resend(reply) => self.send(now, from, true, reply),
+            Decision::Ended => {
+                self.send_control(now, from, Header::control(Kind::Ended, session, slot, xid));
+            }
+            Decision::Dropped => {
+                let kind = Kind::Reply { status: Status::Dropped };
+                self.send_control(now, from, Header::control(kind, session, slot, xid));
+            }
+            Decision::ReplyGone => {
+                let kind = Kind::Reply { status: Status::Failed };
+                let reply =
+                    Header { request_id: header.request_id, ..Header::control(kind, session, slot, xid) };
+                let item = self.0.locality.arena().try_alloc(SMALL_ITEM_BYTES);
+                match item.and_then(|item| self.seal_error(item, reply, &FopError::ReplyGone)) {
+                    Some(message) => self.send(now, from, true, message),
+                    None => self.0.figures.borrow_mut().messages_dropped += 1,
+                }
+            }
+            Decision::Ignore | Decision::Execute(_) => {}
+        }
+    }
+
+    fn seal_error(&self, mut item: Buffer, reply: Header, error: &FopError) -> Option<SharedBuffer> {
+        let used = codec::encode_into(error, item.get_mut(HEADER_BYTES..)?).ok()??;
+        item.resize(HEADER_BYTES + used);
+        let config_version = self.config_version().get();
+        Header { body_bytes: length(used), config_version, ..reply }.seal(&mut item);
+        Some(item.freeze())
+    }
+
+    fn start_or_queue(&self, now: Instant, request: Request) {
+        if self.0.running.get() < self.0.config.foms_max {
+            self.start_fom(now, request);
+        } else {
+            self.0.queue.borrow_mut().push_back(request);
+        }
+    }
+
+    /// Fills free places with waiting requests, oldest first.
+    fn start_waiting(&self, now: Instant) {
+        while self.0.running.get() < self.0.config.foms_max {
+            let next = self.0.queue.borrow_mut().pop_front();
+            let Some(request) = next else { break };
+            self.start_fom(now, request);
+        }
+        self.wake_drained();
+    }
+
+    fn wake_drained(&self) {
+        if self.0.running.get() == 0 && self.0.queue.borrow().is_empty() {
+            for waker in std::mem::take(&mut *self.0.drained.borrow_mut()) {
+                waker.wake();
+            }
+        }
+    }
+
+    fn start_fom(&self, now: Instant, request: Request) {
+        let Request { ticket, peer, header, deadline, source, sink, bytes } = request;
+        if deadline <= now {
+            // Nobody waits for it any more. Its slot says so to whoever asks.
+            self.0.figures.borrow_mut().expired += 1;
+            if let Some(ticket) = ticket {
+                self.0.responder.borrow_mut().drop_request(ticket);
+            }
+            return;
+        }
+        let (Kind::Request { opcode } | Kind::OneWay { opcode }) = header.kind else { return };
+        self.0.running.set(self.0.running.get() + 1);
+        self.0.figures.borrow_mut().executed += 1;
+        self.see_config_version(header.config_version);
+        let fom = Fom(Rc::new(FomInner {
+            machine: self.clone(),
+            peer,
+            deadline,
+            config_version: header.config_version,
+            request_id: header.request_id,
+            opcode,
+            source,
+            sink,
+        }));
+        fom.phase("authenticate");
+        let machine = self.clone();
+        // Detached: it ends by itself, and a panic in it stops the locality.
+        drop(self.0.locality.spawn("fom", async move {
+            let result = match machine.begin_fom(&fom, &bytes[header.body_range()]) {
+                Ok(running) => {
+                    drop(bytes); // the request's memory goes back before it waits for anything
+                    running.await
+                }
+                Err(error) => Err(error),
+            };
+            fom.phase("reply");
+            machine.finish_fom(&fom, ticket, result).await;
+        }));
+    }
+
+    fn begin_fom(&self, fom: &Fom, body: &[u8]) -> Result<HandlerFuture, FopError> {
+        if self.0.drain.get() != Drain::Open {
+            return Err(FopError::NotServing { reason: "the process is shutting down".to_owned() });
+        }
+        fom.phase("authorise");
+        if let Some(authorise) = &self.0.config.authorise {
+            authorise(fom.peer(), fom.0.opcode)?;
+        }
+        let too_large = |bytes: u64| bytes > REQUEST_BULK_BYTES_MAX;
+        let sink_bytes = fom.0.sink.as_ref().map_or(0, BulkDescriptor::total_bytes);
+        if too_large(fom.bulk_source_bytes()) || too_large(sink_bytes) {
+            let reason = format!(
+                "a request names {} bytes of source and {sink_bytes} of sink; at most {REQUEST_BULK_BYTES_MAX} each",
+                fom.bulk_source_bytes()
+            );
+            return Err(FopError::BadRequest { reason });
+        }
+        let handler = self.0.handlers.borrow().get(&fom.0.opcode).cloned();
+        let Some(handler) = handler else {
+            let reason = format!("opcode {} is not served at {}", fom.0.opcode, self.endpoint());
+            return Err(FopError::BadRequest { reason });
+        };
+        fom.phase("decode");
+        handler(fom.clone(), body)
+    }
+
+    /// Answers, keeps the answer, and lets the next request run.
+    async fn finish_fom(&self, fom: &Fom, ticket: Option<Ticket>, result: Result<Buffer, FopError>) {
+        if let Some(ticket) = ticket {
+            let kind = |status| Kind::Reply { status };
+            let reply = Header {
+                request_id: fom.request_id(),
+                ..Header::control(kind(Status::Done), ticket.session, ticket.slot, ticket.xid)
+            };
+            let message = match result {
+                Ok(mut item) => {
+                    let config_version = self.config_version().get();
+                    let body_bytes = length(item.len() - HEADER_BYTES);
+                    Header { body_bytes, config_version, ..reply }.seal(&mut item);
+                    Some(item.freeze())
+                }
+                Err(error) => {
+                    let failed = Header { kind: kind(Status::Failed), ..reply };
+                    let small = self.seal_error(self.alloc(SMALL_ITEM_BYTES).await, failed, &error);
+                    match small {
+                        Some(message) => Some(message),
+                        None => {
+                            let reason = format!("an error too long to send: {:.200}", error.to_string());
+                            let error = FopError::Internal { reason };
+                            self.seal_error(self.alloc(SMALL_ITEM_BYTES).await, failed, &error)
+                        }
+                    }
+                }
+            };
+            let now = self.0.locality.now();
+            if let Some(message) = message
+                && self.0.responder.borrow_mut().finish(now, ticket, message.clone())
+            {
+                self.send(now, ticket.peer, true, message);
+            }
+        }
+        self.0.running.set(self.0.running.get() - 1);
+        self.start_waiting(self.0.locality.now());
+    }
+
+    // ---- bulk, active side
+
+    pub(crate) fn start_pull(&self, peer: PeerId, from: &BulkDescriptor, deadline: Instant) -> TransferWait {
+        let id = self.0.tm.borrow_mut().start_pull(self.0.locality.now(), peer, from, deadline);
+        self.transfer(id)
+    }
+
+    pub(crate) fn start_push(
+        &self,
+        peer: PeerId,
+        to: &BulkDescriptor,
+        first_segment: usize,
+        parts: Vec<SharedBuffer>,
+        deadline: Instant,
+    ) -> TransferWait {
+        let now = self.0.locality.now();
+        let id = self.0.tm.borrow_mut().start_push(now, peer, to, first_segment, parts, deadline);
+        self.transfer(id)
+    }
+
+    fn transfer(&self, id: TransferId) -> TransferWait {
+        self.0.transfers.borrow_mut().insert(id, TransferRecord::default());
+        TransferWait { machine: self.clone(), id }
+    }
+}
+
+impl fmt::Debug for RpcMachine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "rpc machine at {}", self.0.endpoint)
+    }
+}
+
+const EMPTY: Header = Header {
+    kind: Kind::Establish,
+    session: SessionId(0),
+    slot: 0,
+    xid: Xid(0),
+    time_left_ms: 0,
+    config_version: 0,
+    request_id: 0,
+    source_bytes: 0,
+    sink_bytes: 0,
+    body_bytes: 0,
+};
+
+const fn lane(is_reply: IsReply) -> Lane {
+    if is_reply { Lane::Reply } else { Lane::Request }
+}
+
+/// A length that fits, because no item is longer than a message.
+fn length(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
+
+/// A descriptor's length, which fits: `verbs_net::DESCRIPTOR_BYTES_MAX` is below 64 KiB.
+fn short(bytes: usize) -> u16 {
+    u16::try_from(bytes).unwrap_or(u16::MAX)
+}
+
+fn parse_descriptor(bytes: &[u8]) -> Result<Option<BulkDescriptor>, PeerMisbehaved> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    BulkDescriptor::parse(bytes)
+        .map(Some)
+        .map_err(|error| PeerMisbehaved::Descriptor { bytes: bytes.len(), reason: error.to_string() })
+}
+
+fn check_bulk(operation: &'static str, bulk: &Bulk) -> Result<(), CallError> {
+    let source: u64 = bulk.source.iter().map(|part| wide(part.len())).sum();
+    let sink: u64 = bulk.sink.iter().map(|part| wide(part.len())).sum();
+    let segments = bulk.source.len().max(bulk.sink.len());
+    if segments > BULK_SEGMENTS_MAX || source.max(sink) > REQUEST_BULK_BYTES_MAX {
+        let reason = format!(
+            "{source} bytes of source and {sink} of sink in {segments} segments; at most {REQUEST_BULK_BYTES_MAX} bytes in \
+             {BULK_SEGMENTS_MAX} segments each"
+        );
+        return Err(CallError::BadCall { operation, reason });
+    }
+    if bulk.source.iter().any(|part| part.is_empty()) || bulk.sink.iter().any(|part| part.is_empty()) {
+        return Err(CallError::BadCall { operation, reason: "a bulk segment is empty".to_owned() });
+    }
+    Ok(())
+}
+
+/// Bulk that a peer may touch; not any more once this is dropped.
+struct Exposed {
+    machine: RpcMachine,
+    source: Option<BulkCookie>,
+    sink: Option<BulkCookie>,
+    source_bytes: Vec<u8>,
+    sink_bytes: Vec<u8>,
+}
+
+impl Exposed {
+    fn new(machine: &RpcMachine, bulk: Bulk) -> Exposed {
+        let mut exposed = Exposed {
+            machine: machine.clone(),
+            source: None,
+            sink: None,
+            source_bytes: Vec::new(),
+            sink_bytes: Vec::new(),
+        };
+        let mut tm = machine.0.tm.borrow_mut();
+        if !bulk.source.is_empty() {
+            let descriptor = tm.expose_source(&bulk.source);
+            exposed.source = Some(descriptor.cookie());
+            exposed.source_bytes = descriptor.to_bytes();
+        }
+        if !bulk.sink.is_empty() {
+            let descriptor = tm.expose_sink(bulk.sink);
+            exposed.sink = Some(descriptor.cookie());
+            exposed.sink_bytes = descriptor.to_bytes();
+        }
+        drop(tm);
+        exposed
+    }
+
+    /// Ends the exposure; the sink's content.
+    fn take_back(mut self) -> Vec<SharedBuffer> {
+        let sink = self.sink.take();
+        sink.and_then(|cookie| self.machine.0.tm.borrow_mut().retract(cookie)).unwrap_or_default()
+    }
+}
+
+impl Drop for Exposed {
+    fn drop(&mut self) {
+        for cookie in [self.source.take(), self.sink.take()].into_iter().flatten() {
+            let memory = self.machine.0.tm.borrow_mut().retract(cookie);
+            drop(memory);
+        }
+    }
+}
+
+/// Waits for the end of a call. Dropped before, it leaves an orphan in the slot.
+struct CallWait {
+    machine: RpcMachine,
+    id: CallId,
+    is_done: bool,
+}
+
+impl Future for CallWait {
+    type Output = Result<(Header, SharedBuffer), CallError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut calls = self.machine.0.calls.borrow_mut();
+        let Some(record) = calls.get_mut(&self.id) else { return Poll::Pending };
+        match record.result.take() {
+            Some(result) => {
+                calls.remove(&self.id);
+                drop(calls);
+                self.is_done = true;
+                Poll::Ready(result)
+            }
+            None => {
+                record.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for CallWait {
+    fn drop(&mut self) {
+        if self.is_done {
+            return;
+        }
+        let record = self.machine.0.calls.borrow_mut().remove(&self.id);
+        let now = self.machine.0.locality.now();
+        self.machine.0.requester.borrow_mut().cancel(now, self.id);
+        drop(record);
+    }
+}
+
+/// Waits for the end of a transfer.
+pub(crate) struct TransferWait {
+    machine: RpcMachine,
+    id: TransferId,
+}
+
+impl Future for TransferWait {
+    type Output = Result<Vec<SharedBuffer>, NetError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut transfers = self.machine.0.transfers.borrow_mut();
+        let Some(record) = transfers.get_mut(&self.id) else { return Poll::Pending };
+        match record.result.take() {
+            Some(result) => Poll::Ready(result),
+            None => {
+                record.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for TransferWait {
+    fn drop(&mut self) {
+        let record = self.machine.0.transfers.borrow_mut().remove(&self.id);
+        drop(record);
+    }
+}
+
+/// The machine as its locality polls it.
+struct MachineDriver {
+    machine: RpcMachine,
+}
+
+impl Driver for MachineDriver {
+    fn poll(&mut self, now: Instant, budget: usize) -> usize {
+        let inner = &self.machine.0;
+        let mut handled = inner.tm.borrow_mut().poll(now, budget);
+        loop {
+            let next = inner.tm.borrow_mut().next_event();
+            let Some(event) = next else { break };
+            handled += 1;
+            self.machine.handle_event(now, event);
+        }
+        inner.requester.borrow_mut().handle_timeouts(now);
+        inner.responder.borrow_mut().handle_timeouts(now);
+        self.machine.pump(now);
+        handled
+    }
+
+    fn flush(&mut self, now: Instant) {
+        self.machine.pump(now); // requests and replies made in this turn leave in this turn
+        self.machine.0.tm.borrow_mut().flush(now);
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let inner = &self.machine.0;
+        let of_transport = inner.tm.borrow().next_deadline();
+        let of_calls = inner.requester.borrow().next_deadline();
+        let of_sessions = inner.responder.borrow().next_deadline();
+        [of_transport, of_calls, of_sessions].into_iter().flatten().min()
+    }
+
+    fn wait_fd(&self) -> Option<RawFd> {
+        self.machine.0.tm.borrow().wait_fd()
+    }
+
+    fn before_sleep(&mut self) -> bool {
+        self.machine.0.tm.borrow_mut().before_sleep()
+    }
+}
+
+impl Drop for MachineDriver {
+    fn drop(&mut self) {
+        // Handlers hold what they serve, which may hold this machine: the ring of references is cut with the locality.
+        let handlers = std::mem::take(&mut *self.machine.0.handlers.borrow_mut());
+        let queue = std::mem::take(&mut *self.machine.0.queue.borrow_mut());
+        drop((handlers, queue));
+    }
+}

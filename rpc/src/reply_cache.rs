@@ -1,0 +1,376 @@
+//! Keeps the last number and the last reply of every session slot, so that a resent request is answered and not run twice.
+//!
+//! The number decides and is never evicted while the session lives; reply bytes are kept under three bounds (count, bytes,
+//! lifetime), the oldest giving way first. A resend whose reply bytes are gone is told so and never runs again.
+//! The entry of a request is made before it runs: its states are running, done (reply kept or gone) and dropped (never ran).
+//!
+//! Left over: slots are in memory only; after a restart of the server the session is unknown, and its client is told. Durable
+//! slots come with transactions that carry them. Thread: the owning locality. Start at [`ReplyCache::decide`].
+//!
+//! **Invariant**: `kept_count` and `kept_bytes` are the sums over slots that hold reply bytes (asserted in debug builds when a
+//! session closes and at each sweep).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use base::Instant;
+
+use crate::item::{SessionId, Xid};
+use crate::misbehaviour::PeerMisbehaved;
+
+/// What to do with a request that came in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict<B> {
+    /// New: run it.
+    Execute,
+    /// Ran; the reply was lost on the way: send it again.
+    Resend(B),
+    /// Ran; its reply is no longer kept. Never runs again.
+    ReplyGone,
+    /// Cancelled before it ran. Never runs.
+    Dropped,
+    /// Twin of the one that runs: its answer will serve both.
+    StillRunning,
+    /// Answered long ago; the client has moved on.
+    Stale,
+}
+
+#[derive(Debug)]
+enum SlotState<B> {
+    /// Nothing came in yet.
+    Fresh,
+    /// Runs or waits to run.
+    Running,
+    /// Ran. `seq` finds the reply's place in the order of age.
+    Done { kept: Option<(B, u64)> },
+    /// Was cancelled before it ran.
+    Dropped,
+}
+
+#[derive(Debug)]
+struct Slot<B> {
+    last_xid: Xid,
+    state: SlotState<B>,
+}
+
+/// A reply's place in the order of age. Stale once its slot has moved on.
+#[derive(Debug)]
+struct Kept {
+    seq: u64,
+    session: SessionId,
+    slot: u16,
+    bytes: usize,
+    until: Instant,
+}
+
+/// Bounds of the kept replies.
+#[derive(Clone, Copy, Debug)]
+pub struct ReplyBounds {
+    /// Replies.
+    pub count_max: usize,
+    /// Bytes of them.
+    pub bytes_max: usize,
+    /// How long each is kept.
+    pub lifetime: Duration,
+}
+
+/// Counters of the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplyCacheStats {
+    /// Requests looked up.
+    pub checks: u64,
+    /// Resends answered with kept bytes.
+    pub hits: u64,
+    /// Twins of a running request.
+    pub in_progress_hits: u64,
+    /// Resends whose reply was gone.
+    pub gone: u64,
+    /// Old duplicates.
+    pub stale: u64,
+    /// Replies that gave way before their lifetime was over.
+    pub overflows: u64,
+}
+
+/// The cache of one locality: every slot of every session.
+#[derive(Debug)]
+pub struct ReplyCache<B> {
+    bounds: ReplyBounds,
+    slots: BTreeMap<SessionId, Box<[Slot<B>]>>,
+    order: VecDeque<Kept>,
+    next_seq: u64,
+    kept_count: usize,
+    kept_bytes: usize,
+    stats: ReplyCacheStats,
+    /// Tests break the cache with this to show that they would notice.
+    broken: bool,
+}
+
+impl<B: Clone + AsRef<[u8]>> ReplyCache<B> {
+    /// An empty cache. `broken`: forget everything, for tests of the tests.
+    #[must_use]
+    pub fn new(bounds: ReplyBounds, broken: bool) -> ReplyCache<B> {
+        ReplyCache {
+            bounds,
+            slots: BTreeMap::new(),
+            order: VecDeque::new(),
+            next_seq: 0,
+            kept_count: 0,
+            kept_bytes: 0,
+            stats: ReplyCacheStats::default(),
+            broken,
+        }
+    }
+
+    /// Counters so far.
+    #[must_use]
+    pub fn stats(&self) -> ReplyCacheStats {
+        self.stats
+    }
+
+    /// Replies that are kept now.
+    #[must_use]
+    pub fn kept_count(&self) -> usize {
+        self.kept_count
+    }
+
+    /// Makes the slots of a new session.
+    pub fn open(&mut self, session: SessionId, slots: u16) {
+        let fresh = || Slot { last_xid: Xid(0), state: SlotState::Fresh };
+        self.slots.insert(session, (0..slots).map(|_| fresh()).collect());
+    }
+
+    /// Forgets a session: slots, numbers, replies.
+    pub fn close(&mut self, session: SessionId) {
+        let Some(slots) = self.slots.remove(&session) else { return };
+        for slot in slots {
+            self.forget(&slot.state);
+        }
+        self.tidy();
+    }
+
+    /// Decides about request `xid` in `slot`. Changes nothing but counters: [`ReplyCache::begin`] makes the entry.
+    pub fn decide(&mut self, session: SessionId, slot: u16, xid: Xid) -> Result<Verdict<B>, PeerMisbehaved> {
+        self.stats.checks += 1;
+        let Some(slots) = self.slots.get(&session) else { return Ok(Verdict::Stale) };
+        let slots_count = u16::try_from(slots.len()).unwrap_or(u16::MAX);
+        let Some(entry) = slots.get(usize::from(slot)) else {
+            return Err(PeerMisbehaved::NoSuchSlot { slot, slots: slots_count });
+        };
+        if self.broken {
+            return Ok(Verdict::Execute);
+        }
+        let last = entry.last_xid;
+        let verdict = match (xid.distance_from(last), &entry.state) {
+            (1, SlotState::Running) => {
+                return Err(PeerMisbehaved::SlotBusy { slot, running: last.0, got: xid.0 });
+            }
+            (1, _) => Verdict::Execute,
+            (0, SlotState::Running) => Verdict::StillRunning, // twin of the one in progress
+            (0, SlotState::Done { kept: Some((reply, _)) }) => Verdict::Resend(reply.clone()), // our reply was lost
+            (0, SlotState::Done { kept: None }) => Verdict::ReplyGone, // it ran, and must not run again
+            (0, SlotState::Dropped) => Verdict::Dropped,               // overtaken by its own cancellation
+            (..=0, _) => Verdict::Stale, // answered long ago: the slot's next request says so
+            (2.., _) => {
+                return Err(PeerMisbehaved::SkippedXid { slot, last: last.0, got: xid.0 });
+            }
+        };
+        match verdict {
+            Verdict::Resend(_) => self.stats.hits += 1,
+            Verdict::StillRunning => self.stats.in_progress_hits += 1,
+            Verdict::ReplyGone => self.stats.gone += 1,
+            Verdict::Stale | Verdict::Dropped => self.stats.stale += 1,
+            Verdict::Execute => {}
+        }
+        Ok(verdict)
+    }
+
+    /// Makes the entry of a request that [`ReplyCache::decide`] let pass, before it runs.
+    pub fn begin(&mut self, session: SessionId, slot: u16, xid: Xid) {
+        self.set(session, slot, xid, SlotState::Running);
+    }
+
+    /// The request ran: keeps its reply, if the bounds allow. False if the session is gone: nobody waits for the reply.
+    pub fn finish(&mut self, now: Instant, session: SessionId, slot: u16, xid: Xid, reply: B) -> bool {
+        let bytes = reply.as_ref().len();
+        match self.slots.get(&session).and_then(|slots| slots.get(usize::from(slot))) {
+            Some(entry) if entry.last_xid == xid || self.broken => {}
+            _ => return false,
+        }
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        self.set(session, slot, xid, SlotState::Done { kept: Some((reply, seq)) });
+        self.kept_count += 1;
+        self.kept_bytes += bytes;
+        self.order.push_back(Kept { seq, session, slot, bytes, until: now + self.bounds.lifetime });
+        while self.kept_count > self.bounds.count_max || self.kept_bytes > self.bounds.bytes_max {
+            let Some(oldest) = self.order.pop_front() else { break };
+            if self.drop_reply(&oldest) {
+                self.stats.overflows += 1;
+            }
+        }
+        self.tidy();
+        true
+    }
+
+    /// The request will never run: it was cancelled, or its deadline passed before its turn came.
+    pub fn drop_request(&mut self, session: SessionId, slot: u16, xid: Xid) {
+        self.set(session, slot, xid, SlotState::Dropped);
+    }
+
+    /// Lets go of replies that are older than their lifetime.
+    pub fn sweep(&mut self, now: Instant) {
+        while let Some(oldest) = self.order.pop_front() {
+            if oldest.until > now && self.is_kept(&oldest) {
+                self.order.push_front(oldest);
+                break;
+            }
+            self.drop_reply(&oldest);
+        }
+        self.check_sums();
+    }
+
+    fn set(&mut self, session: SessionId, slot: u16, xid: Xid, state: SlotState<B>) {
+        let Some(entry) = self.slots.get_mut(&session).and_then(|slots| slots.get_mut(usize::from(slot)))
+        else {
+            return;
+        };
+        entry.last_xid = xid;
+        let before = std::mem::replace(&mut entry.state, state);
+        self.forget(&before);
+    }
+
+    /// Takes a state that is no longer in a slot out of the sums.
+    fn forget(&mut self, state: &SlotState<B>) {
+        if let SlotState::Done { kept: Some((reply, _)) } = state {
+            self.kept_count -= 1;
+            self.kept_bytes -= reply.as_ref().len();
+        }
+    }
+
+    fn is_kept(&self, kept: &Kept) -> bool {
+        let slot = self.slots.get(&kept.session).and_then(|slots| slots.get(usize::from(kept.slot)));
+        matches!(slot, Some(Slot { state: SlotState::Done { kept: Some((_, seq)) }, .. }) if *seq == kept.seq)
+    }
+
+    /// Lets go of the reply at `kept`, if it is still there.
+    fn drop_reply(&mut self, kept: &Kept) -> bool {
+        if !self.is_kept(kept) {
+            return false;
+        }
+        if let Some(slot) =
+            self.slots.get_mut(&kept.session).and_then(|slots| slots.get_mut(usize::from(kept.slot)))
+        {
+            slot.state = SlotState::Done { kept: None };
+        }
+        self.kept_count -= 1;
+        self.kept_bytes -= kept.bytes;
+        true
+    }
+
+    /// Keeps the order of age in proportion to the replies kept: places of slots that moved on go, at amortised O(1).
+    fn tidy(&mut self) {
+        if self.order.len() > 2 * self.kept_count + 64 {
+            let mut order = std::mem::take(&mut self.order);
+            order.retain(|kept| self.is_kept(kept));
+            self.order = order;
+        }
+    }
+
+    fn check_sums(&self) {
+        if cfg!(debug_assertions) {
+            let replies =
+                self.slots.values().flat_map(|slots| slots.iter()).filter_map(|slot| match &slot.state {
+                    SlotState::Done { kept: Some((reply, _)) } => Some(reply.as_ref().len()),
+                    _ => None,
+                });
+            let (count, bytes) = replies.fold((0, 0), |(count, bytes), len| (count + 1, bytes + len));
+            assert_eq!((count, bytes), (self.kept_count, self.kept_bytes), "sums of kept replies");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: SessionId = SessionId(1);
+
+    fn cache(count_max: usize, bytes_max: usize) -> ReplyCache<Vec<u8>> {
+        let bounds = ReplyBounds { count_max, bytes_max, lifetime: Duration::from_secs(90) };
+        let mut cache = ReplyCache::new(bounds, false);
+        cache.open(S, 4);
+        cache
+    }
+
+    fn at(seconds: u64) -> Instant {
+        Instant::ZERO + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn decision_table() {
+        let mut c = cache(8, 1000);
+        assert_eq!(c.decide(S, 0, Xid(1)), Ok(Verdict::Execute));
+        assert!(matches!(c.decide(S, 0, Xid(2)), Err(PeerMisbehaved::SkippedXid { last: 0, got: 2, .. })));
+        assert!(matches!(c.decide(S, 4, Xid(1)), Err(PeerMisbehaved::NoSuchSlot { slot: 4, slots: 4 })));
+        c.begin(S, 0, Xid(1));
+        assert_eq!(c.decide(S, 0, Xid(1)), Ok(Verdict::StillRunning));
+        assert!(matches!(c.decide(S, 0, Xid(2)), Err(PeerMisbehaved::SlotBusy { running: 1, got: 2, .. })));
+        assert_eq!(c.decide(S, 1, Xid(1)), Ok(Verdict::Execute), "another slot is free");
+        assert!(c.finish(at(0), S, 0, Xid(1), vec![7]));
+        assert_eq!(c.decide(S, 0, Xid(1)), Ok(Verdict::Resend(vec![7])));
+        assert_eq!(c.decide(S, 0, Xid(2)), Ok(Verdict::Execute));
+        c.begin(S, 0, Xid(2));
+        assert_eq!(c.decide(S, 0, Xid(1)), Ok(Verdict::Stale));
+        c.drop_request(S, 0, Xid(2));
+        assert_eq!(c.decide(S, 0, Xid(2)), Ok(Verdict::Dropped));
+        assert_eq!(c.decide(S, 0, Xid(3)), Ok(Verdict::Execute));
+        assert_eq!(c.kept_count(), 0);
+        c.close(S);
+        assert_eq!(c.decide(S, 0, Xid(3)), Ok(Verdict::Stale));
+    }
+
+    #[test]
+    fn a_full_cache_forgets_the_oldest_bytes_and_no_number() {
+        let mut c = cache(2, 1000);
+        for slot in 0..3 {
+            c.begin(S, slot, Xid(1));
+            c.finish(at(0), S, slot, Xid(1), vec![1]);
+        }
+        assert_eq!(c.decide(S, 0, Xid(1)), Ok(Verdict::ReplyGone));
+        assert_eq!(c.decide(S, 1, Xid(1)), Ok(Verdict::Resend(vec![1])));
+        assert_eq!(c.stats().overflows, 1);
+        let mut c = cache(100, 10);
+        c.begin(S, 0, Xid(1));
+        c.finish(at(0), S, 0, Xid(1), vec![1; 11]);
+        assert_eq!(c.decide(S, 0, Xid(1)), Ok(Verdict::ReplyGone), "larger than the whole cache");
+        assert_eq!(c.kept_count(), 0);
+    }
+
+    #[test]
+    fn replies_go_with_their_lifetime_and_not_before() {
+        let mut c = cache(8, 1000);
+        for (slot, second) in [(0, 0), (1, 10)] {
+            c.begin(S, slot, Xid(1));
+            c.finish(at(second), S, slot, Xid(1), vec![1]);
+        }
+        c.sweep(at(89));
+        assert_eq!(c.kept_count(), 2);
+        c.sweep(at(90));
+        assert_eq!(c.decide(S, 0, Xid(1)), Ok(Verdict::ReplyGone));
+        assert_eq!(c.decide(S, 1, Xid(1)), Ok(Verdict::Resend(vec![1])));
+    }
+
+    #[test]
+    fn the_order_of_age_stays_short() {
+        let mut c = cache(8, 1000);
+        c.begin(S, 3, Xid(1));
+        c.finish(at(0), S, 3, Xid(1), vec![1]); // an idle slot at the front
+        for n in 1..10_000u64 {
+            c.begin(S, 0, Xid(n));
+            c.finish(at(0), S, 0, Xid(n), vec![1]);
+        }
+        assert!(c.order.len() <= 2 * 2 + 65, "{}", c.order.len());
+        c.sweep(at(0));
+        assert_eq!(c.kept_count(), 2);
+    }
+}

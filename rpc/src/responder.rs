@@ -1,0 +1,448 @@
+//! The answering side of sessions: which peer has which session, and what to do with each item that comes in.
+//!
+//! Pure: time comes in, verdicts go out; no bytes are sent from here. A session belongs to one incarnation of one peer, and an
+//! incarnation has at most one session. Sessions end when their client is silent for the lifetime, when the peer misbehaves, when
+//! the client asks for a newer one, or when the table is full and they are idle the longest. Whoever names a session that
+//! ended is told so, and nothing runs: at most once does not depend on any lifetime.
+//!
+//! Thread: the owning locality. Start at [`Responder::handle_request`].
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use base::Instant;
+use verbs_net::PeerId;
+
+use crate::item::{Header, SessionId, Xid};
+use crate::misbehaviour::PeerMisbehaved;
+use crate::reply_cache::{ReplyBounds, ReplyCache, ReplyCacheStats, Verdict};
+
+/// Bounds of the answering side.
+#[derive(Clone, Copy, Debug)]
+pub struct ResponderLimits {
+    /// Slots of each session.
+    pub slots: u16,
+    /// Sessions.
+    pub sessions_max: usize,
+    /// A session ends after this long without a word from its client.
+    pub session_lifetime: Duration,
+    /// Of kept replies.
+    pub replies: ReplyBounds,
+}
+
+/// Names a request that runs: give it back to [`Responder::finish`] or [`Responder::drop_request`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// The peer that asked.
+    pub peer: PeerId,
+    /// Its session.
+    pub session: SessionId,
+    /// Slot in it.
+    pub slot: u16,
+    /// Number in the slot.
+    pub xid: Xid,
+}
+
+/// What to do with a request or a cancellation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision<B> {
+    /// Run it, then call [`Responder::finish`].
+    Execute(Ticket),
+    /// Send these bytes again.
+    Resend(B),
+    /// Answer that the reply is no longer kept.
+    ReplyGone,
+    /// Answer that it was dropped and never runs.
+    Dropped,
+    /// Answer that the session ended.
+    Ended,
+    /// Nothing: a twin of a running request, an old duplicate, or no room (the resend will find some).
+    Ignore,
+}
+
+/// What to answer to a wish for a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EstablishDecision {
+    /// This session.
+    Established(SessionId),
+    /// Every session is busy.
+    Refused,
+    /// Nothing: an old duplicate.
+    Ignore,
+}
+
+/// Counters of the answering side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ResponderStats {
+    /// Sessions made.
+    pub sessions_opened: u64,
+    /// Sessions ended for any reason.
+    pub sessions_ended: u64,
+    /// Sessions that gave way in a full table.
+    pub sessions_evicted: u64,
+    /// Wishes refused because every session was busy.
+    pub sessions_refused: u64,
+    /// Requests left unanswered for want of room.
+    pub no_room: u64,
+}
+
+#[derive(Debug)]
+struct Session {
+    peer: PeerId,
+    nonce: Xid,
+    last_heard: Instant,
+    running_count: u32,
+    connected: bool,
+}
+
+/// Sessions and reply cache of one locality. `B`: the bytes of a reply.
+#[derive(Debug)]
+pub struct Responder<B> {
+    limits: ResponderLimits,
+    next_session: u64,
+    sessions: BTreeMap<SessionId, Session>,
+    by_peer: BTreeMap<PeerId, SessionId>,
+    cache: ReplyCache<B>,
+    next_sweep: Instant,
+    stats: ResponderStats,
+}
+
+impl<B: Clone + AsRef<[u8]>> Responder<B> {
+    /// `epoch`: this process's incarnation; session ids of two incarnations differ. `broken_cache`: for tests of the tests.
+    #[must_use]
+    pub fn new(epoch: u64, limits: ResponderLimits, broken_cache: bool) -> Responder<B> {
+        // The upper half tells incarnations apart (mixed, because epochs may differ in few bits), the lower half counts.
+        let mixed = epoch.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (epoch >> 29);
+        Responder {
+            limits,
+            next_session: (mixed & 0xffff_ffff_0000_0000) | 1,
+            sessions: BTreeMap::new(),
+            by_peer: BTreeMap::new(),
+            cache: ReplyCache::new(limits.replies, broken_cache),
+            next_sweep: Instant::NEVER,
+            stats: ResponderStats::default(),
+        }
+    }
+
+    /// Counters so far.
+    #[must_use]
+    pub fn stats(&self) -> (ResponderStats, ReplyCacheStats) {
+        (self.stats, self.cache.stats())
+    }
+
+    /// Sessions open now.
+    #[must_use]
+    pub fn sessions_count(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// The sessions open now, oldest first.
+    #[must_use]
+    pub fn session_ids(&self) -> Vec<SessionId> {
+        self.sessions.keys().copied().collect()
+    }
+
+    /// Replies kept now.
+    #[must_use]
+    pub fn replies_kept(&self) -> usize {
+        self.cache.kept_count()
+    }
+
+    /// Lifetime that a new session has.
+    #[must_use]
+    pub fn session_lifetime(&self) -> Duration {
+        self.limits.session_lifetime
+    }
+
+    /// Slots that a new session has.
+    #[must_use]
+    pub fn slots(&self) -> u16 {
+        self.limits.slots
+    }
+
+    /// A peer wants a session. The same nonce again gives the same session (our answer was lost, or the connection was); a
+    /// higher one ends the old session; a lower one is an old duplicate.
+    pub fn handle_establish(&mut self, now: Instant, from: PeerId, nonce: Xid) -> EstablishDecision {
+        if let Some(id) = self.by_peer.get(&from).copied()
+            && let Some(session) = self.sessions.get_mut(&id)
+        {
+            match nonce.distance_from(session.nonce) {
+                0 => {
+                    session.last_heard = now;
+                    session.connected = true;
+                    return EstablishDecision::Established(id);
+                }
+                1.. => self.end(id),
+                _ => return EstablishDecision::Ignore,
+            }
+        }
+        if self.sessions.len() >= self.limits.sessions_max && !self.evict() {
+            self.stats.sessions_refused += 1;
+            return EstablishDecision::Refused;
+        }
+        let id = SessionId(self.next_session);
+        self.next_session += 1;
+        let session = Session { peer: from, nonce, last_heard: now, running_count: 0, connected: true };
+        self.sessions.insert(id, session);
+        self.by_peer.insert(from, id);
+        self.cache.open(id, self.limits.slots);
+        self.stats.sessions_opened += 1;
+        self.next_sweep = self.next_sweep.min(now + self.limits.session_lifetime / 4);
+        EstablishDecision::Established(id)
+    }
+
+    /// A request came in. `has_room`: whether a new one may run or wait; without it, it leaves no trace.
+    pub fn handle_request(
+        &mut self,
+        now: Instant,
+        from: PeerId,
+        header: &Header,
+        has_room: bool,
+    ) -> Result<Decision<B>, PeerMisbehaved> {
+        let (id, slot, xid) = (header.session, header.slot, header.xid);
+        let Some(session) = self.sessions.get_mut(&id) else { return Ok(Decision::Ended) };
+        if session.peer != from {
+            return Err(PeerMisbehaved::ForeignSession { session: id.0 });
+        }
+        session.last_heard = now;
+        session.connected = true;
+        Ok(match self.cache.decide(id, slot, xid)? {
+            Verdict::Execute if !has_room => {
+                self.stats.no_room += 1;
+                Decision::Ignore
+            }
+            Verdict::Execute => {
+                session.running_count += 1;
+                self.cache.begin(id, slot, xid); // before it runs: its twin finds it
+                Decision::Execute(Ticket { peer: from, session: id, slot, xid })
+            }
+            Verdict::Resend(reply) => Decision::Resend(reply),
+            Verdict::ReplyGone => Decision::ReplyGone,
+            Verdict::Dropped => Decision::Dropped,
+            Verdict::StillRunning | Verdict::Stale => Decision::Ignore,
+        })
+    }
+
+    /// The client no longer wants a request. One that never came is marked, so that it never runs; one that runs goes on,
+    /// and its reply frees the slot.
+    pub fn handle_cancel(
+        &mut self,
+        now: Instant,
+        from: PeerId,
+        header: &Header,
+    ) -> Result<Decision<B>, PeerMisbehaved> {
+        match self.handle_request(now, from, header, true)? {
+            Decision::Execute(ticket) => {
+                self.drop_request(ticket);
+                Ok(Decision::Dropped)
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// A request ran. True if its reply should be sent: its session still lives.
+    pub fn finish(&mut self, now: Instant, ticket: Ticket, reply: B) -> bool {
+        self.stopped(ticket);
+        self.cache.finish(now, ticket.session, ticket.slot, ticket.xid, reply)
+    }
+
+    /// A request will not run after all: its deadline passed while it waited.
+    pub fn drop_request(&mut self, ticket: Ticket) {
+        self.stopped(ticket);
+        self.cache.drop_request(ticket.session, ticket.slot, ticket.xid);
+    }
+
+    /// A peer's connection is gone; its session stays for its return.
+    pub fn on_peer_lost(&mut self, peer: PeerId) {
+        if let Some(session) = self.by_peer.get(&peer).and_then(|id| self.sessions.get_mut(id)) {
+            session.connected = false;
+        }
+    }
+
+    /// A peer broke the protocol: its session ends.
+    pub fn on_misbehaviour(&mut self, peer: PeerId) {
+        if let Some(id) = self.by_peer.get(&peer).copied() {
+            self.end(id);
+        }
+    }
+
+    /// Ends sessions of silent clients and lets go of old replies, a few times per lifetime.
+    pub fn handle_timeouts(&mut self, now: Instant) {
+        if now < self.next_sweep {
+            return;
+        }
+        let lifetime = self.limits.session_lifetime;
+        let silent: Vec<SessionId> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.running_count == 0 && now.since(session.last_heard) >= lifetime)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in silent {
+            self.end(id);
+        }
+        self.cache.sweep(now);
+        self.next_sweep = if self.sessions.is_empty() { Instant::NEVER } else { now + lifetime / 4 };
+    }
+
+    /// When [`Responder::handle_timeouts`] has to run next.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        (self.next_sweep != Instant::NEVER).then_some(self.next_sweep)
+    }
+
+    fn stopped(&mut self, ticket: Ticket) {
+        if let Some(session) = self.sessions.get_mut(&ticket.session) {
+            session.running_count = session.running_count.saturating_sub(1);
+        }
+    }
+
+    fn end(&mut self, id: SessionId) {
+        if let Some(session) = self.sessions.remove(&id) {
+            if self.by_peer.get(&session.peer) == Some(&id) {
+                self.by_peer.remove(&session.peer);
+            }
+            self.cache.close(id);
+            self.stats.sessions_ended += 1;
+        }
+    }
+
+    /// Ends the session that is idle the longest, those without a connection first. False if all are busy.
+    fn evict(&mut self) -> bool {
+        let idle = self.sessions.iter().filter(|(_, session)| session.running_count == 0);
+        let Some((id, _)) = idle.min_by_key(|(id, session)| (session.connected, session.last_heard, **id))
+        else {
+            return false;
+        };
+        let id = *id;
+        self.end(id);
+        self.stats.sessions_evicted += 1;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::item::Kind;
+    use base::Nid;
+
+    fn peer(n: u16, epoch: u64) -> PeerId {
+        let endpoint = base::Endpoint { nid: Nid::LOOPBACK, pid: 1, portal: 34, tmid: n };
+        PeerId { endpoint, epoch }
+    }
+
+    fn responder(sessions_max: usize) -> Responder<Vec<u8>> {
+        let replies = ReplyBounds { count_max: 16, bytes_max: 1000, lifetime: Duration::from_secs(90) };
+        let session_lifetime = Duration::from_secs(120);
+        Responder::new(1, ResponderLimits { slots: 4, sessions_max, session_lifetime, replies }, false)
+    }
+
+    fn at(seconds: u64) -> Instant {
+        Instant::ZERO + Duration::from_secs(seconds)
+    }
+
+    fn open(r: &mut Responder<Vec<u8>>, now: Instant, from: PeerId, nonce: u64) -> SessionId {
+        match r.handle_establish(now, from, Xid(nonce)) {
+            EstablishDecision::Established(id) => id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn request(session: SessionId, slot: u16, xid: u64) -> Header {
+        Header::control(Kind::Request { opcode: 49 }, session, slot, Xid(xid))
+    }
+
+    #[test]
+    fn the_nonce_decides_whether_a_session_is_new() {
+        let mut r = responder(8);
+        let a = peer(1, 10);
+        let first = open(&mut r, at(0), a, 1);
+        assert_eq!(open(&mut r, at(1), a, 1), first, "our answer was lost");
+        let second = open(&mut r, at(2), a, 2);
+        assert_ne!(second, first);
+        assert_eq!(r.handle_establish(at(3), a, Xid(1)), EstablishDecision::Ignore, "late duplicate");
+        assert_eq!(r.handle_request(at(3), a, &request(first, 0, 1), true), Ok(Decision::Ended));
+        assert_eq!(r.sessions_count(), 1);
+        assert_ne!(Responder::<Vec<u8>>::new(2, r.limits, false).next_session, r.next_session);
+    }
+
+    #[test]
+    fn a_session_serves_its_peer_only() {
+        let mut r = responder(8);
+        let id = open(&mut r, at(0), peer(1, 10), 1);
+        for foreign in [peer(1, 11), peer(2, 10)] {
+            let got = r.handle_request(at(0), foreign, &request(id, 0, 1), true);
+            assert!(matches!(got, Err(PeerMisbehaved::ForeignSession { .. })));
+        }
+        assert!(matches!(
+            r.handle_request(at(0), peer(1, 10), &request(id, 0, 1), true),
+            Ok(Decision::Execute(_))
+        ));
+    }
+
+    #[test]
+    fn without_room_a_request_leaves_no_trace() {
+        let mut r = responder(8);
+        let a = peer(1, 10);
+        let id = open(&mut r, at(0), a, 1);
+        assert_eq!(r.handle_request(at(0), a, &request(id, 0, 1), false), Ok(Decision::Ignore));
+        assert!(matches!(r.handle_request(at(1), a, &request(id, 0, 1), true), Ok(Decision::Execute(_))));
+    }
+
+    #[test]
+    fn a_cancelled_request_never_runs() {
+        let mut r = responder(8);
+        let a = peer(1, 10);
+        let id = open(&mut r, at(0), a, 1);
+        assert_eq!(r.handle_cancel(at(0), a, &request(id, 0, 1)), Ok(Decision::Dropped));
+        assert_eq!(r.handle_request(at(0), a, &request(id, 0, 1), true), Ok(Decision::Dropped));
+        let Ok(Decision::Execute(ticket)) = r.handle_request(at(0), a, &request(id, 0, 2), true) else {
+            panic!()
+        };
+        assert_eq!(r.handle_cancel(at(0), a, &request(id, 0, 2)), Ok(Decision::Ignore), "it runs already");
+        assert!(r.finish(at(0), ticket, vec![5]));
+        assert_eq!(r.handle_cancel(at(0), a, &request(id, 0, 2)), Ok(Decision::Resend(vec![5])));
+    }
+
+    #[test]
+    fn silent_sessions_end_and_busy_ones_do_not() {
+        let mut r = responder(8);
+        let (quiet, busy) = (peer(1, 1), peer(2, 1));
+        open(&mut r, at(0), quiet, 1);
+        let id = open(&mut r, at(0), busy, 1);
+        let Ok(Decision::Execute(ticket)) = r.handle_request(at(0), busy, &request(id, 0, 1), true) else {
+            panic!()
+        };
+        assert_eq!(r.next_deadline(), Some(at(30)));
+        r.handle_timeouts(at(119));
+        assert_eq!(r.sessions_count(), 2);
+        r.handle_timeouts(at(150));
+        assert_eq!(r.sessions_count(), 1);
+        assert!(r.finish(at(150), ticket, vec![1]));
+        r.handle_timeouts(at(200));
+        assert_eq!((r.sessions_count(), r.replies_kept(), r.next_deadline()), (0, 0, None));
+    }
+
+    #[test]
+    fn a_full_table_evicts_the_idle_and_refuses_when_all_are_busy() {
+        let mut r = responder(2);
+        let (a, b, c, d) = (peer(1, 1), peer(2, 1), peer(3, 1), peer(4, 1));
+        let id_a = open(&mut r, at(0), a, 1);
+        let id_b = open(&mut r, at(1), b, 1);
+        r.on_peer_lost(b);
+        let id_c = open(&mut r, at(2), c, 1);
+        assert_eq!(
+            r.handle_request(at(2), b, &request(id_b, 0, 1), true),
+            Ok(Decision::Ended),
+            "unconnected first"
+        );
+        for (who, id) in [(a, id_a), (c, id_c)] {
+            assert!(matches!(
+                r.handle_request(at(2), who, &request(id, 0, 1), true),
+                Ok(Decision::Execute(_))
+            ));
+        }
+        assert_eq!(r.handle_establish(at(3), d, Xid(1)), EstablishDecision::Refused);
+    }
+}

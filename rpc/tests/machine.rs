@@ -1,0 +1,658 @@
+//! The rpc machine on real transfer machines: several localities in one thread, turned on virtual time over `lo` and `sim`, and
+//! on the real clock over `tcp`.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::{BlockExtent, Endpoint, Fid, Instant, LayoutWidth, Nid};
+use fops::admin::{Ping, PingReply};
+use fops::component::{ComponentRead, ComponentReadReply, ComponentWrite, ComponentWriteReply};
+use fops::object::{ObjectOpen, ObjectOpenReply, ObjectRecord, OpenMode};
+use fops::{Fop, FopError, Opcode};
+use futures_util::FutureExt;
+use rpc::{Bulk, CallError, CallOptions, PeerMisbehaved, RpcConfig, RpcMachine};
+use runtime::{Arena, ArenaConfig, Buffer, Counters, Locality, LocalityConfig, SharedBuffer};
+use verbs_net::{Fabric, LoFabric, PeerId, SimFabric, SimFaults, TmConfig, TransferMachine};
+
+const TOKEN: [u8; 32] = [7; 32];
+const FID: Fid = Fid { container: 1, key: 2 };
+
+#[derive(Default)]
+struct Served {
+    /// Runs by tag.
+    runs: RefCell<BTreeMap<u64, u32>>,
+    /// Bytes that were pulled, by tag.
+    stored: RefCell<BTreeMap<u64, Vec<SharedBuffer>>>,
+    /// How long object-open takes.
+    delay: Cell<Duration>,
+    requester_version: Cell<u64>,
+}
+
+struct Node {
+    rpc: RpcMachine,
+    served: Rc<Served>,
+    // Last: its drop ends the tasks, which use the rest.
+    locality: Locality,
+}
+
+struct World {
+    fabric: Fabric,
+    now: Instant,
+    nodes: Vec<Option<Node>>,
+    arena: Arena,
+    counters: Arc<Counters>,
+    net: fn(u32) -> Nid,
+    epochs: u64,
+}
+
+impl World {
+    fn new(fabric: Fabric, net: fn(u32) -> Nid) -> World {
+        let arena = Arena::new(ArenaConfig { capacity_bytes: 256 << 20 }).unwrap();
+        let counters = Arc::new(Counters::default());
+        World { fabric, now: Instant::ZERO, nodes: Vec::new(), arena, counters, net, epochs: 0 }
+    }
+
+    fn lo() -> World {
+        World::new(Fabric::Lo(LoFabric::new()), |_| Nid::LOOPBACK)
+    }
+
+    fn sim(seed: u64, faults: SimFaults) -> World {
+        let fabric = SimFabric::new(seed);
+        fabric.set_faults(faults);
+        World::new(Fabric::Sim(fabric), |n| Nid::new(base::NetKind::Sim, n))
+    }
+
+    fn endpoint(&self, n: u16) -> Endpoint {
+        Endpoint { nid: (self.net)(n.into()), pid: 12345, portal: 34, tmid: n }
+    }
+
+    fn locality(&mut self, n: u16) -> (Locality, u64) {
+        self.epochs += 1;
+        let locality = Locality::new(LocalityConfig {
+            index: n.into(),
+            name: format!("node {n}"),
+            seed: self.epochs,
+            counters: Arc::clone(&self.counters),
+            arena: self.arena.clone(),
+            crowd: None,
+        });
+        (locality, self.epochs)
+    }
+
+    fn transfer_machine(
+        &mut self,
+        n: u16,
+        locality: &Locality,
+        epoch: u64,
+        token: [u8; 32],
+    ) -> TransferMachine {
+        let version = Rc::new(Cell::new(0));
+        let config = TmConfig::new(self.endpoint(n), true, epoch, token, version);
+        TransferMachine::start(&locality.handle(), &self.fabric, config).unwrap()
+    }
+
+    /// Starts (or restarts) node `n`.
+    fn start(&mut self, n: u16, config: RpcConfig) -> RpcMachine {
+        self.start_with_token(n, config, TOKEN)
+    }
+
+    fn start_with_token(&mut self, n: u16, config: RpcConfig, token: [u8; 32]) -> RpcMachine {
+        let (locality, epoch) = self.locality(n);
+        let tm = self.transfer_machine(n, &locality, epoch, token);
+        let rpc = RpcMachine::start(&locality.handle(), tm, config);
+        let served = Rc::new(Served::default());
+        serve(&rpc, &served, epoch);
+        let index = usize::from(n);
+        self.nodes.resize_with(self.nodes.len().max(index + 1), || None);
+        self.nodes[index] = Some(Node { rpc: rpc.clone(), served, locality });
+        rpc
+    }
+
+    fn node(&self, n: u16) -> &Node {
+        self.nodes[usize::from(n)].as_ref().unwrap()
+    }
+
+    fn served(&self, n: u16) -> Rc<Served> {
+        Rc::clone(&self.node(n).served)
+    }
+
+    fn turn_all(&mut self) -> (bool, Option<Instant>) {
+        let (mut progressed, mut next) = (false, None);
+        for node in self.nodes.iter_mut().flatten() {
+            let turn = node.locality.turn(self.now);
+            progressed |= turn.progressed;
+            next = [next, turn.next_deadline].into_iter().flatten().min();
+        }
+        (progressed, next)
+    }
+
+    /// Turns everybody until `is_done`; virtual time moves when nothing else does.
+    fn until(&mut self, what: &str, mut is_done: impl FnMut(&World) -> bool) {
+        for _ in 0..2_000_000 {
+            let (progressed, next) = self.turn_all();
+            if is_done(self) {
+                return;
+            }
+            if !progressed {
+                let next = next.unwrap_or_else(|| panic!("{what}: nothing is left to wait for"));
+                self.now = self.now.max(next);
+            }
+        }
+        panic!("{what}: still not, at {:?}", self.now);
+    }
+
+    fn run_for(&mut self, duration: Duration) {
+        let until = self.now + duration;
+        loop {
+            let (progressed, next) = self.turn_all();
+            if progressed {
+                continue;
+            }
+            match next.filter(|next| *next <= until) {
+                Some(next) => self.now = self.now.max(next),
+                None => break,
+            }
+        }
+        self.now = until;
+    }
+
+    /// Makes a call from node `from` in a task of its own; its result arrives in the returned cell.
+    fn spawn<F: Fop>(
+        &self,
+        from: u16,
+        to: u16,
+        fop: F,
+        bulk: Bulk,
+        options: CallOptions,
+    ) -> Outcome<F::Reply> {
+        let outcome: Outcome<F::Reply> = Rc::default();
+        let (rpc, to, into) = (self.node(from).rpc.clone(), self.endpoint(to), Rc::clone(&outcome));
+        let _ = self.node(from).locality.handle().spawn("call", async move {
+            let result = rpc.call(to, &fop, bulk, options).await;
+            *into.borrow_mut() =
+                Some(result.map(|answer| (answer.reply, answer.sink, answer.config_version)));
+        });
+        outcome
+    }
+
+    fn call<F: Fop>(
+        &mut self,
+        from: u16,
+        to: u16,
+        fop: F,
+        bulk: Bulk,
+        options: CallOptions,
+    ) -> Result<(F::Reply, Vec<SharedBuffer>, u64), CallError> {
+        let outcome = self.spawn(from, to, fop, bulk, options);
+        self.until(F::NAME, |_| outcome.borrow().is_some());
+        outcome.take().unwrap()
+    }
+
+    fn options(&self, seconds: u64) -> CallOptions {
+        CallOptions::until(self.now + Duration::from_secs(seconds))
+    }
+
+    fn buffer(&self, bytes: usize, fill: u8) -> Buffer {
+        let mut buffer = self.arena.try_alloc(bytes).unwrap();
+        buffer.fill(fill);
+        buffer
+    }
+}
+
+type Outcome<R> = Rc<RefCell<Option<Result<(R, Vec<SharedBuffer>, u64), CallError>>>>;
+
+fn serve(rpc: &RpcMachine, served: &Rc<Served>, epoch: u64) {
+    rpc.serve(move |_, ping: Ping| {
+        async move { Ok(PingReply { payload: ping.payload, epoch }) }.boxed_local()
+    });
+    let state = Rc::clone(served);
+    rpc.serve(move |fom, open: ObjectOpen| {
+        let state = Rc::clone(&state);
+        async move {
+            let tag = open.record.version;
+            *state.runs.borrow_mut().entry(tag).or_default() += 1;
+            state.requester_version.set(fom.config_version());
+            if !state.delay.get().is_zero() {
+                fom.machine().locality().sleep(state.delay.get()).await;
+            }
+            if open.mode == OpenMode::Open {
+                return Err(FopError::NoSuchObject { object: open.record.object });
+            }
+            Ok(ObjectOpenReply { record: open.record, created: true })
+        }
+        .boxed_local()
+    });
+    let state = Rc::clone(served);
+    rpc.serve(move |fom, write: ComponentWrite| {
+        let state = Rc::clone(&state);
+        async move {
+            let parts = fom.pull().await?;
+            fom.phase("store");
+            state.stored.borrow_mut().insert(write.generation, parts);
+            *state.runs.borrow_mut().entry(write.generation).or_default() += 1;
+            Ok(ComponentWriteReply { free_blocks: fom.bulk_source_bytes() })
+        }
+        .boxed_local()
+    });
+    let state = Rc::clone(served);
+    rpc.serve(move |fom, read: ComponentRead| {
+        let state = Rc::clone(&state);
+        async move {
+            let parts = state.stored.borrow().get(&read.generation).cloned();
+            let parts = parts.ok_or(FopError::NoSuchObject { object: read.component })?;
+            fom.push(0, parts).await?;
+            Ok(ComponentReadReply { checksums: Vec::new(), absent: Vec::new() })
+        }
+        .boxed_local()
+    });
+}
+
+fn ping(payload: &[u8]) -> Ping {
+    Ping { payload: payload.to_vec() }
+}
+
+fn open(tag: u64) -> ObjectOpen {
+    let record = ObjectRecord {
+        version: tag,
+        generation: 0,
+        object: FID,
+        size_bytes: 0,
+        width: LayoutWidth::new(4, 2, 1).unwrap(),
+        unit_bytes: 4096,
+        pool_version: FID,
+        deleted: false,
+    };
+    ObjectOpen { device: FID, mode: OpenMode::CreateOrOpen, record }
+}
+
+fn write(tag: u64) -> ComponentWrite {
+    let extents = vec![BlockExtent { start: 0, count: 4 }];
+    ComponentWrite { device: FID, component: FID, generation: tag, extents, checksums: Vec::new() }
+}
+
+fn read(tag: u64) -> ComponentRead {
+    let extents = vec![BlockExtent { start: 0, count: 4 }];
+    ComponentRead { device: FID, component: FID, generation: tag, extents }
+}
+
+#[test]
+fn a_call_is_answered_and_both_sides_learn_the_other_s_configuration() {
+    let mut world = World::lo();
+    let server = world.start(0, RpcConfig::default());
+    let client = world.start(1, RpcConfig::default());
+    server.config_version().set(9);
+    client.config_version().set(4);
+    let options = world.options(10);
+    let (reply, sink, version) = world.call(1, 0, ping(b"hello"), Bulk::none(), options).unwrap();
+    assert_eq!((reply.payload.as_slice(), sink.len(), version), (&b"hello"[..], 0, 9));
+    assert_eq!(client.newest_seen_config_version(), 9);
+    world.call(1, 0, open(1), Bulk::none(), options).unwrap();
+    assert_eq!(world.served(0).requester_version.get(), 4);
+    assert_eq!(world.now, Instant::ZERO, "nothing waited for a timer");
+    let phases: Vec<&str> =
+        server.phases().iter().filter(|r| r.opcode == Opcode::Ping as u16).map(|r| r.phase).collect();
+    assert_eq!(phases, ["authenticate", "authorise", "decode", "run", "reply"]);
+    assert_eq!(server.stats().executed, 2);
+}
+
+fn bulk_both_ways(mut world: World, calls: u64) -> World {
+    world.start(0, RpcConfig::default());
+    world.start(1, RpcConfig::default());
+    let options = world.options(60);
+    let writes: Vec<_> = (0..calls)
+        .map(|tag| {
+            let fill = u8::try_from(tag % 251).unwrap();
+            let source = vec![world.buffer(65536, fill).freeze(), world.buffer(4096, fill ^ 0xff).freeze()];
+            world.spawn(1, 0, write(tag), Bulk::from_source(source), options)
+        })
+        .collect();
+    world.until("writes", |_| writes.iter().all(|outcome| outcome.borrow().is_some()));
+    for outcome in writes {
+        assert_eq!(outcome.take().unwrap().unwrap().0.free_blocks, 65536 + 4096);
+    }
+    let reads: Vec<_> = (0..calls)
+        .map(|tag| {
+            let sink = vec![world.buffer(65536, 0xee), world.buffer(4096, 0xee)];
+            world.spawn(1, 0, read(tag), Bulk::into_sink(sink), options)
+        })
+        .collect();
+    world.until("reads", |_| reads.iter().all(|outcome| outcome.borrow().is_some()));
+    for (tag, outcome) in (0..).zip(reads) {
+        let (_, sink, _) = outcome.take().unwrap().unwrap();
+        let fill = u8::try_from(tag % 251u64).unwrap();
+        assert_eq!(sink.len(), 2);
+        assert!(sink[0].iter().all(|byte| *byte == fill) && sink[0].len() == 65536, "tag {tag}");
+        assert!(sink[1].iter().all(|byte| *byte == fill ^ 0xff) && sink[1].len() == 4096, "tag {tag}");
+    }
+    world
+}
+
+#[test]
+fn many_calls_move_bulk_both_ways_without_a_copy_in_one_process() {
+    let world = bulk_both_ways(World::lo(), 200);
+    assert_eq!(world.counters.copied_bytes.get(), 0);
+    let stats = world.node(1).rpc.stats();
+    assert_eq!((stats.calls, stats.requester.resends), (0, 0));
+}
+
+#[test]
+fn many_calls_move_bulk_both_ways_over_a_lossy_net() {
+    bulk_both_ways(World::sim(3, lossy()), 60);
+}
+
+#[test]
+fn answers_that_are_errors_arrive_as_they_were_given() {
+    let mut world = World::lo();
+    let server = world.start(0, RpcConfig::default());
+    world.start(1, RpcConfig::default());
+    let options = world.options(10);
+    let missing = ObjectOpen { mode: OpenMode::Open, ..open(1) };
+    let error = world.call(1, 0, missing, Bulk::none(), options).unwrap_err();
+    assert_eq!(error, CallError::Fop(FopError::NoSuchObject { object: FID }));
+    let error = world.call(1, 0, fops::admin::Shutdown, Bulk::none(), options).unwrap_err();
+    let CallError::Fop(FopError::BadRequest { reason }) = error else { panic!("{error:?}") };
+    assert!(reason.contains("opcode 50") && reason.contains(&server.endpoint().to_string()), "{reason}");
+    // A sink that is missing or of another shape is the requester's fault, and said so.
+    world.call(1, 0, write(5), Bulk::from_source(vec![world.buffer(4096, 1).freeze()]), options).unwrap();
+    let error = world.call(1, 0, read(5), Bulk::none(), options).unwrap_err();
+    assert!(matches!(error, CallError::Fop(FopError::BadRequest { .. })), "{error}");
+    let too_much = (0..65).map(|_| world.buffer(4096, 1).freeze()).collect();
+    let error = world.call(1, 0, write(6), Bulk::from_source(too_much), options).unwrap_err();
+    assert!(matches!(error, CallError::BadCall { .. }), "{error}");
+    let error = world.call(1, 0, ping(&vec![0; 65_500]), Bulk::none(), options).unwrap_err();
+    assert!(matches!(error, CallError::BadCall { .. }), "{error}");
+    world.call(1, 0, ping(&vec![1; 60_000]), Bulk::none(), options).unwrap();
+}
+
+#[test]
+fn peers_without_the_right_are_refused_in_the_authorise_phase() {
+    let mut world = World::lo();
+    let denied = |_: PeerId, opcode: u16| {
+        if opcode == Opcode::ObjectOpen as u16 {
+            return Err(FopError::NotPermitted { reason: "reading only".to_owned() });
+        }
+        Ok(())
+    };
+    world.start(0, RpcConfig { authorise: Some(Rc::new(denied)), ..RpcConfig::default() });
+    world.start(1, RpcConfig::default());
+    let options = world.options(10);
+    world.call(1, 0, ping(b""), Bulk::none(), options).unwrap();
+    let error = world.call(1, 0, open(1), Bulk::none(), options).unwrap_err();
+    assert!(matches!(error, CallError::Fop(FopError::NotPermitted { .. })), "{error}");
+    assert!(world.served(0).runs.borrow().is_empty());
+}
+
+#[test]
+fn a_wrong_token_is_told_and_not_tried_again() {
+    let mut world = World::lo();
+    world.start(0, RpcConfig::default());
+    world.start_with_token(1, RpcConfig::default(), [8; 32]);
+    let options = world.options(60);
+    let error = world.call(1, 0, ping(b""), Bulk::none(), options).unwrap_err();
+    assert!(matches!(error, CallError::Net { .. }), "{error:?}");
+    assert!(error.to_string().contains("token"), "{error}");
+    assert!(world.now < Instant::ZERO + Duration::from_secs(5), "{:?}", world.now);
+}
+
+#[test]
+fn a_dropped_call_takes_its_memory_back_and_its_slot_returns() {
+    let mut world = World::lo();
+    world.start(0, RpcConfig { slots: 2, ..RpcConfig::default() });
+    world.start(1, RpcConfig::default());
+    let options = world.options(60);
+    world.call(1, 0, ping(b""), Bulk::none(), options).unwrap();
+    world.served(0).delay.set(Duration::from_secs(2));
+    let rpc = world.node(1).rpc.clone();
+    let to = world.endpoint(0);
+    let sink = vec![world.buffer(1 << 20, 0)];
+    let before = world.arena.in_use_bytes();
+    let task = world.node(1).locality.handle().spawn("call", async move {
+        let _ = rpc.call(to, &open(1), Bulk::into_sink(sink), options).await;
+        panic!("the call is dropped before it ends");
+    });
+    world.run_for(Duration::from_millis(100));
+    assert_eq!(world.served(0).runs.borrow().get(&1), Some(&1));
+    task.cancel();
+    world.run_for(Duration::from_millis(100));
+    assert!(world.arena.in_use_bytes() + (1 << 20) <= before + 16384, "the sink is back");
+    assert_eq!(world.node(1).rpc.stats().calls, 1, "an orphan keeps the slot");
+    world.served(0).delay.set(Duration::ZERO);
+    for tag in 2..20 {
+        world.call(1, 0, open(tag), Bulk::none(), options).unwrap();
+    }
+    world.run_for(Duration::from_secs(10));
+    let stats = world.node(1).rpc.stats();
+    assert_eq!((stats.calls, stats.requester.cancelled), (0, 1));
+    assert_eq!(world.node(0).rpc.stats().misbehaved + stats.misbehaved, 0);
+}
+
+#[test]
+fn a_request_whose_time_is_over_before_it_starts_never_runs() {
+    let mut world = World::lo();
+    let server = world.start(0, RpcConfig { foms_max: 1, ..RpcConfig::default() });
+    world.start(1, RpcConfig::default());
+    world.served(0).delay.set(Duration::from_secs(5));
+    let slow = world.spawn(1, 0, open(1), Bulk::none(), world.options(60));
+    let hasty = world.spawn(1, 0, open(2), Bulk::none(), world.options(2));
+    world.until("the hasty one", |_| hasty.borrow().is_some());
+    let error = hasty.take().unwrap().unwrap_err();
+    let CallError::TimedOut { operation: "object-open", peer, age, .. } = error else { panic!("{error:?}") };
+    assert_eq!((peer, age), (world.endpoint(0), Duration::from_secs(2)));
+    assert!(error.to_string().contains("timed out after 2.0 s"), "{error}");
+    world.until("the slow one", |_| slow.borrow().is_some());
+    slow.take().unwrap().unwrap();
+    world.run_for(Duration::from_secs(20));
+    assert_eq!(world.served(0).runs.borrow().get(&2), None);
+    assert_eq!((server.stats().foms_waiting, world.node(1).rpc.stats().calls), (0, 0));
+}
+
+#[test]
+fn a_full_server_pushes_back_and_loses_nothing() {
+    let mut world = World::lo();
+    let server = world.start(0, RpcConfig { foms_max: 2, fom_queue_max: 3, ..RpcConfig::default() });
+    world.start(1, RpcConfig::default());
+    world.served(0).delay.set(Duration::from_millis(50));
+    let options = world.options(120);
+    let calls: Vec<_> = (0..40).map(|tag| world.spawn(1, 0, open(tag), Bulk::none(), options)).collect();
+    world.until("all", |_| calls.iter().all(|outcome| outcome.borrow().is_some()));
+    assert!(calls.iter().all(|outcome| outcome.borrow().as_ref().unwrap().is_ok()));
+    assert!(world.served(0).runs.borrow().values().all(|runs| *runs == 1));
+    assert!(server.stats().responder.no_room > 0);
+}
+
+#[test]
+fn draining_finishes_what_runs_and_refuses_the_rest() {
+    let mut world = World::lo();
+    let server = world.start(0, RpcConfig::default());
+    world.start(1, RpcConfig::default());
+    world.served(0).delay.set(Duration::from_secs(1));
+    let options = world.options(60);
+    let running = world.spawn(1, 0, open(1), Bulk::none(), options);
+    world.run_for(Duration::from_millis(100));
+    let is_drained = Rc::new(Cell::new(false));
+    let (drained, machine) = (Rc::clone(&is_drained), server.clone());
+    let _ = world.node(0).locality.handle().spawn("drain", async move {
+        machine.drain().await;
+        drained.set(true);
+    });
+    world.run_for(Duration::from_millis(100));
+    let error = world.call(1, 0, open(2), Bulk::none(), options).unwrap_err();
+    assert!(matches!(error, CallError::Fop(FopError::NotServing { .. })), "{error}");
+    assert!(!is_drained.get());
+    world.until("drained", |_| is_drained.get());
+    world.until("the running one", |_| running.borrow().is_some());
+    running.take().unwrap().unwrap();
+    assert_eq!(world.served(0).runs.borrow().get(&2), None);
+    let error = world.call(0, 1, ping(b""), Bulk::none(), options).unwrap_err();
+    assert_eq!(error, CallError::Draining);
+}
+
+#[test]
+#[should_panic(expected = "a bug in a handler")]
+fn a_handler_that_panics_stops_its_locality() {
+    let mut world = World::lo();
+    let server = world.start(0, RpcConfig::default());
+    world.start(1, RpcConfig::default());
+    server.serve(|_, _: fops::admin::Shutdown| async { panic!("a bug in a handler") }.boxed_local());
+    let options = world.options(10);
+    let _ = world.call(1, 0, fops::admin::Shutdown, Bulk::none(), options);
+}
+
+#[test]
+fn one_way_fops_run_without_a_reply() {
+    let mut world = World::lo();
+    let server = world.start(0, RpcConfig::default());
+    world.start(1, RpcConfig::default());
+    let rpc = world.node(1).rpc.clone();
+    let to = world.endpoint(0);
+    let is_refused = Rc::new(Cell::new(false));
+    let refused = Rc::clone(&is_refused);
+    let _ = world.node(1).locality.handle().spawn("one-way", async move {
+        rpc.send_one_way(to, &write(77)).await.unwrap();
+        refused.set(rpc.send_one_way(to, &open(1)).await.is_err());
+    });
+    world.until("it ran", |world| world.served(0).runs.borrow().get(&77) == Some(&1));
+    assert!(is_refused.get(), "at most once cannot be promised one way");
+    assert_eq!(server.stats().sessions, 0);
+}
+
+#[test]
+fn garbage_costs_its_sender_the_connection_and_nobody_else() {
+    let mut world = World::lo();
+    let server = world.start(0, RpcConfig::default());
+    world.start(1, RpcConfig::default());
+    let options = world.options(30);
+    world.call(1, 0, open(1), Bulk::none(), options).unwrap();
+    let (mut locality, epoch) = world.locality(2);
+    let mut hostile = world.transfer_machine(2, &locality, epoch, TOKEN);
+    let to = PeerId::any(world.endpoint(0));
+    for (index, bytes) in [&b"short"[..], &[0; 64], &[0xff; 4096]].into_iter().enumerate() {
+        let message = SharedBuffer::copy_from_slice(&world.arena, bytes, &world.counters).unwrap();
+        hostile.try_send(world.now, to, message).unwrap();
+        for _ in 0..10_000 {
+            hostile.poll(world.now, 100);
+            while hostile.next_event().is_some() {}
+            hostile.flush(world.now);
+            locality.turn(world.now);
+            world.turn_all();
+            if server.stats().misbehaved > index as u64 {
+                break;
+            }
+            world.now = world.now + Duration::from_millis(1);
+        }
+        assert_eq!(server.stats().misbehaved, index as u64 + 1);
+        // The hostile side hears that it was thrown out before it tries again.
+        for _ in 0..200 {
+            hostile.poll(world.now, 100);
+            while hostile.next_event().is_some() {}
+            hostile.flush(world.now);
+            world.turn_all();
+            world.now = world.now + Duration::from_millis(1);
+        }
+    }
+    let (from, last) = server.stats().last_misbehaviour.unwrap();
+    assert_eq!(from.endpoint, world.endpoint(2));
+    assert!(matches!(last, PeerMisbehaved::Magic { .. }), "{last}");
+    world.call(1, 0, open(2), Bulk::none(), options).unwrap();
+    assert_eq!(server.stats().responder.sessions_opened, 1, "the other client noticed nothing");
+}
+
+#[test]
+fn a_restarted_server_gets_what_may_repeat_and_the_rest_is_told() {
+    let mut world = World::lo();
+    world.start(0, RpcConfig::default());
+    world.start(1, RpcConfig::default());
+    let options = world.options(60);
+    let source = || Bulk::from_source(vec![world.buffer(4096, 3).freeze()]);
+    let idempotent = source();
+    world.call(1, 0, ping(b""), Bulk::none(), options).unwrap();
+    world.served(0).delay.set(Duration::from_secs(5));
+    let once = world.spawn(1, 0, open(1), Bulk::none(), options);
+    world.run_for(Duration::from_millis(100));
+    world.nodes[0] = None; // the process dies
+    let again = world.spawn(1, 0, write(2), idempotent, options);
+    world.run_for(Duration::from_millis(300));
+    assert!(once.borrow().is_none(), "it may still come back");
+    world.start(0, RpcConfig::default());
+    world.until("both", |_| once.borrow().is_some() && again.borrow().is_some());
+    again.take().unwrap().unwrap();
+    let error = once.take().unwrap().unwrap_err();
+    assert!(matches!(error, CallError::PeerLost { may_have_executed: true, .. }), "{error:?}");
+    assert_eq!(world.served(0).runs.borrow().get(&1), None, "it did not run a second time");
+}
+
+#[test]
+fn a_dead_server_is_named_with_what_was_tried() {
+    let mut world = World::lo();
+    world.start(0, RpcConfig::default());
+    world.start(1, RpcConfig::default());
+    let options = world.options(5);
+    world.call(1, 0, ping(b""), Bulk::none(), options).unwrap();
+    world.nodes[0] = None;
+    let error = world.call(1, 0, ping(b""), Bulk::none(), options).unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, CallError::TimedOut { may_have_executed: false, .. }), "{error:?}");
+    assert!(text.contains(&world.endpoint(0).to_string()) && text.contains("no connection"), "{text}");
+    let hurried = world.options(30).unreachable_max(Duration::from_millis(200));
+    let begun = world.now;
+    let error = world.call(1, 0, ping(b""), Bulk::none(), hurried).unwrap_err();
+    assert!(matches!(error, CallError::PeerLost { may_have_executed: false, .. }), "{error:?}");
+    assert!(world.now < begun + Duration::from_secs(2), "{:?}", world.now.since(begun));
+}
+
+fn lossy() -> SimFaults {
+    SimFaults {
+        loss_per_mille: 50,
+        duplicate_per_mille: 50,
+        reorder_per_mille: 50,
+        reorder_delay_max: Duration::from_millis(700),
+        ..SimFaults::default()
+    }
+}
+
+/// Worst count of runs of a request that may run at most once, and how many were answered, over a net that loses and doubles.
+fn runs_over_a_lossy_net(seed: u64, config: RpcConfig) -> (u32, usize, usize) {
+    let mut world = World::sim(seed, lossy());
+    world.start(0, config);
+    world.start(1, RpcConfig::default());
+    world.served(0).delay.set(Duration::from_millis(20));
+    let options = world.options(300);
+    let calls: Vec<_> = (0..300).map(|tag| world.spawn(1, 0, open(tag), Bulk::none(), options)).collect();
+    world.until("all", |_| calls.iter().all(|outcome| outcome.borrow().is_some()));
+    world.run_for(Duration::from_secs(30));
+    let worst = world.served(0).runs.borrow().values().copied().max().unwrap();
+    let outcomes = || calls.iter().map(|outcome| outcome.borrow());
+    let answered = outcomes().filter(|outcome| matches!(outcome.as_ref(), Some(Ok(_)))).count();
+    let gone = outcomes()
+        .filter(|outcome| matches!(outcome.as_ref(), Some(Err(CallError::Fop(FopError::ReplyGone)))))
+        .count();
+    (worst, answered, gone)
+}
+
+#[test]
+fn a_lossy_net_runs_nothing_twice() {
+    for seed in 1..4 {
+        let (worst, answered, _) = runs_over_a_lossy_net(seed, RpcConfig::default());
+        assert_eq!((worst, answered), (1, 300), "seed {seed}");
+    }
+}
+
+#[test]
+fn without_the_reply_cache_the_test_above_would_fail() {
+    let broken = |_| RpcConfig { broken_reply_cache: true, ..RpcConfig::default() };
+    let worst = (1..4).map(|seed| runs_over_a_lossy_net(seed, broken(seed)).0).max().unwrap();
+    assert!(worst > 1, "a reply was lost and the request ran again");
+}
+
+#[test]
+fn a_reply_that_is_gone_is_told_and_nothing_runs_again() {
+    let replies =
+        rpc::reply_cache::ReplyBounds { count_max: 0, bytes_max: 0, lifetime: Duration::from_secs(90) };
+    let (worst, answered, gone) = runs_over_a_lossy_net(1, RpcConfig { replies, ..RpcConfig::default() });
+    assert_eq!((worst, answered + gone), (1, 300));
+    assert!(gone > 0);
+}
