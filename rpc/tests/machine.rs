@@ -656,3 +656,55 @@ fn a_reply_that_is_gone_is_told_and_nothing_runs_again() {
     assert_eq!((worst, answered + gone), (1, 300));
     assert!(gone > 0);
 }
+
+/// Over real sockets, both ends in one thread: the bytes are received straight into arena buffers.
+#[test]
+fn calls_and_bulk_over_tcp() {
+    let clock = runtime::MonotonicClock::start();
+    let mut world = World::new(Fabric::Tcp, |_| Nid::tcp([127, 0, 0, 1].into()));
+    // A port that was free a moment ago; another process may take it, so several are tried.
+    let free = || std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+    let (mut server_locality, epoch) = world.locality(0);
+    let (server, to) = (0..20)
+        .find_map(|_| {
+            let endpoint = Endpoint::from_port(Nid::tcp([127, 0, 0, 1].into()), free())?;
+            let config = TmConfig::new(endpoint, true, epoch, TOKEN, Rc::default());
+            let tm = TransferMachine::start(&server_locality.handle(), &world.fabric, config).ok()?;
+            Some((RpcMachine::start(&server_locality.handle(), tm, RpcConfig::default()), endpoint))
+        })
+        .unwrap();
+    let served = Rc::new(Served::default());
+    serve(&server, &served, epoch);
+    let (mut client_locality, epoch) = world.locality(1);
+    let local = verbs_net::dynamic_endpoint(Nid::tcp([127, 0, 0, 1].into()), 99, 1);
+    let config = TmConfig::new(local, false, epoch, TOKEN, Rc::default());
+    let tm = TransferMachine::start(&client_locality.handle(), &world.fabric, config).unwrap();
+    let client = RpcMachine::start(&client_locality.handle(), tm, RpcConfig::default());
+
+    let results = Rc::new(RefCell::new(Vec::new()));
+    for tag in 0..50u8 {
+        let (client, results) = (client.clone(), Rc::clone(&results));
+        let source = vec![world.buffer(65536, tag).freeze(), world.buffer(8192, tag ^ 1).freeze()];
+        let sink = vec![world.buffer(65536, 0xee), world.buffer(8192, 0xee)];
+        let deadline = clock.now() + Duration::from_secs(30);
+        let _ = client_locality.handle().spawn("calls", async move {
+            let options = CallOptions::until(deadline);
+            client.call(to, &write(tag.into()), Bulk::from_source(source), options).await.unwrap();
+            let answer = client.call(to, &read(tag.into()), Bulk::into_sink(sink), options).await.unwrap();
+            results.borrow_mut().push((tag, answer.sink));
+        });
+    }
+    let until = clock.now() + Duration::from_secs(30);
+    while results.borrow().len() < 50 {
+        let now = clock.now();
+        assert!(now < until, "{} of 50 calls after 30 s", results.borrow().len());
+        server_locality.turn(now);
+        client_locality.turn(now);
+    }
+    for (tag, sink) in results.borrow().iter() {
+        assert!(sink[0].len() == 65536 && sink[0].iter().all(|byte| byte == tag), "tag {tag}");
+        assert!(sink[1].len() == 8192 && sink[1].iter().all(|byte| *byte == tag ^ 1), "tag {tag}");
+    }
+    assert_eq!((client.stats().requester.resends, server.stats().misbehaved), (0, 0));
+    println!("copied {} bytes of {}", world.counters.copied_bytes.get(), 100 * (65536 + 8192));
+}
