@@ -138,14 +138,9 @@ impl ControlCore {
         self.members.insert(process, Member { epoch: Some(request.epoch), heard_at: now });
         let mut events = Vec::new();
         for registered in &request.devices {
-            self.seats
-                .insert(registered.device, Seat { registered: true, heard_at: now, health: None });
-            let device = self
-                .configuration
-                .pool
-                .devices
-                .iter_mut()
-                .find(|device| device.device == registered.device);
+            self.seats.insert(registered.device, Seat { registered: true, heard_at: now, health: None });
+            let device =
+                self.configuration.pool.devices.iter_mut().find(|device| device.device == registered.device);
             if let Some(device) = device {
                 let place = (registered.endpoint, registered.size_blocks);
                 changed |= (device.endpoint, device.size_blocks) != place;

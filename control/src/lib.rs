@@ -1,1 +1,20 @@
-//! The control daemon: configuration, service discovery, heartbeats, device states
+//! The control daemon: the configuration, registration and leases of servers, and the states of devices.
+//!
+//! Must not know: objects, layouts of single objects, data. Pure and testable without I/O: [`transition`] (the table of device
+//! states), [`core`] (all decisions), `reconcile` (a restart with an edited file). Around it: `store` (durable, a tree of its own
+//! domain) and [`daemon`] (requests, store before answer, leases). One daemon; several with Raft are issue 6.
+//!
+//! **Invariant**: a version of the configuration that anybody was told of survives a restart. **Invariant**: a device that
+//! became Failed stays so. Threads: one locality. Rules for people: docs/ha.md, docs/configuration.md. Start at [`Control`].
+#![forbid(unsafe_code)]
+
+pub mod core;
+pub mod daemon;
+mod error;
+mod reconcile;
+mod store;
+pub mod transition;
+
+pub use daemon::{Control, ControlConfig};
+pub use error::ControlError;
+pub use reconcile::Difference;

@@ -259,11 +259,9 @@ impl Endpoints {
         let listening = Endpoint { pid: 0, ..endpoint };
         match self.seen.insert(listening, place.clone()) {
             None => Ok(()),
-            Some(other) => Err(Fault {
-                place,
-                other: Some(other),
-                problem: ConfigProblem::DoubledEndpoint { endpoint },
-            }),
+            Some(other) => {
+                Err(Fault { place, other: Some(other), problem: ConfigProblem::DoubledEndpoint { endpoint } })
+            }
         }
     }
 }
@@ -450,8 +448,14 @@ mod tests {
                 with("layout = \"2+1+1\"", "layout = \"4+2+1\""),
                 "line 18, pool.layout: layout 4+2+1 needs 7 devices, each group on its own; the pool has 4",
             ),
-            (with("unit_bytes = 65536", "unit_bytes = 65537"), "line 19, pool.unit_bytes: unit size 65537 is not"),
-            (with("unit_bytes = 65536", "unit_bytes = 2097152"), "unit size 2097152 is not a multiple of 4096 from"),
+            (
+                with("unit_bytes = 65536", "unit_bytes = 65537"),
+                "line 19, pool.unit_bytes: unit size 65537 is not",
+            ),
+            (
+                with("unit_bytes = 65536", "unit_bytes = 2097152"),
+                "unit size 2097152 is not a multiple of 4096 from",
+            ),
             (with("unit_bytes = 65536", "unit_bytes = -1"), "line 19, unit_bytes: "),
             (
                 with("process = \"0x7200000000000001:2\"", "process = \"0x7200000000000001:1\""),
@@ -484,7 +488,10 @@ mod tests {
                 with("size_bytes = 268435456 # the fourth", "size_bytes = 0"),
                 "line 52, device[3].size_bytes: 0 bytes are not a positive multiple of 4096",
             ),
-            (with("size_bytes = 268435456 # the fourth", ""), "line 47, [[device]]: missing field `size_bytes`"),
+            (
+                with("size_bytes = 268435456 # the fourth", ""),
+                "line 47, [[device]]: missing field `size_bytes`",
+            ),
         ];
         for (text, expected) in cases {
             let message = refused(&text);

@@ -413,12 +413,7 @@ impl RawFile {
                 .into_iter()
                 .map(|server| ServerSection {
                     process: server.process.into_inner(),
-                    endpoints: server
-                        .endpoints
-                        .into_inner()
-                        .into_iter()
-                        .map(Spanned::into_inner)
-                        .collect(),
+                    endpoints: server.endpoints.into_inner().into_iter().map(Spanned::into_inner).collect(),
                 })
                 .collect(),
             devices: self

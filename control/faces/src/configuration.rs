@@ -242,7 +242,10 @@ mod tests {
     fn a_configuration_survives_its_encoding_and_has_the_size_that_the_limits_count_with() {
         let configuration = example();
         let bytes = configuration.to_bytes().unwrap();
-        assert_eq!(bytes.len(), CONFIGURATION_HEAD_BYTES + 2 * PROCESS_CONFIG_BYTES + 4 * DEVICE_CONFIG_BYTES);
+        assert_eq!(
+            bytes.len(),
+            CONFIGURATION_HEAD_BYTES + 2 * PROCESS_CONFIG_BYTES + 4 * DEVICE_CONFIG_BYTES
+        );
         assert_eq!(Configuration::from_bytes(&bytes).unwrap(), configuration);
         for cut in 0..bytes.len() {
             assert!(Configuration::from_bytes(&bytes[..cut]).is_err(), "{cut} of {} bytes", bytes.len());
@@ -266,10 +269,7 @@ mod tests {
         }
         assert_eq!(configuration.to_bytes().unwrap().len(), CONFIGURATION_BYTES_MAX);
         configuration.pool.devices.push(device);
-        assert!(matches!(
-            configuration.to_bytes(),
-            Err(ConfigurationError::TooMany { what: "devices", .. })
-        ));
+        assert!(matches!(configuration.to_bytes(), Err(ConfigurationError::TooMany { what: "devices", .. })));
     }
 
     #[test]
@@ -283,10 +283,7 @@ mod tests {
             refused(&|c| c.pool.devices.truncate(3)),
             ConfigurationError::PoolTooNarrow { devices: 3, .. }
         ));
-        assert!(matches!(
-            refused(&|c| c.pool.unit_bytes = 0),
-            ConfigurationError::UnitSize { bytes: 0 }
-        ));
+        assert!(matches!(refused(&|c| c.pool.unit_bytes = 0), ConfigurationError::UnitSize { bytes: 0 }));
         assert!(matches!(refused(&|c| c.processes.clear()), ConfigurationError::Device { .. }));
         assert!(matches!(
             refused(&|c| c.pool.devices[1] = c.pool.devices[0].clone()),

@@ -8,13 +8,17 @@
 
 mod cluster_check;
 pub mod cluster_file;
+pub mod conf_client;
 pub mod configuration;
+pub mod heartbeat;
 pub mod lease;
 pub mod limits;
 
 pub use cluster_check::{ConfigError, ConfigProblem};
 pub use cluster_file::{ClusterFile, ClusterId, Credential, Transport};
+pub use conf_client::{ConfClient, ConfError};
 pub use configuration::{
     Configuration, ConfigurationError, DeviceConfig, DeviceState, PoolConfig, ProcessConfig,
 };
+pub use heartbeat::{Heartbeat, Registrant};
 pub use lease::Lease;

@@ -1,0 +1,234 @@
+//! A cached copy of the configuration, and whom to ask for a newer one.
+//!
+//! **Invariant**: the version in the cache never goes back. **Invariant**: the version that rides on this process's requests
+//! (`RpcMachine::config_version`) is the cache's. One fetch at a time: who asks while one runs waits for it and takes its result.
+//! Left over when control is away: the cache stays as it is, and each error names the endpoint that did not answer.
+//! Thread: the locality of its `RpcMachine`. Start at [`ConfClient::fetch`].
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use base::{Blame, Blamed, Endpoint, Fid, Instant};
+use fops::FopError;
+use fops::conf::{ClusterStatus, ClusterStatusReply, ConfGet, DeviceEvidence, DeviceReport};
+use rpc::{Bulk, CallError, CallOptions, RpcMachine};
+use runtime::sync::Semaphore;
+
+use crate::configuration::{Configuration, ConfigurationError};
+
+/// Why control did not help.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfError {
+    /// No answer.
+    #[error(
+        "the control daemon at {control} does not answer: {source}; check that it runs and that the endpoint is right"
+    )]
+    Unreachable {
+        /// Whom we asked.
+        control: Endpoint,
+        /// What the call said.
+        source: CallError,
+    },
+    /// The answer was no.
+    #[error("the control daemon at {control} refuses: {source}")]
+    Refused {
+        /// Whom we asked.
+        control: Endpoint,
+        /// Its reason.
+        source: FopError,
+    },
+    /// The answer makes no sense.
+    #[error("the control daemon at {control} sent a configuration that cannot be used: {source}")]
+    Malformed {
+        /// Whom we asked.
+        control: Endpoint,
+        /// What is wrong with it.
+        source: ConfigurationError,
+    },
+    /// Its configuration is older than one seen before.
+    #[error(
+        "the control daemon at {control} has configuration {found}, older than {known} seen before: its store was lost or it is another daemon"
+    )]
+    Older {
+        /// Whom we asked.
+        control: Endpoint,
+        /// Version it has.
+        found: u64,
+        /// Version known here, or shown by somebody.
+        known: u64,
+    },
+    /// Another cluster than the one known.
+    #[error("the control daemon at {control} serves cluster {found:#x}, not {known:#x}")]
+    OtherCluster {
+        /// Whom we asked.
+        control: Endpoint,
+        /// Its cluster.
+        found: u64,
+        /// Ours.
+        known: u64,
+    },
+}
+
+impl Blamed for ConfError {
+    fn blame(&self) -> Blame {
+        match self {
+            ConfError::Unreachable { source, .. } => source.blame(),
+            ConfError::Refused { source, .. } => source.blame(),
+            ConfError::Malformed { .. } => Blame::Peer,
+            ConfError::Older { .. } | ConfError::OtherCluster { .. } => Blame::Environment,
+        }
+    }
+
+    fn may_retry(&self) -> bool {
+        match self {
+            // Whatever is asked of control may be asked again: its fops are idempotent.
+            ConfError::Unreachable { source, .. } => source.blame() == Blame::Environment,
+            ConfError::Refused { source, .. } => source.may_retry(),
+            _ => false,
+        }
+    }
+}
+
+impl ConfError {
+    pub(crate) fn of_call(control: Endpoint, error: CallError) -> ConfError {
+        match error {
+            CallError::Fop(source) => ConfError::Refused { control, source },
+            source => ConfError::Unreachable { control, source },
+        }
+    }
+}
+
+struct Inner {
+    rpc: RpcMachine,
+    control: Endpoint,
+    current: RefCell<Option<Rc<Configuration>>>,
+    fetching: Semaphore,
+}
+
+/// The cached configuration. Clones share the cache.
+#[derive(Clone)]
+pub struct ConfClient {
+    inner: Rc<Inner>,
+}
+
+impl ConfClient {
+    /// A client of the control daemon at `control`; nothing is sent yet.
+    #[must_use]
+    pub fn connect(rpc: &RpcMachine, control: Endpoint) -> ConfClient {
+        let inner =
+            Inner { rpc: rpc.clone(), control, current: RefCell::new(None), fetching: Semaphore::new(1) };
+        ConfClient { inner: Rc::new(inner) }
+    }
+
+    /// Where control is.
+    #[must_use]
+    pub fn control(&self) -> Endpoint {
+        self.inner.control
+    }
+
+    /// The configuration as last fetched.
+    #[must_use]
+    pub fn current(&self) -> Option<Rc<Configuration>> {
+        self.inner.current.borrow().clone()
+    }
+
+    /// Version of [`ConfClient::current`], 0 for none.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.inner.current.borrow().as_ref().map_or(0, |configuration| configuration.version)
+    }
+
+    /// Asks control for its configuration; the cache answers if it is the newest.
+    ///
+    /// Errors: see [`ConfError`]; the cache stays as it is.
+    pub async fn fetch(&self, deadline: Instant) -> Result<Rc<Configuration>, ConfError> {
+        let _one_at_a_time = self.inner.fetching.acquire(1).await;
+        self.fetch_now(deadline).await
+    }
+
+    /// The configuration of version `seen_version` or later: from the cache, or fetched.
+    ///
+    /// Errors: those of [`ConfClient::fetch`], and [`ConfError::Older`] if control does not know of that version.
+    pub async fn refresh_if_newer(
+        &self,
+        seen_version: u64,
+        deadline: Instant,
+    ) -> Result<Rc<Configuration>, ConfError> {
+        if let Some(current) = self.at_least(seen_version) {
+            return Ok(current);
+        }
+        let _one_at_a_time = self.inner.fetching.acquire(1).await;
+        // Somebody fetched while we waited.
+        if let Some(current) = self.at_least(seen_version) {
+            return Ok(current);
+        }
+        let fetched = self.fetch_now(deadline).await?;
+        if fetched.version < seen_version {
+            let control = self.inner.control;
+            return Err(ConfError::Older { control, found: fetched.version, known: seen_version });
+        }
+        Ok(fetched)
+    }
+
+    /// Tells control what was seen of a device. Answer: the version in force after it; the cache is not refreshed.
+    pub async fn report_device(
+        &self,
+        device: Fid,
+        evidence: DeviceEvidence,
+        deadline: Instant,
+    ) -> Result<u64, ConfError> {
+        let reply = self.call(&DeviceReport { device, evidence }, deadline).await?;
+        Ok(reply.version)
+    }
+
+    /// Processes and devices as control sees them.
+    pub async fn cluster_status(&self, deadline: Instant) -> Result<ClusterStatusReply, ConfError> {
+        self.call(&ClusterStatus, deadline).await
+    }
+
+    pub(crate) async fn call<F: fops::Fop>(&self, fop: &F, deadline: Instant) -> Result<F::Reply, ConfError> {
+        let control = self.inner.control;
+        let options = CallOptions::until(deadline);
+        match self.inner.rpc.call(control, fop, Bulk::none(), options).await {
+            Ok(answer) => Ok(answer.reply),
+            Err(error) => Err(ConfError::of_call(control, error)),
+        }
+    }
+
+    pub(crate) fn rpc(&self) -> &RpcMachine {
+        &self.inner.rpc
+    }
+
+    fn at_least(&self, version: u64) -> Option<Rc<Configuration>> {
+        self.current().filter(|configuration| configuration.version >= version)
+    }
+
+    async fn fetch_now(&self, deadline: Instant) -> Result<Rc<Configuration>, ConfError> {
+        let control = self.inner.control;
+        let known = self.current();
+        let known_version = known.as_ref().map_or(0, |configuration| configuration.version);
+        let reply = self.call(&ConfGet { known_version }, deadline).await?;
+        let fetched = match (reply.configuration, known) {
+            (Some(bytes), _) => Configuration::from_bytes(&bytes)
+                .map_err(|source| ConfError::Malformed { control, source })?,
+            (None, Some(known)) if reply.version == known_version => return Ok(known),
+            (None, _) => {
+                return Err(ConfError::Older { control, found: reply.version, known: known_version });
+            }
+        };
+        if fetched.version < known_version {
+            return Err(ConfError::Older { control, found: fetched.version, known: known_version });
+        }
+        if let Some(known) = self.current()
+            && known.cluster != fetched.cluster
+        {
+            let (found, known) = (fetched.cluster, known.cluster);
+            return Err(ConfError::OtherCluster { control, found, known });
+        }
+        let fetched = Rc::new(fetched);
+        self.inner.rpc.config_version().set(fetched.version);
+        *self.inner.current.borrow_mut() = Some(Rc::clone(&fetched));
+        Ok(fetched)
+    }
+}

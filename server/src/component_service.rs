@@ -1,0 +1,91 @@
+//! Component objects: write, read, delete. The server moves the data: it pulls a write's bytes and pushes a read's.
+//!
+//! Order of a write: admit, check the shape, pull, check the lease again, write (the domain verifies each block against the
+//! requester's checksum, and returns when the blocks are durable), reply. Order of a read: admit, check, read (verified against
+//! the stored checksums), push, reply. No byte is copied here. Start at [`write`].
+
+use std::rc::Rc;
+
+use base::units::wide;
+use fops::FopError;
+use fops::component::{
+    ComponentDelete, ComponentDeleteReply, ComponentRead, ComponentReadReply, ComponentWrite,
+    ComponentWriteReply,
+};
+use rpc::Fom;
+use spdk_stob::{StobId, WritePiece};
+
+use crate::component_extents::{ComponentExtents, check_component};
+use crate::state::State;
+
+/// Generations that one transaction deletes; more take several, oldest first.
+const DELETE_GENERATIONS_MAX: usize = 64;
+
+pub(crate) async fn write(
+    state: Rc<State>,
+    fom: Fom,
+    request: ComponentWrite,
+) -> Result<ComponentWriteReply, FopError> {
+    let device = state.admit(&fom, request.device).await?;
+    let extents = ComponentExtents::parse(request.component, request.extents)?;
+    extents.check_checksums(&request.checksums)?;
+    // Before the pull: what does not fit is not worth moving.
+    extents.check_segments("source", fom.source_segment_lengths().iter().copied().map(u64::from))?;
+    fom.phase("pull");
+    let parts = fom.pull().await?;
+    extents.check_segments("source", parts.iter().map(|part| wide(part.len())))?;
+    state.check_serving()?;
+    fom.phase("write");
+    let stob = StobId { fid: request.component, generation: request.generation };
+    let pieces = extents
+        .as_slice()
+        .iter()
+        .zip(parts)
+        .map(|(extent, data)| WritePiece { start_block: extent.start, data })
+        .collect();
+    match device.domain.write(stob, pieces, &request.checksums).await {
+        Ok(()) => Ok(ComponentWriteReply { free_blocks: device.domain.info().blocks_free }),
+        Err(error) => Err(state.refuse(&device, &error, extents.as_slice())),
+    }
+}
+
+pub(crate) async fn read(
+    state: Rc<State>,
+    fom: Fom,
+    request: ComponentRead,
+) -> Result<ComponentReadReply, FopError> {
+    let device = state.admit(&fom, request.device).await?;
+    let extents = ComponentExtents::parse(request.component, request.extents)?;
+    extents.check_segments("sink", fom.sink_segment_lengths().iter().copied().map(u64::from))?;
+    fom.phase("read");
+    let stob = StobId { fid: request.component, generation: request.generation };
+    let outcome = device
+        .domain
+        .read(stob, extents.as_slice())
+        .await
+        .map_err(|error| state.refuse(&device, &error, extents.as_slice()))?;
+    fom.phase("push");
+    fom.push(0, outcome.parts).await?;
+    Ok(ComponentReadReply { checksums: outcome.checksums, absent: outcome.absent })
+}
+
+pub(crate) async fn delete(
+    state: Rc<State>,
+    fom: Fom,
+    request: ComponentDelete,
+) -> Result<ComponentDeleteReply, FopError> {
+    let device = state.admit(&fom, request.device).await?;
+    check_component(request.component)?;
+    let mut stobs = device.domain.stobs_of(request.component);
+    stobs.retain(|stob| Some(stob.generation) != request.keep_generation);
+    for part in stobs.chunks(DELETE_GENERATIONS_MAX) {
+        state.check_serving()?;
+        fom.phase("commit");
+        let mut transaction = device.domain.begin();
+        for stob in part {
+            transaction.stob_delete(*stob);
+        }
+        device.domain.commit(transaction).await.map_err(|error| state.refuse(&device, &error, &[]))?;
+    }
+    Ok(ComponentDeleteReply { deleted: wide(stobs.len()) })
+}

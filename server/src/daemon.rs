@@ -1,0 +1,304 @@
+//! One locality's data services: starts them in order, and stops them in order.
+//!
+//! Start: network, configuration (which cluster is this, are these our devices), devices (recovery), handlers, registration.
+//! Only then does the lease let requests in. Stop: no new requests, what runs is finished, heartbeats end, devices are closed with
+//! a checkpoint. A process with several localities starts one `Server` in each, with the same process fid and epoch.
+//! A device that fails its very opening with an I/O error does not keep the others from serving: it is reported and left out.
+//! Thread: one locality. Start at [`Server::start`].
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use base::{Endpoint, Fid, Instant};
+use faces::{ConfClient, Configuration, Heartbeat, Registrant};
+use fops::FopError;
+use fops::admin::{DeviceFault, DeviceFaultReply, Ping, PingReply, Shutdown, ShutdownReply};
+use fops::conf::RegisteredDevice;
+use futures_util::FutureExt;
+use rpc::{Fom, RpcConfig, RpcMachine};
+use runtime::LocalityHandle;
+use runtime::sync::Notify;
+use spdk_stob::{Backend, Domain, FormatParams, StobError};
+use verbs_net::{Fabric, TmConfig, Token, TransferMachine};
+
+use crate::device::Device;
+use crate::error::ServerError;
+use crate::state::State;
+use crate::{component_service, object_service};
+
+/// How long a server waits for control when it starts, where nobody chooses.
+pub const START_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+
+/// What a server needs to start.
+pub struct ServerConfig {
+    /// Where this locality listens.
+    pub endpoint: Endpoint,
+    /// The process.
+    pub process: Fid,
+    /// The control daemon.
+    pub control: Endpoint,
+    /// The cluster's credential.
+    pub token: Token,
+    /// This start of the process, not 0; the same for all its localities.
+    pub epoch: u64,
+    /// The devices of this locality.
+    pub devices: Vec<(Fid, Box<dyn Backend>)>,
+    /// True: a blank device is formatted. Nothing else ever is.
+    pub format: bool,
+    /// How long to wait for control.
+    pub start_timeout: Duration,
+    /// Limits of the rpc machine.
+    pub rpc: RpcConfig,
+}
+
+impl ServerConfig {
+    /// A server with the default limits that formats nothing.
+    #[must_use]
+    pub fn new(
+        endpoint: Endpoint,
+        process: Fid,
+        control: Endpoint,
+        token: Token,
+        epoch: u64,
+        devices: Vec<(Fid, Box<dyn Backend>)>,
+    ) -> ServerConfig {
+        ServerConfig {
+            endpoint,
+            process,
+            control,
+            token,
+            epoch,
+            devices,
+            format: false,
+            start_timeout: START_TIMEOUT_DEFAULT,
+            rpc: RpcConfig::default(),
+        }
+    }
+}
+
+/// A running server.
+pub struct Server {
+    state: Rc<State>,
+    unopened: Vec<(Fid, StobError)>,
+}
+
+impl Server {
+    /// Starts the services; registered and serving when it returns.
+    ///
+    /// Errors: the endpoint is taken, control does not answer within `start_timeout`, a device is not the configuration's, is
+    /// foreign, truncated, or not formatted (and `format` is false).
+    pub async fn start(
+        locality: &LocalityHandle,
+        fabric: &Fabric,
+        config: ServerConfig,
+    ) -> Result<Server, ServerError> {
+        let deadline = locality.now() + config.start_timeout;
+        let ServerConfig { process, control, epoch, .. } = config;
+        let config_version = Rc::new(Cell::new(0));
+        let rpc_config = RpcConfig { config_version: Rc::clone(&config_version), ..config.rpc };
+        let tm_config = TmConfig::new(config.endpoint, true, epoch, config.token, config_version);
+        let transfer_machine = TransferMachine::start(locality, fabric, tm_config)?;
+        let rpc = RpcMachine::start(locality, transfer_machine, rpc_config);
+        let conf = ConfClient::connect(&rpc, control);
+        let configuration = conf.fetch(deadline).await?;
+        if configuration.process(process).is_none() {
+            return Err(ServerError::NotConfigured { process, control });
+        }
+        let (devices, unopened) =
+            open_devices(locality, &configuration, process, config.devices, config.format).await?;
+        let state = Rc::new(State {
+            rpc,
+            process,
+            epoch,
+            conf,
+            devices,
+            heartbeat: RefCell::new(None),
+            draining: Cell::new(false),
+            shutdown: Cell::new(false),
+            shutdown_rung: Notify::new(),
+        });
+        serve_all(&state);
+        register(&state, deadline).await?;
+        for (device, _) in &unopened {
+            state.report_loss(*device);
+        }
+        Ok(Server { state, unopened })
+    }
+
+    /// Where it serves.
+    #[must_use]
+    pub fn endpoint(&self) -> Endpoint {
+        self.state.rpc.endpoint()
+    }
+
+    /// The process.
+    #[must_use]
+    pub fn process(&self) -> Fid {
+        self.state.process
+    }
+
+    /// Devices that failed with an I/O error when they were opened: reported to control and not served.
+    #[must_use]
+    pub fn unopened(&self) -> &[(Fid, StobError)] {
+        &self.unopened
+    }
+
+    /// The domain of a device, for statistics, traces and injected faults.
+    #[must_use]
+    pub fn domain(&self, device: Fid) -> Option<Domain> {
+        self.state.devices.get(&device).map(|device| device.domain.clone())
+    }
+
+    /// The configuration in force here.
+    #[must_use]
+    pub fn configuration(&self) -> Option<Rc<Configuration>> {
+        self.state.configuration()
+    }
+
+    /// True while its lease holds.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.state.check_serving().is_ok()
+    }
+
+    /// The rpc machine, for its statistics.
+    #[must_use]
+    pub fn rpc(&self) -> &RpcMachine {
+        &self.state.rpc
+    }
+
+    /// Waits until somebody sent a `Shutdown` fop; then call [`Server::stop`].
+    pub async fn shutdown_requested(&self) {
+        while !self.state.shutdown.get() {
+            self.state.shutdown_rung.notified().await;
+        }
+    }
+
+    /// Refuses new requests, finishes those that run, and closes the devices.
+    ///
+    /// Errors: the first device whose checkpoint failed (all are closed); nothing acknowledged is lost, its log has it.
+    pub async fn stop(self) -> Result<(), ServerError> {
+        let state = &self.state;
+        state.draining.set(true);
+        state.rpc.drain().await;
+        *state.heartbeat.borrow_mut() = None;
+        let mut outcome = Ok(());
+        for device in state.devices.values() {
+            let closed = device.domain.clone().close().await;
+            if let (Ok(()), Err(source)) = (&outcome, closed) {
+                outcome = Err(ServerError::Device { device: device.fid, source });
+            }
+        }
+        outcome
+    }
+}
+
+type OpenDevices = (BTreeMap<Fid, Rc<Device>>, Vec<(Fid, StobError)>);
+
+async fn open_devices(
+    locality: &LocalityHandle,
+    configuration: &Configuration,
+    process: Fid,
+    backends: Vec<(Fid, Box<dyn Backend>)>,
+    format: bool,
+) -> Result<OpenDevices, ServerError> {
+    let mut devices = BTreeMap::new();
+    let mut unopened = Vec::new();
+    for (fid, backend) in backends {
+        if !configuration.device(fid).is_some_and(|device| device.process == process) {
+            return Err(ServerError::NotOurs { device: fid, process });
+        }
+        if devices.contains_key(&fid) || unopened.iter().any(|(other, _)| *other == fid) {
+            return Err(ServerError::Doubled { device: fid });
+        }
+        let size_blocks = backend.geometry().size_blocks;
+        let opened = if format {
+            let params = FormatParams { device: fid, cluster: configuration.cluster };
+            Domain::open_or_format(locality, backend, params).await
+        } else {
+            Domain::open(locality, backend, Some(fid)).await
+        };
+        match opened {
+            Ok(domain) => {
+                let found = domain.info().cluster;
+                if found != configuration.cluster {
+                    let expected = configuration.cluster;
+                    return Err(ServerError::OtherCluster { device: fid, found, expected });
+                }
+                devices.insert(fid, Rc::new(Device::new(fid, domain, size_blocks)));
+            }
+            Err(error @ StobError::Device(_)) => unopened.push((fid, error)),
+            Err(source) => return Err(ServerError::Device { device: fid, source }),
+        }
+    }
+    Ok((devices, unopened))
+}
+
+async fn register(state: &Rc<State>, deadline: Instant) -> Result<(), ServerError> {
+    let endpoint = state.rpc.endpoint();
+    let devices = state
+        .devices
+        .values()
+        .map(|device| RegisteredDevice { device: device.fid, endpoint, size_blocks: device.size_blocks })
+        .collect();
+    let registrant = Registrant { process: state.process, epoch: state.epoch, devices };
+    // Weak: the heartbeat lives in the state.
+    let weak = Rc::downgrade(state);
+    let health = move || weak.upgrade().map_or_else(Vec::new, |state| state.health());
+    let heartbeat = Heartbeat::start(&state.conf, registrant, health, deadline).await?;
+    *state.heartbeat.borrow_mut() = Some(heartbeat);
+    Ok(())
+}
+
+fn serve_all(state: &Rc<State>) {
+    serve(state, object_service::open);
+    serve(state, object_service::update);
+    serve(state, object_service::delete);
+    serve(state, object_service::list);
+    serve(state, component_service::write);
+    serve(state, component_service::read);
+    serve(state, component_service::delete);
+    serve(
+        state,
+        |state: Rc<State>, _fom, request: DeviceFault| async move { device_fault(&state, &request) },
+    );
+    serve(state, |state: Rc<State>, _fom, request: Ping| async move {
+        Ok(PingReply { payload: request.payload, epoch: state.epoch })
+    });
+    serve(state, |state: Rc<State>, _fom, _request: Shutdown| async move {
+        state.shutdown.set(true);
+        state.shutdown_rung.notify_waiters();
+        Ok(ShutdownReply)
+    });
+}
+
+/// Sets or clears the fault rule. A lost device is evidence at once; clearing the rule does not take that back.
+fn device_fault(state: &Rc<State>, request: &DeviceFault) -> Result<DeviceFaultReply, FopError> {
+    let device = request.device;
+    let found = state.devices.get(&device).ok_or(FopError::WrongServer { device })?;
+    found.domain.set_failed(request.failed);
+    if request.failed && !found.lost.replace(true) {
+        state.report_loss(device);
+    }
+    Ok(DeviceFaultReply)
+}
+
+/// Serves one fop with a handler that sees the state, as long as there is one.
+fn serve<F, Handler, Answer>(state: &Rc<State>, handler: Handler)
+where
+    F: fops::Fop,
+    Handler: Fn(Rc<State>, Fom, F) -> Answer + 'static,
+    Answer: Future<Output = Result<F::Reply, FopError>> + 'static,
+{
+    // Weak: the machine owns its handlers, and the state owns the machine.
+    let weak = Rc::downgrade(state);
+    state.rpc.serve(move |fom: Fom, request: F| match weak.upgrade() {
+        Some(state) => handler(state, fom, request).boxed_local(),
+        None => {
+            let stopped = FopError::NotServing { reason: "the server is stopped".to_owned() };
+            std::future::ready(Err(stopped)).boxed_local()
+        }
+    });
+}

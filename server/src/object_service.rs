@@ -1,0 +1,133 @@
+//! Object records: open, update, delete, list. Decisions are in [`crate::record`]; here they meet the device.
+//!
+//! **Invariant**: a record's lock is held from reading it to the commit of its change, so two requests on one object see
+//! each other's outcome. Each change is one transaction. Start at [`open`].
+
+use std::ops::Bound;
+use std::rc::Rc;
+
+use base::Fid;
+use base::limits::MESSAGE_BYTES_MAX;
+use base::units::{narrow, wide};
+use fops::FopError;
+use fops::object::{
+    ObjectDelete, ObjectDeleteReply, ObjectList, ObjectListReply, ObjectOpen, ObjectOpenReply, ObjectRecord,
+    ObjectUpdate, ObjectUpdateReply, OpenMode,
+};
+use rpc::Fom;
+
+use crate::device::{Device, RECORDS};
+use crate::record::{OpenVerdict, UpdateVerdict, check_object, check_record, decide_open, decide_update};
+use crate::state::State;
+
+/// Records of one page.
+pub(crate) const LIST_RECORDS_MAX: u32 = 512;
+/// Encoded bytes of a record: version, generation, fid, size, width, unit size, pool version, deleted.
+const RECORD_BYTES: u64 = 8 + 8 + 16 + 8 + 12 + 4 + 16 + 1;
+
+const _: () = assert!(LIST_RECORDS_MAX as u64 * RECORD_BYTES + 8 + 1 <= MESSAGE_BYTES_MAX);
+
+pub(crate) async fn open(
+    state: Rc<State>,
+    fom: Fom,
+    request: ObjectOpen,
+) -> Result<ObjectOpenReply, FopError> {
+    let device = state.admit(&fom, request.device).await?;
+    let object = request.record.object;
+    match request.mode {
+        OpenMode::Open => check_object(object)?,
+        _ => check_record(&request.record, pool_version(&state))?,
+    }
+    fom.phase("lock");
+    let _key = device.records.lock(object).await;
+    match decide_open(request.mode, device.record(object)?, request.record)? {
+        OpenVerdict::Found(record) => Ok(ObjectOpenReply { record, created: false }),
+        OpenVerdict::MadeBefore(record) => Ok(ObjectOpenReply { record, created: true }),
+        OpenVerdict::Make(record) => {
+            put(&state, &fom, &device, &record).await?;
+            Ok(ObjectOpenReply { record, created: true })
+        }
+    }
+}
+
+pub(crate) async fn update(
+    state: Rc<State>,
+    fom: Fom,
+    request: ObjectUpdate,
+) -> Result<ObjectUpdateReply, FopError> {
+    let device = state.admit(&fom, request.device).await?;
+    check_record(&request.record, pool_version(&state))?;
+    let object = request.record.object;
+    fom.phase("lock");
+    let _key = device.records.lock(object).await;
+    match decide_update(device.record(object)?, &request)? {
+        UpdateVerdict::Keep(record) => Ok(ObjectUpdateReply { record }),
+        UpdateVerdict::Put(record) => {
+            put(&state, &fom, &device, &record).await?;
+            Ok(ObjectUpdateReply { record })
+        }
+    }
+}
+
+pub(crate) async fn delete(
+    state: Rc<State>,
+    fom: Fom,
+    request: ObjectDelete,
+) -> Result<ObjectDeleteReply, FopError> {
+    let device = state.admit(&fom, request.device).await?;
+    check_object(request.object)?;
+    fom.phase("lock");
+    let _key = device.records.lock(request.object).await;
+    let existed = device
+        .record(request.object)?
+        .is_some_and(|record| record.deleted && record.version == request.version);
+    if existed {
+        state.check_serving()?;
+        fom.phase("commit");
+        let mut transaction = device.domain.begin();
+        transaction.tree_delete(RECORDS, &request.object.to_key_bytes());
+        device.domain.commit(transaction).await.map_err(|error| state.refuse(&device, &error, &[]))?;
+    }
+    Ok(ObjectDeleteReply { existed })
+}
+
+pub(crate) async fn list(
+    state: Rc<State>,
+    fom: Fom,
+    request: ObjectList,
+) -> Result<ObjectListReply, FopError> {
+    let device = state.admit(&fom, request.device).await?;
+    if request.limit == 0 {
+        return Err(FopError::BadRequest { reason: "a list of at most 0 records".to_owned() });
+    }
+    let limit = narrow(u64::from(request.limit.min(LIST_RECORDS_MAX)));
+    let after = request.after.map(Fid::to_key_bytes);
+    let from = after.as_ref().map_or(Bound::Unbounded, |key| Bound::Excluded(key.as_slice()));
+    // One more than asked for shows whether there are more.
+    let mut entries = device.domain.tree_range(RECORDS, from, limit + 1);
+    let more = entries.len() > limit;
+    entries.truncate(limit);
+    let mut records = Vec::with_capacity(entries.len());
+    for (key, value) in entries {
+        let key: [u8; 16] = key.try_into().map_err(|key: Vec<u8>| FopError::Device {
+            device: device.fid,
+            reason: format!("a key of {} bytes stands among the records", wide(key.len())),
+        })?;
+        records.push(device.decode_record(Fid::from_key_bytes(key), &value)?);
+    }
+    Ok(ObjectListReply { records, more })
+}
+
+/// Puts a record, in one transaction. The caller holds the object's lock.
+async fn put(state: &Rc<State>, fom: &Fom, device: &Device, record: &ObjectRecord) -> Result<(), FopError> {
+    let value = Device::encode_record(record)?;
+    state.check_serving()?;
+    fom.phase("commit");
+    let mut transaction = device.domain.begin();
+    transaction.tree_put(RECORDS, &record.object.to_key_bytes(), &value);
+    device.domain.commit(transaction).await.map_err(|error| state.refuse(device, &error, &[]))
+}
+
+fn pool_version(state: &State) -> Option<Fid> {
+    state.configuration().map(|configuration| configuration.pool.pool_version)
+}

@@ -1,0 +1,139 @@
+//! What every handler of a server shares: its devices, its right to serve, and where evidence goes.
+//!
+//! **Invariant**: a request passes [`State::admit`] before it reads, and [`State::check_serving`] again before it changes
+//! anything, so a server whose lease ended changes nothing. The rule for old and new configuration versions is that of
+//! docs/ha.md#configuration-versions-and-old-requests. Thread: one locality. Start at [`State::admit`].
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use base::{BlockExtent, Fid};
+use faces::{ConfClient, Configuration, DeviceState, Heartbeat};
+use fops::FopError;
+use fops::conf::{DeviceEvidence, DeviceHealth};
+use rpc::{Fom, RpcMachine};
+use runtime::sync::Notify;
+use spdk_stob::StobError;
+
+use crate::device::Device;
+
+/// How long a report of a lost device is tried; after that the heartbeat carries it.
+const REPORT_TIME: Duration = Duration::from_secs(2);
+
+/// The state of a server's locality.
+pub(crate) struct State {
+    pub(crate) rpc: RpcMachine,
+    pub(crate) process: Fid,
+    pub(crate) epoch: u64,
+    pub(crate) conf: ConfClient,
+    pub(crate) devices: BTreeMap<Fid, Rc<Device>>,
+    /// None until registered.
+    pub(crate) heartbeat: RefCell<Option<Heartbeat>>,
+    pub(crate) draining: Cell<bool>,
+    pub(crate) shutdown: Cell<bool>,
+    pub(crate) shutdown_rung: Notify,
+}
+
+impl State {
+    /// May this request run on `device`? The device, if so.
+    pub(crate) async fn admit(&self, fom: &Fom, device: Fid) -> Result<Rc<Device>, FopError> {
+        fom.phase("admit");
+        self.check_serving()?;
+        if fom.config_version() > self.conf.version() {
+            self.conf.refresh_if_newer(fom.config_version(), fom.deadline()).await.map_err(|error| {
+                FopError::NotServing {
+                    reason: format!("configuration {} is not known here yet: {error}", fom.config_version()),
+                }
+            })?;
+            self.check_serving()?;
+        }
+        let found = self.devices.get(&device).ok_or(FopError::WrongServer { device })?;
+        self.check_in_service(found, fom.config_version())?;
+        Ok(Rc::clone(found))
+    }
+
+    /// May this server serve? Errors: shutting down, not registered yet, or its lease ended.
+    pub(crate) fn check_serving(&self) -> Result<(), FopError> {
+        let no = |reason: &str| Err(FopError::NotServing { reason: reason.to_owned() });
+        if self.draining.get() {
+            return no("the server is shutting down");
+        }
+        match self.heartbeat.borrow().as_ref() {
+            None => no("the server is not registered yet"),
+            Some(heartbeat) if !heartbeat.lease_holds(self.rpc.locality().now()) => {
+                no("the server's lease ended: it does not hear from control")
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn check_in_service(&self, device: &Device, requester_version: u64) -> Result<(), FopError> {
+        let Some(configuration) = self.conf.current() else { return Ok(()) };
+        let state = configuration.device(device.fid).map(|device| device.state);
+        if !state.is_some_and(is_out_of_service) {
+            device.out_of_service_since.set(None);
+            return Ok(());
+        }
+        let since = device.out_of_service_since.get().unwrap_or(configuration.version);
+        device.out_of_service_since.set(Some(since));
+        if requester_version < since {
+            return Err(FopError::Stale { have: requester_version, need: since });
+        }
+        let word = state.map_or("", DeviceState::word);
+        let reason = format!("it is {word} since configuration {since}");
+        Err(FopError::Device { device: device.fid, reason })
+    }
+
+    /// The configuration in force here.
+    pub(crate) fn configuration(&self) -> Option<Rc<Configuration>> {
+        self.conf.current()
+    }
+
+    /// What every heartbeat carries.
+    pub(crate) fn health(&self) -> Vec<DeviceHealth> {
+        self.devices.values().map(|device| device.health()).collect()
+    }
+
+    /// Turns an error of a domain into the answer; the first proof of loss is reported to control at once.
+    pub(crate) fn refuse(
+        self: &Rc<State>,
+        device: &Device,
+        error: &StobError,
+        extents: &[BlockExtent],
+    ) -> FopError {
+        let (answer, newly_lost) = device.note(error, extents);
+        if newly_lost {
+            self.report_loss(device.fid);
+        }
+        answer
+    }
+
+    /// Tells control that a device is lost; the request that saw it does not wait for that.
+    pub(crate) fn report_loss(self: &Rc<State>, device: Fid) {
+        self.rpc.locality().spawn("report-device", report(Rc::downgrade(self), device));
+    }
+}
+
+/// True for the states in which writes go past a device.
+pub(crate) fn is_out_of_service(state: DeviceState) -> bool {
+    matches!(state, DeviceState::Failed | DeviceState::Repair | DeviceState::Repaired)
+}
+
+async fn report(state: Weak<State>, device: Fid) {
+    let Some(state) = state.upgrade() else { return };
+    let deadline = state.rpc.locality().now() + REPORT_TIME;
+    match state.conf.report_device(device, DeviceEvidence::IoError, deadline).await {
+        Ok(version) => {
+            // Known here now, so requests with an older configuration are told so; else the next heartbeat brings it.
+            let _refreshed = state.conf.refresh_if_newer(version, deadline).await;
+        }
+        Err(_) => {
+            // The heartbeat says `failed` until control has heard it.
+            if let Some(heartbeat) = state.heartbeat.borrow().as_ref() {
+                heartbeat.beat_now();
+            }
+        }
+    }
+}
