@@ -21,7 +21,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use base::limits::{BULK_SEGMENTS_MAX, MESSAGE_BYTES_MAX, REQUEST_BULK_BYTES_MAX};
-use base::units::{narrow, wide};
+use base::units::wide;
 use base::{Endpoint, Instant};
 use fops::codec::{self, CodecError};
 use fops::{Fop, FopError, Repeat};
@@ -38,13 +38,17 @@ use crate::item::{HEADER_BYTES, Header, Kind, SessionId, Status, Xid};
 use crate::misbehaviour::PeerMisbehaved;
 use crate::reply_cache::ReplyCacheStats;
 use crate::requester::{
-    CallId, CallSpec, Failure, FailureKind, ReplyFor, Requester, RequesterStats, Transmit,
+    CallId, CallSpec, Failure, FailureKind, ReplyFor, Requester, RequesterStats, Transmit, WaitedFor,
 };
 use crate::responder::{Decision, EstablishDecision, Responder, ResponderStats, Ticket};
 use crate::trace::{PhaseRecord, PhaseRing};
 
 /// Most bodies fit the smallest buffer of an arena.
 const SMALL_ITEM_BYTES: usize = 4096;
+
+/// Buffers tried for an item: the smallest, then the longest message.
+const ITEM_SIZES: [usize; 2] = [SMALL_ITEM_BYTES, 64 * 1024];
+const _: () = assert!(wide(ITEM_SIZES[1]) == MESSAGE_BYTES_MAX);
 
 /// Runs a fom: decodes the body, calls the typed handler, and writes the reply's body behind room for a header.
 type Handler = Rc<dyn Fn(Fom, &[u8]) -> Result<HandlerFuture, FopError>>;
@@ -319,7 +323,22 @@ impl RpcMachine {
         check_bulk(F::NAME, &bulk)?;
         let exposed = Exposed::new(self, bulk);
         let front = HEADER_BYTES + exposed.source_bytes.len() + exposed.sink_bytes.len();
-        let mut item = self.encode(front, fop).await.map_err(|error| CallError::BadCall {
+        let begun = self.0.locality.now();
+        let encoded = match self.try_encode(front, fop) {
+            Some(encoded) => encoded,
+            None => {
+                let waiting = self.0.locality.timeout_at(options.deadline, self.encode(front, fop));
+                waiting.await.map_err(|_| CallError::TimedOut {
+                    peer: to,
+                    operation: F::NAME,
+                    age: self.0.locality.now().since(begun),
+                    resends: 0,
+                    may_have_executed: false,
+                    cause: Cause { waited_for: WaitedFor::Memory, net: None },
+                })?
+            }
+        };
+        let mut item = encoded.map_err(|error| CallError::BadCall {
             operation: F::NAME,
             reason: format!("the request does not encode: {error}"),
         })?;
@@ -368,7 +387,7 @@ impl RpcMachine {
             ..Header::control(kind, SessionId(0), 0, Xid(0))
         };
         header.seal(&mut item);
-        self.send(self.0.locality.now(), PeerId::any(to), false, item.freeze());
+        let _ = self.send(self.0.locality.now(), PeerId::any(to), false, item.freeze()); // it may be lost
         Ok(())
     }
 
@@ -397,17 +416,25 @@ impl RpcMachine {
         id
     }
 
-    /// Encodes `body` behind `front` bytes of room, in one buffer.
+    /// Encodes `body` behind `front` bytes of room, in one buffer. `None`: no buffer is free now.
+    fn try_encode<T: codec::Encode>(&self, front: usize, body: &T) -> Option<Result<Buffer, CodecError>> {
+        for bytes in ITEM_SIZES {
+            let item = self.0.locality.arena().try_alloc(bytes)?;
+            if let Some(result) = encode_behind(front, body, item).transpose() {
+                return Some(result);
+            }
+        }
+        Some(Err(too_long(front, body)))
+    }
+
+    /// [`RpcMachine::try_encode`], waiting for a buffer.
     async fn encode<T: codec::Encode>(&self, front: usize, body: &T) -> Result<Buffer, CodecError> {
-        for bytes in [SMALL_ITEM_BYTES, narrow(MESSAGE_BYTES_MAX)] {
-            let mut item = self.alloc(bytes).await;
-            if let Some(used) = codec::encode_into(body, item.get_mut(front..).unwrap_or_default())? {
-                item.resize(front + used);
+        for bytes in ITEM_SIZES {
+            if let Some(item) = encode_behind(front, body, self.alloc(bytes).await)? {
                 return Ok(item);
             }
         }
-        let body_bytes = codec::encode(body)?.len();
-        Err(CodecError::TooLong { bytes: front + body_bytes })
+        Err(too_long(front, body))
     }
 
     async fn alloc(&self, bytes: usize) -> Buffer {
@@ -452,8 +479,11 @@ impl RpcMachine {
                 Transmit::Request { call, to, session, slot, xid, deadline } => {
                     let left = u32::try_from(deadline.since(now).as_millis()).unwrap_or(u32::MAX);
                     let place = Header { session, slot, xid, time_left_ms: left, ..EMPTY };
-                    if let Some(message) = self.seal_request(call, &place) {
-                        self.send(now, to, false, message);
+                    let is_sent = self
+                        .seal_request(call, &place)
+                        .is_some_and(|message| self.send(now, to, false, message));
+                    if !is_sent {
+                        self.0.requester.borrow_mut().handle_not_sent(call);
                     }
                 }
             }
@@ -551,11 +581,11 @@ impl RpcMachine {
         };
         Header { config_version: self.config_version().get(), ..header }.seal(&mut item);
         let is_reply = !matches!(header.kind, Kind::Establish | Kind::Cancel);
-        self.send(now, to, is_reply, item.freeze());
+        let _ = self.send(now, to, is_reply, item.freeze()); // lost: resends make up for it
     }
 
-    /// Hands a message to the transport, or keeps it until the transport has room.
-    fn send(&self, now: Instant, to: PeerId, is_reply: IsReply, message: SharedBuffer) {
+    /// Hands a message to the transport, or keeps it until the transport has room. False if it will not leave.
+    fn send(&self, now: Instant, to: PeerId, is_reply: IsReply, message: SharedBuffer) -> bool {
         if let Some(waiting) = self.0.pending.borrow_mut().get_mut(&(to.endpoint, is_reply))
             && !waiting.is_empty()
         {
@@ -563,21 +593,26 @@ impl RpcMachine {
         }
         let result = self.0.tm.borrow_mut().try_send_on(now, to, lane(is_reply), message);
         match result {
-            Ok(()) => {}
+            Ok(()) => true,
             Err((Refused::NoCredit | Refused::QueueFull, message)) => {
                 let mut pending = self.0.pending.borrow_mut();
-                self.keep(pending.entry((to.endpoint, is_reply)).or_default(), to, message);
+                self.keep(pending.entry((to.endpoint, is_reply)).or_default(), to, message)
             }
-            Err((refused, _)) => self.on_refused(now, to, refused),
+            Err((refused, _)) => {
+                self.on_refused(now, to, refused);
+                false
+            }
         }
     }
 
-    fn keep(&self, waiting: &mut Waiting, to: PeerId, message: SharedBuffer) {
-        if waiting.len() < self.0.config.pending_messages_max {
+    fn keep(&self, waiting: &mut Waiting, to: PeerId, message: SharedBuffer) -> bool {
+        let has_room = waiting.len() < self.0.config.pending_messages_max;
+        if has_room {
             waiting.push_back((to, message));
         } else {
             self.0.figures.borrow_mut().messages_dropped += 1;
         }
+        has_room
     }
 
     fn forget_pending(&self, endpoint: Endpoint) {
@@ -591,8 +626,15 @@ impl RpcMachine {
         if matches!(refused, Refused::Stale | Refused::NotConnected) {
             self.0.requester.borrow_mut().on_peer_lost(now, to.endpoint);
         } else {
-            self.0.troubles.borrow_mut().insert(to.endpoint, Trouble::Refused(refused));
+            self.note_trouble(to.endpoint, Trouble::Refused(refused));
             self.0.requester.borrow_mut().on_peer_refused(now, to.endpoint);
+        }
+    }
+
+    /// Remembered for peers that we call; clients come and go without number.
+    fn note_trouble(&self, peer: Endpoint, trouble: Trouble) {
+        if self.0.requester.borrow().knows(peer) {
+            self.0.troubles.borrow_mut().insert(peer, trouble);
         }
     }
 
@@ -639,7 +681,7 @@ impl RpcMachine {
                     _ => false,
                 };
                 self.forget_pending(peer.endpoint);
-                self.0.troubles.borrow_mut().insert(peer.endpoint, Trouble::Net(error));
+                self.note_trouble(peer.endpoint, Trouble::Net(error));
                 self.0.responder.borrow_mut().on_peer_lost(peer);
                 let mut requester = self.0.requester.borrow_mut();
                 if is_final {
@@ -795,7 +837,7 @@ impl RpcMachine {
     ) {
         let (session, slot, xid) = (header.session, header.slot, header.xid);
         match decision {
-            Decision::Resend(reply) => self.send(now, from, true, reply),
+            Decision::Resend(reply) => drop(self.send(now, from, true, reply)),
             Decision::Ended => {
                 self.send_control(now, from, Header::control(Kind::Ended, session, slot, xid));
             }
@@ -809,7 +851,7 @@ impl RpcMachine {
                     Header { request_id: header.request_id, ..Header::control(kind, session, slot, xid) };
                 let item = self.0.locality.arena().try_alloc(SMALL_ITEM_BYTES);
                 match item.and_then(|item| self.seal_error(item, reply, &FopError::ReplyGone)) {
-                    Some(message) => self.send(now, from, true, message),
+                    Some(message) => drop(self.send(now, from, true, message)),
                     None => self.0.figures.borrow_mut().messages_dropped += 1,
                 }
             }
@@ -949,7 +991,7 @@ impl RpcMachine {
             if let Some(message) = message
                 && self.0.responder.borrow_mut().finish(now, ticket, message.clone())
             {
-                self.send(now, ticket.peer, true, message);
+                let _ = self.send(now, ticket.peer, true, message); // lost: the resend finds it in the cache
             }
         }
         self.0.running.set(self.0.running.get() - 1);
@@ -1013,6 +1055,26 @@ fn length(bytes: usize) -> u32 {
 /// A descriptor's length, which fits: `verbs_net::DESCRIPTOR_BYTES_MAX` is below 64 KiB.
 fn short(bytes: usize) -> u16 {
     u16::try_from(bytes).unwrap_or(u16::MAX)
+}
+
+/// `None`: the buffer is too small.
+fn encode_behind<T: codec::Encode>(
+    front: usize,
+    body: &T,
+    mut item: Buffer,
+) -> Result<Option<Buffer>, CodecError> {
+    let room = item.get_mut(front..).unwrap_or_default();
+    Ok(codec::encode_into(body, room)?.map(|used| {
+        item.resize(front + used);
+        item
+    }))
+}
+
+fn too_long<T: codec::Encode>(front: usize, body: &T) -> CodecError {
+    match codec::encode(body) {
+        Ok(bytes) => CodecError::TooLong { bytes: front + bytes.len() },
+        Err(error) => error,
+    }
 }
 
 fn parse_descriptor(bytes: &[u8]) -> Result<Option<BulkDescriptor>, PeerMisbehaved> {

@@ -99,6 +99,8 @@ pub enum Transmit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WaitedFor {
+    /// A buffer for the request: the arena is full.
+    Memory,
     /// A connection to the peer.
     Connection,
     /// A session: the peer did not answer the wish for one.
@@ -114,6 +116,7 @@ pub enum WaitedFor {
 impl fmt::Display for WaitedFor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            WaitedFor::Memory => "no free buffer for the request: the arena is too small for the load",
             WaitedFor::Connection => "no connection",
             WaitedFor::Session => "no answer to the wish for a session",
             WaitedFor::SessionRefused => "the peer has no room for a session",
@@ -329,6 +332,19 @@ impl Requester {
         );
         self.advance(now, spec.to);
         id
+    }
+
+    /// True if calls were made to `peer`: what the network says of others is of no interest here.
+    #[must_use]
+    pub fn knows(&self, peer: Endpoint) -> bool {
+        self.peers.contains_key(&peer)
+    }
+
+    /// The transport did not take the request that [`Requester::poll_transmit`] gave: it did not leave.
+    pub fn handle_not_sent(&mut self, id: CallId) {
+        if let Some(call) = self.calls.get_mut(&id) {
+            call.sends = call.sends.saturating_sub(1);
+        }
     }
 
     /// The caller no longer wants the answer. Nothing is reported for the call any more.

@@ -586,6 +586,41 @@ fn a_restarted_server_gets_what_may_repeat_and_the_rest_is_told() {
 }
 
 #[test]
+fn a_restart_between_calls_is_not_noticed() {
+    let mut world = World::lo();
+    world.start(0, RpcConfig::default());
+    let client = world.start(1, RpcConfig::default());
+    let options = world.options(60);
+    world.call(1, 0, open(1), Bulk::none(), options).unwrap();
+    for round in 0..3 {
+        world.nodes[0] = None;
+        if round == 1 {
+            world.run_for(Duration::from_secs(1)); // the client hears of it, or not
+        }
+        world.start(0, RpcConfig::default());
+        let calls: Vec<_> = (0..100).map(|tag| world.spawn(1, 0, open(tag), Bulk::none(), options)).collect();
+        world.until("all", |_| calls.iter().all(|outcome| outcome.borrow().is_some()));
+        assert!(calls.iter().all(|outcome| matches!(*outcome.borrow(), Some(Ok(_)))), "round {round}");
+        assert!(world.served(0).runs.borrow().values().all(|runs| *runs == 1));
+    }
+    assert_eq!(client.stats().requester.sessions_opened, 4);
+}
+
+#[test]
+fn a_call_without_memory_ends_at_its_deadline() {
+    let mut world = World::lo();
+    world.start(0, RpcConfig::default());
+    world.start(1, RpcConfig::default());
+    let all: Vec<Buffer> = std::iter::from_fn(|| world.arena.try_alloc(1 << 20)).collect();
+    let rest: Vec<Buffer> = std::iter::from_fn(|| world.arena.try_alloc(4096)).collect();
+    let error = world.call(1, 0, ping(b""), Bulk::none(), world.options(3)).unwrap_err();
+    assert!(matches!(error, CallError::TimedOut { may_have_executed: false, .. }), "{error:?}");
+    assert!(error.to_string().contains("arena"), "{error}");
+    drop((all, rest));
+    world.call(1, 0, ping(b""), Bulk::none(), world.options(3)).unwrap();
+}
+
+#[test]
 fn a_dead_server_is_named_with_what_was_tried() {
     let mut world = World::lo();
     world.start(0, RpcConfig::default());
