@@ -51,6 +51,9 @@ pub enum LayoutWidthError {
 }
 
 impl LayoutWidth {
+    /// 4+2+1, where nobody chooses: any two devices may be lost, at one and a half times the bytes.
+    pub const DEFAULT: LayoutWidth = LayoutWidth { data: 4, parity: 2, spare: 1 };
+
     /// N data, K parity and S spare units. Errors: no data unit, S above K, N+K above [`CODED_UNITS_MAX`].
     pub const fn new(data: u32, parity: u32, spare: u32) -> Result<LayoutWidth, LayoutWidthError> {
         if data == 0 {

@@ -14,12 +14,6 @@ use crate::failure::Failure;
 /// The profile of a cluster that has one: the one that the examples of old name.
 pub const PROFILE: Fid = Fid::new(FidType::Profile, 1, 0);
 
-/// The layout where nobody chooses one: any two devices may be lost.
-pub const WIDTH_DEFAULT: LayoutWidth = match LayoutWidth::new(4, 2, 1) {
-    Ok(width) => width,
-    Err(_) => panic!("4+2+1 is a valid layout"),
-};
-
 /// Size of the control daemon's store.
 pub const CONTROL_STORE_BYTES: u64 = 16 * MIB;
 

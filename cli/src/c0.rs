@@ -11,9 +11,9 @@ use base::{FidType, limits};
 use client::{Client, ClientConfig};
 
 use crate::args::{C0Args, C0catArgs, C0cpArgs};
-use crate::connection::{Station, fabric_of, find_cluster_file, load_cluster_file, new_epoch, token};
+use crate::connection::{Station, client_config, fabric_of, find_cluster_file, load_cluster_file};
 use crate::failure::Failure;
-use crate::objects::{open_source, store, write_out};
+use crate::objects::{fill, open_source, store, write_out};
 use crate::progress::Progress;
 use crate::table::bytes_text;
 
@@ -73,8 +73,7 @@ fn connect(args: &C0Args) -> Result<(Station, Client), Failure> {
     let config = ClientConfig {
         local: Some(args.local),
         read_verify: args.read_verify,
-        op_timeout: OP_TIMEOUT,
-        ..ClientConfig::new(file.control.endpoint, token(&file.cluster.credential), new_epoch())
+        ..client_config(&file, OP_TIMEOUT)
     };
     let client = station.client(&fabric, config)?;
     Ok((station, client))
@@ -98,7 +97,7 @@ pub fn copy_in(args: &C0cpArgs) -> Result<(), Failure> {
     let object = opened.map_err(|error| Failure::new(error.to_string()))?;
     let size_bytes = file_bytes.min(wanted_bytes);
     let progress = Progress::start(&format!("c0cp {}", common.object), size_bytes, false);
-    store(&mut station, &object, &file, size_bytes, &progress)
+    store(&mut station, &client, &object, |offset, bytes| fill(&file, offset, size_bytes, bytes), &progress).map(drop)
 }
 
 /// `c0cat`
@@ -111,7 +110,7 @@ pub fn copy_out(args: &C0catArgs) -> Result<(), Failure> {
     if object.size() > wanted_bytes {
         eprintln!("c0cat: object {} has {} bytes; the first {wanted_bytes} are given (-s times -c)", common.object, object.size());
     }
-    write_out(&mut station, &object, common.object, wanted_bytes, args.output.as_deref())
+    write_out(&mut station, &client, &object, wanted_bytes, args.output.as_deref())
 }
 
 #[cfg(test)]

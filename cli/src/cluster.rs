@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use base::units::MIB;
-use base::{Endpoint, Fid, Nid, endpoint};
+use base::{Endpoint, Fid, LayoutWidth, Nid, endpoint};
 use faces::cluster_file::{ClusterFile, Transport as FileTransport};
 use fops::admin::Shutdown;
 use fops::conf::{ClusterStatus, ClusterStatusReply};
@@ -104,7 +104,7 @@ fn make(args: &ClusterStartArgs, folder: &ClusterFolder) -> Result<ClusterFile, 
     let blueprint = Blueprint {
         name: folder.root().file_name().map_or_else(|| "clovis".to_owned(), |name| name.to_string_lossy().into_owned()),
         transport: FileTransport::Tcp,
-        width: args.layout.unwrap_or(crate::blueprint::WIDTH_DEFAULT),
+        width: args.layout.unwrap_or(LayoutWidth::DEFAULT),
         servers,
         devices: servers * args.devices_per_server.unwrap_or(2),
         device_bytes: args.device_size.unwrap_or(512 * MIB),

@@ -4,6 +4,7 @@
 use std::fs;
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use faces::cluster_file::{ClusterFile, Credential};
 use fops::Fop;
 use rpc::{Bulk, CallOptions, RpcConfig, RpcMachine};
 use runtime::{Arena, ArenaConfig, Counters, Crowd, Locality, LocalityConfig, LocalityHandle, MonotonicClock};
-use spdk_stob::{Domain, FormatParams};
+use spdk_stob::{Backend, Domain, FormatParams, OpenOptions, UringFile};
 use verbs_net::{Fabric, TmConfig, TransferMachine};
 
 use crate::args::ConnectArgs;
@@ -62,11 +63,6 @@ impl Station {
         self.locality.handle()
     }
 
-    /// Its locality and clock, for a daemon's own loop.
-    pub fn parts(&mut self) -> (&mut Locality, &MonotonicClock) {
-        (&mut self.locality, &self.clock)
-    }
-
     /// The time.
     pub fn now(&self) -> Instant {
         self.clock.now()
@@ -105,8 +101,7 @@ impl Station {
     ) -> Result<F::Reply, Failure> {
         let rpc = self.rpc(fabric, file)?;
         let deadline = self.now() + within;
-        let options = CallOptions { deadline, ..CallOptions::default() };
-        let answer = self.wait(async { rpc.call(to, fop, Bulk::none(), options).await })?;
+        let answer = self.wait(rpc.call(to, fop, Bulk::none(), CallOptions::until(deadline)))?;
         answer.map(|answer| answer.reply).map_err(|error| Failure::new(error.to_string()))
     }
 
@@ -115,11 +110,16 @@ impl Station {
             return Ok(rpc.clone());
         }
         let handle = self.handle();
-        let endpoint = client::dynamic_endpoint(file.control.endpoint.nid, &handle);
-        let config = TmConfig::new(endpoint, new_epoch(), token(&file.cluster.credential));
+        let control = file.control.endpoint;
+        let nid = verbs_net::local_nid_towards(control).map_err(Failure::while_doing(format!("a way to {control}")))?;
+        let tmid = u16::try_from(handle.random_u64() & u64::from(base::endpoint::TMID_MAX)).unwrap_or(0);
+        let endpoint = verbs_net::dynamic_endpoint(nid, std::process::id(), tmid);
+        let rpc_config = RpcConfig::default();
+        let version = Rc::clone(&rpc_config.config_version);
+        let config = TmConfig::new(endpoint, false, new_epoch(), token(&file.cluster.credential), version);
         let machine = TransferMachine::start(&handle, fabric, config)
             .map_err(|error| Failure::new(format!("starting the network: {error}")))?;
-        let rpc = RpcMachine::start(&handle, machine, RpcConfig::default());
+        let rpc = RpcMachine::start(&handle, machine, rpc_config);
         self.rpc = Some(rpc.clone());
         Ok(rpc)
     }
@@ -134,7 +134,19 @@ impl Station {
 
 /// The credential as the network carries it.
 pub fn token(credential: &Credential) -> verbs_net::Token {
-    verbs_net::Token::from_bytes(credential.bytes())
+    verbs_net::Token::new(credential.bytes())
+}
+
+/// A client of the cluster in `file`, with an endpoint of its own choice.
+pub fn client_config(file: &ClusterFile, op_timeout: Duration) -> ClientConfig {
+    ClientConfig {
+        local: None,
+        control: file.control.endpoint,
+        token: token(&file.cluster.credential),
+        epoch: new_epoch(),
+        op_timeout,
+        read_verify: false,
+    }
 }
 
 /// Reads and checks a cluster file. Errors name the file, the line and what is wrong.
@@ -176,11 +188,7 @@ pub fn find_cluster_file(named: Option<&Path>) -> Result<PathBuf, Failure> {
 pub fn connect(args: &ConnectArgs, read_verify: bool) -> Result<(Station, Client, ClusterFile), Failure> {
     let file = load_cluster_file(&find_cluster_file(args.config.as_deref())?)?;
     let mut station = Station::new("clovis")?;
-    let config = ClientConfig {
-        read_verify,
-        op_timeout: Duration::from_secs(args.timeout),
-        ..ClientConfig::new(file.control.endpoint, token(&file.cluster.credential), new_epoch())
-    };
+    let config = ClientConfig { read_verify, ..client_config(&file, Duration::from_secs(args.timeout)) };
     let client = station.client(&fabric_of(file.control.endpoint)?, config)?;
     Ok((station, client, file))
 }
@@ -204,6 +212,12 @@ pub fn create_device(path: &Path, size_bytes: u64) -> Result<(), Failure> {
     spdk_stob::create_device_file(path, size_bytes).map_err(Failure::while_doing(format!("making {}", path.display())))
 }
 
+/// Opens a device file through the ring, or with helper threads where io_uring is forbidden. Errors: missing, in use.
+pub fn open_device(path: &Path) -> Result<Box<dyn Backend>, Failure> {
+    let file = UringFile::open(path, OpenOptions::default());
+    Ok(Box::new(file.map_err(Failure::while_doing(format!("opening {}", path.display())))?))
+}
+
 /// Makes a device file and formats it as `device` of `cluster`.
 pub fn format_device(
     station: &mut Station,
@@ -214,7 +228,7 @@ pub fn format_device(
 ) -> Result<(), Failure> {
     let doing = || format!("formatting {}", path.display());
     create_device(path, size_bytes)?;
-    let backend = spdk_stob::open_file(path).map_err(Failure::while_doing(doing()))?;
+    let backend = open_device(path)?;
     let handle = station.handle();
     let params = FormatParams { device, cluster };
     let formatted = station.wait(async {

@@ -19,7 +19,7 @@ use signal_hook::iterator::Signals;
 use verbs_net::Fabric;
 
 use crate::args::{ControlArgs, ServerArgs};
-use crate::connection::{Station, fabric_of, load_cluster_file, new_epoch, token};
+use crate::connection::{Station, fabric_of, load_cluster_file, open_device, new_epoch, token};
 use crate::failure::Failure;
 
 /// How long a stopping daemon may wait for requests that run and for its devices to close.
@@ -123,7 +123,7 @@ pub fn serve_control(
     ready: impl FnOnce(),
 ) -> Result<(), Failure> {
     let path = folder.join(&file.control.store);
-    let store = spdk_stob::open_file(&path).map_err(Failure::while_doing(format!("opening {}", path.display())))?;
+    let store = open_device(&path)?;
     let config =
         ControlConfig::new(token(&file.cluster.credential), new_epoch(), file.initial_configuration(), store);
     let handle = station.handle();
@@ -149,22 +149,24 @@ pub fn serve_server(
     let mut devices = Vec::new();
     for device in file.devices_of(process) {
         let path = folder.join(&device.path);
-        let backend = spdk_stob::open_file(&path).map_err(Failure::while_doing(format!("opening {}", path.display())))?;
-        devices.push((device.fid, backend));
+        devices.push((device.fid, open_device(&path)?));
     }
-    let config = ServerConfig {
-        endpoint: section.endpoints[0],
+    let config = ServerConfig::new(
+        section.endpoints[0],
         process,
-        control: file.control.endpoint,
-        token: token(&file.cluster.credential),
-        epoch: new_epoch(),
-        cluster: file.cluster.id.0,
+        file.control.endpoint,
+        token(&file.cluster.credential),
+        new_epoch(),
         devices,
-        format: false,
-    };
+    );
     let handle = station.handle();
     let started = station.wait(Server::start(&handle, fabric, config))?;
     let server = started.map_err(|error| Failure::new(error.to_string()))?;
+    if let Some((device, error)) = server.unopened().first() {
+        let refusal = Failure::new(format!("device {device}: {error}"));
+        finish(station, &name, server.stop())?;
+        return Err(refusal);
+    }
     ready();
     serve_until(station, server.shutdown_requested(), stop)?;
     finish(station, &name, server.stop())

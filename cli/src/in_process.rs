@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use base::{Endpoint, Fid, LayoutWidth, Nid};
-use client::{Client, ClientConfig};
+use client::Client;
 use faces::cluster_file::{ClusterFile, Transport};
 use fops::admin::DeviceFault;
 use futures_channel::oneshot;
@@ -16,12 +16,15 @@ use runtime::{Arena, ArenaConfig, Counters, Crowd, LocalityConfig};
 use verbs_net::{Fabric, LoFabric};
 
 use crate::blueprint::Blueprint;
-use crate::connection::{ARENA_BYTES, Station, create_device, format_device, new_epoch, token};
+use crate::connection::{ARENA_BYTES, Station, client_config, create_device, format_device, new_epoch};
 use crate::daemon;
 use crate::failure::Failure;
 
 /// How long one call of an administrator may take.
 const CALL_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long an operation of the client may take.
+const OP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the cluster shall be.
 pub struct Shape {
@@ -94,7 +97,9 @@ impl Daemons {
             .spawn(move || {
                 let mut station = shared.station(index, &thread_name);
                 // Nobody listens if the cluster is being given up: then the thread is told to stop, too.
-                serve(&mut station, stopped, &|| drop(ready.send(())))
+                serve(&mut station, stopped, &|| {
+                    let _ = ready.send(());
+                })
             })
             .map_err(Failure::while_doing(format!("starting the thread of {name}")))?;
         self.members.push(Member { name, stop, thread });
@@ -168,8 +173,7 @@ impl InProcess {
         let fabric = LoFabric::new();
         let mut daemons = Daemons { members: Vec::new() };
         start_daemons(&mut daemons, &shared, &fabric, &file, folder)?;
-        let config = ClientConfig::new(file.control.endpoint, token(&file.cluster.credential), new_epoch());
-        let client = station.client(&Fabric::Lo(fabric.clone()), config)?;
+        let client = station.client(&Fabric::Lo(fabric.clone()), client_config(&file, OP_TIMEOUT))?;
         Ok(InProcess { station, client, file, fabric, shared, daemons })
     }
 

@@ -5,10 +5,11 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
-use base::ObjectId;
+use base::ByteExtent;
 use base::units::{BLOCK_BYTES, narrow};
 use client::{Client, ClientError, Object, ObjectStat};
-use runtime::Buffer;
+use futures_util::future;
+use runtime::{Buffer, SharedBuffer};
 use serde_json::json;
 
 use crate::args::{CatArgs, CpArgs, LsArgs, RmArgs, StatArgs};
@@ -28,53 +29,52 @@ pub fn open_source(path: &Path) -> Result<(File, u64), Failure> {
     Ok((file, metadata.len()))
 }
 
-/// Fills `buffer` from `file` at `offset`; what lies beyond `size_bytes` becomes zeros. Errors: the file shrank.
-pub fn fill(file: &File, offset: u64, size_bytes: u64, buffer: &mut [u8]) -> io::Result<()> {
-    let present = narrow(size_bytes.saturating_sub(offset)).min(buffer.len());
-    file.read_exact_at(&mut buffer[..present], offset)?;
-    buffer[present..].fill(0);
-    Ok(())
+/// Fills `bytes` from `file` at `offset` up to the first `size_bytes` of the file; returns how many. Errors: the file shrank.
+pub fn fill(file: &File, offset: u64, size_bytes: u64, bytes: &mut [u8]) -> io::Result<usize> {
+    let count = narrow(size_bytes.saturating_sub(offset)).min(bytes.len());
+    file.read_exact_at(&mut bytes[..count], offset)?;
+    Ok(count)
 }
 
-/// Stores the first `size_bytes` of `file` as the whole new content of `object`.
+/// Stores what `source(offset, bytes)` gives as the whole new content of `object`; it fills the slice and returns how
+/// many bytes it had, fewer than asked for only at its end. Returns the object's new size.
 pub fn store(
     station: &mut Station,
+    client: &Client,
     object: &Object,
-    file: &File,
-    size_bytes: u64,
+    mut source: impl FnMut(u64, &mut [u8]) -> io::Result<usize>,
     progress: &Progress,
-) -> Result<(), Failure> {
+) -> Result<u64, Failure> {
     let stored = station.wait(async {
         let replacement = object.replace().await?;
-        client::upload(
-            &replacement,
-            size_bytes,
-            |offset, buffer: &mut Buffer| fill(file, offset, size_bytes, buffer),
-            |done| progress.reach(done),
-        )
-        .await?;
-        replacement.commit(size_bytes).await
+        let read = |offset: u64, mut buffer: Buffer| {
+            let filled = source(offset, &mut buffer).map(|count| {
+                buffer.resize(count);
+                buffer
+            });
+            future::ready(filled)
+        };
+        let size_bytes = client.upload(&replacement, read, |done| progress.reach(done)).await?;
+        replacement.commit(size_bytes).await?;
+        Ok::<u64, ClientError>(size_bytes)
     })?;
     stored.map_err(|error| Failure::new(error.to_string()))
 }
 
-/// Writes the first `limit_bytes` of an object (all of it, if it is shorter) to `output`, in order.
+/// Hands the first `limit_bytes` of an object (all of it, if it is shorter) to `sink(offset, bytes)`, in order. Returns
+/// how many they were.
 pub fn fetch(
     station: &mut Station,
+    client: &Client,
     object: &Object,
     limit_bytes: u64,
-    output: &mut dyn Write,
+    mut sink: impl FnMut(u64, &[u8]) -> io::Result<()>,
     progress: &Progress,
 ) -> Result<u64, Failure> {
-    let size_bytes = object.size().min(limit_bytes);
-    let fetched = station.wait(client::download(object, size_bytes, |offset, bytes: &[u8]| {
-        output.write_all(bytes)?;
-        progress.reach(offset);
-        Ok(())
-    }))?;
-    fetched.map_err(|error| Failure::new(error.to_string()))?;
-    output.flush().map_err(Failure::while_doing("writing the output"))?;
-    Ok(size_bytes)
+    let extent = ByteExtent { start: 0, count: object.size().min(limit_bytes) };
+    let take = |offset: u64, bytes: SharedBuffer| future::ready(sink(offset, &bytes));
+    let fetched = station.wait(client.download(object, extent, take, |done| progress.reach(done)))?;
+    fetched.map_err(|error| Failure::new(error.to_string()))
 }
 
 /// `clovis cp`
@@ -89,7 +89,7 @@ pub fn copy_in(args: &CpArgs) -> Result<(), Failure> {
     };
     let object = opened.map_err(|error| Failure::new(error.to_string()))?;
     let progress = Progress::start(&format!("cp {}", args.id), size_bytes, args.quiet);
-    store(&mut station, &object, &file, size_bytes, &progress)
+    store(&mut station, &client, &object, |offset, bytes| fill(&file, offset, size_bytes, bytes), &progress).map(drop)
 }
 
 fn unit_size(bytes: u64) -> Result<u32, Failure> {
@@ -108,28 +108,30 @@ fn unit_size(bytes: u64) -> Result<u32, Failure> {
 pub fn copy_out(args: &CatArgs) -> Result<(), Failure> {
     let (mut station, client, _) = connect(&args.connect, args.verify)?;
     let object = station.wait(client.open(args.id))?.map_err(|error| Failure::new(error.to_string()))?;
-    write_out(&mut station, &object, args.id, u64::MAX, args.output.as_deref())
+    write_out(&mut station, &client, &object, u64::MAX, args.output.as_deref())
 }
 
 /// Writes an object to a file, which appears only once it is whole, or to standard output.
 pub fn write_out(
     station: &mut Station,
+    client: &Client,
     object: &Object,
-    id: ObjectId,
     limit_bytes: u64,
     output: Option<&Path>,
 ) -> Result<(), Failure> {
-    let heading = format!("cat {id}");
+    let heading = format!("cat {}", object.id());
     let Some(path) = output else {
         let progress = Progress::start(&heading, object.size(), true);
-        fetch(station, object, limit_bytes, &mut io::stdout().lock(), &progress)?;
-        return Ok(());
+        let mut stdout = io::stdout().lock();
+        fetch(station, client, object, limit_bytes, |_, bytes| stdout.write_all(bytes), &progress)?;
+        return stdout.flush().map_err(Failure::while_doing("writing the output"));
     };
-    let draft = path.with_extension("clovis-part");
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(".clovis-part");
     let doing = || format!("writing {}", path.display());
     let mut file = File::create(&draft).map_err(Failure::while_doing(doing()))?;
     let progress = Progress::start(&heading, object.size(), false);
-    let fetched = fetch(station, object, limit_bytes, &mut file, &progress);
+    let fetched = fetch(station, client, object, limit_bytes, |_, bytes| file.write_all(bytes), &progress);
     let placed = fetched.and_then(|_| fs::rename(&draft, path).map_err(Failure::while_doing(doing())));
     if placed.is_err() {
         // The half-written draft is of no use; the failure that is reported is the one that counts.
@@ -140,14 +142,12 @@ pub fn write_out(
 
 fn stat_json(stat: &ObjectStat) -> serde_json::Value {
     json!({
-        "id": stat.id.to_string(),
+        "id": stat.object.to_string(),
         "size_bytes": stat.size_bytes,
         "layout": stat.width.to_string(),
         "unit_bytes": stat.unit_bytes,
-        "pool_version": stat.pool_version.to_string(),
-        "record_version": stat.record_version,
+        "record_version": stat.version,
         "generation": format!("{:#x}", stat.generation),
-        "records": stat.replicas,
     })
 }
 
@@ -159,11 +159,10 @@ pub fn stat(args: &StatArgs) -> Result<(), Failure> {
         println!("{}", stat_json(&stat));
         return Ok(());
     }
-    println!("object        {}", stat.id);
-    println!("size          {} bytes ({})", stat.size_bytes, bytes_text(stat.size_bytes));
-    println!("layout        {}, units of {}", stat.width, bytes_text(u64::from(stat.unit_bytes)));
-    println!("pool version  {}", stat.pool_version);
-    println!("record        version {}, generation {:#x}, {} replicas", stat.record_version, stat.generation, stat.replicas);
+    println!("object  {}", stat.object);
+    println!("size    {} bytes ({})", stat.size_bytes, bytes_text(stat.size_bytes));
+    println!("layout  {}, units of {}", stat.width, bytes_text(u64::from(stat.unit_bytes)));
+    println!("record  version {}, generation {:#x}, kept {} times", stat.version, stat.generation, stat.width.parity() + 1);
     Ok(())
 }
 
@@ -174,7 +173,7 @@ pub fn remove(args: &RmArgs) -> Result<(), Failure> {
     for id in &args.ids {
         match station.wait(client.delete(*id))? {
             Ok(()) => {}
-            Err(ClientError::NoSuchObject { .. }) if args.force => {}
+            Err(ClientError::NotFound { .. }) if args.force => {}
             Err(error) => {
                 if let Some(earlier) = first_failure.replace(Failure::new(error.to_string())) {
                     eprintln!("clovis: {earlier}");
@@ -186,12 +185,12 @@ pub fn remove(args: &RmArgs) -> Result<(), Failure> {
 }
 
 /// How many records are asked for at once.
-const LIST_PAGE: u32 = 1000;
+const LIST_PAGE: usize = 1000;
 
 fn list_all(station: &mut Station, client: &Client) -> Result<Vec<ObjectStat>, Failure> {
     let mut objects: Vec<ObjectStat> = Vec::new();
     loop {
-        let after = objects.last().map(|last| last.id);
+        let after = objects.last().map(|last| last.object);
         let page = station.wait(client.list(after, LIST_PAGE))?.map_err(|error| Failure::new(error.to_string()))?;
         let is_last = page.is_empty();
         objects.extend(page);
@@ -210,7 +209,7 @@ pub fn list(args: &LsArgs) -> Result<(), Failure> {
         println!("{}", json!({ "objects": objects }));
     } else if args.ids {
         for object in &objects {
-            println!("{}", object.id);
+            println!("{}", object.object);
         }
     } else {
         let mut table = Table::new(&[
@@ -221,7 +220,7 @@ pub fn list(args: &LsArgs) -> Result<(), Failure> {
         ]);
         for object in &objects {
             let unit = bytes_text(u64::from(object.unit_bytes));
-            table.row([object.id.to_string(), object.size_bytes.to_string(), object.width.to_string(), unit]);
+            table.row([object.object.to_string(), object.size_bytes.to_string(), object.width.to_string(), unit]);
         }
         print!("{}", table.render());
     }

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant as WallInstant};
 use base::units::narrow;
 use base::{Fid, ObjectId};
 use client::Object;
-use runtime::{Buffer, process};
+use runtime::process;
 use serde_json::json;
 
 use crate::args::QuickstartArgs;
 use crate::blueprint::device_bytes_for;
 use crate::failure::Failure;
 use crate::in_process::{InProcess, Shape};
-use crate::objects::{fill, open_source};
+use crate::objects::{fetch, fill, open_source, store};
 use crate::progress::Progress;
 use crate::table::{Align, Table, bytes_text};
 
@@ -45,15 +45,14 @@ impl Source {
         }
     }
 
-    /// Fills `bytes` with the content at `offset`, zeros beyond the end.
-    fn fill(&self, offset: u64, bytes: &mut [u8]) -> std::io::Result<()> {
+    /// Fills `bytes` with the content from `offset` on; returns how many bytes there were.
+    fn fill(&self, offset: u64, bytes: &mut [u8]) -> std::io::Result<usize> {
         match self {
             Source::File { file, size_bytes, .. } => fill(file, offset, *size_bytes, bytes),
             Source::Generated { size_bytes } => {
-                generate(offset, bytes);
-                let present = narrow(size_bytes.saturating_sub(offset)).min(bytes.len());
-                bytes[present..].fill(0);
-                Ok(())
+                let count = narrow(size_bytes.saturating_sub(offset)).min(bytes.len());
+                generate(offset, &mut bytes[..count]);
+                Ok(count)
             }
         }
     }
@@ -173,16 +172,10 @@ fn walk(args: &QuickstartArgs, source: &Source, folder: &Path) -> Result<(Vec<St
     let mut meter = Meter::start(cluster.counters().copied_bytes.get());
     let progress = Progress::start("store", size_bytes, args.json);
     let (station, client) = cluster.client();
-    let stored = station.wait(async {
-        let object = client.create_or_open(id, None).await?;
-        let replacement = object.replace().await?;
-        let fill = |offset, buffer: &mut Buffer| source.fill(offset, buffer);
-        client::upload(&replacement, size_bytes, fill, |done| progress.reach(done)).await?;
-        replacement.commit(size_bytes).await?;
-        client.open(id).await
-    })?;
+    let opened = station.wait(client.create_or_open(id, None))?;
+    let object = opened.map_err(|error| Failure::new(format!("creating object {id}: {error}")))?;
+    store(station, client, &object, |offset, bytes| source.fill(offset, bytes), &progress)?;
     drop(progress);
-    let object = stored.map_err(|error| Failure::new(format!("storing: {error}")))?;
     let copied = cluster.counters().copied_bytes.get();
     steps.push(meter.step(format!("store as object {id}, layout {}", args.layout), size_bytes, copied, None));
     steps.push(read_back(&mut cluster, &object, source, "read back", args.json)?);
@@ -213,16 +206,17 @@ fn read_back(
     let progress = Progress::start(what, size_bytes, quiet);
     let mut matches = object.size() == size_bytes;
     let mut expected = Vec::new();
-    let (station, _) = cluster.client();
-    let read = station.wait(client::download(object, size_bytes, |offset, bytes: &[u8]| {
+    let (station, client) = cluster.client();
+    let compare = |offset: u64, bytes: &[u8]| {
         expected.resize(bytes.len(), 0);
-        source.fill(offset, &mut expected)?;
-        matches &= expected == bytes;
-        progress.reach(offset);
+        let count = source.fill(offset, &mut expected)?;
+        matches &= expected[..count] == *bytes;
         Ok(())
-    }))?;
+    };
+    let fetched = fetch(station, client, object, u64::MAX, compare, &progress)
+        .map_err(|failure| Failure::new(format!("{what}: {failure}")))?;
+    matches &= fetched == size_bytes;
     drop(progress);
-    read.map_err(|error| Failure::new(format!("{what}: {error}")))?;
     let copied = cluster.counters().copied_bytes.get();
     Ok(meter.step(format!("{what}, compare"), size_bytes, copied, Some(matches)))
 }
