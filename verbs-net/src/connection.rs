@@ -83,7 +83,10 @@ pub(crate) struct Connection {
     pub(crate) epoch: u64,
     /// Agreed version; [`VERSION_MIN`] until then.
     pub(crate) version: u8,
+    /// Start of the present phase.
     pub(crate) since: Instant,
+    /// We made it (the peer's endpoint was known from the start).
+    pub(crate) is_dialled: bool,
 
     /// Number of our last message, of the last one that the peer consumed, and how far ahead we may go.
     pub(crate) sent: u32,
@@ -128,6 +131,7 @@ impl Connection {
             epoch: 0,
             version: VERSION_MIN,
             since: now,
+            is_dialled: phase == Phase::Dialing,
             sent: 0,
             acked: 0,
             window: CREDIT_WINDOW,

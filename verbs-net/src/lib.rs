@@ -14,6 +14,8 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+#[cfg(test)]
+mod conformance;
 mod connection;
 pub mod descriptor;
 pub mod error;

@@ -30,6 +30,10 @@ pub const CONNECTIONS_MAX: usize = 16 * 1024;
 /// Accepted connections that have not completed their hello.
 pub const HALF_OPEN_MAX: usize = 64;
 
+/// Memory of one tcp machine for messages, apart from the bulk arena: a pull's data may stand behind a message in the same
+/// stream, so a message must not wait for memory that the pull holds. 1024 of the largest messages; mapped when touched.
+pub const MESSAGE_MEMORY_BYTES: u64 = 64 << 20;
+
 /// Bytes that one read may take into a socket's staging area while no bulk is expected: 7 small messages of 1 KiB.
 pub const STAGING_BYTES: usize = 8 * 1024;
 

@@ -310,11 +310,10 @@ impl TransferMachine {
     pub fn poll(&mut self, now: Instant, budget: usize) -> usize {
         let before = self.protocol.event_count();
         self.protocol.handle_timers(now);
-        let memory_came = self.protocol.memory.is_over();
-        if memory_came {
+        if self.protocol.memory.is_over() {
             self.protocol.request_pulls();
         }
-        let frames = self.backend.poll(&mut self.protocol, now, budget, memory_came);
+        let frames = self.backend.poll(&mut self.protocol, now, budget);
         frames + self.protocol.event_count().saturating_sub(before)
     }
 
@@ -353,6 +352,12 @@ impl TransferMachine {
     /// Ends the connection to a peer (epoch 0: any incarnation). Its transfers end as canceled; no `PeerLost` follows.
     pub fn drop_peer(&mut self, peer: PeerId) {
         self.protocol.drop_peer(peer.endpoint, peer.epoch);
+    }
+
+    /// What has arrived in a sink segment so far.
+    #[cfg(test)]
+    pub(crate) fn peek_sink(&mut self, cookie: BulkCookie, segment_index: usize) -> &[u8] {
+        self.protocol.peek_sink(cookie, segment_index)
     }
 
     /// Counts since the start.

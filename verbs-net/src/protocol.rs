@@ -650,6 +650,10 @@ impl Protocol {
                 }
                 self.end(other);
             }
+            Some(Link::Up(other)) if self.is_late_race(now, other, &hello) => {
+                self.reject(id, hello.endpoint, RefuseReason::Race);
+                return Ok(());
+            }
             Some(Link::Up(other)) => {
                 let is_same = self.connection(other).is_some_and(|old| old.epoch == hello.epoch);
                 let error = if is_same { NetError::RemoteDropped } else { NetError::Stale };
@@ -661,6 +665,14 @@ impl Protocol {
         self.post(id, FrameBody::HelloAck, ack, None);
         self.go_up(now, id, &hello);
         Ok(())
+    }
+
+    /// True if `hello` is the loser of a race that comes late: its sender has closed it by now, or will try again.
+    fn is_late_race(&mut self, now: Instant, up: ConnectionId, hello: &Hello) -> bool {
+        let (is_lower, raced_ms) = (self.endpoint < hello.endpoint, self.times.hello_ms_max);
+        self.connection(up).is_some_and(|found| {
+            is_lower && found.is_dialled && found.epoch == hello.epoch && now < found.since + ms(raced_ms)
+        })
     }
 
     fn judge_hello(&self, hello: &Hello, expected_epoch: u64) -> Result<(), RefuseReason> {
@@ -748,6 +760,7 @@ impl Protocol {
         connection.epoch = epoch;
         connection.version = hello.common_version().unwrap_or(VERSION_MIN);
         connection.window = hello.window.min(CREDIT_WINDOW);
+        connection.since = now;
         connection.hear(now);
         let peer = self.peers.entry(endpoint).or_insert_with(Peer::new);
         peer.link = Link::Up(id);
@@ -787,6 +800,11 @@ impl Protocol {
     /// True if bulk may come in on this connection, so that reads stop at headers and the bytes land where they belong.
     pub(crate) fn expects_bulk(&mut self, id: ConnectionId) -> bool {
         self.exposures.has_sinks() || self.connection(id).is_some_and(|connection| connection.pulls > 0)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn peek_sink(&mut self, cookie: BulkCookie, segment_index: usize) -> &[u8] {
+        self.exposures.sink_buffer(cookie, segment_index).map_or(&[], |buffer| &buffer[..])
     }
 
     fn nak(&mut self, id: ConnectionId, transfer: u64, reason: NakReason) {

@@ -44,17 +44,11 @@ impl Backend {
         })
     }
 
-    pub(crate) fn poll(
-        &mut self,
-        protocol: &mut Protocol,
-        now: Instant,
-        budget: usize,
-        memory_came: bool,
-    ) -> usize {
+    pub(crate) fn poll(&mut self, protocol: &mut Protocol, now: Instant, budget: usize) -> usize {
         match self {
             Backend::Lo(backend) => backend.poll(protocol, now, budget),
             Backend::Sim(backend) => backend.poll(protocol, now, budget),
-            Backend::Tcp(backend) => backend.poll(protocol, now, budget, memory_came),
+            Backend::Tcp(backend) => backend.poll(protocol, now, budget),
         }
     }
 

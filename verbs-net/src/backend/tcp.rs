@@ -4,7 +4,7 @@
 //! the next header, so each payload byte is read straight into its destination together with the header behind it;
 //! else one read takes several small messages, each copied once (counted) into its buffer.
 //!
-//! No arena memory for a message: that peer's socket is not read until a buffer comes free. More frames queued for a
+//! No memory for a message: that peer's socket is not read until a buffer comes free. More frames queued for a
 //! peer than `OUTBOX_FRAMES_MAX`: the same, until they have left.
 
 use std::collections::BTreeMap;
@@ -16,13 +16,14 @@ use std::time::Duration;
 
 use base::{Endpoint, Instant};
 use runtime::poller::{Interest, PollEvent, Poller};
-use runtime::{Counters, LocalityHandle};
+use runtime::{Arena, ArenaConfig, Counters, LocalityHandle};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::backend::tcp::socket::{ReadEnd, Socket};
 use crate::connection::ConnectionId;
 use crate::error::{LocalError, NetError, StartError};
-use crate::limits::OUTBOX_FRAMES_MAX;
+use crate::limits::{MESSAGE_MEMORY_BYTES, OUTBOX_FRAMES_MAX};
+use crate::memory_wait::MemoryWait;
 use crate::protocol::{Action, Protocol};
 
 mod socket;
@@ -41,7 +42,9 @@ pub(crate) struct TcpBackend {
     events: Vec<PollEvent>,
     /// Where bytes nobody wants any more are read to.
     scratch: Vec<u8>,
-    /// Sockets that wait for arena memory.
+    /// Where messages are received to, apart from bulk (limits.rs says why).
+    messages: MemoryWait,
+    /// Sockets that wait for message memory.
     hungry: Vec<ConnectionId>,
 }
 
@@ -58,6 +61,8 @@ impl TcpBackend {
         let failed = |what| move |source| StartError::Io { endpoint, what, source };
         let mut poller = Poller::new().map_err(failed("epoll"))?;
         poller.count_into(Arc::clone(&counters));
+        let arena = Arena::new(ArenaConfig { capacity_bytes: MESSAGE_MEMORY_BYTES })
+            .map_err(failed("message memory"))?;
         let listener = if listen {
             let address = endpoint.socket_address().ok_or(StartError::PortalWithoutPort { endpoint })?;
             let listener = listen_on(endpoint, address)?;
@@ -73,6 +78,7 @@ impl TcpBackend {
             counters,
             events: Vec::new(),
             scratch: vec![0; SCRATCH_BYTES],
+            messages: MemoryWait::new(arena, locality.unparker()),
             hungry: Vec::new(),
         })
     }
@@ -81,18 +87,12 @@ impl TcpBackend {
         self.poller.as_raw_fd()
     }
 
-    pub(crate) fn poll(
-        &mut self,
-        protocol: &mut Protocol,
-        now: Instant,
-        budget: usize,
-        memory_came: bool,
-    ) -> usize {
+    pub(crate) fn poll(&mut self, protocol: &mut Protocol, now: Instant, budget: usize) -> usize {
         if self.listener.is_none() && self.sockets.is_empty() {
             return 0;
         }
         let mut work = 0;
-        if memory_came {
+        if self.messages.is_over() {
             for id in std::mem::take(&mut self.hungry) {
                 work += self.read(protocol, now, id);
             }
@@ -188,7 +188,8 @@ impl TcpBackend {
         if socket.is_connecting {
             return 0;
         }
-        let (frames, end) = socket.read(protocol, now, id, &self.counters, &mut self.scratch);
+        let (frames, end) =
+            socket.read(protocol, now, id, &self.counters, &mut self.messages, &mut self.scratch);
         match end {
             ReadEnd::Drained | ReadEnd::Budget => {}
             ReadEnd::Hungry => self.hungry.push(id),

@@ -16,6 +16,7 @@ use crate::frame::{Frame, FrameBody, HEADER_BYTES, VERSION_MIN};
 use crate::hello::HELLO_BYTES;
 use crate::limits::{OUTBOX_FRAMES_MAX, STAGING_BYTES};
 use crate::machine::TransferId;
+use crate::memory_wait::MemoryWait;
 use crate::protocol::{BulkPlace, Protocol};
 
 /// System calls of one socket in one turn: bounds how long a fast peer keeps the others waiting (at most 16 MiB).
@@ -201,12 +202,13 @@ impl Socket {
         now: Instant,
         id: ConnectionId,
         counters: &Counters,
+        messages: &mut MemoryWait,
         scratch: &mut [u8],
     ) -> (usize, ReadEnd) {
         let (mut frames, mut reads) = (0, 0);
         self.is_hungry = false;
         loop {
-            match self.digest(protocol, now, id, counters, &mut frames) {
+            match self.digest(protocol, now, id, counters, messages, &mut frames) {
                 Ok(()) => {}
                 Err(end) => return (frames, end),
             }
@@ -221,7 +223,7 @@ impl Socket {
                 Ok((bytes, asked)) => {
                     if bytes < asked {
                         // A short read: the kernel has no more, so do not ask again for EAGAIN.
-                        let end = self.digest(protocol, now, id, counters, &mut frames);
+                        let end = self.digest(protocol, now, id, counters, messages, &mut frames);
                         return (frames, end.err().unwrap_or(ReadEnd::Drained));
                     }
                 }
@@ -292,6 +294,7 @@ impl Socket {
         now: Instant,
         id: ConnectionId,
         counters: &Counters,
+        messages: &mut MemoryWait,
         frames: &mut usize,
     ) -> Result<(), ReadEnd> {
         loop {
@@ -326,7 +329,7 @@ impl Socket {
                     protocol.handle_frame(now, id, &frame, payload);
                 }
                 Incoming::NeedsBuffer(frame) => {
-                    let Some(buffer) = protocol.memory.alloc(frame.payload_len()) else {
+                    let Some(buffer) = messages.alloc(frame.payload_len()) else {
                         self.incoming = Incoming::NeedsBuffer(frame);
                         self.is_hungry = true;
                         return Err(ReadEnd::Hungry);
