@@ -187,6 +187,10 @@ impl Server {
         let mut outcome = Ok(());
         for device in state.devices.values() {
             let closed = device.domain.clone().close().await;
+            // A device that was found lost cannot be closed in order, and control knows of it already.
+            if device.lost.get() {
+                continue;
+            }
             if let (Ok(()), Err(source)) = (&outcome, closed) {
                 outcome = Err(ServerError::Device { device: device.fid, source });
             }
@@ -207,7 +211,7 @@ async fn open_devices(
     let mut devices = BTreeMap::new();
     let mut unopened = Vec::new();
     for (fid, backend) in backends {
-        if !configuration.device(fid).is_some_and(|device| device.process == process) {
+        if configuration.device(fid).is_none_or(|device| device.process != process) {
             return Err(ServerError::NotOurs { device: fid, process });
         }
         if devices.contains_key(&fid) || unopened.iter().any(|(other, _)| *other == fid) {

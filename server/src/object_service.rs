@@ -25,7 +25,10 @@ pub(crate) const LIST_RECORDS_MAX: u32 = 512;
 /// Encoded bytes of a record: version, generation, fid, size, width, unit size, pool version, deleted.
 const RECORD_BYTES: u64 = 8 + 8 + 16 + 8 + 12 + 4 + 16 + 1;
 
-const _: () = assert!(LIST_RECORDS_MAX as u64 * RECORD_BYTES + 8 + 1 <= MESSAGE_BYTES_MAX);
+/// What a page adds: a length, and whether there are more. And room for the item's header.
+const PAGE_BYTES: u64 = 8 + 1 + 1024;
+
+const _: () = assert!(LIST_RECORDS_MAX as u64 * RECORD_BYTES + PAGE_BYTES <= MESSAGE_BYTES_MAX);
 
 pub(crate) async fn open(
     state: Rc<State>,

@@ -1,4 +1,5 @@
 //! Control and servers together, over the loopback fabric, on simulated disks and virtual time.
+#![allow(clippy::unwrap_used)] // test code, helpers included
 
 mod support;
 
@@ -316,7 +317,7 @@ fn a_restarted_control_keeps_versions_and_failed_states() {
     // A file with another device set is refused by name and changes nothing.
     let mut other = cluster.file.initial_configuration();
     other.pool.devices.swap(0, 1);
-    let error = cluster.start_control_with(other).err().expect("refused").to_string();
+    let error = cluster.start_control_with(other).expect_err("refused").to_string();
     assert!(error.contains("target 0 is device"), "{error}");
     let mut foreign = cluster.file.initial_configuration();
     foreign.cluster = 77;
@@ -466,4 +467,30 @@ fn the_same_seed_gives_the_same_times() {
         cluster.turner.clock.now()
     };
     assert_eq!(story(18), story(18));
+}
+
+#[test]
+fn a_full_device_refuses_and_keeps_what_it_has() {
+    let mut cluster = Cluster::start(19, Shape { device_blocks: 4096, ..Shape::default() });
+    write(&mut cluster, 0, 34, 0, 1).unwrap();
+    let parts = || (0..16).map(|_| 65536).collect::<Vec<usize>>();
+    let mut start = 1000;
+    let error = loop {
+        let source: Vec<_> = parts().into_iter().map(|bytes| cluster.pattern(3, bytes)).collect();
+        let extents: Vec<(u64, u64)> = (0..16).map(|index| (start + index * 16, 16)).collect();
+        let fop = write_fop(0, 35, &extents, checksums(&source));
+        match cluster.call(lo_endpoint(1), &fop, Bulk { source, sink: vec![] }) {
+            Ok(answer) => assert!(answer.reply.free_blocks < 4096),
+            Err(error) => break refused::<()>(Err(error)),
+        }
+        start += 256;
+        assert!(start < 10_000, "a device of 4096 blocks is full by now");
+    };
+    assert!(matches!(error, FopError::NoSpace { device, .. } if device == device_fid(0)), "{error}");
+    let expected = cluster.pattern(1, 16384).to_vec();
+    assert_eq!(read(&mut cluster, 0, 34, 0).unwrap(), expected);
+    let drop = ComponentDelete { device: device_fid(0), component: component(35), keep_generation: None };
+    cluster.ask(0, &drop).unwrap();
+    write(&mut cluster, 0, 36, 0, 1).expect("there is room again");
+    assert_eq!(cluster.states(), "v3 online online online online", "full is not failed");
 }

@@ -1,6 +1,7 @@
 //! Limits of a configuration, each with its arithmetic. A configuration travels in one message, and that decides them.
 
 use base::limits::MESSAGE_BYTES_MAX;
+use base::units::wide;
 
 /// Server processes of a cluster.
 pub const SERVERS_MAX: usize = 256;
@@ -32,7 +33,11 @@ const CONF_GET_REPLY_BYTES: usize = 8 + 1 + 8;
 /// Encoded bytes of the largest `ClusterStatusReply`: 26 per process; per device 41 and a word of at most 16 bytes.
 const CLUSTER_STATUS_BYTES_MAX: usize = 8 + 2 * 8 + SERVERS_MAX * 26 + DEVICES_MAX * (16 + 8 + 16 + 24);
 
-const _: () = assert!(CONFIGURATION_BYTES_MAX + CONF_GET_REPLY_BYTES <= MESSAGE_BYTES_MAX as usize);
-const _: () = assert!(CLUSTER_STATUS_BYTES_MAX <= MESSAGE_BYTES_MAX as usize);
+/// Room for the item's header in front of a body.
+const ITEM_HEADER_ROOM: usize = 1024;
+
+const _: () =
+    assert!(wide(CONFIGURATION_BYTES_MAX + CONF_GET_REPLY_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
+const _: () = assert!(wide(CLUSTER_STATUS_BYTES_MAX + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 // docs/configuration.md says this number.
 const _: () = assert!(CONFIGURATION_BYTES_MAX == 58_482);

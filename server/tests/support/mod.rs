@@ -4,6 +4,7 @@
 //! [`Turner`] is the part that knows no cluster: it turns localities and advances the clock when nobody has work. A future is
 //! driven by [`Turner::run`], which ends with it, or fails the test past a bound of virtual time or of turns.
 #![allow(dead_code)] // each test file uses a part of it
+#![allow(clippy::unwrap_used)] // all of it is test code
 
 use std::future::Future;
 use std::pin::pin;
