@@ -1,0 +1,522 @@
+//! Formatting and recovery.
+//!
+//! Recovery: (1) the newer whole superblock; (2) its checkpoint; (3) the log from there, as long as each record is whole and
+//! follows the one before; (4) the last group counts only if all the data it maps matches its checksums: an unfinished flush
+//! may have left the record without its data; (5) a flush, because what was just believed may still be in the device's cache; (6) a
+//! barrier record, flushed, over whatever follows: a dropped tail never comes back. Nobody can read before (6).
+//!
+//! Bound: superblocks, checkpoint, the log once, and the data of one group are read. A record that is missing
+//! although a later one proves that it was flushed is damage, not a tail: nothing acknowledged is dropped silently.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use base::checksum::crc32c;
+use base::units::{BLOCK_BYTES, narrow, wide};
+use base::{BlockExtent, Fid};
+use runtime::sync::{Notify, Semaphore};
+use runtime::{Buffer, LocalityHandle};
+
+use super::commit::{Committer, record_bytes_max};
+use super::device::Device;
+use super::space::State;
+use super::{Domain, FormatParams, Guard, Recovered, Shared, Status};
+use crate::backend::{Backend, DeviceError};
+use crate::error::{Damage, StobError};
+use crate::format::FORMAT_VERSION;
+use crate::format::change::{Change, DecodeFault};
+use crate::format::checkpoint::{self, PIECE_BODY_BYTES, PieceName};
+use crate::format::record::{RecordHeader, RecordKind};
+use crate::format::regions::Regions;
+use crate::format::superblock::{LogPosition, Superblock, SuperblockFault};
+use crate::limits::{
+    CHECKPOINT_AT_PART, DEVICE_BLOCKS_MIN, DEVICE_OPERATION_BLOCKS_MAX, RECORD_BYTES_MAX,
+    TRANSACTIONS_WAITING_MAX,
+};
+use crate::metadata::Metadata;
+use crate::trace::Trace;
+
+#[cfg(test)]
+use super::mutation::Mutation;
+
+/// What only tests choose.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tuning {
+    /// Regions instead of those of the device's size.
+    pub(crate) regions: Option<Regions>,
+    /// A bug on purpose.
+    #[cfg(test)]
+    pub(crate) mutation: Option<Mutation>,
+}
+
+fn damaged(what: Damage) -> StobError {
+    StobError::Damaged { what }
+}
+
+/// Reads blocks one after the other through one buffer.
+struct BlockReader<'device> {
+    device: &'device Device,
+    buffer: Option<Buffer>,
+    locality: LocalityHandle,
+}
+
+impl BlockReader<'_> {
+    /// The bytes of `extent`, at most one buffer's worth.
+    async fn read(&mut self, extent: BlockExtent) -> Result<&[u8], DeviceError> {
+        let mut buffer = match self.buffer.take() {
+            Some(buffer) => buffer,
+            None => self.locality.arena().alloc(RECORD_BYTES_MAX).await,
+        };
+        buffer.resize(narrow(extent.count * BLOCK_BYTES));
+        let buffer = self.device.read(extent.start, buffer).await?;
+        Ok(self.buffer.insert(buffer))
+    }
+
+    async fn superblock(&mut self, block: u64) -> Result<Result<Superblock, SuperblockFault>, DeviceError> {
+        Ok(Superblock::parse(self.read(BlockExtent { start: block, count: 1 }).await?))
+    }
+}
+
+/// The superblock to use, and whether a copy has to be written again.
+async fn choose_superblock(reader: &mut BlockReader<'_>) -> Result<(Superblock, bool), StobError> {
+    let size_blocks = reader.device.geometry().size_blocks;
+    if size_blocks < 2 {
+        return Err(StobError::TooSmall { needed_blocks: DEVICE_BLOCKS_MIN, found_blocks: size_blocks });
+    }
+    let truncated = |superblock: &Superblock| {
+        let expected_blocks = superblock.regions.size_blocks;
+        (expected_blocks > size_blocks)
+            .then_some(StobError::Truncated { expected_blocks, found_blocks: size_blocks })
+    };
+    let first = reader.superblock(0).await;
+    if let Ok(Ok(superblock)) = &first
+        && let Some(error) = truncated(superblock)
+    {
+        return Err(error);
+    }
+    // A device that has grown keeps its second copy where the first says.
+    let last_block = match &first {
+        Ok(Ok(superblock)) => superblock.regions.size_blocks - 1,
+        _ => size_blocks - 1,
+    };
+    let last = reader.superblock(last_block).await;
+    match (first, last) {
+        (Ok(Ok(first)), Ok(Ok(last))) if first.format_id == last.format_id => {
+            let newer = if last.sequence > first.sequence { last } else { first };
+            Ok((newer, first.sequence != last.sequence))
+        }
+        (Ok(Ok(first)), _) => Ok((first, true)),
+        (_, Ok(Ok(last))) => match truncated(&last) {
+            Some(error) => Err(error),
+            None => Ok((last, true)),
+        },
+        (Err(error), Err(_) | Ok(Err(_))) | (Ok(Err(_)), Err(error)) => Err(error.into()),
+        (Ok(Err(first)), Ok(Err(last))) => Err(refusal(first, last)),
+    }
+}
+
+/// What two unusable copies mean together.
+fn refusal(first: SuperblockFault, last: SuperblockFault) -> StobError {
+    use SuperblockFault::{Blank, Checksum, Magic, Regions, Version};
+    match (first, last) {
+        (Version(found), _) | (_, Version(found)) => StobError::Version { found, supported: FORMAT_VERSION },
+        (Regions, _) | (_, Regions) => damaged(Damage::Regions),
+        (Checksum, _) | (_, Checksum) => damaged(Damage::Superblocks),
+        (Magic(first_bytes), _) => StobError::Foreign { first_bytes },
+        (Blank, _) => StobError::NotFormatted,
+    }
+}
+
+/// Applies the changes at the front of `bytes`; gives the rest, which may be the start of one more.
+fn apply_changes<'bytes>(
+    mut bytes: &'bytes [u8],
+    regions: &Regions,
+    mut apply: impl FnMut(Change),
+) -> Result<&'bytes [u8], StobError> {
+    loop {
+        match Change::decode(bytes) {
+            Ok((change, used)) => {
+                if let Change::Map { device_start, checksums, .. } = &change {
+                    let extent = BlockExtent { start: *device_start, count: wide(checksums.len()) };
+                    if regions.data.intersection(&extent) != Some(extent) {
+                        return Err(damaged(Damage::Owners { extent }));
+                    }
+                }
+                apply(change);
+                bytes = &bytes[used..];
+            }
+            Err(DecodeFault::Incomplete) => return Ok(bytes),
+            Err(DecodeFault::Nonsense { kind }) => return Err(damaged(Damage::Entry { kind })),
+        }
+    }
+}
+
+async fn read_checkpoint(
+    reader: &mut BlockReader<'_>,
+    superblock: &Superblock,
+) -> Result<Metadata, StobError> {
+    let area = superblock.regions.checkpoints[usize::from(superblock.checkpoint_area == 1)];
+    let mut metadata = Metadata::default();
+    let mut freed = Vec::new();
+    let mut carried: Vec<u8> = Vec::new();
+    let (mut left, mut place, mut index) = (superblock.checkpoint_bytes, area.start, 0);
+    while left > 0 {
+        let body_bytes = narrow(left).min(PIECE_BODY_BYTES);
+        let blocks = checkpoint::piece_blocks(body_bytes);
+        let piece = reader.read(BlockExtent { start: place, count: blocks }).await?;
+        let name = PieceName { format_id: superblock.format_id, sequence: superblock.sequence, index };
+        let body =
+            checkpoint::open(name, body_bytes, piece).ok_or(damaged(Damage::Checkpoint { piece: index }))?;
+        carried.extend_from_slice(body);
+        let rest = apply_changes(&carried, &superblock.regions, |change| metadata.apply(change, &mut freed))?;
+        let used = carried.len() - rest.len();
+        carried.drain(..used);
+        left -= wide(body_bytes);
+        place += blocks;
+        index += 1;
+    }
+    if let Some(extent) = freed.first() {
+        return Err(damaged(Damage::Owners { extent: *extent }));
+    }
+    if !carried.is_empty() {
+        return Err(damaged(Damage::Checkpoint { piece: index }));
+    }
+    Ok(metadata)
+}
+
+/// A part of the log ring in memory.
+struct LogWindow {
+    /// First block, counted since formatting.
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl LogWindow {
+    /// The bytes from block `from` on, if `blocks` of them are in the window.
+    fn get(&self, from: u64, blocks: u64) -> Option<&[u8]> {
+        let start = narrow(from.checked_sub(self.start)?.checked_mul(BLOCK_BYTES)?);
+        self.bytes.get(start..start.checked_add(narrow(blocks * BLOCK_BYTES))?)
+    }
+
+    /// Loads up to one buffer's worth from block `from` on.
+    async fn load(
+        &mut self,
+        reader: &mut BlockReader<'_>,
+        log: BlockExtent,
+        from: u64,
+    ) -> Result<(), DeviceError> {
+        self.start = from;
+        self.bytes.clear();
+        let wanted = DEVICE_OPERATION_BLOCKS_MAX.min(log.count);
+        let place = from % log.count;
+        let before_end = wanted.min(log.count - place);
+        for extent in [
+            BlockExtent { start: log.start + place, count: before_end },
+            BlockExtent { start: log.start, count: wanted - before_end },
+        ] {
+            if !extent.is_empty() {
+                self.bytes.extend_from_slice(reader.read(extent).await?);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A group whose record is whole, but whose data may not be.
+struct Doubtful {
+    header: RecordHeader,
+    changes: Vec<Change>,
+}
+
+struct Replayed {
+    next: LogPosition,
+    records: u64,
+    dropped_tail: bool,
+}
+
+/// Steps 3 and 4 of the module head: applies the log to `metadata`.
+async fn replay(
+    reader: &mut BlockReader<'_>,
+    superblock: &Superblock,
+    metadata: &mut Metadata,
+    tuning: Tuning,
+) -> Result<Replayed, StobError> {
+    let (regions, log) = (superblock.regions, superblock.regions.log);
+    let record_blocks_max = wide(record_bytes_max(&regions)).div_ceil(BLOCK_BYTES);
+    let end = superblock.replay.block + log.count;
+    let mut window = LogWindow { start: superblock.replay.block, bytes: Vec::new() };
+    let mut next = superblock.replay;
+    let mut doubtful: Option<Doubtful> = None;
+    let mut freed = Vec::new();
+    let mut records = 0;
+    while next.block < end {
+        if window.get(next.block, record_blocks_max.min(end - next.block)).is_none() {
+            window.load(reader, log, next.block).await?;
+        }
+        let Some(header) = window.get(next.block, 1).and_then(RecordHeader::parse) else { break };
+        if header.position != next
+            || header.format_id != superblock.format_id
+            || next.block + header.blocks() > end
+        {
+            break;
+        }
+        let Some(body) = window.get(next.block, header.blocks()).and_then(|record| header.body(record))
+        else {
+            break;
+        };
+        let mut changes = Vec::new();
+        let rest = apply_changes(body, &regions, |change| changes.push(change))?;
+        if !rest.is_empty() || wide(changes.len()) != u64::from(header.change_count) {
+            return Err(damaged(Damage::Entry { kind: 0 }));
+        }
+        // This record was written after the flush of the one before: that one is beyond doubt.
+        if let Some(Doubtful { changes, .. }) = doubtful.take() {
+            changes.into_iter().for_each(|change| metadata.apply(change, &mut freed));
+            records += 1;
+        }
+        next = header.next();
+        if header.kind == RecordKind::Group {
+            doubtful = Some(Doubtful { header, changes });
+        }
+    }
+    refuse_gap(reader, superblock, &mut window, next).await?;
+    let mut dropped_tail = false;
+    if let Some(Doubtful { header, changes }) = doubtful {
+        #[allow(unused_mut)]
+        let mut is_whole = data_is_whole(reader, &changes, tuning).await?;
+        #[cfg(test)]
+        if tuning.mutation == Some(Mutation::LoseRecord) {
+            is_whole = false;
+        }
+        if is_whole {
+            changes.into_iter().for_each(|change| metadata.apply(change, &mut freed));
+            records += 1;
+        } else {
+            next = header.position;
+            dropped_tail = true;
+        }
+    }
+    Ok(Replayed { next, records, dropped_tail })
+}
+
+/// Looks for a record that proves a gap: one at least two places after the log's end. (One place after it may stand behind
+/// an unflushed confirmation, and was never acknowledged then.)
+async fn refuse_gap(
+    reader: &mut BlockReader<'_>,
+    superblock: &Superblock,
+    window: &mut LogWindow,
+    next: LogPosition,
+) -> Result<(), StobError> {
+    let log = superblock.regions.log;
+    let end = superblock.replay.block + log.count;
+    for block in next.block..end {
+        if window.get(block, 1).is_none() {
+            window.load(reader, log, block).await?;
+        }
+        if let Some(header) = window.get(block, 1).and_then(RecordHeader::parse)
+            && header.format_id == superblock.format_id
+            && header.position.sequence >= next.sequence + 2
+        {
+            return Err(damaged(Damage::Log { sequence: next.sequence, later: header.position.sequence }));
+        }
+    }
+    Ok(())
+}
+
+/// True if every block that `changes` map matches its checksum. Error: the device cannot read them, which proves nothing.
+async fn data_is_whole(
+    reader: &mut BlockReader<'_>,
+    changes: &[Change],
+    tuning: Tuning,
+) -> Result<bool, StobError> {
+    #[cfg(test)]
+    if tuning.mutation == Some(Mutation::TrustTail) {
+        return Ok(true);
+    }
+    let _ = tuning;
+    for change in changes {
+        if let Change::Map { device_start, checksums, .. } = change {
+            let extent = BlockExtent { start: *device_start, count: wide(checksums.len()) };
+            let bytes = reader.read(extent).await?;
+            let found = bytes.chunks_exact(narrow(BLOCK_BYTES)).map(crc32c);
+            if !found.eq(checksums.iter().copied()) {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+impl Domain {
+    /// Makes a device an empty domain. The superblock is written last: a cut before that leaves a device that is not formatted.
+    ///
+    /// Errors: [`StobError::AlreadyFormatted`], [`StobError::Foreign`] (nothing is erased unasked), [`StobError::TooSmall`],
+    /// [`StobError::Device`].
+    pub async fn format(
+        locality: &LocalityHandle,
+        backend: Box<dyn Backend>,
+        params: FormatParams,
+    ) -> Result<Domain, StobError> {
+        Domain::format_tuned(locality, backend, params, Tuning::default()).await
+    }
+
+    pub(crate) async fn format_tuned(
+        locality: &LocalityHandle,
+        backend: Box<dyn Backend>,
+        params: FormatParams,
+        tuning: Tuning,
+    ) -> Result<Domain, StobError> {
+        let device = Device::start(locality, backend);
+        let size_blocks = device.geometry().size_blocks;
+        let regions = match tuning.regions {
+            Some(regions) => regions,
+            None => Regions::for_device(size_blocks)?,
+        };
+        let buffer = locality.arena().alloc(RECORD_BYTES_MAX).await;
+        let mut reader = BlockReader { device: &device, buffer: Some(buffer), locality: locality.clone() };
+        match choose_superblock(&mut reader).await {
+            Ok((found, _)) => {
+                return Err(StobError::AlreadyFormatted { device: found.device, cluster: found.cluster });
+            }
+            Err(StobError::NotFormatted) => {}
+            Err(error) => return Err(error),
+        }
+        let buffer = reader.buffer;
+        let superblock = Superblock {
+            format_id: locality.random_u64(),
+            device: params.device,
+            cluster: params.cluster,
+            sequence: 1,
+            regions,
+            checkpoint_area: 0,
+            checkpoint_bytes: 0,
+            replay: LogPosition { block: 0, sequence: 1, previous: 0 },
+        };
+        let replayed = Replayed { next: superblock.replay, records: 0, dropped_tail: false };
+        let start = Start { superblock, metadata: Metadata::default(), replayed, repaired_superblock: false };
+        let mut committer = Committer::new(locality, device, start, buffer, tuning)?;
+        committer.write_superblocks(&superblock).await?;
+        Ok(committer.start())
+    }
+
+    /// Opens a formatted device and recovers it. `expect`: the device's fid, if the caller knows it.
+    ///
+    /// Errors: [`StobError::NotFormatted`], [`StobError::Foreign`], [`StobError::Version`], [`StobError::Truncated`],
+    /// [`StobError::WrongDevice`], [`StobError::Damaged`], [`StobError::Device`].
+    pub async fn open(
+        locality: &LocalityHandle,
+        backend: Box<dyn Backend>,
+        expect: Option<Fid>,
+    ) -> Result<Domain, StobError> {
+        Domain::open_tuned(locality, backend, expect, Tuning::default()).await
+    }
+
+    pub(crate) async fn open_tuned(
+        locality: &LocalityHandle,
+        backend: Box<dyn Backend>,
+        expect: Option<Fid>,
+        tuning: Tuning,
+    ) -> Result<Domain, StobError> {
+        let device = Device::start(locality, backend);
+        let buffer = locality.arena().alloc(RECORD_BYTES_MAX).await;
+        let mut reader = BlockReader { device: &device, buffer: Some(buffer), locality: locality.clone() };
+        let (superblock, repaired_superblock) = choose_superblock(&mut reader).await?;
+        if let Some(expected) = expect
+            && expected != superblock.device
+        {
+            return Err(StobError::WrongDevice { expected, found: superblock.device });
+        }
+        let mut metadata = read_checkpoint(&mut reader, &superblock).await?;
+        let replayed = replay(&mut reader, &superblock, &mut metadata, tuning).await?;
+        let buffer = reader.buffer;
+        let start = Start { superblock, metadata, replayed, repaired_superblock };
+        let mut committer = Committer::new(locality, device, start, buffer, tuning)?;
+        committer.end_recovery(repaired_superblock).await?;
+        Ok(committer.start())
+    }
+}
+
+/// What a committer starts from.
+struct Start {
+    superblock: Superblock,
+    metadata: Metadata,
+    replayed: Replayed,
+    repaired_superblock: bool,
+}
+
+impl Committer {
+    fn new(
+        locality: &LocalityHandle,
+        device: Device,
+        start: Start,
+        buffer: Option<Buffer>,
+        tuning: Tuning,
+    ) -> Result<Committer, StobError> {
+        let _ = tuning; // only tests have a use for it
+        let Start { superblock, metadata, replayed, repaired_superblock } = start;
+        let shared = Shared {
+            locality: locality.clone(),
+            device,
+            superblock: Cell::new(superblock),
+            state: RefCell::new(State::new(metadata, &superblock.regions)?),
+            queue: RefCell::new(VecDeque::new()),
+            work: Notify::new(),
+            space_freed: Notify::new(),
+            permits: Semaphore::new(TRANSACTIONS_WAITING_MAX),
+            buffer_turn: Semaphore::new(1),
+            status: Cell::new(Status::Open),
+            is_stopping: Cell::new(false),
+            in_flight: Cell::new(0),
+            next_transaction: Cell::new(0),
+            checkpoints: Cell::new(0),
+            recovered: Recovered {
+                records: replayed.records,
+                dropped_tail: replayed.dropped_tail,
+                repaired_superblock,
+            },
+            trace: RefCell::new(Trace::default()),
+            #[cfg(test)]
+            mutation: tuning.mutation,
+        };
+        Ok(Committer {
+            shared: Rc::new(shared),
+            next: replayed.next,
+            tail_block: superblock.replay.block,
+            incarnation: locality.random_u64(),
+            is_doubtful: false,
+            buffer,
+            scratch: Vec::new(),
+        })
+    }
+
+    /// Steps 5 and 6 of the module head.
+    async fn end_recovery(&mut self, repair_superblock: bool) -> Result<(), StobError> {
+        #[cfg(test)]
+        if self.shared.is_mutated(Mutation::SkipBarrier) {
+            return Ok(());
+        }
+        self.flush().await?;
+        if repair_superblock {
+            let superblock = self.shared.superblock.get();
+            self.write_superblocks(&superblock).await?;
+        }
+        if !self.has_room_for_barrier() {
+            self.checkpoint().await?;
+        }
+        self.write_barrier().await?;
+        let log_blocks = self.shared.regions().log.count;
+        if self.next.block - self.tail_block > log_blocks / CHECKPOINT_AT_PART {
+            self.checkpoint().await?;
+        }
+        Ok(())
+    }
+
+    fn start(self) -> Domain {
+        let shared = Rc::clone(&self.shared);
+        let guard = Rc::new(Guard(Rc::clone(&shared)));
+        // Detached: it ends when the guard is dropped, when the domain is closed, or with its locality.
+        drop(shared.locality.spawn("stob committer", self.run()));
+        Domain { shared, _guard: guard }
+    }
+}

@@ -1,0 +1,183 @@
+//! Who owns each block of the data area at this moment: the metadata, nobody, a write in flight, or a reader that still
+//! looks at blocks which were freed meanwhile.
+//!
+//! **Invariant**: mapped + free + reserved + limbo = all blocks of the data area, and no block is in two of them.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use base::BlockExtent;
+
+use crate::allocator::FreeSpace;
+use crate::error::{Damage, Space, StobError};
+use crate::format::regions::Regions;
+use crate::metadata::Metadata;
+
+/// Metadata and space, changed together.
+pub(super) struct State {
+    pub(super) metadata: Metadata,
+    pub(super) free: FreeSpace,
+    /// Blocks given to writes whose transaction is not durable yet.
+    pub(super) reserved_blocks: u64,
+    /// Freed, but readers of that time may still be reading them. Oldest first.
+    limbo: VecDeque<(u64, BlockExtent)>,
+    limbo_blocks: u64,
+    /// Readers by the time they started at.
+    readers: BTreeMap<u64, u32>,
+    time: u64,
+    data_blocks: u64,
+}
+
+impl State {
+    /// Error: [`Damage::Owners`] if the metadata owns a block twice or one outside of the data area.
+    pub(super) fn new(metadata: Metadata, regions: &Regions) -> Result<State, StobError> {
+        let mut free = FreeSpace::new(regions.data);
+        for (_, map) in metadata.stobs_after(None) {
+            for (_, mapped) in map.extents_from(0) {
+                let extent = mapped.device_extent();
+                if !free.take(extent) {
+                    return Err(StobError::Damaged { what: Damage::Owners { extent } });
+                }
+            }
+        }
+        Ok(State {
+            metadata,
+            free,
+            reserved_blocks: 0,
+            limbo: VecDeque::new(),
+            limbo_blocks: 0,
+            readers: BTreeMap::new(),
+            time: 0,
+            data_blocks: regions.data.count,
+        })
+    }
+
+    pub(super) fn reserve(&mut self, blocks: u64) -> Option<Vec<BlockExtent>> {
+        let extents = self.free.allocate(blocks)?;
+        self.reserved_blocks += blocks;
+        Some(extents)
+    }
+
+    pub(super) fn no_space(&self, needed_blocks: u64) -> StobError {
+        StobError::NoSpace {
+            space: Space::Data,
+            needed_blocks,
+            free_blocks: self.free.free_blocks(),
+            total_blocks: self.data_blocks,
+        }
+    }
+
+    /// Ends a reservation whose blocks nobody will own.
+    pub(super) fn unreserve(&mut self, extents: &[BlockExtent]) {
+        for extent in extents {
+            self.reserved_blocks -= extent.count;
+            let was_owned = self.free.release(*extent);
+            debug_assert!(was_owned, "{extent} was reserved and free");
+        }
+    }
+
+    /// Ends a reservation whose blocks the metadata owns now.
+    pub(super) fn settle(&mut self, extents: &[BlockExtent]) {
+        self.reserved_blocks -= extents.iter().map(|extent| extent.count).sum::<u64>();
+    }
+
+    /// Takes back blocks that the metadata does not own any more.
+    pub(super) fn free_later(&mut self, freed: Vec<BlockExtent>) {
+        for extent in freed {
+            self.limbo_blocks += extent.count;
+            self.limbo.push_back((self.time, extent));
+        }
+        self.time += 1;
+        self.leave_limbo();
+    }
+
+    pub(super) fn limbo_blocks(&self) -> u64 {
+        self.limbo_blocks
+    }
+
+    pub(super) fn limbo_extents(&self) -> impl Iterator<Item = BlockExtent> + '_ {
+        self.limbo.iter().map(|(_, extent)| *extent)
+    }
+
+    pub(super) fn reader_starts(&mut self) -> u64 {
+        *self.readers.entry(self.time).or_default() += 1;
+        self.time
+    }
+
+    /// True if blocks became free.
+    pub(super) fn reader_ends(&mut self, time: u64) -> bool {
+        if let Some(count) = self.readers.get_mut(&time) {
+            *count -= 1;
+            if *count == 0 {
+                self.readers.remove(&time);
+            }
+        }
+        self.leave_limbo()
+    }
+
+    fn leave_limbo(&mut self) -> bool {
+        let oldest = self.readers.first_key_value().map_or(u64::MAX, |(time, _)| *time);
+        let before = self.limbo_blocks;
+        while let Some((time, extent)) = self.limbo.front().copied()
+            && time < oldest
+        {
+            self.limbo.pop_front();
+            self.limbo_blocks -= extent.count;
+            let was_owned = self.free.release(extent);
+            debug_assert!(was_owned, "{extent} was in limbo and free");
+        }
+        self.limbo_blocks < before
+    }
+
+    /// Checks the invariant, block by block. For tests and `check`; walks everything.
+    pub(super) fn verify(&self, regions: &Regions) -> Result<(), String> {
+        if !self.free.is_consistent() {
+            return Err("the indices of the free space disagree".to_owned());
+        }
+        let mut owned: Vec<(BlockExtent, String)> = Vec::new();
+        let (mut mapped_blocks, mut encoded_bytes) = (0, 0);
+        for (stob, map) in self.metadata.stobs_after(None) {
+            encoded_bytes += map.encoded_bytes();
+            let mut last_end = 0;
+            for (start, mapped) in map.extents_from(0) {
+                if start < last_end {
+                    return Err(format!("extents of {stob} overlap at block {start}"));
+                }
+                let extent = mapped.device_extent();
+                last_end = start + extent.count;
+                mapped_blocks += extent.count;
+                owned.push((extent, format!("{stob} block {start}")));
+            }
+        }
+        owned.extend(self.free.extents().map(|extent| (extent, "free".to_owned())));
+        owned.extend(self.limbo_extents().map(|extent| (extent, "limbo".to_owned())));
+        owned.sort_by_key(|(extent, _)| extent.start);
+        for pair in owned.windows(2) {
+            if pair[0].0.end() > pair[1].0.start {
+                return Err(format!(
+                    "{} ({}) and {} ({}) overlap",
+                    pair[0].0, pair[0].1, pair[1].0, pair[1].1
+                ));
+            }
+        }
+        if let Some((extent, owner)) =
+            owned.iter().find(|(extent, _)| regions.data.intersection(extent) != Some(*extent))
+        {
+            return Err(format!("{extent} ({owner}) is outside the data area"));
+        }
+        let sum = mapped_blocks + self.free.free_blocks() + self.reserved_blocks + self.limbo_blocks;
+        if mapped_blocks != self.metadata.mapped_blocks() || sum != regions.data.count {
+            return Err(format!(
+                "{mapped_blocks} mapped (counted {}) + {} free + {} reserved + {} limbo are not {}",
+                self.metadata.mapped_blocks(),
+                self.free.free_blocks(),
+                self.reserved_blocks,
+                self.limbo_blocks,
+                regions.data.count
+            ));
+        }
+        if encoded_bytes > self.metadata.checkpoint_bytes() {
+            return Err("the bytes of a checkpoint are miscounted".to_owned());
+        }
+        Ok(())
+    }
+}

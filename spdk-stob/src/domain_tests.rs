@@ -1,0 +1,632 @@
+//! A domain seen from outside: random work against a model, real files, full and failing devices, and devices that are not ours.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use base::checksum::crc32c;
+use base::units::{BLOCK_BYTES, MIB};
+use base::{Blame, Blamed, Fid, FidType, Instant};
+use runtime::{Arena, Counters, Locality, LocalityConfig, LocalityHandle, MonotonicClock};
+
+use crate::domain::mutation::Mutation;
+use crate::format::superblock::SUPERBLOCK_BYTES;
+use crate::testing::{
+    PARAMS, SimLocality, arena, block_content, crash_and_open, extent, formatted, open, pieces,
+    small_regions, stob, tuned,
+};
+use crate::trace::TraceEvent;
+use crate::{
+    BackendKind, BadRequest, Damage, DeviceError, Direct, Domain, MemDevice, OpenOptions, SimDisk, SimFaults,
+    Space, StobError, TreeId, UringFile, WritePiece, ZERO_BLOCK_CHECKSUM, create_device_file,
+};
+
+async fn write(
+    domain: &Domain,
+    arena: &Arena,
+    number: u64,
+    id: u64,
+    places: &[(u64, u64)],
+) -> Result<(), StobError> {
+    let (pieces, checksums) = pieces(arena, id, places);
+    domain.write(stob(number), pieces, &checksums).await
+}
+
+async fn put(domain: &Domain, key: &[u8], value: &[u8]) -> Result<(), StobError> {
+    let mut transaction = domain.begin();
+    transaction.tree_put(TreeId(1), key, value);
+    domain.commit(transaction).await
+}
+
+#[test]
+fn random_work_agrees_with_a_model_over_reopens() {
+    let arena = arena();
+    for seed in 0..12 {
+        let (mut sim, disk, mut domain) = formatted(seed, &arena, 256);
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut model: BTreeMap<(u64, u64), (u64, u64)> = BTreeMap::new();
+        let mut tree: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+        for id in 0..400 {
+            let number = random.u64(0..3);
+            match random.u8(0..12) {
+                0..6 => {
+                    let (start, count) = (random.u64(0..40), random.u64(1..16));
+                    let (task, arena) = (domain.clone(), arena.clone());
+                    sim.block(async move { write(&task, &arena, number, id, &[(start, count)]).await })
+                        .unwrap();
+                    for index in 0..count {
+                        model.insert((number, start + index), (id, index));
+                    }
+                }
+                6 => {
+                    let (start, count) = (random.u64(0..40), random.u64(1..16));
+                    let task = domain.clone();
+                    sim.block(async move { task.punch(stob(number), extent(start, count)).await }).unwrap();
+                    model.retain(|(of, block), _| *of != number || !(start..start + count).contains(block));
+                }
+                7 if random.bool() => {
+                    let task = domain.clone();
+                    sim.block(async move { task.delete(stob(number)).await }).unwrap();
+                    model.retain(|(of, _), _| *of != number);
+                }
+                8 if random.bool() => {
+                    let now = sim.now;
+                    sim.block(async move { domain.close().await }).unwrap();
+                    drop(sim);
+                    let (reopened, result) = open(now, &disk, &arena, None);
+                    (sim, domain) = (reopened, result.unwrap());
+                    assert_eq!(domain.info().recovered_records, 0, "a closed domain has nothing to replay");
+                }
+                _ => {
+                    let (key, value) = (vec![random.u8(0..30)], vec![random.u8(..); random.usize(0..300)]);
+                    let (task, given) = (domain.clone(), (key.clone(), value.clone()));
+                    sim.block(async move { put(&task, &given.0, &given.1).await }).unwrap();
+                    tree.insert(key, value);
+                }
+            }
+            domain.verify().unwrap();
+            let (start, count) = (random.u64(0..50), random.u64(1..20));
+            let task = domain.clone();
+            let outcome =
+                sim.block(async move { task.read(stob(number), &[extent(start, count)]).await }).unwrap();
+            for (index, bytes) in (0..count).zip(outcome.parts[0].chunks_exact(4096)) {
+                let is_absent = outcome
+                    .absent
+                    .iter()
+                    .any(|absent| absent.intersection(&extent(start + index, 1)).is_some());
+                match model.get(&(number, start + index)) {
+                    Some(&(id, index)) => assert!(!is_absent && bytes == block_content(id, index)),
+                    None => assert!(is_absent && bytes.iter().all(|byte| *byte == 0)),
+                }
+                assert_eq!(outcome.checksums[index as usize], crc32c(bytes));
+            }
+            let written = model.range((number, 0)..(number + 1, 0)).count() as u64;
+            assert_eq!(domain.stob_blocks(stob(number)), (written > 0).then_some(written));
+        }
+        let all = domain.tree_range(TreeId(1), Bound::Unbounded, 1000);
+        assert_eq!(all, tree.into_iter().collect::<Vec<_>>());
+        let info = domain.info();
+        assert_eq!((info.blocks_used, info.blocks_free), (model.len() as u64, 256 - model.len() as u64));
+        assert!(info.sequence > 3, "the log wrapped: {info:?}");
+    }
+}
+
+#[test]
+fn each_acknowledgement_follows_a_completed_flush() {
+    let arena = arena();
+    let (mut sim, _disk, domain) = formatted(3, &arena, 256);
+    for number in 0..6 {
+        let (domain, arena) = (domain.clone(), arena.clone());
+        drop(sim.handle().spawn("writer", async move {
+            for id in 0..20 {
+                write(&domain, &arena, number, id, &[(id % 7, 2)]).await.unwrap();
+            }
+        }));
+    }
+    while sim.step() {}
+    let trace = domain.trace();
+    let place = |wanted: TraceEvent| trace.iter().position(|event| *event == wanted).unwrap();
+    let mut acknowledged = 0;
+    for (at, event) in trace.iter().enumerate() {
+        if let TraceEvent::Acknowledged { transaction, sequence } = *event {
+            let written = place(TraceEvent::DataWritten { transaction });
+            let recorded = place(TraceEvent::RecordWritten { sequence });
+            let flushed = place(TraceEvent::Flushed { sequence });
+            assert!(written < recorded && recorded < flushed && flushed < at);
+            acknowledged += 1;
+        }
+    }
+    assert_eq!(acknowledged, 120);
+    let flushes = trace.iter().filter(|event| matches!(event, TraceEvent::Flushed { .. })).count();
+    assert!(flushes < 60, "groups share their flush: {flushes} for 120");
+}
+
+#[test]
+fn aligned_reads_and_writes_copy_nothing() {
+    let arena = arena();
+    let (mut sim, _disk, domain) = formatted(4, &arena, 600);
+    let counters = Arc::clone(sim.handle().counters());
+    let (task, memory) = (domain.clone(), arena.clone());
+    sim.block(async move {
+        write(&task, &memory, 1, 1, &[(0, 256)]).await.unwrap();
+        let outcome = task.read(stob(1), &[extent(0, 256), extent(16, 16)]).await.unwrap();
+        assert_eq!(&outcome.parts[1][..4096], &block_content(1, 16)[..]);
+    });
+    assert_eq!(counters.copied_bytes.get(), 0);
+    // A part in two places has to be put together, and that is counted.
+    sim.block(async move {
+        write(&domain, &arena, 1, 2, &[(2, 1)]).await.unwrap();
+        domain.read(stob(1), &[extent(0, 4)]).await.unwrap();
+    });
+    assert_eq!(counters.copied_bytes.get(), 4 * BLOCK_BYTES);
+}
+
+#[test]
+fn bad_requests_change_nothing() {
+    let arena = arena();
+    let (mut sim, _disk, domain) = formatted(5, &arena, 64);
+    sim.block(async move {
+        let free = domain.info().blocks_free;
+        let (good, checksums) = pieces(&arena, 1, &[(0, 2)]);
+        let refused = |result: Result<(), StobError>| {
+            let error = result.unwrap_err();
+            assert_eq!(error.blame(), Blame::Caller);
+            error
+        };
+        let error = refused(domain.write(stob(1), good.clone(), &checksums[..1]).await);
+        assert_eq!(error, StobError::BadRequest(BadRequest::ChecksumCount { given: 1, blocks: 2 }));
+        let error = refused(domain.write(stob(1), good.clone(), &[checksums[0], 7]).await);
+        assert_eq!(error, StobError::ChecksumGiven { stob: stob(1), block: 1 });
+        let (twice, double) = pieces(&arena, 1, &[(0, 2), (1, 1)]);
+        let error = refused(domain.write(stob(1), twice, &double).await);
+        assert_eq!(error, StobError::BadRequest(BadRequest::Overlap { block: 1 }));
+        let unaligned = WritePiece { start_block: 0, data: good[0].data.slice(0..100) };
+        let error = refused(domain.write(stob(1), vec![unaligned], &[]).await);
+        assert_eq!(error, StobError::BadRequest(BadRequest::Unaligned { piece: 0, bytes: 100 }));
+        let absurd = WritePiece { start_block: u64::MAX, data: good[0].data.clone() };
+        let error = refused(domain.write(stob(1), vec![absurd], &checksums).await);
+        assert_eq!(error, StobError::OutOfRange { start: u64::MAX, count: 2 });
+        assert!(matches!(
+            domain.read(stob(1), &[extent(u64::MAX, 9)]).await,
+            Err(StobError::OutOfRange { .. })
+        ));
+        for count in [0, 257] {
+            let result = domain.read(stob(1), &[extent(0, count)]).await;
+            assert!(matches!(result, Err(StobError::BadRequest(BadRequest::PartLength { .. }))));
+        }
+        refused(domain.punch(stob(1), extent(9, u64::MAX)).await);
+        refused(put(&domain, b"", b"x").await);
+        refused(put(&domain, &[1; 1025], b"x").await);
+        let error = refused(put(&domain, b"k", &[1; 40_000]).await);
+        assert!(matches!(error, StobError::BadRequest(BadRequest::TransactionBytes { .. })), "{error}");
+        assert_eq!(domain.info().blocks_free, free);
+        assert_eq!((domain.stobs(None, 10), domain.is_poisoned()), (vec![], false));
+        // The last block of a stob is as good as any other.
+        write(&domain, &arena, 1, 9, &[(u64::MAX - 1, 1)]).await.unwrap();
+        let outcome = domain.read(stob(1), &[extent(u64::MAX - 3, 3)]).await.unwrap();
+        assert_eq!(outcome.absent, [extent(u64::MAX - 3, 2)]);
+        assert_eq!(outcome.checksums[..2], [ZERO_BLOCK_CHECKSUM; 2]);
+    });
+}
+
+#[test]
+fn a_full_device_refuses_with_numbers_and_can_be_emptied() {
+    let arena = arena();
+    let (mut sim, _disk, domain) = formatted(6, &arena, 64);
+    sim.block(async move {
+        write(&domain, &arena, 1, 1, &[(0, 60)]).await.unwrap();
+        let error = write(&domain, &arena, 2, 2, &[(0, 5)]).await.unwrap_err();
+        let expected =
+            StobError::NoSpace { space: Space::Data, needed_blocks: 5, free_blocks: 4, total_blocks: 64 };
+        assert_eq!(error, expected);
+        assert_eq!(domain.stobs(None, 9), [stob(1)]);
+        // An overwrite needs room for the new blocks before the old ones are free; then it works again and again.
+        for id in 3..20 {
+            write(&domain, &arena, 1, id, &[(id, 4)]).await.unwrap();
+        }
+        // A write waits for a deletion that is under way instead of failing.
+        let (deleted, written) =
+            futures_util::future::join(domain.delete(stob(1)), write(&domain, &arena, 2, 99, &[(0, 64)]))
+                .await;
+        assert_eq!((deleted, written), (Ok(()), Ok(())));
+        assert_eq!(domain.info().blocks_free, 0);
+        domain.verify().unwrap();
+        domain.delete(stob(2)).await.unwrap();
+        // Trees fill the checkpoint area (8 blocks), and can be emptied too.
+        let mut keys = 0u32;
+        let error = loop {
+            match put(&domain, &keys.to_be_bytes(), &[7; 1000]).await {
+                Ok(()) => keys += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(
+            matches!(error, StobError::NoSpace { space: Space::Metadata, total_blocks: 8, .. }),
+            "{error}"
+        );
+        assert!(keys > 20);
+        for key in 0..keys {
+            let mut transaction = domain.begin();
+            transaction.tree_delete(TreeId(1), &key.to_be_bytes());
+            domain.commit(transaction).await.unwrap();
+        }
+        assert_eq!(domain.info().checkpoint_bytes, 0);
+    });
+}
+
+#[test]
+fn a_reader_keeps_its_blocks_although_they_are_overwritten_meanwhile() {
+    let arena = arena();
+    for seed in 0..20 {
+        let (mut sim, disk, domain) = formatted(seed, &arena, 40);
+        let (task, memory) = (domain.clone(), arena.clone());
+        sim.block(async move { write(&task, &memory, 1, 1, &[(0, 16)]).await }).unwrap();
+        disk.slow_down(50);
+        let (task, slot) = (domain.clone(), Rc::new(RefCell::new(None)));
+        let filled = Rc::clone(&slot);
+        drop(sim.handle().spawn("reader", async move {
+            let outcome = task.read(stob(1), &[extent(0, 16)]).await;
+            *filled.borrow_mut() = Some(outcome);
+        }));
+        sim.step();
+        disk.slow_down(1);
+        let arena = arena.clone();
+        sim.block(async move {
+            for id in 2..6 {
+                write(&domain, &arena, 1, id, &[(0, 16)]).await.unwrap();
+            }
+            domain.verify().unwrap();
+        });
+        while sim.step() && slot.borrow().is_none() {}
+        let outcome = slot.take().expect("the reader finished").unwrap();
+        assert_eq!(&outcome.parts[0][..4096], &block_content(1, 0)[..], "seed {seed}");
+    }
+}
+
+#[test]
+fn write_and_flush_errors_poison_until_reopened_and_reads_go_on() {
+    let arena = arena();
+    for fails in ["data", "log", "flush"] {
+        let (mut sim, disk, domain) = formatted(7, &arena, 64);
+        let (task, memory, faulty) = (domain.clone(), arena.clone(), disk.clone());
+        sim.block(async move {
+            write(&task, &memory, 1, 1, &[(0, 4)]).await.unwrap();
+            match fails {
+                "data" => faulty.fail_writes_after(Some(0)),
+                "log" => faulty.fail_writes_after(Some(1)),
+                _ => faulty.fail_flushes(true),
+            }
+            let error = write(&task, &memory, 1, 2, &[(0, 4)]).await.unwrap_err();
+            assert!(
+                matches!(error, StobError::Device(DeviceError::Errno { errno: 5, .. })),
+                "{fails}: {error}"
+            );
+            faulty.fail_writes_after(None);
+            faulty.fail_flushes(false);
+            assert!(task.is_poisoned());
+            assert_eq!(write(&task, &memory, 1, 3, &[(0, 4)]).await, Err(StobError::Poisoned));
+            assert_eq!(put(&task, b"k", b"v").await, Err(StobError::Poisoned));
+            let outcome = task.read(stob(1), &[extent(0, 4)]).await.unwrap();
+            assert_eq!(&outcome.parts[0][..4096], &block_content(1, 0)[..]);
+            task.verify().unwrap();
+            assert_eq!(task.clone().close().await, Err(StobError::Poisoned));
+        });
+        drop(domain);
+        let (mut sim, domain) = crash_and_open(sim, &disk, &arena);
+        let (domain, arena) = (domain.unwrap(), arena.clone());
+        sim.block(async move { write(&domain, &arena, 1, 4, &[(0, 4)]).await }).unwrap();
+    }
+}
+
+#[test]
+fn a_lost_device_answers_eio_to_each_access() {
+    let arena = arena();
+    let (mut sim, _disk, domain) = formatted(8, &arena, 64);
+    sim.block(async move {
+        write(&domain, &arena, 1, 1, &[(0, 4)]).await.unwrap();
+        domain.set_failed(true);
+        let is_eio =
+            |error: &StobError| matches!(error, StobError::Device(DeviceError::Errno { errno: 5, .. }));
+        assert!(is_eio(&domain.read(stob(1), &[extent(0, 4)]).await.unwrap_err()));
+        assert!(!domain.is_poisoned(), "a failed read says nothing about what is on the device");
+        assert!(is_eio(&write(&domain, &arena, 1, 2, &[(0, 4)]).await.unwrap_err()));
+        assert!(domain.is_poisoned());
+        domain.set_failed(false);
+        domain.read(stob(1), &[extent(0, 4)]).await.unwrap();
+    });
+}
+
+#[test]
+fn rot_is_found_by_the_checksum() {
+    let arena = arena();
+    for mutation in [None, Some(Mutation::SkipReadVerification)] {
+        let (mut sim, disk, domain) = formatted(9, &arena, 64);
+        let (task, memory) = (domain.clone(), arena.clone());
+        sim.block(async move {
+            write(&task, &memory, 1, 1, &[(5, 4)]).await.unwrap();
+            task.close().await
+        })
+        .unwrap();
+        drop(domain);
+        let now = sim.now;
+        drop(sim);
+        let (mut sim, domain) = open(now, &disk, &arena, mutation);
+        let domain = domain.unwrap();
+        let first = small_regions(64).data.start;
+        disk.rot(first + 2, 12_345);
+        let outcome = sim.block(async move { domain.read(stob(1), &[extent(0, 10)]).await.map(|_| ()) });
+        match mutation {
+            None => assert_eq!(outcome, Err(StobError::Checksum { stob: stob(1), block: 7 })),
+            Some(_) => assert_eq!(outcome, Ok(()), "so the verification is what found it"),
+        }
+    }
+}
+
+/// A closed device with some content, to be damaged.
+fn closed(arena: &Arena) -> (Instant, SimDisk) {
+    let (mut sim, disk, domain) = formatted(10, arena, 64);
+    let memory = arena.clone();
+    sim.block(async move {
+        write(&domain, &memory, 1, 1, &[(0, 4)]).await.unwrap();
+        domain.close().await.unwrap();
+    });
+    (sim.now, disk)
+}
+
+#[test]
+fn devices_that_are_not_ours_or_not_whole_are_refused() {
+    let arena = arena();
+    let refused = |disk: &SimDisk| open(Instant::ZERO, disk, &arena, None).1.unwrap_err();
+    let empty = SimDisk::new(1, 5000, SimFaults::default());
+    assert_eq!(refused(&empty), StobError::NotFormatted);
+    empty.set_content(0, b"\x7fELF and so on");
+    assert_eq!(refused(&empty), StobError::Foreign { first_bytes: *b"\x7fELF and" });
+    assert!(matches!(
+        refused(&SimDisk::new(1, 1, SimFaults::default())),
+        StobError::TooSmall { found_blocks: 1, .. }
+    ));
+
+    let (_, disk) = closed(&arena);
+    let last = small_regions(64).size_blocks - 1;
+    disk.shrink(last - 3);
+    let expected_blocks = last + 1;
+    assert_eq!(refused(&disk), StobError::Truncated { expected_blocks, found_blocks: last - 3 });
+
+    let (now, disk) = closed(&arena);
+    let mut sim = SimLocality::new(1, now, &arena);
+    let (handle, backend) = (sim.handle(), Box::new(disk.backend()));
+    let other = Fid::new(FidType::Device, 0, 8);
+    let result = sim.block(async move { Domain::open(&handle, backend, Some(other)).await });
+    assert_eq!(result.unwrap_err(), StobError::WrongDevice { expected: other, found: PARAMS.device });
+    let (handle, backend) = (sim.handle(), Box::new(disk.backend()));
+    let result = sim.block(async move { Domain::format(&handle, backend, PARAMS).await });
+    assert!(matches!(result, Err(StobError::TooSmall { .. } | StobError::AlreadyFormatted { .. })));
+
+    let newer = |block: u64, disk: &SimDisk| {
+        let mut bytes = disk.content(block);
+        bytes[8] = 9;
+        let checksum = crc32c(&bytes[..SUPERBLOCK_BYTES - 4]);
+        bytes[SUPERBLOCK_BYTES - 4..SUPERBLOCK_BYTES].copy_from_slice(&checksum.to_le_bytes());
+        disk.set_content(block, &bytes);
+    };
+    newer(0, &disk);
+    newer(last, &disk);
+    assert_eq!(refused(&disk), StobError::Version { found: 9, supported: 1 });
+    disk.rot(0, 800);
+    disk.rot(last, 800);
+    assert_eq!(refused(&disk), StobError::Damaged { what: Damage::Superblocks });
+}
+
+#[test]
+fn one_damaged_superblock_is_repaired_from_the_other() {
+    let arena = arena();
+    let last = small_regions(64).size_blocks - 1;
+    for block in [0, last] {
+        let (now, disk) = closed(&arena);
+        disk.rot(block, 300);
+        let (sim, domain) = open(now, &disk, &arena, None);
+        let domain = domain.unwrap();
+        assert!(domain.info().repaired_superblock);
+        assert_eq!(domain.info().blocks_used, 4);
+        assert_eq!(disk.content(0), disk.content(last));
+        drop((sim, domain));
+        assert!(!open(now, &disk, &arena, None).1.unwrap().info().repaired_superblock);
+    }
+}
+
+#[test]
+fn a_format_that_was_cut_short_leaves_a_device_that_is_not_formatted() {
+    let arena = arena();
+    let regions = small_regions(64);
+    let mut outcomes = BTreeMap::new();
+    for seed in 0..60 {
+        let disk = SimDisk::new(seed, regions.size_blocks, SimFaults::default());
+        let mut sim = SimLocality::new(seed, Instant::ZERO, &arena);
+        let (handle, backend) = (sim.handle(), Box::new(disk.backend()));
+        drop(sim.handle().spawn("format", async move {
+            let _ = Domain::format_tuned(&handle, backend, PARAMS, tuned(regions, None)).await;
+        }));
+        for _ in 0..seed {
+            sim.step();
+        }
+        let (_sim, result) = crash_and_open(sim, &disk, &arena);
+        let name = match result {
+            Ok(domain) => {
+                assert_eq!(domain.info().blocks_used, 0);
+                "formatted"
+            }
+            Err(StobError::NotFormatted) => "not formatted",
+            Err(error) => panic!("seed {seed}: {error}"),
+        };
+        *outcomes.entry(name).or_insert(0) += 1;
+    }
+    assert_eq!(outcomes.len(), 2, "{outcomes:?}");
+}
+
+#[test]
+fn a_record_missing_in_the_middle_of_the_log_is_damage_not_a_tail() {
+    let arena = arena();
+    let (mut sim, disk, domain) = formatted(11, &arena, 64);
+    let memory = arena.clone();
+    sim.block(async move {
+        for id in 0..5 {
+            write(&domain, &memory, 1, id, &[(id, 1)]).await.unwrap();
+        }
+    });
+    let log = small_regions(64).log;
+    disk.rot(log.start + 1, 20_000);
+    let (_sim, result) = crash_and_open(sim, &disk, &arena);
+    assert!(
+        matches!(result, Err(StobError::Damaged { what: Damage::Log { sequence: 2, .. } })),
+        "{result:?}"
+    );
+}
+
+#[test]
+fn records_of_an_earlier_formatting_are_not_replayed() {
+    let arena = arena();
+    let (mut sim, disk, domain) = formatted(12, &arena, 64);
+    let memory = arena.clone();
+    sim.block(async move {
+        for id in 0..3 {
+            write(&domain, &memory, 1, id, &[(id, 1)]).await.unwrap();
+        }
+    });
+    let now = sim.now;
+    drop(sim);
+    let regions = small_regions(64);
+    disk.set_content(0, &[]);
+    disk.set_content(regions.size_blocks - 1, &[]);
+    disk.restart();
+    let mut sim = SimLocality::new(99, now, &arena);
+    let (handle, backend) = (sim.handle(), Box::new(disk.backend()));
+    let result =
+        sim.block(async move { Domain::format_tuned(&handle, backend, PARAMS, tuned(regions, None)).await });
+    drop(result.unwrap());
+    let (_sim, domain) = crash_and_open(sim, &disk, &arena);
+    let info = domain.unwrap().info();
+    assert_eq!((info.blocks_used, info.recovered_records), (0, 0));
+}
+
+#[test]
+fn a_checkpoint_of_many_pieces_comes_back() {
+    let arena = arena();
+    let mut sim = SimLocality::new(1, Instant::ZERO, &arena);
+    let disk = SimDisk::new(1, 48 * MIB / BLOCK_BYTES, SimFaults::default());
+    let (handle, backend) = (sim.handle(), Box::new(disk.backend()));
+    sim.block(async move {
+        let domain = Domain::format(&handle, backend, PARAMS).await.unwrap();
+        for group in 0..60u32 {
+            let mut transaction = domain.begin();
+            for key in 0..30u32 {
+                transaction.tree_put(
+                    TreeId(1),
+                    &(group * 100 + key).to_be_bytes(),
+                    &vec![group as u8; 1000 + key as usize],
+                );
+            }
+            domain.commit(transaction).await.unwrap();
+        }
+        assert!(domain.info().checkpoint_bytes > MIB);
+        domain.close().await.unwrap();
+    });
+    let now = sim.now;
+    drop(sim);
+    let (_sim, domain) = open(now, &disk, &arena, None);
+    let domain = domain.unwrap();
+    assert_eq!(domain.tree_range(TreeId(1), Bound::Unbounded, 10_000).len(), 1800);
+    assert_eq!(domain.tree_get(TreeId(1), &5910u32.to_be_bytes()), Some(vec![59; 1010]));
+}
+
+fn real_locality(arena: &Arena) -> Locality {
+    Locality::new(LocalityConfig {
+        index: 0,
+        name: "test".to_owned(),
+        seed: 1,
+        counters: Arc::new(Counters::default()),
+        arena: arena.clone(),
+        crowd: None,
+    })
+}
+
+async fn exercise(handle: LocalityHandle, arena: Arena, open: impl Fn() -> Box<dyn crate::Backend>) {
+    let domain = Domain::format(&handle, open(), PARAMS).await.unwrap();
+    let writes = (0..40).map(|id| {
+        let (domain, arena) = (domain.clone(), arena.clone());
+        async move { write(&domain, &arena, id % 4, id, &[((id / 4) * 16, 16)]).await }
+    });
+    for result in futures_util::future::join_all(writes).await {
+        result.unwrap();
+    }
+    put(&domain, b"key", b"value").await.unwrap();
+    drop(domain); // not closed: the next open recovers
+    let mut reopened = None;
+    for _ in 0..1000 {
+        // The committer of the dropped domain lets go of the device in one of the next turns.
+        handle.sleep(std::time::Duration::from_millis(1)).await;
+        if handle.tasks().iter().all(|task| task.name != "stob committer") {
+            reopened = Some(Domain::open(&handle, open(), Some(PARAMS.device)).await.unwrap());
+            break;
+        }
+    }
+    let domain = reopened.expect("the committer ends");
+    assert!(domain.info().recovered_records > 0);
+    domain.verify().unwrap();
+    for id in 0..40u64 {
+        let outcome = domain.read(stob(id % 4), &[extent((id / 4) * 16, 16)]).await.unwrap();
+        for (index, bytes) in (0..16).zip(outcome.parts[0].chunks_exact(4096)) {
+            assert_eq!(bytes, block_content(id, index));
+        }
+    }
+    assert_eq!(domain.tree_get(TreeId(1), b"key").as_deref(), Some(&b"value"[..]));
+    domain.close().await.unwrap();
+}
+
+#[test]
+fn real_files_work_through_io_uring_and_through_threads_with_and_without_o_direct() {
+    let folder = tempfile::tempdir().unwrap();
+    for kind in [BackendKind::Auto, BackendKind::Threads] {
+        for direct in [Direct::Auto, Direct::Never] {
+            let arena = arena();
+            let path = folder.path().join(format!("{kind:?} {direct:?}"));
+            create_device_file(&path, 32 * MIB).unwrap();
+            let options = OpenOptions { direct, kind };
+            let first = UringFile::open(&path, options).unwrap();
+            println!("{kind:?} {direct:?}: {:?}, direct: {}", first.kind(), first.is_direct());
+            assert!(matches!(UringFile::open(&path, options), Err(StobError::Busy { .. })), "locked");
+            drop(first);
+            let mut locality = real_locality(&arena);
+            let handle = locality.handle();
+            let open = || Box::new(UringFile::open(&path, options).unwrap()) as Box<dyn crate::Backend>;
+            locality.block_on(&MonotonicClock::start(), exercise(handle, arena.clone(), open)).unwrap();
+            drop(locality);
+            assert_eq!(arena.in_use_bytes(), 0);
+        }
+    }
+}
+
+#[test]
+fn a_device_in_memory_works_and_files_are_refused_clearly() {
+    let arena = arena();
+    let mut locality = real_locality(&arena);
+    let handle = locality.handle();
+    locality
+        .block_on(&MonotonicClock::start(), async {
+            let domain = Domain::format(&handle, Box::new(MemDevice::new(8192)), PARAMS).await.unwrap();
+            write(&domain, &arena, 1, 1, &[(7, 200)]).await.unwrap();
+            let outcome = domain.read(stob(1), &[extent(7, 200)]).await.unwrap();
+            assert_eq!(&outcome.parts[0][199 * 4096..], &block_content(1, 199)[..]);
+        })
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("device");
+    assert!(matches!(UringFile::open(&path, OpenOptions::default()), Err(StobError::Open { .. })));
+    // More than any file system holds: refused, and nothing is left behind.
+    assert!(matches!(create_device_file(&path, 1 << 60), Err(StobError::Open { .. })));
+    assert!(!path.exists());
+    create_device_file(&path, MIB + 5).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), MIB);
+    assert!(matches!(create_device_file(&path, MIB), Err(StobError::Open { .. })), "nothing is overwritten");
+}

@@ -1,0 +1,363 @@
+//! A change of the metadata: the one language of log records and checkpoints. docs/disk.md#changes.
+//!
+//! A record is a list of changes to apply; a checkpoint is the list that makes the whole state out of nothing. So there
+//! is one encoder, one decoder and one `apply`.
+
+use base::checksum::crc32c;
+use base::{BlockExtent, Fid};
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::padding;
+use crate::limits::{EXTENT_BLOCKS_MAX, TREE_KEY_BYTES_MAX, TREE_VALUE_BYTES_MAX};
+use crate::stob_id::{StobId, TreeId};
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Blocks `[start, start + checksums.len())` of the stob are now at `device_start` on the device.
+    Map {
+        /// The stob.
+        stob: StobId,
+        /// First block of the stob.
+        start: u64,
+        /// First block of the device.
+        device_start: u64,
+        /// CRC-32C of each block; 1 to [`EXTENT_BLOCKS_MAX`].
+        checksums: Vec<u32>,
+    },
+    /// Blocks of the stob are holes again.
+    Punch {
+        /// The stob.
+        stob: StobId,
+        /// Its blocks.
+        extent: BlockExtent,
+    },
+    /// The stob is gone.
+    StobDelete {
+        /// The stob.
+        stob: StobId,
+    },
+    /// A key has a value.
+    TreePut {
+        /// The tree.
+        tree: TreeId,
+        /// 1 to [`TREE_KEY_BYTES_MAX`] bytes.
+        key: Vec<u8>,
+        /// At most [`TREE_VALUE_BYTES_MAX`] bytes.
+        value: Vec<u8>,
+    },
+    /// A key is gone.
+    TreeDelete {
+        /// The tree.
+        tree: TreeId,
+        /// The key.
+        key: Vec<u8>,
+    },
+}
+
+const KIND_MAP: u16 = 1;
+const KIND_PUNCH: u16 = 2;
+const KIND_STOB_DELETE: u16 = 3;
+const KIND_TREE_PUT: u16 = 4;
+const KIND_TREE_DELETE: u16 = 5;
+
+/// The first eight bytes of every change.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Head {
+    kind: U16,
+    /// Bytes of the key of a tree change, else 0.
+    key_bytes: U16,
+    /// Blocks of a map, bytes of a value, else 0.
+    count: U32,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct StobBytes {
+    container: U64,
+    key: U64,
+    generation: U64,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct PairBytes {
+    first: U64,
+    second: U64,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct TreeBytes {
+    tree: U32,
+    reserved: U32,
+}
+
+/// Bytes of an encoded map of `blocks` blocks.
+#[must_use]
+pub const fn map_bytes(blocks: usize) -> usize {
+    48 + blocks * 4 + padding(blocks * 4, 8)
+}
+
+/// Bytes of an encoded put.
+#[must_use]
+pub const fn tree_put_bytes(key_bytes: usize, value_bytes: usize) -> usize {
+    16 + key_bytes + padding(key_bytes, 8) + value_bytes + padding(value_bytes, 8)
+}
+
+/// Why a change cannot be decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DecodeFault {
+    /// The bytes end inside it. More of the stream may follow.
+    Incomplete,
+    /// It makes no sense.
+    Nonsense {
+        /// The kind as found.
+        kind: u16,
+    },
+}
+
+impl Change {
+    /// Bytes that [`Change::encode`] appends, a multiple of 8.
+    #[must_use]
+    pub fn encoded_bytes(&self) -> usize {
+        match self {
+            Change::Map { checksums, .. } => map_bytes(checksums.len()),
+            Change::Punch { .. } => 48,
+            Change::StobDelete { .. } => 32,
+            Change::TreePut { key, value, .. } => tree_put_bytes(key.len(), value.len()),
+            Change::TreeDelete { key, .. } => 16 + key.len() + padding(key.len(), 8),
+        }
+    }
+
+    /// Appends the change.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Change::Map { stob, start, device_start, checksums } => {
+                encode_map(out, *stob, *start, *device_start, checksums);
+            }
+            Change::Punch { stob, extent } => {
+                put_head(out, KIND_PUNCH, 0, 0);
+                put_stob(out, *stob);
+                put_pair(out, extent.start, extent.count);
+            }
+            Change::StobDelete { stob } => {
+                put_head(out, KIND_STOB_DELETE, 0, 0);
+                put_stob(out, *stob);
+            }
+            Change::TreePut { tree, key, value } => encode_tree_put(out, *tree, key, value),
+            Change::TreeDelete { tree, key } => {
+                put_head(out, KIND_TREE_DELETE, key.len(), 0);
+                put_tree(out, *tree);
+                put_padded(out, key);
+            }
+        }
+    }
+
+    /// The change at the start of `bytes`, and how many bytes it has.
+    pub fn decode(bytes: &[u8]) -> Result<(Change, usize), DecodeFault> {
+        let mut rest = bytes;
+        let head = take::<Head>(&mut rest)?;
+        let kind = head.kind.get();
+        let key_bytes = usize::from(head.key_bytes.get());
+        let count = usize::try_from(head.count.get()).unwrap_or(usize::MAX);
+        let nonsense = DecodeFault::Nonsense { kind };
+        let shape_is_right = match kind {
+            KIND_MAP => key_bytes == 0 && (1..=EXTENT_BLOCKS_MAX).contains(&count),
+            KIND_PUNCH | KIND_STOB_DELETE => key_bytes == 0 && count == 0,
+            KIND_TREE_PUT => (1..=TREE_KEY_BYTES_MAX).contains(&key_bytes) && count <= TREE_VALUE_BYTES_MAX,
+            KIND_TREE_DELETE => (1..=TREE_KEY_BYTES_MAX).contains(&key_bytes) && count == 0,
+            _ => false,
+        };
+        if !shape_is_right {
+            return Err(nonsense);
+        }
+        let change = match kind {
+            KIND_MAP => {
+                let stob = take_stob(&mut rest)?;
+                let pair = take::<PairBytes>(&mut rest)?;
+                let (start, device_start) = (pair.first.get(), pair.second.get());
+                let blocks = base::units::wide(count);
+                if start.checked_add(blocks).is_none() || device_start.checked_add(blocks).is_none() {
+                    return Err(nonsense);
+                }
+                let bytes = take_padded(&mut rest, count * 4)?;
+                let word = |word: &[u8]| u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
+                Change::Map {
+                    stob,
+                    start,
+                    device_start,
+                    checksums: bytes.chunks_exact(4).map(word).collect(),
+                }
+            }
+            KIND_PUNCH => {
+                let stob = take_stob(&mut rest)?;
+                let pair = take::<PairBytes>(&mut rest)?;
+                let extent = BlockExtent::new(pair.first.get(), pair.second.get()).ok_or(nonsense)?;
+                Change::Punch { stob, extent }
+            }
+            KIND_STOB_DELETE => Change::StobDelete { stob: take_stob(&mut rest)? },
+            _ => {
+                let tree = TreeId(take::<TreeBytes>(&mut rest)?.tree.get());
+                let key = take_padded(&mut rest, key_bytes)?.to_vec();
+                if kind == KIND_TREE_PUT {
+                    Change::TreePut { tree, key, value: take_padded(&mut rest, count)?.to_vec() }
+                } else {
+                    Change::TreeDelete { tree, key }
+                }
+            }
+        };
+        Ok((change, bytes.len() - rest.len()))
+    }
+}
+
+/// Appends a [`Change::Map`] from its fields.
+pub fn encode_map(out: &mut Vec<u8>, stob: StobId, start: u64, device_start: u64, checksums: &[u32]) {
+    put_head(out, KIND_MAP, 0, checksums.len());
+    put_stob(out, stob);
+    put_pair(out, start, device_start);
+    for checksum in checksums {
+        out.extend_from_slice(&checksum.to_le_bytes());
+    }
+    out.resize(out.len() + padding(checksums.len() * 4, 8), 0);
+}
+
+/// Appends a [`Change::TreePut`] from its fields.
+pub fn encode_tree_put(out: &mut Vec<u8>, tree: TreeId, key: &[u8], value: &[u8]) {
+    put_head(out, KIND_TREE_PUT, key.len(), value.len());
+    put_tree(out, tree);
+    put_padded(out, key);
+    put_padded(out, value);
+}
+
+// Lengths were checked against the limits when the change was made, and those fit; a saturated one would be refused on decoding.
+fn put_head(out: &mut Vec<u8>, kind: u16, key_bytes: usize, count: usize) {
+    let key_bytes = u16::try_from(key_bytes).unwrap_or(u16::MAX);
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    out.extend_from_slice(
+        Head { kind: kind.into(), key_bytes: key_bytes.into(), count: count.into() }.as_bytes(),
+    );
+}
+
+fn put_stob(out: &mut Vec<u8>, stob: StobId) {
+    let bytes = StobBytes {
+        container: stob.fid.container.into(),
+        key: stob.fid.key.into(),
+        generation: stob.generation.into(),
+    };
+    out.extend_from_slice(bytes.as_bytes());
+}
+
+fn put_pair(out: &mut Vec<u8>, first: u64, second: u64) {
+    out.extend_from_slice(PairBytes { first: first.into(), second: second.into() }.as_bytes());
+}
+
+fn put_tree(out: &mut Vec<u8>, tree: TreeId) {
+    out.extend_from_slice(TreeBytes { tree: tree.0.into(), reserved: 0.into() }.as_bytes());
+}
+
+fn put_padded(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(bytes);
+    out.resize(out.len() + padding(bytes.len(), 8), 0);
+}
+
+fn take<'bytes, T: FromBytes + KnownLayout + Immutable + Unaligned>(
+    rest: &mut &'bytes [u8],
+) -> Result<&'bytes T, DecodeFault> {
+    let (value, after) = T::ref_from_prefix(rest).map_err(|_| DecodeFault::Incomplete)?;
+    *rest = after;
+    Ok(value)
+}
+
+fn take_stob(rest: &mut &[u8]) -> Result<StobId, DecodeFault> {
+    let bytes = take::<StobBytes>(rest)?;
+    Ok(StobId {
+        fid: Fid { container: bytes.container.get(), key: bytes.key.get() },
+        generation: bytes.generation.get(),
+    })
+}
+
+fn take_padded<'bytes>(rest: &mut &'bytes [u8], len: usize) -> Result<&'bytes [u8], DecodeFault> {
+    let padded = len.checked_add(padding(len, 8)).ok_or(DecodeFault::Incomplete)?;
+    let (taken, after) = rest.split_at_checked(padded).ok_or(DecodeFault::Incomplete)?;
+    *rest = after;
+    Ok(&taken[..len])
+}
+
+/// CRC-32C of each 4096-byte block of `bytes`.
+pub fn block_checksums(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
+    bytes.chunks_exact(4096).map(crc32c)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn any_change() -> impl Strategy<Value = Change> {
+        let stob = (any::<u64>(), any::<u64>(), 0u64..5)
+            .prop_map(|(container, key, generation)| StobId { fid: Fid { container, key }, generation });
+        let bytes = |range| prop::collection::vec(any::<u8>(), range);
+        prop_oneof![
+            (stob.clone(), 0..u64::MAX / 2, 0..u64::MAX / 2, prop::collection::vec(any::<u32>(), 1..20))
+                .prop_map(|(stob, start, device_start, checksums)| Change::Map {
+                    stob,
+                    start,
+                    device_start,
+                    checksums
+                }),
+            (stob.clone(), 0..u64::MAX / 2, 0..u64::MAX / 2).prop_map(|(stob, start, count)| Change::Punch {
+                stob,
+                extent: BlockExtent { start, count }
+            }),
+            stob.prop_map(|stob| Change::StobDelete { stob }),
+            (any::<u32>(), bytes(1..40), bytes(0..40)).prop_map(|(tree, key, value)| Change::TreePut {
+                tree: TreeId(tree),
+                key,
+                value
+            }),
+            (any::<u32>(), bytes(1..40))
+                .prop_map(|(tree, key)| Change::TreeDelete { tree: TreeId(tree), key }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn changes_come_back_and_prefixes_are_incomplete(change in any_change()) {
+            let mut bytes = Vec::new();
+            change.encode(&mut bytes);
+            prop_assert_eq!(bytes.len(), change.encoded_bytes());
+            prop_assert_eq!(bytes.len() % 8, 0);
+            prop_assert_eq!(Change::decode(&bytes), Ok((change, bytes.len())));
+            for cut in 0..bytes.len() {
+                prop_assert_eq!(Change::decode(&bytes[..cut]), Err(DecodeFault::Incomplete));
+            }
+        }
+
+        #[test]
+        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0u8..7) {
+            let _ = Change::decode(&bytes);
+            let mut bytes = bytes;
+            if bytes.len() > 2 {
+                bytes[0] = kind;
+                bytes[1] = 0;
+                let _ = Change::decode(&bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn golden_bytes_of_a_map() {
+        let stob = StobId { fid: Fid { container: 0x43 << 56 | 1, key: 2 }, generation: 3 };
+        let mut bytes = Vec::new();
+        Change::Map { stob, start: 4, device_start: 5, checksums: vec![6, 7, 8] }.encode(&mut bytes);
+        let words: Vec<u64> =
+            bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect();
+        assert_eq!(
+            words,
+            [0x0000_0003_0000_0001, 0x4300_0000_0000_0001, 2, 3, 4, 5, 0x0000_0007_0000_0006, 8]
+        );
+    }
+}

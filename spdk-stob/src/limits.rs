@@ -1,0 +1,83 @@
+//! Bounds of this crate, each with its arithmetic. docs/disk.md says what they mean on the device, docs/limits.md for operators.
+
+use base::limits::BUFFER_BYTES_MAX;
+use base::units::{BLOCK_BYTES, KIB, MIB, narrow};
+
+/// Blocks of one device operation: one buffer of the arena.
+pub const DEVICE_OPERATION_BLOCKS_MAX: u64 = BUFFER_BYTES_MAX / BLOCK_BYTES;
+
+/// Operations a backend holds at once. More wait in the domain, in order.
+pub const DEVICE_QUEUE_DEPTH: usize = 128;
+
+/// Helper threads of a file backend where io_uring is forbidden. Four keep a disk busy and a laptop usable.
+pub const HELPER_THREADS: usize = 4;
+
+/// Superblock copies: one in the first and one in the last block of the device.
+pub const SUPERBLOCK_COPIES: usize = 2;
+
+/// Blocks before the log: the superblock, and room to keep what follows aligned to 1 MiB.
+pub const LEAD_BLOCKS: u64 = MIB / BLOCK_BYTES;
+
+/// Smallest log: sixteen of the smallest groups' worth of the largest transaction never have to wait for each other.
+pub const LOG_BYTES_MIN: u64 = 4 * MIB;
+/// Largest log: bounds what is read when a device is opened (256 MiB at 1 GiB/s is a quarter of a second).
+pub const LOG_BYTES_MAX: u64 = 256 * MIB;
+/// The log is this part of the device, within its bounds.
+pub const LOG_PART: u64 = 64;
+
+/// Each of the two checkpoint areas is this part of the device. A block that is its own extent costs
+/// [`EXTENT_BYTES`] + 8 = 56 bytes of 4096, a part of 73; so the worst map fits, and a ninth of the area is left for trees.
+pub const CHECKPOINT_PART: u64 = 64;
+/// Smallest checkpoint area.
+pub const CHECKPOINT_BYTES_MIN: u64 = 2 * MIB;
+
+/// Fewest blocks of data that make a device worth formatting.
+pub const DATA_BYTES_MIN: u64 = 4 * MIB;
+
+/// Smallest device that `format` takes: lead, log, two checkpoint areas, data and the last superblock copy.
+pub const DEVICE_BLOCKS_MIN: u64 = LEAD_BLOCKS
+    + LOG_BYTES_MIN / BLOCK_BYTES
+    + 2 * (CHECKPOINT_BYTES_MIN / BLOCK_BYTES)
+    + DATA_BYTES_MIN / BLOCK_BYTES
+    + 1;
+
+/// Bytes of one log record, header included: one buffer of the arena.
+pub const RECORD_BYTES_MAX: usize = narrow_const(BUFFER_BYTES_MAX);
+/// A record is at most this part of the log, so that after a checkpoint the next one always fits.
+pub const RECORD_PART: u64 = 4;
+/// A checkpoint is taken when the log is this part full (one half), so that recovery replays a bounded log.
+pub const CHECKPOINT_AT_PART: u64 = 2;
+
+/// Fixed bytes of an extent in a record or a checkpoint, before its checksums.
+pub const EXTENT_BYTES: u64 = 48;
+/// Blocks of one extent of the map: bounds the cost of splitting it, and its entry in a record.
+pub const EXTENT_BLOCKS_MAX: usize = 256;
+/// Most that a change can add to a checkpoint beyond its own encoding: a punch in the middle of an extent makes one more.
+pub const CHANGE_GROWTH_BYTES: u64 = EXTENT_BYTES + 8;
+
+/// Longest key of a tree.
+pub const TREE_KEY_BYTES_MAX: usize = 1024;
+/// Longest value of a tree.
+pub const TREE_VALUE_BYTES_MAX: usize = narrow_const(256 * KIB);
+
+/// Transactions that wait for their group at once. More wait their turn in `write` and `commit`, in order.
+pub const TRANSACTIONS_WAITING_MAX: usize = 1024;
+
+/// Events that a domain's trace keeps.
+pub const TRACE_EVENTS_MAX: usize = 4096;
+
+#[allow(clippy::cast_possible_truncation)] // asserted in it, when compiling
+const fn narrow_const(count: u64) -> usize {
+    assert!(count <= u32::MAX as u64);
+    count as usize
+}
+
+/// Blocks of one device operation, for slices of memory.
+pub(crate) fn operation_bytes_max() -> usize {
+    narrow(DEVICE_OPERATION_BLOCKS_MAX * BLOCK_BYTES)
+}
+
+const _: () = assert!(EXTENT_BLOCKS_MAX as u64 <= DEVICE_OPERATION_BLOCKS_MAX);
+const _: () = assert!(CHECKPOINT_PART < BLOCK_BYTES / (EXTENT_BYTES + 8));
+const _: () = assert!(LOG_BYTES_MIN / RECORD_PART >= RECORD_BYTES_MAX as u64);
+const _: () = assert!(TREE_KEY_BYTES_MAX + TREE_VALUE_BYTES_MAX + 128 < RECORD_BYTES_MAX);
