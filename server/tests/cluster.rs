@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use base::{BlockExtent, Fid, FidType, LayoutWidth, ObjectId};
-use faces::DeviceState;
+use faces::{DeviceState, Transport};
 use fops::FopError;
 use fops::admin::{DeviceFault, Ping, Shutdown};
 use fops::component::{ComponentDelete, ComponentRead, ComponentWrite};
@@ -62,13 +62,13 @@ fn read_fop(device: usize, lo: u64, extents: &[(u64, u64)]) -> ComponentRead {
 fn write(cluster: &mut Cluster, device: usize, lo: u64, start: u64, seed: u8) -> Result<(), CallError> {
     let parts = vec![cluster.pattern(seed, 16384)];
     let fop = write_fop(device, lo, &[(start, 4)], checksums(&parts));
-    let to = lo_endpoint(1 + device / cluster.shape.devices_per_server);
+    let to = cluster.endpoint(1 + device / cluster.shape.devices_per_server);
     cluster.call(to, &fop, Bulk { source: parts, sink: vec![] }).map(drop)
 }
 
 fn read(cluster: &mut Cluster, device: usize, lo: u64, start: u64) -> Result<Vec<u8>, CallError> {
     let sink = vec![cluster.sink(16384)];
-    let to = lo_endpoint(1 + device / cluster.shape.devices_per_server);
+    let to = cluster.endpoint(1 + device / cluster.shape.devices_per_server);
     let answer = cluster.call(to, &read_fop(device, lo, &[(start, 4)]), Bulk { source: vec![], sink })?;
     assert_eq!(answer.reply.checksums, checksums(&answer.sink));
     Ok(answer.sink[0].to_vec())
@@ -400,7 +400,7 @@ fn hostile_requests_are_refused_and_the_server_goes_on() {
 fn who_has_another_credential_gets_nothing() {
     let mut cluster = Cluster::start(15, Shape::default());
     let (_, locality) = cluster.turner.add("stranger");
-    let stranger = raw_client(&locality, &cluster.fabric, 101, 1, [8; 32]);
+    let stranger = raw_client(&locality, &cluster.fabric, lo_endpoint(101), 1, [8; 32]);
     let deadline = cluster.turner.clock.now() + Duration::from_secs(2);
     let call = stranger.call(
         lo_endpoint(0),
@@ -493,4 +493,46 @@ fn a_full_device_refuses_and_keeps_what_it_has() {
     cluster.ask(0, &drop).unwrap();
     write(&mut cluster, 0, 36, 0, 1).expect("there is room again");
     assert_eq!(cluster.states(), "v3 online online online online", "full is not failed");
+}
+
+#[test]
+fn a_server_cut_off_from_control_stops_serving_before_control_calls_it_lost() {
+    let mut cluster = Cluster::start(20, Shape { transport: Transport::Sim, ..Shape::default() });
+    write(&mut cluster, 0, 34, 0, 1).unwrap();
+    let (control, server) = (cluster.endpoint(0), cluster.endpoint(1));
+    cluster.sim().partition(control, server);
+    cluster.sim().partition(server, control);
+    let serving = |cluster: &Cluster| cluster.server(0).is_serving();
+    // Never both: control says it is lost, and it still serves.
+    while serving(&cluster) {
+        assert_eq!(cluster.state(0), DeviceState::Online);
+        cluster.turner.pass(Duration::from_millis(1));
+    }
+    assert_eq!(cluster.state(0), DeviceState::Online, "the grace is not over yet");
+    let error = refused(write(&mut cluster, 0, 34, 0, 2));
+    assert!(matches!(error, FopError::NotServing { .. }), "a client that still reaches it is told: {error}");
+    cluster.wait_until("transient", |cluster| cluster.state(0) == DeviceState::Transient);
+    assert_eq!(cluster.state(2), DeviceState::Online, "the other server is not affected");
+    cluster.sim().heal_all();
+    cluster.wait_until("online again", |cluster| cluster.state(0) == DeviceState::Online);
+    cluster.wait_until("serving again", serving);
+    let expected = cluster.pattern(1, 16384).to_vec();
+    assert_eq!(read(&mut cluster, 0, 34, 0).unwrap(), expected);
+}
+
+#[test]
+fn a_lossy_way_to_control_costs_resends_not_leases() {
+    let mut cluster = Cluster::start(21, Shape { transport: Transport::Sim, ..Shape::default() });
+    let lossy = verbs_net::SimFaults { loss_per_mille: 50, ..verbs_net::SimFaults::NONE };
+    let control = cluster.endpoint(0);
+    for server in [cluster.endpoint(1), cluster.endpoint(2)] {
+        cluster.sim().set_link_faults(control, server, Some(lossy));
+        cluster.sim().set_link_faults(server, control, Some(lossy));
+    }
+    cluster.turner.pass(Duration::from_secs(60));
+    assert_eq!(cluster.states(), "v3 online online online online");
+    assert!(cluster.sim().stats().lost > 0, "the net was lossy");
+    cluster.disks[1].fail_with_eio(true);
+    let _refused = refused(read(&mut cluster, 1, 34, 0).and_then(|_| write(&mut cluster, 1, 34, 0, 1)));
+    cluster.wait_until("device 1 is failed", |cluster| cluster.state(1) == DeviceState::Failed);
 }

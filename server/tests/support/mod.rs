@@ -25,7 +25,7 @@ use runtime::{
 };
 use server::{Server, ServerConfig, ServerError};
 use spdk_stob::{Backend, SimDisk, SimFaults};
-use verbs_net::{Fabric, LoFabric, TmConfig, Token, TransferMachine};
+use verbs_net::{Fabric, LoFabric, SimFabric, TmConfig, Token, TransferMachine};
 
 /// Longest virtual time of one [`Turner::run`].
 pub const RUN_TIME_MAX: Duration = Duration::from_secs(120);
@@ -126,6 +126,8 @@ pub struct Shape {
     pub layout: &'static str,
     pub lease: Duration,
     pub device_blocks: u64,
+    /// `Lo` or `Sim`.
+    pub transport: Transport,
 }
 
 impl Default for Shape {
@@ -136,6 +138,7 @@ impl Default for Shape {
             layout: "2+1+1",
             lease: Duration::from_secs(3),
             device_blocks: 8192,
+            transport: Transport::Lo,
         }
     }
 }
@@ -163,6 +166,14 @@ pub fn lo_endpoint(tmid: usize) -> Endpoint {
     format!("0@lo:12345:34:{tmid}").parse().unwrap()
 }
 
+/// The endpoint of a node: control is 0, servers begin with 1, the client is 100.
+pub fn endpoint(transport: Transport, node: usize) -> Endpoint {
+    match transport {
+        Transport::Sim => format!("{node}@sim:12345:34:0").parse().unwrap(),
+        _ => lo_endpoint(node),
+    }
+}
+
 pub fn device_fid(index: usize) -> Fid {
     Fid::new(FidType::Device, 1, base::units::wide(index) + 1)
 }
@@ -174,7 +185,10 @@ pub fn process_fid(index: usize) -> Fid {
 /// The cluster file of a shape: control at 0, servers from 1, the client at 100.
 pub fn cluster_file(shape: &Shape) -> ClusterFile {
     let servers = (0..shape.servers)
-        .map(|index| ServerSection { process: process_fid(index), endpoints: vec![lo_endpoint(1 + index)] })
+        .map(|index| ServerSection {
+            process: process_fid(index),
+            endpoints: vec![endpoint(shape.transport, 1 + index)],
+        })
         .collect();
     let devices = (0..shape.servers * shape.devices_per_server)
         .map(|index| DeviceSection {
@@ -190,10 +204,14 @@ pub fn cluster_file(shape: &Shape) -> ClusterFile {
             name: "test".into(),
             id: ClusterId(0xc10715),
             profile: Fid::new(FidType::Profile, 1, 0),
-            transport: Transport::Lo,
+            transport: shape.transport,
             credential: Credential::from_bytes([7; 32]),
         },
-        control: ControlSection { endpoint: lo_endpoint(0), store: "store".into(), store_bytes: 16 << 20 },
+        control: ControlSection {
+            endpoint: endpoint(shape.transport, 0),
+            store: "store".into(),
+            store_bytes: 16 << 20,
+        },
         pool: PoolSection {
             fid: Fid::new(FidType::Pool, 1, 1),
             version: Fid::new(FidType::PoolVersion, 1, 1),
@@ -217,13 +235,16 @@ impl Cluster {
 
     /// Control and the client only.
     pub fn without_servers(seed: u64, shape: Shape) -> Cluster {
-        let fabric = Fabric::Lo(LoFabric::new());
+        let fabric = match shape.transport {
+            Transport::Sim => Fabric::Sim(SimFabric::new(seed)),
+            _ => Fabric::Lo(LoFabric::new()),
+        };
         let file = cluster_file(&shape);
         file.validate().unwrap();
         let disk = |index: u64| SimDisk::new(seed ^ index, shape.device_blocks, SimFaults::default());
         let mut turner = Turner::new(seed);
         let (_, client_locality) = turner.add("client");
-        let client = raw_client(&client_locality, &fabric, 100, 1, [7; 32]);
+        let client = raw_client(&client_locality, &fabric, endpoint(shape.transport, 100), 1, [7; 32]);
         let devices = base::units::wide(shape.servers * shape.devices_per_server);
         let mut cluster = Cluster {
             turner,
@@ -293,7 +314,7 @@ impl Cluster {
             .collect();
         let mut config = ServerConfig {
             format: true,
-            ..ServerConfig::new(lo_endpoint(1 + index), process, lo_endpoint(0), token, epoch, devices)
+            ..ServerConfig::new(self.endpoint(1 + index), process, self.endpoint(0), token, epoch, devices)
         };
         change(&mut config);
         let fabric = self.fabric.clone();
@@ -351,6 +372,18 @@ impl Cluster {
         outcome
     }
 
+    pub fn endpoint(&self, node: usize) -> Endpoint {
+        endpoint(self.shape.transport, node)
+    }
+
+    /// The simulated net, to cut and to heal.
+    pub fn sim(&self) -> SimFabric {
+        match &self.fabric {
+            Fabric::Sim(sim) => sim.clone(),
+            other => panic!("not a simulated net: {}", std::any::type_name_of_val(other)),
+        }
+    }
+
     /// Version and states, as in `v3 online failed`.
     pub fn states(&self) -> String {
         let configuration = self.control().configuration();
@@ -371,7 +404,7 @@ impl Cluster {
 
     /// A call without bulk, to the server of a device.
     pub fn ask<F: Fop>(&mut self, device: usize, fop: &F) -> Result<F::Reply, CallError> {
-        let to = lo_endpoint(1 + device / self.shape.devices_per_server);
+        let to = self.endpoint(1 + device / self.shape.devices_per_server);
         self.call(to, fop, Bulk::none()).map(|answer| answer.reply)
     }
 
@@ -410,13 +443,13 @@ impl Cluster {
 pub fn raw_client(
     locality: &LocalityHandle,
     fabric: &Fabric,
-    tmid: usize,
+    endpoint: Endpoint,
     epoch: u64,
     token: [u8; 32],
 ) -> RpcMachine {
     let config = RpcConfig::default();
     let version = Rc::clone(&config.config_version);
-    let tm = TmConfig::new(lo_endpoint(tmid), true, epoch, token, version);
+    let tm = TmConfig::new(endpoint, true, epoch, token, version);
     let tm = TransferMachine::start(locality, fabric, tm).unwrap();
     RpcMachine::start(locality, tm, config)
 }
