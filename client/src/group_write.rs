@@ -458,7 +458,7 @@ mod tests {
             let arena = runtime::Arena::new(runtime::ArenaConfig { capacity_bytes: 4 << 20 }).unwrap();
             let codec = layout::GroupCodec::new(LayoutWidth::new(3, 2, 0).unwrap());
             let whole: Vec<Vec<u8>> =
-                (0..3usize).map(|unit| (0..8192usize).map(|at| ((at * 7 + unit * 31 + at / 256) % 251) as u8).collect()).collect();
+                (0..3usize).map(|unit| (0..8192usize).map(|at| (at * 7 + unit * 31 + at / 256).to_le_bytes()[0]).collect()).collect();
             let mut data: Vec<Vec<SharedBuffer>> = Vec::new();
             for (unit, bytes) in whole.iter().enumerate() {
                 let mut buffer = arena.try_alloc(8192).unwrap();

@@ -20,9 +20,9 @@ pub const PIECE_BYTES: u64 = 4 * MIB;
 /// Pieces of an upload or download in flight: one being read, one being encoded, two on their way.
 pub const PIECES_IN_FLIGHT: usize = 4;
 
-/// Wanted bytes in flight for all operations of a client (semaphore units are KiB). The rest of an arena stays for messages.
-/// An eighth for parity and rebuilt units, never below one piece.
-pub const PARITY_SHARE: u64 = 8;
+/// Bytes of buffers that the operations of one client hold at most, half the arena if that is less: four operations of
+/// [`OPERATION_BYTES_MAX`] with as much again for parity and old bytes. Whoever finds no room waits.
+pub const MEMORY_BYTES_MAX: u64 = 4 * 2 * OPERATION_BYTES_MAX;
 
 /// A server that cannot be connected to for this long is taken for silent: reads go round it, writes refetch the configuration.
 pub const UNREACHABLE_MAX: Duration = Duration::from_secs(1);

@@ -86,4 +86,6 @@ impl Parts {
     }
 }
 
-const BLOCK: usize = BLOCK_BYTES as usize;
+/// A block as a length in memory.
+const BLOCK: usize = 4096;
+const _: () = assert!(BLOCK as u64 == BLOCK_BYTES);

@@ -23,9 +23,6 @@ use crate::client::ClientConfig;
 use crate::error::{ClientError, Fault, UnitFailure};
 use crate::limits;
 
-/// Bytes of arena that operations of one client hold at most, however large the arena is.
-const MEMORY_BYTES_MAX: u64 = 256 << 20;
-
 /// Which component objects: an object's bytes of one generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ComponentName {
@@ -67,7 +64,7 @@ impl Store {
         config: ClientConfig,
     ) -> Store {
         // Half of the arena: the rest is for messages, bulk in flight and whoever shares the arena.
-        let memory_bytes = (locality.arena().capacity_bytes() / 2).min(MEMORY_BYTES_MAX);
+        let memory_bytes = (locality.arena().capacity_bytes() / 2).min(limits::MEMORY_BYTES_MAX);
         let memory_blocks = narrow(memory_bytes / BLOCK_BYTES);
         Store {
             locality,

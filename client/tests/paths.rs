@@ -1,5 +1,7 @@
 //! The client's whole path against a model of control and servers (`model`): what is written is read back, whatever is lost.
 #![forbid(unsafe_code)]
+// Helpers of tests: a value that is missing is the test's failure, told where it happens.
+#![allow(clippy::unwrap_used)]
 
 mod model;
 
