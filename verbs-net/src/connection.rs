@@ -202,8 +202,11 @@ impl Connection {
     /// The header of an outgoing frame, with the credits of this moment.
     pub(crate) fn stamp(&mut self, outgoing: &Outgoing) -> Frame {
         self.returned = self.consumed;
+        // Readable before anything is agreed.
+        let is_hello =
+            matches!(outgoing.body, FrameBody::Hello | FrameBody::HelloAck | FrameBody::Reject { .. });
         Frame {
-            version: self.version,
+            version: if is_hello { VERSION_MIN } else { self.version },
             credits: self.consumed,
             to_epoch: self.epoch,
             // Payloads are bounded by BUFFER_BYTES_MAX.

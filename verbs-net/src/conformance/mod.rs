@@ -101,7 +101,7 @@ fn replies_do_not_wait_behind_requests(kind: Kind) {
         }
     };
     assert_eq!(refused, Refused::NoCredit);
-    assert!(sent >= CREDIT_WINDOW - CREDIT_RESERVE - 1 && sent <= CREDIT_WINDOW - CREDIT_RESERVE);
+    assert!((CREDIT_WINDOW - CREDIT_RESERVE - 1..=CREDIT_WINDOW - CREDIT_RESERVE).contains(&sent));
     for _ in 0..CREDIT_RESERVE {
         let reply = client.message(b"reply");
         client.tm.try_send_on(world.now(), to, Lane::Reply, reply).unwrap();
