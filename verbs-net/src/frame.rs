@@ -1,6 +1,6 @@
 //! Frames on the wire: a fixed 64-byte little-endian header, then the payload. docs/wire.md has the table.
 //!
-//! Untrusted bytes become a [`Frame`] in one step, [`Frame::parse`], or a [`PeerMisbehaved`]. A parsed frame encodes back
+//! Untrusted bytes become a `Frame` in one step, `Frame::parse`, or a [`PeerMisbehaved`]. A parsed frame encodes back
 //! to the same bytes: a header with any stray bit is refused.
 
 use base::checksum::crc32c;

@@ -5,6 +5,7 @@
 mod hostile;
 mod pair;
 mod simulated;
+mod threads;
 
 use std::time::Duration;
 
