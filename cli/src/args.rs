@@ -355,7 +355,8 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "T" => 40,
         _ => return Err(format!("{suffix:?} is not a size suffix: use K, M, G or T (powers of 1024)")),
     };
-    let value: u64 = number.parse().map_err(|_| format!("{text:?} is not a size: write 4096, 64K, 64M or 1G"))?;
+    let value: u64 =
+        number.parse().map_err(|_| format!("{text:?} is not a size: write 4096, 64K, 64M or 1G"))?;
     value.checked_mul(1 << shift).ok_or_else(|| format!("{text:?} is more than 2^64-1 bytes"))
 }
 
@@ -388,7 +389,10 @@ mod tests {
         let line = "c0cp -l 127.0.0.1@tcp:12345:44:301 -H 127.0.0.1@tcp:12345:45:1 -p 0x7000000000000001:0 \
                     -P 0x7200000000000000:0 -o 12:34 abcd-512K -s 4096 -c 128 -L 1";
         let parsed = Standalone::<C0cpArgs>::try_parse_from(line.split_whitespace()).unwrap().args;
-        assert_eq!((parsed.common.block_size, parsed.common.block_count, parsed.common.layout_id), (4096, 128, 1));
+        assert_eq!(
+            (parsed.common.block_size, parsed.common.block_count, parsed.common.layout_id),
+            (4096, 128, 1)
+        );
         assert_eq!(parsed.common.object, ObjectId::new(12, 34).unwrap());
     }
 }

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use base::units::{KIB, MIB};
 use base::{Endpoint, Fid, FidType, LayoutWidth, limits};
 use faces::cluster_file::{
-    ClusterFile, ClusterId, ClusterSection, ControlSection, Credential, DeviceSection, PoolSection, ServerSection, Transport,
+    ClusterFile, ClusterId, ClusterSection, ControlSection, Credential, DeviceSection, PoolSection,
+    ServerSection, Transport,
 };
 
 use crate::failure::Failure;
@@ -86,7 +87,10 @@ impl Blueprint {
             },
             servers: (0..self.servers)
                 .zip(servers)
-                .map(|(index, endpoint)| ServerSection { process: process(index), endpoints: vec![*endpoint] })
+                .map(|(index, endpoint)| ServerSection {
+                    process: process(index),
+                    endpoints: vec![*endpoint],
+                })
                 .collect(),
             devices: (0..self.devices)
                 .map(|index| DeviceSection {

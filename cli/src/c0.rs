@@ -46,7 +46,10 @@ fn byte_count(args: &C0Args) -> Result<u64, Failure> {
     match args.block_size.checked_mul(args.block_count) {
         Some(0) => Err(Failure::new("a block count of 0 names no bytes")),
         Some(bytes) => Ok(bytes),
-        None => Err(Failure::new(format!("{} blocks of {} bytes are more than 2^64-1 bytes", args.block_count, args.block_size))),
+        None => Err(Failure::new(format!(
+            "{} blocks of {} bytes are more than 2^64-1 bytes",
+            args.block_count, args.block_size
+        ))),
     }
 }
 
@@ -64,10 +67,16 @@ fn connect(args: &C0Args) -> Result<(Station, Client), Failure> {
         )));
     }
     if args.profile != file.cluster.profile {
-        return Err(Failure::new(format!("-p {} is not the cluster's profile: that is {}", args.profile, file.cluster.profile)));
+        return Err(Failure::new(format!(
+            "-p {} is not the cluster's profile: that is {}",
+            args.profile, file.cluster.profile
+        )));
     }
     if !args.process.is(FidType::Process) {
-        return Err(Failure::new(format!("-P {} is not a process fid: those begin with 0x72, as in 0x7200000000000000:0", args.process)));
+        return Err(Failure::new(format!(
+            "-P {} is not a process fid: those begin with 0x72, as in 0x7200000000000000:0",
+            args.process
+        )));
     }
     let mut station = Station::new("c0")?;
     let config = ClientConfig {
@@ -86,7 +95,10 @@ pub fn copy_in(args: &C0cpArgs) -> Result<(), Failure> {
     let unit_bytes = unit_of_layout(common.layout_id)?;
     let (file, file_bytes) = open_source(&args.source)?;
     if file_bytes > wanted_bytes {
-        eprintln!("c0cp: {} has {file_bytes} bytes; the first {wanted_bytes} are copied (-s times -c)", args.source.display());
+        eprintln!(
+            "c0cp: {} has {file_bytes} bytes; the first {wanted_bytes} are copied (-s times -c)",
+            args.source.display()
+        );
     }
     let (mut station, client) = connect(common)?;
     let opened = if args.update {
@@ -97,7 +109,8 @@ pub fn copy_in(args: &C0cpArgs) -> Result<(), Failure> {
     let object = opened.map_err(|error| Failure::new(error.to_string()))?;
     let size_bytes = file_bytes.min(wanted_bytes);
     let progress = Progress::start(&format!("c0cp {}", common.object), size_bytes, false);
-    store(&mut station, &client, &object, |offset, bytes| fill(&file, offset, size_bytes, bytes), &progress).map(drop)
+    store(&mut station, &client, &object, |offset, bytes| fill(&file, offset, size_bytes, bytes), &progress)
+        .map(drop)
 }
 
 /// `c0cat`
@@ -106,9 +119,14 @@ pub fn copy_out(args: &C0catArgs) -> Result<(), Failure> {
     let wanted_bytes = byte_count(common)?;
     unit_of_layout(common.layout_id)?;
     let (mut station, client) = connect(common)?;
-    let object = station.wait(client.open(common.object))?.map_err(|error| Failure::new(error.to_string()))?;
+    let object =
+        station.wait(client.open(common.object))?.map_err(|error| Failure::new(error.to_string()))?;
     if object.size() > wanted_bytes {
-        eprintln!("c0cat: object {} has {} bytes; the first {wanted_bytes} are given (-s times -c)", common.object, object.size());
+        eprintln!(
+            "c0cat: object {} has {} bytes; the first {wanted_bytes} are given (-s times -c)",
+            common.object,
+            object.size()
+        );
     }
     write_out(&mut station, &client, &object, wanted_bytes, args.output.as_deref())
 }
@@ -122,6 +140,8 @@ mod tests {
         assert_eq!(unit_of_layout(0).unwrap(), None);
         assert_eq!(unit_of_layout(1).unwrap(), Some(4096));
         assert_eq!(unit_of_layout(9).unwrap(), Some(1 << 20));
-        assert!(unit_of_layout(10).is_err() && unit_of_layout(15).is_err() && unit_of_layout(u64::MAX).is_err());
+        assert!(
+            unit_of_layout(10).is_err() && unit_of_layout(15).is_err() && unit_of_layout(u64::MAX).is_err()
+        );
     }
 }

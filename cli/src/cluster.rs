@@ -102,7 +102,10 @@ fn refuse_other_shape(args: &ClusterStartArgs, file: &ClusterFile) -> Result<(),
 fn make(args: &ClusterStartArgs, folder: &ClusterFolder) -> Result<ClusterFile, Failure> {
     let servers = args.servers.unwrap_or(4);
     let blueprint = Blueprint {
-        name: folder.root().file_name().map_or_else(|| "clovis".to_owned(), |name| name.to_string_lossy().into_owned()),
+        name: folder
+            .root()
+            .file_name()
+            .map_or_else(|| "clovis".to_owned(), |name| name.to_string_lossy().into_owned()),
         transport: FileTransport::Tcp,
         width: args.layout.unwrap_or(LayoutWidth::DEFAULT),
         servers,
@@ -130,7 +133,8 @@ fn choose_endpoints(first_port: Option<u16>, count: u32) -> Result<Vec<Endpoint>
         for offset in 0..count {
             let port = u16::try_from(u32::from(first) + offset)
                 .map_err(|_| Failure::new(format!("{count} ports from {first} on go beyond 65535")))?;
-            free(port).map_err(|error| Failure::new(format!("port {port} on 127.0.0.1 is in use: {error}")))?;
+            free(port)
+                .map_err(|error| Failure::new(format!("port {port} on 127.0.0.1 is in use: {error}")))?;
             endpoints.extend(Endpoint::from_port(nid, port));
         }
         return Ok(endpoints);
@@ -184,14 +188,20 @@ fn wait_until_ready(
     let mut silent = "control does not answer".to_owned();
     loop {
         for (name, child) in daemons.iter_mut() {
-            if let Some(status) = child.try_wait().map_err(Failure::while_doing(format!("watching {name}")))? {
+            if let Some(status) =
+                child.try_wait().map_err(Failure::while_doing(format!("watching {name}")))?
+            {
                 folder.forget(name);
                 return Err(Failure::new(format!("{name} ended ({status}): {}", folder.last_words(name))));
             }
         }
         if let Ok(status) = ask_status(&mut station, file, Duration::from_secs(1)) {
-            let missing: Vec<String> =
-                status.processes.iter().filter(|one| !one.alive).map(|one| server_name(one.process)).collect();
+            let missing: Vec<String> = status
+                .processes
+                .iter()
+                .filter(|one| !one.alive)
+                .map(|one| server_name(one.process))
+                .collect();
             if missing.is_empty() {
                 return Ok(status);
             }
@@ -208,7 +218,11 @@ fn wait_until_ready(
     }
 }
 
-fn ask_status(station: &mut Station, file: &ClusterFile, within: Duration) -> Result<ClusterStatusReply, Failure> {
+fn ask_status(
+    station: &mut Station,
+    file: &ClusterFile,
+    within: Duration,
+) -> Result<ClusterStatusReply, Failure> {
     station.call(file, file.control.endpoint, &ClusterStatus, within)
 }
 
@@ -219,7 +233,8 @@ pub fn stop(args: &ClusterDirArgs) -> Result<(), Failure> {
     let mut station = Station::new("cluster-stop")?;
     let mut stopped = 0;
     // Servers first: they take leave of control, which goes last.
-    let servers = file.servers.iter().map(|server| (server_name(server.process), server.endpoints.first().copied()));
+    let servers =
+        file.servers.iter().map(|server| (server_name(server.process), server.endpoints.first().copied()));
     let control = (CONTROL_NAME.to_owned(), Some(file.control.endpoint));
     let members: Vec<(String, Option<Endpoint>)> = servers.chain([control]).collect();
     for (name, endpoint) in members {
@@ -232,7 +247,9 @@ pub fn stop(args: &ClusterDirArgs) -> Result<(), Failure> {
             None => Err(Failure::new("it has no endpoint")),
         };
         if let Err(failure) = asked {
-            eprintln!("clovis: {name} (process {process_id}) does not take the request to stop ({failure}); sending SIGTERM");
+            eprintln!(
+                "clovis: {name} (process {process_id}) does not take the request to stop ({failure}); sending SIGTERM"
+            );
             signal(process_id, rustix::process::Signal::TERM)?;
         }
         if !gone_within(&mut station, &folder, &name, STOP_WITHIN)? {
@@ -258,7 +275,12 @@ fn signal(process_id: u32, signal: rustix::process::Signal) -> Result<(), Failur
     }
 }
 
-fn gone_within(station: &mut Station, folder: &ClusterFolder, name: &str, within: Duration) -> Result<bool, Failure> {
+fn gone_within(
+    station: &mut Station,
+    folder: &ClusterFolder,
+    name: &str,
+    within: Duration,
+) -> Result<bool, Failure> {
     let deadline = station.now() + within;
     while folder.running(name).is_some() {
         if station.now() > deadline {
@@ -291,7 +313,8 @@ pub fn status(args: &ClusterStatusArgs) -> Result<(), Failure> {
 }
 
 fn status_tables(folder: &ClusterFolder, file: &ClusterFile, status: Option<&ClusterStatusReply>) -> String {
-    let pid = |name: &str| folder.running(name).map_or_else(|| "-".to_owned(), |process_id| process_id.to_string());
+    let pid =
+        |name: &str| folder.running(name).map_or_else(|| "-".to_owned(), |process_id| process_id.to_string());
     let mut processes = Table::new(&[
         ("process", Align::Left),
         ("fid", Align::Left),
@@ -309,7 +332,8 @@ fn status_tables(folder: &ClusterFolder, file: &ClusterFile, status: Option<&Clu
     ]);
     for server in &file.servers {
         let name = server_name(server.process);
-        let seen = status.and_then(|status| status.processes.iter().find(|one| one.process == server.process));
+        let seen =
+            status.and_then(|status| status.processes.iter().find(|one| one.process == server.process));
         let state = match seen {
             Some(one) if one.alive => "alive",
             Some(one) if one.silent_ms.is_some() => "lease lost",
@@ -342,8 +366,15 @@ fn status_tables(folder: &ClusterFolder, file: &ClusterFile, status: Option<&Clu
         }
         devices.row(cells);
     }
-    let version = status.map_or_else(String::new, |status| format!(", configuration version {}", status.version));
-    format!("cluster {}, layout {}{version}\n\n{}\n{}", file.cluster.name, file.pool.layout, processes.render(), devices.render())
+    let version =
+        status.map_or_else(String::new, |status| format!(", configuration version {}", status.version));
+    format!(
+        "cluster {}, layout {}{version}\n\n{}\n{}",
+        file.cluster.name,
+        file.pool.layout,
+        processes.render(),
+        devices.render()
+    )
 }
 
 fn status_json(folder: &ClusterFolder, file: &ClusterFile, status: &ClusterStatusReply) -> serde_json::Value {
@@ -373,7 +404,6 @@ fn status_json(folder: &ClusterFolder, file: &ClusterFile, status: &ClusterStatu
         "devices": devices,
     })
 }
-
 
 #[cfg(test)]
 mod tests {

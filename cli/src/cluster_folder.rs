@@ -26,7 +26,8 @@ pub struct ClusterFolder {
 impl ClusterFolder {
     /// The folder at `root`; absolute from here on, since daemons keep using it.
     pub fn new(root: &Path) -> Result<ClusterFolder, Failure> {
-        let root = std::path::absolute(root).map_err(Failure::while_doing(format!("the folder {}", root.display())))?;
+        let root = std::path::absolute(root)
+            .map_err(Failure::while_doing(format!("the folder {}", root.display())))?;
         Ok(ClusterFolder { root })
     }
 
@@ -49,7 +50,9 @@ impl ClusterFolder {
     /// Makes the folder and its sub-folders. Errors: it holds something already, or cannot be made.
     pub fn create(&self) -> Result<(), Failure> {
         let doing = |path: &Path| format!("making the folder {}", path.display());
-        if self.root.exists() && fs::read_dir(&self.root).map_err(Failure::while_doing(doing(&self.root)))?.next().is_some() {
+        if self.root.exists()
+            && fs::read_dir(&self.root).map_err(Failure::while_doing(doing(&self.root)))?.next().is_some()
+        {
             return Err(Failure::new(format!(
                 "{} is not empty and holds no clovis.toml: name a new folder, or empty this one",
                 self.root.display()
@@ -59,10 +62,12 @@ impl ClusterFolder {
             let path = self.root.join(folder);
             fs::create_dir_all(&path).map_err(Failure::while_doing(doing(&path)))?;
         }
-        let binary = std::env::current_exe().map_err(Failure::while_doing("finding this program's own file"))?;
+        let binary =
+            std::env::current_exe().map_err(Failure::while_doing("finding this program's own file"))?;
         for name in ["clovis", "c0cp", "c0cat"] {
             let link = self.root.join("bin").join(name);
-            symlink(&binary, &link).map_err(Failure::while_doing(format!("making the link {}", link.display())))?;
+            symlink(&binary, &link)
+                .map_err(Failure::while_doing(format!("making the link {}", link.display())))?;
         }
         Ok(())
     }

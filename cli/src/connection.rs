@@ -15,7 +15,9 @@ use client::{Client, ClientConfig};
 use faces::cluster_file::{ClusterFile, Credential};
 use fops::Fop;
 use rpc::{Bulk, CallOptions, RpcConfig, RpcMachine};
-use runtime::{Arena, ArenaConfig, Counters, Crowd, Locality, LocalityConfig, LocalityHandle, MonotonicClock};
+use runtime::{
+    Arena, ArenaConfig, Counters, Crowd, Locality, LocalityConfig, LocalityHandle, MonotonicClock,
+};
 use spdk_stob::{Backend, Domain, FormatParams, OpenOptions, UringFile};
 use verbs_net::{Fabric, TmConfig, TransferMachine};
 
@@ -111,7 +113,8 @@ impl Station {
         }
         let handle = self.handle();
         let control = file.control.endpoint;
-        let nid = verbs_net::local_nid_towards(control).map_err(Failure::while_doing(format!("a way to {control}")))?;
+        let nid = verbs_net::local_nid_towards(control)
+            .map_err(Failure::while_doing(format!("a way to {control}")))?;
         let tmid = u16::try_from(handle.random_u64() & u64::from(base::endpoint::TMID_MAX)).unwrap_or(0);
         let endpoint = verbs_net::dynamic_endpoint(nid, std::process::id(), tmid);
         let rpc_config = RpcConfig::default();
@@ -175,7 +178,8 @@ pub fn find_cluster_file(named: Option<&Path>) -> Result<PathBuf, Failure> {
         return Ok(here);
     }
     let called_as = std::env::args_os().next().map(PathBuf::from);
-    let beside_link = called_as.as_deref().and_then(Path::parent).and_then(Path::parent).map(|d| d.join("clovis.toml"));
+    let beside_link =
+        called_as.as_deref().and_then(Path::parent).and_then(Path::parent).map(|d| d.join("clovis.toml"));
     match beside_link.filter(|path| path.exists()) {
         Some(path) => Ok(path),
         None => Err(Failure::new(
@@ -209,7 +213,8 @@ pub fn fabric_of(endpoint: Endpoint) -> Result<Fabric, Failure> {
 
 /// Makes a device file of `size_bytes`, preallocated and blank. Errors: it exists, or the file system is full.
 pub fn create_device(path: &Path, size_bytes: u64) -> Result<(), Failure> {
-    spdk_stob::create_device_file(path, size_bytes).map_err(Failure::while_doing(format!("making {}", path.display())))
+    spdk_stob::create_device_file(path, size_bytes)
+        .map_err(Failure::while_doing(format!("making {}", path.display())))
 }
 
 /// Opens a device file through the ring, or with helper threads where io_uring is forbidden. Errors: missing, in use.

@@ -19,7 +19,7 @@ use signal_hook::iterator::Signals;
 use verbs_net::Fabric;
 
 use crate::args::{ControlArgs, ServerArgs};
-use crate::connection::{Station, fabric_of, load_cluster_file, open_device, new_epoch, token};
+use crate::connection::{Station, fabric_of, load_cluster_file, new_epoch, open_device, token};
 use crate::failure::Failure;
 
 /// How long a stopping daemon may wait for requests that run and for its devices to close.
@@ -32,7 +32,8 @@ pub fn server_name(process: Fid) -> String {
 
 /// Resolves once the process is asked to end by SIGTERM or SIGINT.
 fn stop_signal() -> Result<oneshot::Receiver<()>, Failure> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Failure::while_doing("listening to signals"))?;
+    let mut signals =
+        Signals::new([SIGTERM, SIGINT]).map_err(Failure::while_doing("listening to signals"))?;
     let (sender, receiver) = oneshot::channel();
     std::thread::Builder::new()
         .name("signals".to_owned())
@@ -94,7 +95,11 @@ pub fn server(args: &ServerArgs) -> Result<(), Failure> {
 }
 
 /// Runs until `stop` resolves (also when its sender is gone) or `asked` does.
-fn serve_until(station: &mut Station, asked: impl Future<Output = ()>, stop: oneshot::Receiver<()>) -> Result<(), Failure> {
+fn serve_until(
+    station: &mut Station,
+    asked: impl Future<Output = ()>,
+    stop: oneshot::Receiver<()>,
+) -> Result<(), Failure> {
     let asked = pin!(asked);
     station.wait(future::select(asked, stop)).map(drop)
 }
@@ -145,7 +150,9 @@ pub fn serve_server(
     ready: impl FnOnce(),
 ) -> Result<(), Failure> {
     let name = server_name(process);
-    let section = file.server(process).ok_or_else(|| Failure::new(format!("no server {process} in the configuration")))?;
+    let section = file
+        .server(process)
+        .ok_or_else(|| Failure::new(format!("no server {process} in the configuration")))?;
     let mut devices = Vec::new();
     for device in file.devices_of(process) {
         let path = folder.join(&device.path);

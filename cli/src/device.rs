@@ -13,7 +13,8 @@ use crate::failure::Failure;
 
 fn find<'a>(file: &'a ClusterFile, name: &str) -> Result<&'a DeviceSection, Failure> {
     let by_index = name.parse::<usize>().ok().and_then(|index| file.devices.get(index));
-    let by_fid = || name.parse::<Fid>().ok().and_then(|fid| file.devices.iter().find(|device| device.fid == fid));
+    let by_fid =
+        || name.parse::<Fid>().ok().and_then(|fid| file.devices.iter().find(|device| device.fid == fid));
     by_index.or_else(by_fid).ok_or_else(|| {
         Failure::new(format!(
             "{name:?} is no device of this cluster: name a fid, or a target from 0 to {}",
@@ -40,9 +41,14 @@ pub fn run(command: &DeviceCommand) -> Result<(), Failure> {
         DeviceCommand::Break(args) => {
             let (mut station, file, within) = prepare(args)?;
             let device = find(&file, &args.device)?;
-            let endpoint = file.endpoint_of(device).ok_or_else(|| Failure::new("the device's server has no endpoint"))?;
+            let endpoint = file
+                .endpoint_of(device)
+                .ok_or_else(|| Failure::new("the device's server has no endpoint"))?;
             station.call(&file, endpoint, &DeviceFault { device: device.fid, failed: true }, within)?;
-            println!("each access to device {} fails with EIO from now on, until its server restarts", device.fid);
+            println!(
+                "each access to device {} fails with EIO from now on, until its server restarts",
+                device.fid
+            );
         }
     }
     Ok(())

@@ -217,10 +217,18 @@ fn start_daemons(
 ) -> Result<(), Failure> {
     let (control_file, control_fabric, control_folder) = (file.clone(), fabric.clone(), folder.to_owned());
     daemons.start(shared, 1, "control".to_owned(), move |station, stop, ready| {
-        daemon::serve_control(station, &Fabric::Lo(control_fabric), &control_file, &control_folder, stop, ready)
+        daemon::serve_control(
+            station,
+            &Fabric::Lo(control_fabric),
+            &control_file,
+            &control_folder,
+            stop,
+            ready,
+        )
     })?;
     for (index, section) in (2u32..).zip(&file.servers) {
-        let (file, fabric, folder, process) = (file.clone(), fabric.clone(), folder.to_owned(), section.process);
+        let (file, fabric, folder, process) =
+            (file.clone(), fabric.clone(), folder.to_owned(), section.process);
         daemons.start(shared, index, daemon::server_name(process), move |station, stop, ready| {
             daemon::serve_server(station, &Fabric::Lo(fabric), &file, process, &folder, stop, ready)
         })?;

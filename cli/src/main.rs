@@ -25,18 +25,24 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::Parser;
+use clap::error::ErrorKind;
 
-use args::{C0cpArgs, C0catArgs, Cli, ClusterCommand, Command, Standalone};
+use args::{C0catArgs, C0cpArgs, Cli, ClusterCommand, Command, Standalone};
 use failure::Failure;
 
 fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
-    let name = arguments.first().map(Path::new).and_then(Path::file_name).and_then(|name| name.to_str()).unwrap_or("clovis");
+    let name = arguments
+        .first()
+        .map(Path::new)
+        .and_then(Path::file_name)
+        .and_then(|name| name.to_str())
+        .unwrap_or("clovis");
     let (program, outcome) = match name {
-        "c0cp" => ("c0cp", c0::copy_in(&Standalone::<C0cpArgs>::parse().args)),
-        "c0cat" => ("c0cat", c0::copy_out(&Standalone::<C0catArgs>::parse().args)),
-        _ => ("clovis", run(Cli::parse().command)),
+        "c0cp" => ("c0cp", c0::copy_in(&parsed::<Standalone<C0cpArgs>>("c0cp").args)),
+        "c0cat" => ("c0cat", c0::copy_out(&parsed::<Standalone<C0catArgs>>("c0cat").args)),
+        _ => ("clovis", run(parsed::<Cli>("clovis").command)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -45,6 +51,30 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The command line, parsed. A wrong one ends the program with one line on standard error and status 2; `--help` and
+/// `--version` end it with their text and status 0.
+fn parsed<T: Parser>(program: &'static str) -> T {
+    let error = match T::try_parse() {
+        Ok(parsed) => return parsed,
+        Err(error) => error,
+    };
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        error.exit();
+    }
+    // clap speaks in paragraphs: what is wrong, what is missing, hints, usage. The usage has a command of its own.
+    let text = error.to_string();
+    let said = text
+        .split("\n\nUsage:")
+        .next()
+        .unwrap_or(&text)
+        .split("\n\nFor more information")
+        .next()
+        .unwrap_or(&text);
+    let said = said.strip_prefix("error: ").unwrap_or(said);
+    eprintln!("{program}: {} (see `{program} --help`)", Failure::new(said));
+    std::process::exit(2);
 }
 
 fn run(command: Command) -> Result<(), Failure> {

@@ -89,7 +89,8 @@ pub fn copy_in(args: &CpArgs) -> Result<(), Failure> {
     };
     let object = opened.map_err(|error| Failure::new(error.to_string()))?;
     let progress = Progress::start(&format!("cp {}", args.id), size_bytes, args.quiet);
-    store(&mut station, &client, &object, |offset, bytes| fill(&file, offset, size_bytes, bytes), &progress).map(drop)
+    store(&mut station, &client, &object, |offset, bytes| fill(&file, offset, size_bytes, bytes), &progress)
+        .map(drop)
 }
 
 fn unit_size(bytes: u64) -> Result<u32, Failure> {
@@ -162,7 +163,12 @@ pub fn stat(args: &StatArgs) -> Result<(), Failure> {
     println!("object  {}", stat.object);
     println!("size    {} bytes ({})", stat.size_bytes, bytes_text(stat.size_bytes));
     println!("layout  {}, units of {}", stat.width, bytes_text(u64::from(stat.unit_bytes)));
-    println!("record  version {}, generation {:#x}, kept {} times", stat.version, stat.generation, stat.width.parity() + 1);
+    println!(
+        "record  version {}, generation {:#x}, kept {} times",
+        stat.version,
+        stat.generation,
+        stat.width.parity() + 1
+    );
     Ok(())
 }
 
@@ -191,7 +197,8 @@ fn list_all(station: &mut Station, client: &Client) -> Result<Vec<ObjectStat>, F
     let mut objects: Vec<ObjectStat> = Vec::new();
     loop {
         let after = objects.last().map(|last| last.object);
-        let page = station.wait(client.list(after, LIST_PAGE))?.map_err(|error| Failure::new(error.to_string()))?;
+        let page =
+            station.wait(client.list(after, LIST_PAGE))?.map_err(|error| Failure::new(error.to_string()))?;
         let is_last = page.is_empty();
         objects.extend(page);
         if is_last {
@@ -220,7 +227,12 @@ pub fn list(args: &LsArgs) -> Result<(), Failure> {
         ]);
         for object in &objects {
             let unit = bytes_text(u64::from(object.unit_bytes));
-            table.row([object.object.to_string(), object.size_bytes.to_string(), object.width.to_string(), unit]);
+            table.row([
+                object.object.to_string(),
+                object.size_bytes.to_string(),
+                object.width.to_string(),
+                unit,
+            ]);
         }
         print!("{}", table.render());
     }

@@ -14,7 +14,8 @@ impl Progress {
     /// A bar over `total_bytes` with a heading; invisible if standard error is no terminal or `quiet` is set.
     pub fn start(heading: &str, total_bytes: u64, quiet: bool) -> Progress {
         let visible = !quiet && std::io::stderr().is_terminal();
-        let target = if visible { ProgressDrawTarget::stderr_with_hz(10) } else { ProgressDrawTarget::hidden() };
+        let target =
+            if visible { ProgressDrawTarget::stderr_with_hz(10) } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(total_bytes), target);
         let template = "{msg:<24} [{bar:32}] {bytes:>10} of {total_bytes}  {bytes_per_sec}";
         if let Ok(style) = ProgressStyle::with_template(template) {

@@ -127,12 +127,14 @@ impl Folder {
         let (path, is_kept) = match &args.dir {
             Some(path) => (path.clone(), args.keep),
             None => {
-                let name = format!("clovis-quickstart-{}-{:08x}", std::process::id(), fastrand::Rng::new().u32(..));
+                let name =
+                    format!("clovis-quickstart-{}-{:08x}", std::process::id(), fastrand::Rng::new().u32(..));
                 (std::env::temp_dir().join(name), args.keep)
             }
         };
         let doing = || format!("making the folder {}", path.display());
-        if path.exists() && std::fs::read_dir(&path).map_err(Failure::while_doing(doing()))?.next().is_some() {
+        if path.exists() && std::fs::read_dir(&path).map_err(Failure::while_doing(doing()))?.next().is_some()
+        {
             return Err(Failure::new(format!("{} is not empty: name a new folder", path.display())));
         }
         std::fs::create_dir_all(&path).map_err(Failure::while_doing(doing()))?;
@@ -161,11 +163,14 @@ fn walk(args: &QuickstartArgs, source: &Source, folder: &Path) -> Result<(Vec<St
         servers: SERVERS,
         device_bytes: device_bytes_for(source.size_bytes(), args.layout, args.devices),
     };
-    let Some(id) = ObjectId::new(OBJECT.0, OBJECT.1) else { return Err(Failure::new("the example's object id is wrong")) };
+    let Some(id) = ObjectId::new(OBJECT.0, OBJECT.1) else {
+        return Err(Failure::new("the example's object id is wrong"));
+    };
     let mut steps = Vec::new();
     let mut meter = Meter::start(0);
     let mut cluster = InProcess::start(folder, &shape)?;
-    let text = format!("start: 1 control, {} servers, {} devices", cluster.file().servers.len(), args.devices);
+    let text =
+        format!("start: 1 control, {} servers, {} devices", cluster.file().servers.len(), args.devices);
     steps.push(meter.step(text, 0, 0, None));
 
     let size_bytes = source.size_bytes();
@@ -181,8 +186,13 @@ fn walk(args: &QuickstartArgs, source: &Source, folder: &Path) -> Result<(Vec<St
     steps.push(read_back(&mut cluster, &object, source, "read back", args.json)?);
 
     // Neighbours in target order belong to different servers: losing them is two separate faults.
-    let lost: Vec<Fid> = cluster.file().devices.iter().map(|device| device.fid)
-        .take(usize::try_from(args.layout.parity().min(LOST_DEVICES)).unwrap_or(0)).collect();
+    let lost: Vec<Fid> = cluster
+        .file()
+        .devices
+        .iter()
+        .map(|device| device.fid)
+        .take(usize::try_from(args.layout.parity().min(LOST_DEVICES)).unwrap_or(0))
+        .collect();
     for device in &lost {
         cluster.break_device(*device)?;
     }
@@ -242,7 +252,13 @@ impl Meter {
     }
 }
 
-fn report_text(args: &QuickstartArgs, source: &Source, steps: &[Step], lost: &[Fid], folder: Option<&Path>) -> String {
+fn report_text(
+    args: &QuickstartArgs,
+    source: &Source,
+    steps: &[Step],
+    lost: &[Fid],
+    folder: Option<&Path>,
+) -> String {
     let mut table = Table::new(&[
         ("step", Align::Left),
         ("size", Align::Right),
@@ -253,7 +269,9 @@ fn report_text(args: &QuickstartArgs, source: &Source, steps: &[Step], lost: &[F
         ("result", Align::Left),
     ]);
     for step in steps {
-        let number = |value: Option<f64>, digits: usize| value.map(|value| format!("{value:.digits$}")).unwrap_or_default();
+        let number = |value: Option<f64>, digits: usize| {
+            value.map(|value| format!("{value:.digits$}")).unwrap_or_default()
+        };
         table.row([
             step.what.clone(),
             if step.bytes > 0 { bytes_text(step.bytes) } else { String::new() },
@@ -273,7 +291,12 @@ fn report_text(args: &QuickstartArgs, source: &Source, steps: &[Step], lost: &[F
         text.push_str("\nThe layout has no parity: no device was taken away.\n");
     } else {
         let names: Vec<String> = lost.iter().map(Fid::to_string).collect();
-        text.push_str(&format!("\nTaken away: {}. The layout {} survives any {}.\n", names.join(", "), args.layout, args.layout.parity()));
+        text.push_str(&format!(
+            "\nTaken away: {}. The layout {} survives any {}.\n",
+            names.join(", "),
+            args.layout,
+            args.layout.parity()
+        ));
     }
     if let Some(folder) = folder {
         text.push_str(&format!("Kept: {}\n", folder.display()));
@@ -292,7 +315,13 @@ fn copied_f64(bytes: u64) -> f64 {
     bytes as f64
 }
 
-fn report_json(args: &QuickstartArgs, source: &Source, steps: &[Step], lost: &[Fid], ok: bool) -> serde_json::Value {
+fn report_json(
+    args: &QuickstartArgs,
+    source: &Source,
+    steps: &[Step],
+    lost: &[Fid],
+    ok: bool,
+) -> serde_json::Value {
     let steps: Vec<_> = steps
         .iter()
         .map(|step| {

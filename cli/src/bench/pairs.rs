@@ -60,7 +60,11 @@ impl Pair {
 pub fn median(values: &[f64]) -> Option<f64> {
     let sorted = sorted(values)?;
     let middle = sorted.len() / 2;
-    if sorted.len() % 2 == 1 { Some(sorted[middle]) } else { Some(f64::midpoint(sorted[middle - 1], sorted[middle])) }
+    if sorted.len() % 2 == 1 {
+        Some(sorted[middle])
+    } else {
+        Some(f64::midpoint(sorted[middle - 1], sorted[middle]))
+    }
 }
 
 fn sorted(values: &[f64]) -> Option<Vec<f64>> {
@@ -102,7 +106,8 @@ impl Estimate {
     /// `None` without values, or if one is not a number.
     pub fn of(values: &[f64]) -> Option<Estimate> {
         let sorted = sorted(values)?;
-        let interval = interval_rank(sorted.len()).map(|rank| (sorted[rank - 1], sorted[sorted.len() - rank]));
+        let interval =
+            interval_rank(sorted.len()).map(|rank| (sorted[rank - 1], sorted[sorted.len() - rank]));
         Some(Estimate { median: median(values)?, interval })
     }
 }
@@ -184,7 +189,8 @@ mod tests {
     #[test]
     fn ranks_are_those_of_the_sign_test_tables() {
         // Two-sided 5 % points: n=6 -> 1, 8 -> 1, 9 -> 2, 11 -> 2, 12 -> 3, 20 -> 6, 50 -> 18, 100 -> 40.
-        let table = [(0, None), (5, None), (6, Some(1)), (8, Some(1)), (9, Some(2)), (11, Some(2)), (12, Some(3))];
+        let table =
+            [(0, None), (5, None), (6, Some(1)), (8, Some(1)), (9, Some(2)), (11, Some(2)), (12, Some(3))];
         let larger = [(20, Some(6)), (50, Some(18)), (100, Some(40))];
         for (count, rank) in table.into_iter().chain(larger) {
             assert_eq!(interval_rank(count), rank, "{count} values");
