@@ -220,7 +220,9 @@ fn ask(
     };
     let count = if work.mode == Mode::Ping { 0 } else { work.window };
     let idle = (0..count).map(|_| buffer()).collect::<Result<Vec<_>, _>>()?;
-    let histogram = Histogram::new(3).map_err(Failure::while_doing("making a histogram"))?;
+    let longest_ns = u64::try_from(SAMPLE_WITHIN.as_nanos()).unwrap_or(u64::MAX);
+    let histogram =
+        Histogram::new_with_bounds(1, longest_ns, 3).map_err(Failure::while_doing("making a histogram"))?;
     let side = Requester {
         work,
         server: PeerId::any(server),
@@ -665,6 +667,10 @@ mod tests {
             let found = sample(Work { mode, untimed: 4, timed: 40, window: 4 }).unwrap();
             let bytes = if mode == Mode::Ping { 0 } else { 40 * REQUEST_BYTES };
             assert_eq!((found.costs.bytes, found.round_trips_ns.len()), (bytes, 40), "{mode:?}");
+            assert!(
+                found.round_trips_ns.value_at_quantile(0.5) > 1_000,
+                "{mode:?}: a round trip takes more than a microsecond"
+            );
             // Bulk is received straight into its buffer: only messages are copied, a few dozen bytes each.
             assert!(
                 found.costs.copied_bytes.unwrap() <= 45 * 4 * 256,
