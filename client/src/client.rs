@@ -8,7 +8,7 @@ use std::time::Duration;
 use base::endpoint::TMID_MAX;
 use base::{ByteExtent, Endpoint, ObjectId};
 use faces::{ConfClient, ConfError};
-use fops::object::{ObjectRecord, OpenMode};
+use fops::object::{ObjectRecord, OpenMode, generation_of};
 use rpc::{CallError, RpcConfig, RpcMachine};
 use runtime::{Buffer, LocalityHandle, SharedBuffer};
 use verbs_net::{Fabric, NetError, RefuseReason, TmConfig, Token, TransferMachine};
@@ -102,7 +102,7 @@ impl Client {
         })?;
         Ok(ObjectRecord {
             version: 1,
-            generation: self.store.locality.random_u64().max(1),
+            generation: generation_of(1, self.store.locality.random_u64()),
             object: object.fid(),
             size_bytes: 0,
             width,
@@ -153,17 +153,16 @@ impl Client {
         Ok(self.open(object).await?.stat())
     }
 
-    /// Deletes the object: its record becomes a tombstone on every holder in service (from then on it is gone), then its bytes go, then
-    /// the tombstone. Errors: [`ClientError::NotFound`], [`ClientError::Record`].
+    /// Deletes the object: its record becomes a tombstone on every holder in service (from then on it is gone), then its bytes go.
+    ///
+    /// The tombstones stay, so that versions never go back: without them a reader's late repair could bring an old record back, and a
+    /// handle opened before would take the next object of that name for its own. Errors: [`ClientError::NotFound`], [`ClientError::Record`].
     pub async fn delete(&self, object: ObjectId) -> Result<(), ClientError> {
         let open = self.open(object).await?;
-        let tombstone = open
-            .change_record(|record| Some(ObjectRecord { deleted: true, size_bytes: 0, ..*record }))
-            .await?;
-        // A device that could not drop its part keeps the tombstone in place: the next create counts on from it.
-        if drop_components(&self.store, object, None).await == 0 {
-            self.store.drop_tombstone(object, tombstone.version).await;
-        }
+        let bury = |record: &ObjectRecord| Some(ObjectRecord { deleted: true, size_bytes: 0, ..*record });
+        let tombstone = open.change_record(bury).await?;
+        // Best effort: what stays is dropped when an object of this name is replaced or deleted.
+        drop_components(&self.store, object, generation_of(tombstone.version + 1, 0)).await;
         Ok(())
     }
 

@@ -298,9 +298,11 @@ impl GroupWriter<'_> {
             .collect();
         let hole = old.iter().any(|(_, origin, _)| *origin == Origin::Hole);
         if run.covered.is_empty() {
-            // The object grows past these rows: blocks that come below its size are written, the parity has them as zeros.
+            // The object grows past these rows: blocks that come below its size are written, the parity has them as zeros. So are
+            // those whose device did not answer just now (Rebuilt): it has none, or the same.
             for (unit, origin, bytes) in &old {
-                if !hole && *origin == Origin::Beyond && *unit < run.below_new {
+                let comes_below = (run.below_old..run.below_new).contains(unit);
+                if !hole && *origin != Origin::Present && comes_below {
                     self.push(pieces, group, *unit, rows.start, std::slice::from_ref(bytes));
                 }
             }

@@ -8,7 +8,7 @@
 
 use base::{Fid, Instant, ObjectId};
 use fops::FopError;
-use fops::object::{ObjectDelete, ObjectList, ObjectOpen, ObjectRecord, ObjectUpdate, OpenMode};
+use fops::object::{ObjectList, ObjectOpen, ObjectRecord, ObjectUpdate, OpenMode, generation_nonce};
 use futures_util::future::join_all;
 use layout::record_targets;
 use rpc::Bulk;
@@ -136,8 +136,9 @@ impl Store {
             };
             match settle(&answers, all_needed) {
                 Settled::Record { record, created, behind } => {
-                    // Generations are random: one that is ours was made by this call, at this try or an earlier one.
-                    let created = created || (all_needed && record.generation == wish.generation);
+                    // Nonces are random: one that is ours was made by this call, at this try or an earlier one.
+                    let is_ours = generation_nonce(record.generation) == generation_nonce(wish.generation);
+                    let created = created || (all_needed && is_ours);
                     if must_make && !created {
                         return Err(ClientError::Exists { object });
                     }
@@ -272,20 +273,6 @@ impl Store {
                 },
             }
         }
-    }
-
-    /// Drops a tombstone on every holder; best effort.
-    pub(crate) async fn drop_tombstone(&self, object: ObjectId, version: u64) {
-        let deadline = self.deadline();
-        let Ok(holders) = self.holders(object) else { return };
-        join_all(holders.into_iter().map(|target| async move {
-            let make = async |device: &faces::DeviceConfig| {
-                (ObjectDelete { device: device.device, object: object.fid(), version }, Bulk::none())
-            };
-            // A tombstone that stays is harmless: it hides older replicas and takes a few bytes.
-            let _best_effort = self.call(target, make, self.request_deadline(deadline)).await;
-        }))
-        .await;
     }
 
     /// Records in fid order behind `after`, merged over all devices, the newest replica of each, tombstones left out.

@@ -2,17 +2,17 @@
 //!
 //! **Invariant**: until `commit` has flipped the record the object reads as before, whatever crashes; from then on it reads as the new
 //! bytes. Left over after a crash: units of a generation that no record names. They take space until the object is replaced or
-//! deleted the next time, which drops every generation but the one in force.
+//! deleted the next time, which drops every older generation.
 //!
-//! Because dropping old generations cannot tell a dead one from one that another client is writing right now, two replacements of one object
-//! must not run at the same time (locks come with the resource manager).
+//! Of two replacements that run at the same time one wins as a whole and the other's commit fails: the commit holds only for the
+//! version that its replacement began with, and generations are ordered, so that dropping old ones never takes newer bytes.
 
 use std::cell::Cell;
 
 use base::units::wide;
 use base::{ByteExtent, FidType, ObjectId};
 use fops::component::ComponentDelete;
-use fops::object::ObjectRecord;
+use fops::object::{ObjectRecord, generation_of};
 use futures_util::future::join_all;
 use rpc::Bulk;
 use runtime::SharedBuffer;
@@ -29,6 +29,8 @@ use crate::view::View;
 pub struct Replacement {
     object: Object,
     view: View,
+    /// Version of the record that is being replaced.
+    base_version: u64,
     /// End of the one piece that ends inside a group, if it was written.
     tail_end: Cell<Option<u64>>,
     /// End of the highest piece.
@@ -39,12 +41,15 @@ impl Replacement {
     pub(crate) fn new(object: Object) -> Result<Replacement, ClientError> {
         let record = object.record();
         let store = object.store().clone();
-        // Another one than the old: 2^64 to 1 against, but a clash would mix old and new bytes.
-        let generation = std::iter::repeat_with(|| store.locality.random_u64())
-            .find(|generation| *generation != record.generation && *generation != 0)
-            .unwrap_or(record.generation.wrapping_add(1));
+        let generation = generation_of(record.version + 1, store.locality.random_u64());
         let view = View::new(&store, object.id(), &ObjectRecord { generation, size_bytes: 0, ..record })?;
-        Ok(Replacement { object, view, tail_end: Cell::new(None), end: Cell::new(0) })
+        Ok(Replacement {
+            object,
+            view,
+            base_version: record.version,
+            tail_end: Cell::new(None),
+            end: Cell::new(0),
+        })
     }
 
     /// The object that is being replaced.
@@ -121,25 +126,29 @@ impl Replacement {
             });
         }
         let generation = self.view.name.generation;
-        self.object.change_record(|record| Some(ObjectRecord { generation, size_bytes, ..*record })).await?;
+        // A record that names our generation already is our own commit, of which an answer was lost.
+        let flip = |record: &ObjectRecord| {
+            let is_ours = record.version == self.base_version || record.generation == generation;
+            is_ours.then_some(ObjectRecord { generation, size_bytes, ..*record })
+        };
+        self.object.change_record(flip).await?;
         // Best effort: what stays is dropped by the next replacement or by the delete.
-        drop_components(&self.view.store, self.object.id(), Some(generation)).await;
+        drop_components(&self.view.store, self.object.id(), generation).await;
         Ok(())
     }
 }
 
-/// Deletes the object's component objects on all devices in service, but for one generation. Returns how many devices failed.
-pub(crate) async fn drop_components(store: &Store, object: ObjectId, keep_generation: Option<u64>) -> usize {
+/// Deletes the generations of the object's bytes that are older than one, on all devices in service. Best effort.
+pub(crate) async fn drop_components(store: &Store, object: ObjectId, below_generation: u64) {
     let deadline = store.deadline();
     let configuration = store.configuration();
     let targets = (0u32..).zip(&configuration.pool.devices).filter(|(_, device)| is_in_service(device.state));
-    let outcomes = join_all(targets.map(|(target, _)| async move {
+    join_all(targets.map(|(target, _)| async move {
         let make = async |device: &faces::DeviceConfig| {
             let component = object.fid().with_type(FidType::Component);
-            (ComponentDelete { device: device.device, component, keep_generation }, Bulk::none())
+            (ComponentDelete { device: device.device, component, below_generation }, Bulk::none())
         };
-        store.call(target, make, store.request_deadline(deadline)).await.is_err()
+        let _best_effort = store.call(target, make, store.request_deadline(deadline)).await;
     }))
     .await;
-    outcomes.into_iter().filter(|failed| *failed).count()
 }

@@ -8,7 +8,9 @@ use base::limits::{UNIT_BYTES_MAX, UNIT_BYTES_MIN};
 use base::units::BLOCK_BYTES;
 use base::{Fid, FidType};
 use fops::FopError;
-use fops::object::{ObjectRecord, ObjectUpdate, OpenMode};
+use fops::object::{
+    ObjectRecord, ObjectUpdate, OpenMode, RECORD_VERSION_MAX, generation_nonce, generation_of,
+};
 
 /// What to do about an open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,8 +43,8 @@ pub(crate) fn check_record(record: &ObjectRecord, pool_version: Option<Fid>) -> 
             "unit size {unit_bytes} is not a multiple of {BLOCK_BYTES} up to {UNIT_BYTES_MAX}"
         ));
     }
-    if version == 0 {
-        return bad("record version 0: versions begin with 1".to_owned());
+    if version == 0 || version > RECORD_VERSION_MAX {
+        return bad(format!("record version {version} is not from 1 to {RECORD_VERSION_MAX}"));
     }
     if record.size_bytes > i64::MAX.unsigned_abs() {
         return bad(format!("size {} is above 2^63-1 bytes", record.size_bytes));
@@ -82,15 +84,21 @@ pub(crate) fn decide_open(
             Err(FopError::BadRequest { reason: "an open cannot make a tombstone".to_owned() })
         }
         (OpenMode::Create | OpenMode::CreateOrOpen, None) => Ok(OpenVerdict::Make(wanted)),
-        // The generation is a random number of the writer, so the same one means the same create, sent twice.
-        (OpenMode::Create, Some(found)) if !found.deleted && found.generation == wanted.generation => {
+        // The nonce is a random number of the writer, so the same one means the same create, sent twice.
+        (OpenMode::Create, Some(found))
+            if !found.deleted
+                && generation_nonce(found.generation) == generation_nonce(wanted.generation) =>
+        {
             Ok(OpenVerdict::MadeBefore(found))
         }
         (OpenMode::Create, Some(found)) if !found.deleted => Err(FopError::ObjectExists { object }),
         (OpenMode::Create | OpenMode::CreateOrOpen, Some(tombstone)) => {
-            match tombstone.version.checked_add(1) {
+            match tombstone.version.checked_add(1).filter(|above| *above <= RECORD_VERSION_MAX) {
                 Some(above) => {
-                    Ok(OpenVerdict::Make(ObjectRecord { version: wanted.version.max(above), ..wanted }))
+                    let version = wanted.version.max(above);
+                    // Above every generation that a late delete of the old object may still name.
+                    let generation = generation_of(version, wanted.generation);
+                    Ok(OpenVerdict::Make(ObjectRecord { version, generation, ..wanted }))
                 }
                 None => Err(FopError::BadRequest { reason: "the object's versions are used up".to_owned() }),
             }

@@ -52,15 +52,16 @@ pub struct ComponentReadReply {
 }
 fop!(ComponentRead, ComponentReadReply, ComponentRead, "component-read", Idempotent);
 
-/// Deletes a component object: every generation except `keep_generation`.
+/// Deletes the generations of a component object that are older than `below_generation`. Generations are ordered
+/// ([`crate::object::generation_of`]), so a delete that arrives late never takes bytes that were written after it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct ComponentDelete {
     /// The device.
     pub device: Fid,
     /// The component object.
     pub component: Fid,
-    /// The generation to keep; `None` deletes all.
-    pub keep_generation: Option<u64>,
+    /// The oldest generation to keep.
+    pub below_generation: u64,
 }
 
 /// Durable.

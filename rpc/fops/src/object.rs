@@ -5,12 +5,28 @@ use bincode::{Decode, Encode};
 
 use crate::fop;
 
+/// Largest version of a record: versions are the upper half of generations.
+pub const RECORD_VERSION_MAX: u64 = u32::MAX as u64;
+
+/// The generation that a writer makes for record version `version`: the version above, 32 bits of the writer's own choice
+/// below. So generations are ordered by the record that names them, and two writers of one version differ.
+#[must_use]
+pub const fn generation_of(version: u64, nonce: u64) -> u64 {
+    (version << 32) | generation_nonce(nonce)
+}
+
+/// The part of a generation that its writer chose at random.
+#[must_use]
+pub const fn generation_nonce(generation: u64) -> u64 {
+    generation & u32::MAX as u64
+}
+
 /// An object's own record. Ordered by (`version`, `generation`): the highest among the replicas is the truth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub struct ObjectRecord {
     /// Grows by one with each update.
     pub version: u64,
-    /// Which generation of component objects holds the bytes; chosen at random by the writer that made it.
+    /// Which generation of component objects holds the bytes: see [`generation_of`].
     pub generation: u64,
     /// The object.
     pub object: Fid,

@@ -214,7 +214,7 @@ fn bodies_of_components_and_admin() {
         "0100000000000000 07000000 0100000000000000 1000000000000000 0200000000000000",
     );
     pinned(
-        component::ComponentDelete { device: FID, component: FID, keep_generation: None },
+        component::ComponentDelete { device: FID, component: FID, below_generation: 7 },
         agreed!((RawFid, RawFid, Option<u64>): (RAW, RAW, None)),
         &format!("{FID_HEX} {FID_HEX} 00"),
     );
