@@ -26,6 +26,8 @@
 pub mod binary;
 pub mod cluster;
 pub mod processes;
+pub mod sim_bytes;
+pub mod sim_model;
 pub mod wait;
 
 /// A temporary folder that goes away with the value. Named so that a leftover tells where it came from.

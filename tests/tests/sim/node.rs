@@ -1,0 +1,257 @@
+//! The nodes of a simulated cluster: each one a locality with the real code of control, a server or a client, and what survives it.
+//!
+//! **Invariant**: what a crash takes away is in [`Life`], all of it; what survives (platters, names, the number of starts) is in
+//! [`Node`]. A start that fails is seen by the world, which ends the node and starts it again, as a supervisor would.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::{Endpoint, Fid, Instant};
+use client::{Client, ClientConfig};
+use control::{Control, ControlConfig};
+use faces::Configuration;
+use rpc::RpcConfig;
+use runtime::{Arena, ArenaConfig, Counters, Locality, LocalityConfig};
+use server::{Server, ServerConfig, ServerError};
+use spdk_stob::{SimDisk, StobError};
+use verbs_net::{Fabric, SimFabric, Token};
+
+use crate::mutation::{MutatedBackend, Mutation};
+use crate::oracle::Oracle;
+use crate::workload::Worker;
+
+/// Buffers of one node.
+const ARENA_BYTES: u64 = 48 << 20;
+/// Lease of the simulated cluster.
+pub const LEASE: Duration = Duration::from_millis(600);
+/// How long a client's operation may take.
+pub const OP_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// A device: its platters, and what was done to them.
+pub struct SimDevice {
+    pub fid: Fid,
+    pub disk: SimDisk,
+    pub is_lost: bool,
+    pub is_rotten: bool,
+}
+
+/// What a node is.
+pub enum Role {
+    Control { disk: SimDisk },
+    Server { process: Fid, devices: Vec<SimDevice> },
+    Client { workers: usize, think_max: Duration, read_verify: bool },
+}
+
+/// What a node's tasks leave for the world to see.
+#[derive(Default)]
+pub struct Slot {
+    pub control: RefCell<Option<Control>>,
+    pub server: RefCell<Option<Server>>,
+    pub client: RefCell<Option<Client>>,
+    /// Why the start failed, and whether nothing excuses it.
+    pub failed: RefCell<Option<(String, bool)>>,
+    pub is_up: Cell<bool>,
+    pub is_stopping: Cell<bool>,
+    pub is_stopped: Cell<bool>,
+}
+
+/// A running node.
+pub struct Life {
+    pub slot: Rc<Slot>,
+    pub locality: Locality,
+}
+
+/// See the module head.
+pub struct Node {
+    pub name: String,
+    pub endpoint: Endpoint,
+    pub role: Role,
+    pub life: Option<Life>,
+    pub starts: u64,
+    /// Its devices were formatted: from now on a blank one is a loss.
+    pub was_up: bool,
+    pub last_failure: Option<String>,
+}
+
+/// What every start needs.
+pub struct Surroundings<'a> {
+    pub index: usize,
+    pub fabric: &'a SimFabric,
+    pub oracle: &'a Rc<RefCell<Oracle>>,
+    pub configuration: &'a Configuration,
+    pub mutation: Option<Mutation>,
+    pub seed: u64,
+    pub epoch: u64,
+    pub stop_work: &'a Rc<Cell<bool>>,
+    pub now: Instant,
+}
+
+/// The credential of every simulated cluster.
+pub fn token() -> Token {
+    Token::new([0x5a; 32])
+}
+
+impl Node {
+    pub fn new(name: String, endpoint: Endpoint, role: Role) -> Node {
+        Node { name, endpoint, role, life: None, starts: 0, was_up: false, last_failure: None }
+    }
+
+    pub fn slot(&self) -> Option<&Slot> {
+        self.life.as_ref().map(|life| &*life.slot)
+    }
+
+    pub fn is_up(&self) -> bool {
+        self.slot().is_some_and(|slot| slot.is_up.get())
+    }
+
+    pub fn disks(&self) -> Vec<&SimDisk> {
+        match &self.role {
+            Role::Control { disk } => vec![disk],
+            Role::Server { devices, .. } => devices.iter().map(|device| &device.disk).collect(),
+            Role::Client { .. } => Vec::new(),
+        }
+    }
+
+    /// Starts a new incarnation. The node must be down.
+    pub fn start(&mut self, around: &Surroundings<'_>) {
+        self.starts += 1;
+        let config = LocalityConfig {
+            index: 0,
+            name: self.name.clone(),
+            seed: around.seed ^ around.epoch.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            counters: Arc::new(Counters::default()),
+            arena: Arena::new(ArenaConfig { capacity_bytes: ARENA_BYTES })
+                .expect("address space for a simulated node"),
+            crowd: None,
+        };
+        let mut locality = Locality::new(config);
+        // The locality's time begins now, not at zero.
+        locality.turn(around.now);
+        let slot = Rc::new(Slot::default());
+        match &self.role {
+            Role::Control { disk } => start_control(&locality, &slot, disk, around),
+            Role::Server { process, devices } => {
+                start_server(&locality, &slot, (self.endpoint, *process), devices, !self.was_up, around);
+            }
+            Role::Client { workers, think_max, read_verify } => {
+                start_client(&locality, &slot, self.endpoint, (*workers, *think_max, *read_verify), around);
+            }
+        }
+        self.life = Some(Life { slot, locality });
+    }
+}
+
+fn backend(disk: &SimDisk, mutation: Option<Mutation>) -> Box<MutatedBackend> {
+    Box::new(MutatedBackend::new(disk.backend(), mutation))
+}
+
+fn start_control(locality: &Locality, slot: &Rc<Slot>, disk: &SimDisk, around: &Surroundings<'_>) {
+    let handle = locality.handle();
+    let fabric = Fabric::Sim(around.fabric.clone());
+    let mut config = ControlConfig::new(
+        token(),
+        around.epoch,
+        around.configuration.clone(),
+        backend(disk, around.mutation),
+    );
+    config.lease = LEASE;
+    let slot = Rc::clone(slot);
+    locality.handle().spawn("boot", async move {
+        match Control::start(&handle, &fabric, config).await {
+            Ok(control) => {
+                *slot.control.borrow_mut() = Some(control);
+                slot.is_up.set(true);
+            }
+            Err(error) => {
+                // Its disk never fails, so whatever is wrong with the store is our doing.
+                *slot.failed.borrow_mut() = Some((error.to_string(), true));
+            }
+        }
+    });
+}
+
+fn start_server(
+    locality: &Locality,
+    slot: &Rc<Slot>,
+    (endpoint, process): (Endpoint, Fid),
+    devices: &[SimDevice],
+    format: bool,
+    around: &Surroundings<'_>,
+) {
+    let handle = locality.handle();
+    let fabric = Fabric::Sim(around.fabric.clone());
+    let backends = devices
+        .iter()
+        .map(|device| (device.fid, backend(&device.disk, around.mutation) as Box<dyn spdk_stob::Backend>))
+        .collect();
+    let control = around.configuration.control;
+    let mut config = ServerConfig::new(endpoint, process, control, token(), around.epoch, backends);
+    config.format = format;
+    config.start_timeout = Duration::from_secs(2);
+    config.rpc = RpcConfig::default();
+    let slot = Rc::clone(slot);
+    locality.handle().spawn("boot", async move {
+        match Server::start(&handle, &fabric, config).await {
+            Ok(server) => {
+                *slot.server.borrow_mut() = Some(server);
+                slot.is_up.set(true);
+            }
+            Err(error) => {
+                // A lost device is left out, not a reason to fail; anything else that a device says after a crash is our doing.
+                let is_ours = match &error {
+                    ServerError::Device { source, .. } => !matches!(source, StobError::Device(_)),
+                    ServerError::Control(_) => false,
+                    _ => true,
+                };
+                *slot.failed.borrow_mut() = Some((error.to_string(), is_ours));
+            }
+        }
+    });
+}
+
+fn start_client(
+    locality: &Locality,
+    slot: &Rc<Slot>,
+    endpoint: Endpoint,
+    (workers, think_max, read_verify): (usize, Duration, bool),
+    around: &Surroundings<'_>,
+) {
+    let handle = locality.handle();
+    let fabric = Fabric::Sim(around.fabric.clone());
+    let config = ClientConfig {
+        local: Some(endpoint),
+        control: around.configuration.control,
+        token: token(),
+        epoch: around.epoch,
+        op_timeout: OP_TIMEOUT,
+        read_verify,
+    };
+    let (slot, oracle, stop) = (Rc::clone(slot), Rc::clone(around.oracle), Rc::clone(around.stop_work));
+    let (node, seed, epoch) = (around.index, around.seed, around.epoch);
+    locality.handle().spawn("boot", async move {
+        let client = match Client::connect(&handle, &fabric, config).await {
+            Ok(client) => client,
+            Err(error) => {
+                let is_ours = !matches!(error, client::ClientError::NoConfiguration { .. });
+                *slot.failed.borrow_mut() = Some((error.to_string(), is_ours));
+                return;
+            }
+        };
+        for number in 0..workers {
+            let worker = Worker {
+                oracle: Rc::clone(&oracle),
+                locality: handle.clone(),
+                client: client.clone(),
+                node,
+                random: fastrand::Rng::with_seed(seed ^ (epoch << 8) ^ (number as u64 + 1)),
+                stop: Rc::clone(&stop),
+                think_max,
+            };
+            handle.spawn("worker", worker.run());
+        }
+        *slot.client.borrow_mut() = Some(client);
+        slot.is_up.set(true);
+    });
+}

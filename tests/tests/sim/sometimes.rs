@@ -1,0 +1,74 @@
+//! Rare states that a run should reach: counted as they happen, printed, and demanded of the short set as a whole.
+//!
+//! A simulation that never crashes a server in the middle of a write proves nothing about it. [`WANTED`] is the list.
+
+use std::collections::BTreeMap;
+
+/// What the short set has to reach at least once, in any of its seeds.
+pub const WANTED: &[&str] = &[
+    "a server lost power while changes were under way",
+    "a crash took back writes that were not flushed",
+    "a crash left a block torn",
+    "recovery replayed the log",
+    "recovery dropped a torn tail",
+    "a client died with a change under way",
+    "control lost power",
+    "everything lost power at once",
+    "a server was stopped and started again",
+    "a device was lost",
+    "bits rotted",
+    "a device became transient",
+    "a device became failed",
+    "a request was sent again",
+    "a reply came from the reply cache",
+    "a reply came when nobody waited any more",
+    "a call ended at its deadline",
+    "a session was lost",
+    "a message was doubled",
+    "a message was held back",
+    "a packet was lost",
+    "a header was damaged",
+    "a read was right while a server was down",
+    "a read was right with damaged devices",
+    "a read met a change under way",
+    "a change failed and the object was read later",
+    "a write in place left torn rows",
+    "an object was rightly absent",
+    "a list was complete",
+    "a peer's old incarnation was shut out",
+];
+
+/// Counters of one run.
+#[derive(Clone, Debug, Default)]
+pub struct Sometimes(BTreeMap<&'static str, u64>);
+
+impl Sometimes {
+    /// It happened.
+    pub fn reached(&mut self, what: &'static str) {
+        self.add(what, 1);
+    }
+
+    /// It happened `count` times.
+    pub fn add(&mut self, what: &'static str, count: u64) {
+        if count > 0 {
+            *self.0.entry(what).or_default() += count;
+        }
+    }
+
+    /// Adds another run's counters.
+    pub fn merge(&mut self, other: &Sometimes) {
+        for (what, count) in &other.0 {
+            *self.0.entry(what).or_default() += count;
+        }
+    }
+
+    /// What of [`WANTED`] was never reached.
+    pub fn missing(&self) -> Vec<&'static str> {
+        WANTED.iter().copied().filter(|what| !self.0.contains_key(what)).collect()
+    }
+
+    /// One line for each counter.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        self.0.iter().map(|(what, count)| format!("{count:>9}  {what}"))
+    }
+}

@@ -1,0 +1,581 @@
+//! The simulated cluster and its one thread: turns every node in a fixed order until nobody progresses, then moves the clock.
+//!
+//! **Invariant**: everything that happens follows from the seed: node order, the net, the disks, the clients, the faults. The trace hash
+//! covers each turn that did something, each packet and each operation; the same seed gives the same hash. A node that
+//! works on and on without time passing, or a run of too many turns, ends with an error instead of a hang.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+use base::nid::NetKind;
+use base::{Endpoint, Fid, FidType, Instant, LayoutWidth, Nid};
+use faces::{Configuration, DeviceConfig, DeviceState, PoolConfig, ProcessConfig};
+use runtime::clock::SimulatedClock;
+use spdk_stob::{SimDisk, TraceEvent};
+use verbs_net::SimFabric;
+
+use crate::faults::{Cast, Fault};
+use crate::mutation::Mutation;
+use crate::node::{Life, Node, Role, SimDevice, Surroundings};
+use crate::oracle::Oracle;
+use crate::workload;
+
+const SERVERS: usize = 4;
+const DEVICES_PER_SERVER: usize = 2;
+/// K of the layout.
+pub const PARITY: usize = 2;
+const UNIT_BYTES: u32 = 8192;
+const DEVICE_BLOCKS: u64 = 8192;
+const CONTROL_BLOCKS: u64 = 4096;
+const CLUSTER: u64 = 0xc10;
+/// Rounds without time passing before a run counts as a livelock.
+const ROUNDS_MAX: u32 = 200_000;
+/// Turns of one run.
+const TURNS_MAX: u64 = 200_000_000;
+/// A supervisor starts a node again so long after its start failed.
+const START_AGAIN: Duration = Duration::from_millis(150);
+
+/// See the module head.
+pub struct World {
+    pub clock: SimulatedClock,
+    pub fabric: SimFabric,
+    pub nodes: Vec<Node>,
+    pub oracle: Rc<RefCell<Oracle>>,
+    pub configuration: Configuration,
+    pub seed: u64,
+    pub stop_work: Rc<Cell<bool>>,
+    /// Faults come no more: nothing is doubtful.
+    pub is_calm: bool,
+    mutation: Option<Mutation>,
+    epoch: u64,
+    agenda: BTreeMap<(Instant, u64), Fault>,
+    agenda_count: u64,
+    turns: u64,
+    lost: BTreeSet<Fid>,
+    damaged: BTreeSet<Fid>,
+}
+
+fn endpoint(index: usize) -> Endpoint {
+    let number = u16::try_from(index + 1).expect("few nodes");
+    Endpoint { nid: Nid::new(NetKind::Sim, u32::from(number)), pid: 12345, portal: 34, tmid: number }
+}
+
+impl World {
+    /// A cluster that is not started yet: control, servers, and `clients` with their workers and longest pauses.
+    pub fn new(seed: u64, mutation: Option<Mutation>, clients: &[(usize, Duration)]) -> World {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let control = endpoint(0);
+        let mut nodes = Vec::new();
+        let disk = SimDisk::new(random.u64(..), CONTROL_BLOCKS, spdk_stob::SimFaults::default());
+        nodes.push(Node::new("control".to_owned(), control, Role::Control { disk }));
+        let mut processes = Vec::new();
+        let mut devices = Vec::new();
+        for server in 0..SERVERS {
+            let (process, at) = (Fid::new(FidType::Process, 1, server as u64 + 1), endpoint(server + 1));
+            processes.push(ProcessConfig { process, endpoint: at, epoch: 0 });
+            let mut own = Vec::new();
+            for device in 0..DEVICES_PER_SERVER {
+                let fid = Fid::new(FidType::Device, 1, (server * DEVICES_PER_SERVER + device) as u64 + 1);
+                devices.push(DeviceConfig {
+                    device: fid,
+                    process,
+                    endpoint: at,
+                    state: DeviceState::Unknown,
+                    size_blocks: 0,
+                });
+                let disk = SimDisk::new(random.u64(..), DEVICE_BLOCKS, spdk_stob::SimFaults::default());
+                own.push(SimDevice { fid, disk, is_lost: false, is_rotten: false });
+            }
+            nodes.push(Node::new(format!("server {server}"), at, Role::Server { process, devices: own }));
+        }
+        let configuration = Configuration {
+            version: 1,
+            cluster: CLUSTER,
+            profile: Fid::new(FidType::Profile, 1, 1),
+            control,
+            processes,
+            pool: PoolConfig {
+                pool: Fid::new(FidType::Pool, 1, 1),
+                pool_version: Fid::new(FidType::PoolVersion, 1, 1),
+                width: LayoutWidth::new(4, 2, 1).expect("a valid layout"),
+                unit_bytes: UNIT_BYTES,
+                devices,
+            },
+        };
+        let fabric = SimFabric::new(random.u64(..));
+        let mut world = World {
+            clock: SimulatedClock::new(),
+            fabric,
+            nodes,
+            oracle: Rc::new(RefCell::new(Oracle::new(workload::objects()))),
+            configuration,
+            seed,
+            stop_work: Rc::new(Cell::new(false)),
+            is_calm: false,
+            mutation,
+            epoch: 0,
+            agenda: BTreeMap::new(),
+            agenda_count: 0,
+            turns: 0,
+            lost: BTreeSet::new(),
+            damaged: BTreeSet::new(),
+        };
+        world.clock.advance(Duration::from_secs(1));
+        for (workers, think_max) in clients {
+            world.add_client(*workers, *think_max, false);
+        }
+        world
+    }
+
+    /// Adds a client node, not started.
+    pub fn add_client(&mut self, workers: usize, think_max: Duration, read_verify: bool) -> usize {
+        let index = self.nodes.len();
+        let nid = endpoint(index).nid;
+        let at = verbs_net::dynamic_endpoint(nid, 1000 + u32::try_from(index).expect("few nodes"), 7);
+        let role = Role::Client { workers, think_max, read_verify };
+        self.nodes.push(Node::new(format!("client {index}"), at, role));
+        index
+    }
+
+    pub fn cast(&self) -> Cast {
+        let of = |wanted: fn(&Role) -> bool| -> Vec<usize> {
+            (0..self.nodes.len()).filter(|index| wanted(&self.nodes[*index].role)).collect()
+        };
+        Cast {
+            control: 0,
+            servers: of(|role| matches!(role, Role::Server { .. })),
+            clients: of(|role| matches!(role, Role::Client { .. })),
+            devices: SERVERS * DEVICES_PER_SERVER,
+            damage_max: PARITY,
+        }
+    }
+
+    pub fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    pub fn plan(&mut self, at: Instant, fault: Fault) {
+        self.agenda_count += 1;
+        self.agenda.insert((at, self.agenda_count), fault);
+    }
+
+    pub fn forget_plans(&mut self) {
+        self.agenda.clear();
+    }
+
+    pub fn is_damaged(&self) -> bool {
+        !self.damaged.is_empty()
+    }
+
+    /// Devices lost or rotten.
+    pub fn damaged(&self) -> &BTreeSet<Fid> {
+        &self.damaged
+    }
+
+    // ------------------------------------------------------------ time
+
+    /// Runs until `done`, at most to `until`. Ok(true): done. Errors: a violation, a livelock, a hung operation.
+    pub fn run_until(
+        &mut self,
+        until: Instant,
+        mut done: impl FnMut(&World) -> bool,
+    ) -> Result<bool, String> {
+        loop {
+            let deadline = self.settle()?;
+            if done(self) {
+                return Ok(true);
+            }
+            if self.now() >= until {
+                return Ok(false);
+            }
+            let agenda = self.agenda.first_key_value().map(|((at, _), _)| *at);
+            let next = [deadline, agenda].into_iter().flatten().min().unwrap_or(Instant::NEVER);
+            self.clock.advance_to(next.min(until).max(self.now()));
+            while let Some(entry) = self.agenda.first_entry() {
+                if entry.key().0 > self.clock.now() {
+                    break;
+                }
+                let fault = entry.remove();
+                self.happen(fault);
+            }
+        }
+    }
+
+    /// Turns everybody until nobody progresses. The next deadline.
+    fn settle(&mut self) -> Result<Option<Instant>, String> {
+        let now = self.now();
+        for _ in 0..ROUNDS_MAX {
+            let mut progressed = false;
+            let mut deadline: Option<Instant> = None;
+            let mut busy = 0;
+            for (index, node) in self.nodes.iter_mut().enumerate() {
+                let Some(life) = &mut node.life else { continue };
+                let turn = life.locality.turn(now);
+                self.turns += 1;
+                if turn.progressed {
+                    progressed = true;
+                    busy = index;
+                    self.oracle.borrow_mut().hash.add(&[now.as_nanos(), index as u64]);
+                }
+                deadline = [deadline, turn.next_deadline].into_iter().flatten().min();
+            }
+            if let Some(violation) = &self.oracle.borrow().violation {
+                return Err(violation.clone());
+            }
+            progressed |= self.look_after_nodes()?;
+            if !progressed {
+                if let Some(hung) = self.oracle.borrow().hung(now) {
+                    return Err(format!("at {now:?}: an operation never ends: {hung}"));
+                }
+                if deadline.is_none_or(|at| at > now) {
+                    return Ok(deadline);
+                }
+                // A deadline that is due and whose turn did nothing: a few are innocent, ROUNDS_MAX of them are not.
+            }
+            if self.turns > TURNS_MAX {
+                return Err(format!("at {now:?}: more than {TURNS_MAX} turns: node {busy} may never rest"));
+            }
+        }
+        let nodes: Vec<String> = self
+            .nodes
+            .iter_mut()
+            .filter_map(|node| {
+                let turn = node.life.as_mut()?.locality.turn(now);
+                let busy = turn.progressed || turn.next_deadline.is_some_and(|at| at <= now);
+                busy.then(|| format!("{} ({turn:?})", node.name))
+            })
+            .collect();
+        Err(format!(
+            "livelock: after {ROUNDS_MAX} rounds time still stands at {now:?}; busy: {}",
+            nodes.join(", ")
+        ))
+    }
+
+    /// Starts that failed are tried again; nodes that stopped in good order are taken down. True if anything changed.
+    fn look_after_nodes(&mut self) -> Result<bool, String> {
+        let mut changed = false;
+        for index in 0..self.nodes.len() {
+            let Some(slot) = self.nodes[index].slot() else { continue };
+            let failed = slot.failed.borrow_mut().take();
+            let (is_up, is_stopped) = (slot.is_up.get(), slot.is_stopped.get());
+            if let Some((reason, is_ours)) = failed {
+                let text =
+                    format!("at {:?}: {} does not start: {reason}", self.now(), self.nodes[index].name);
+                if is_ours {
+                    return Err(text);
+                }
+                self.nodes[index].last_failure = Some(text);
+                self.crash(index);
+                self.plan(self.now() + START_AGAIN, Fault::Start { node: index });
+                changed = true;
+            } else if is_stopped {
+                self.collect(index)?;
+                self.fabric.crash(self.nodes[index].endpoint);
+                self.nodes[index].life = None;
+                self.oracle.borrow_mut().sometimes.reached("a server was stopped and started again");
+                changed = true;
+            } else if is_up && !self.nodes[index].was_up {
+                self.nodes[index].was_up = true;
+            }
+        }
+        let down = self
+            .nodes
+            .iter()
+            .filter(|node| matches!(node.role, Role::Server { .. }) && !node.is_up())
+            .count();
+        self.oracle.borrow_mut().servers_down = down;
+        Ok(changed)
+    }
+
+    // ------------------------------------------------------------ what happens
+
+    fn happen(&mut self, fault: Fault) {
+        let now = self.now();
+        self.oracle.borrow_mut().hash.add_text(&format!("{now:?} {fault:?}"));
+        self.oracle.borrow().tell(now, || format!("fault: {fault:?}"));
+        let endpoint_of = |world: &World, node: usize| world.nodes[node].endpoint;
+        match fault {
+            Fault::Net(faults) => self.fabric.set_faults(faults),
+            Fault::Partition { from, to } => {
+                self.fabric.partition(endpoint_of(self, from), endpoint_of(self, to))
+            }
+            Fault::Heal { from, to } => self.fabric.heal(endpoint_of(self, from), endpoint_of(self, to)),
+            Fault::Crash { node } => {
+                if self.nodes[node].life.is_some() {
+                    self.note_crash(node);
+                    self.crash(node);
+                }
+            }
+            Fault::Start { node } => self.start(node),
+            Fault::Stop { node } => self.stop(node),
+            Fault::LoseDevice { device } => self.lose_device(device),
+            Fault::Rot { device, blocks, random } => self.rot(device, blocks, random),
+            Fault::Slow { device, factor } => self.device(device).disk.slow_down(factor),
+        }
+    }
+
+    fn note_crash(&mut self, node: usize) {
+        let mut oracle = self.oracle.borrow_mut();
+        match &self.nodes[node].role {
+            Role::Control { .. } => {
+                oracle.sometimes.reached("control lost power");
+            }
+            Role::Server { .. } if oracle.changes_running() > 0 => {
+                oracle.sometimes.reached("a server lost power while changes were under way");
+            }
+            _ => {}
+        }
+        drop(oracle);
+        let servers_up =
+            self.nodes.iter().filter(|node| matches!(node.role, Role::Server { .. }) && node.life.is_some());
+        if servers_up.count() == 1 && matches!(self.nodes[node].role, Role::Server { .. }) {
+            self.oracle.borrow_mut().sometimes.reached("everything lost power at once");
+        }
+    }
+
+    pub fn start(&mut self, index: usize) {
+        if self.nodes[index].life.is_some() {
+            return;
+        }
+        self.epoch += 1;
+        let around = Surroundings {
+            index,
+            fabric: &self.fabric,
+            oracle: &self.oracle,
+            configuration: &self.configuration,
+            mutation: self.mutation,
+            seed: self.seed,
+            epoch: self.epoch,
+            stop_work: &self.stop_work,
+            now: self.clock.now(),
+        };
+        self.nodes[index].start(&around);
+        self.oracle.borrow().tell(self.clock.now(), || format!("{} starts", self.nodes[index].name));
+    }
+
+    /// The node loses power.
+    pub fn crash(&mut self, index: usize) {
+        if self.nodes[index].life.is_none() {
+            return;
+        }
+        if let Err(violation) = self.collect(index) {
+            self.oracle.borrow_mut().violate(self.clock.now(), violation);
+        }
+        self.fabric.crash(self.nodes[index].endpoint);
+        for disk in self.nodes[index].disks() {
+            disk.crash();
+        }
+        self.oracle.borrow_mut().abandon(index, self.clock.now());
+        let life = self.nodes[index].life.take();
+        drop(life);
+    }
+
+    /// Asks a server to stop in good order.
+    fn stop(&mut self, index: usize) {
+        let Some(Life { slot, locality }) = &self.nodes[index].life else { return };
+        if slot.is_stopping.replace(true) {
+            return;
+        }
+        let Some(server) = slot.server.borrow_mut().take() else {
+            slot.is_stopping.set(false);
+            return;
+        };
+        let (slot, oracle, handle) = (Rc::clone(slot), Rc::clone(&self.oracle), locality.handle());
+        slot.is_up.set(false);
+        locality.handle().spawn("stop", async move {
+            if let Err(error) = server.stop().await
+                && oracle.borrow().damaged == 0
+            {
+                oracle.borrow_mut().violate(handle.now(), format!("a server does not stop: {error}"));
+            }
+            slot.is_stopped.set(true);
+        });
+    }
+
+    fn device(&mut self, index: usize) -> &mut SimDevice {
+        let (server, device) = (index / DEVICES_PER_SERVER + 1, index % DEVICES_PER_SERVER);
+        match &mut self.nodes[server].role {
+            Role::Server { devices, .. } => &mut devices[device],
+            _ => unreachable!("servers follow control"),
+        }
+    }
+
+    /// The node that owns a device, by fid.
+    pub fn owner(&self, fid: Fid) -> Option<usize> {
+        self.nodes.iter().position(|node| match &node.role {
+            Role::Server { devices, .. } => devices.iter().any(|device| device.fid == fid),
+            _ => false,
+        })
+    }
+
+    pub fn lose_device(&mut self, index: usize) {
+        let device = self.device(index);
+        device.is_lost = true;
+        device.disk.fail_with_eio(true);
+        let fid = device.fid;
+        self.lost.insert(fid);
+        self.damaged.insert(fid);
+        let mut oracle = self.oracle.borrow_mut();
+        oracle.damaged = self.damaged.len();
+        oracle.sometimes.reached("a device was lost");
+    }
+
+    /// Flips a bit in some written blocks of the data region.
+    fn rot(&mut self, index: usize, blocks: u32, random: u64) {
+        let mut random = fastrand::Rng::with_seed(random);
+        let regions = spdk_stob::format::regions::Regions::for_device(DEVICE_BLOCKS)
+            .expect("the devices are large enough");
+        let device = self.device(index);
+        let mut flipped = 0u64;
+        // Space is handed out from the front, so most of what is written is there.
+        for _ in 0..blocks * 4 {
+            let reach = if random.bool() { regions.data.count } else { regions.data.count / 8 };
+            let block = regions.data.start + random.u64(0..reach);
+            if device.disk.content(block).iter().any(|byte| *byte != 0) {
+                device.disk.rot(block, random.usize(0..32768));
+                flipped += 1;
+            }
+        }
+        device.is_rotten = true;
+        let fid = device.fid;
+        self.damaged.insert(fid);
+        let mut oracle = self.oracle.borrow_mut();
+        oracle.damaged = self.damaged.len();
+        oracle.sometimes.add("bits rotted", flipped);
+    }
+
+    // ------------------------------------------------------------ looking
+
+    /// Looks at a node before it goes: its domains, their traces, its figures.
+    fn collect(&self, index: usize) -> Result<(), String> {
+        let node = &self.nodes[index];
+        let Some(slot) = node.slot() else { return Ok(()) };
+        let mut oracle = self.oracle.borrow_mut();
+        let rpc = slot.server.borrow().as_ref().map(|server| server.rpc().clone());
+        let rpc = rpc.or_else(|| slot.control.borrow().as_ref().map(|control| control.rpc().clone()));
+        let rpc = rpc.or_else(|| slot.client.borrow().as_ref().map(|client| client.rpc().clone()));
+        if let Some(rpc) = rpc {
+            let stats = rpc.stats();
+            let counters = &mut oracle.sometimes;
+            counters.add("a request was sent again", stats.requester.resends);
+            counters.add("a reply came when nobody waited any more", stats.requester.late_replies);
+            counters.add("a call ended at its deadline", stats.requester.timeouts);
+            counters.add("a session was lost", stats.requester.sessions_lost);
+            counters.add("a reply came from the reply cache", stats.reply_cache.hits);
+            counters.add("a request met its twin in progress", stats.reply_cache.in_progress_hits);
+            let net = rpc.with_transfer_machine(verbs_net::TransferMachine::stats);
+            counters.add("a peer's old incarnation was shut out", net.stale_dropped);
+            counters.add("bulk came for memory no longer exposed", net.bulk_bytes_late);
+        }
+        if let Some(control) = slot.control.borrow().as_ref() {
+            for change in control.recent_changes() {
+                match change.to {
+                    DeviceState::Transient => oracle.sometimes.reached("a device became transient"),
+                    DeviceState::Failed => oracle.sometimes.reached("a device became failed"),
+                    _ => {}
+                }
+            }
+        }
+        let server = slot.server.borrow();
+        let (Role::Server { devices, .. }, Some(server)) = (&node.role, server.as_ref()) else {
+            return Ok(());
+        };
+        for device in devices {
+            let Some(domain) = server.domain(device.fid) else { continue };
+            let info = domain.info();
+            oracle.sometimes.add("recovery replayed the log", info.recovered_records);
+            oracle.sometimes.add("recovery dropped a torn tail", u64::from(info.dropped_tail));
+            oracle.sometimes.add("a checkpoint was taken", info.checkpoints);
+            domain.verify().map_err(|error| format!("device {} of {}: {error}", device.fid, node.name))?;
+            flushed_before_acknowledged(&domain.trace())
+                .map_err(|error| format!("device {} of {}: {error}", device.fid, node.name))?;
+        }
+        Ok(())
+    }
+
+    /// Looks at everybody at the end.
+    pub fn collect_all(&mut self) -> Result<(), String> {
+        for index in 0..self.nodes.len() {
+            self.collect(index)?;
+        }
+        let net = self.fabric.stats();
+        let mut oracle = self.oracle.borrow_mut();
+        oracle.sometimes.add("a message was doubled", net.duplicated);
+        oracle.sometimes.add("a message was held back", net.reordered);
+        oracle.sometimes.add("a packet was lost", net.lost);
+        oracle.sometimes.add("a header was damaged", net.corrupted);
+        for disk in self.nodes.iter().flat_map(Node::disks) {
+            oracle.sometimes.add("a crash took back writes that were not flushed", disk.stats().lost_pieces);
+            oracle.sometimes.add("a crash left a block torn", disk.stats().torn_blocks);
+        }
+        let fabric_hash = self.fabric.trace_hash();
+        oracle.hash.add(&[fabric_hash, self.turns]);
+        Ok(())
+    }
+
+    /// What is not as it should be in a cluster without faults; empty when all is well.
+    pub fn not_converged(&self) -> Vec<String> {
+        let mut reasons: Vec<String> = Vec::new();
+        for node in &self.nodes {
+            if !node.is_up() {
+                let why = node.last_failure.clone().unwrap_or_default();
+                reasons.push(format!("{} is not up; {why}", node.name));
+            }
+        }
+        reasons.extend(self.oracle.borrow().running_lines());
+        let Some(slot) = self.nodes[0].slot() else { return reasons };
+        let control = slot.control.borrow();
+        let Some(control) = control.as_ref() else { return reasons };
+        for process in control.status().processes.iter().filter(|process| !process.alive) {
+            reasons.push(format!("process {} has no lease", process.process));
+        }
+        for device in &control.configuration().pool.devices {
+            let is_lost = self.lost.contains(&device.device);
+            let is_well = match device.state {
+                DeviceState::Online => true,
+                DeviceState::Failed => is_lost,
+                _ => is_lost,
+            };
+            if !is_well {
+                reasons.push(format!("device {} is {:?}", device.device, device.state));
+            }
+        }
+        for node in &self.nodes {
+            let Some(slot) = node.slot() else { continue };
+            if let Some(server) = slot.server.borrow().as_ref()
+                && !server.is_serving()
+            {
+                reasons.push(format!("{} does not serve", node.name));
+            }
+        }
+        reasons
+    }
+}
+
+/// Each acknowledgement comes after a flush of its record. The trace may have lost its beginning.
+fn flushed_before_acknowledged(trace: &[TraceEvent]) -> Result<(), String> {
+    let mut flushed = BTreeSet::new();
+    let mut is_first_seen = false;
+    for event in trace {
+        match event {
+            TraceEvent::Flushed { sequence } => {
+                flushed.insert(*sequence);
+                is_first_seen = true;
+            }
+            TraceEvent::Acknowledged { transaction, sequence }
+                if is_first_seen && !flushed.contains(sequence) =>
+            {
+                let older = flushed.first().is_some_and(|first| sequence < first);
+                if !older {
+                    return Err(format!(
+                        "transaction {transaction} was acknowledged without a flush of record {sequence}"
+                    ));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
