@@ -191,7 +191,8 @@ impl Client {
     }
 
     /// Reads `extent` of an object, cut at its size, and hands it to `sink(offset, bytes)` in order; returns the bytes.
-    /// Later pieces are read while the sink takes earlier ones.
+    /// Later pieces are read while the sink takes earlier ones. Errors: also [`ClientError::Replaced`], when the object was replaced meanwhile
+    /// and its old bytes are gone; what the sink got until then is of the old ones.
     pub async fn download<Sink, Taken>(
         &self,
         object: &Object,

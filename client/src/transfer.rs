@@ -113,7 +113,8 @@ where
     Ok((Piece { extent: ByteExtent { start: offset, count }, parts, memory }, at_end))
 }
 
-/// Reads `extent` of an object (cut at its size) and hands it to `sink(offset, bytes)` in order; returns the bytes.
+/// Reads `extent` of an object (cut at its size) and hands it to `sink(offset, bytes)` in order; returns the bytes. All of them are of
+/// one generation. Errors: [`ClientError::Replaced`] if the object was replaced meanwhile and its old bytes are gone.
 pub(crate) async fn download<Sink, Taken>(
     object: &Object,
     extent: ByteExtent,
@@ -141,7 +142,12 @@ where
     let read = pieces
         .map(async |(piece, memory)| {
             store.refresh().await;
-            object.read_unbounded(piece).await.map(|parts| (piece, parts, memory))
+            let parts = object.read_unbounded(piece).await?;
+            // The size and the earlier pieces are the old generation's: these bytes would not go with them.
+            if object.stat().generation != stat.generation {
+                return Err(ClientError::Replaced { object: object.id() });
+            }
+            Ok((piece, parts, memory))
         })
         .buffered(limits::PIECES_IN_FLIGHT);
     let mut read = std::pin::pin!(read);
