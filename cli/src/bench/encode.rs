@@ -159,6 +159,9 @@ fn note(case: &Case) -> String {
     format!("GB of data units per second of CPU time, {set}, one thread")
 }
 
+/// Data and parity units of a group, as the codec takes them.
+type GroupView<'a> = (Vec<&'a [u8]>, Vec<&'a mut [u8]>);
+
 /// Encodes `rounds` times over new buffers, after one untimed pass.
 fn ours(case: &Case, rounds: u64) -> Result<(Sample, Costs), Failure> {
     let width = LayoutWidth::new(case.data, PARITY, 0).map_err(Failure::while_doing("the layout"))?;
@@ -180,7 +183,7 @@ fn ours(case: &Case, rounds: u64) -> Result<(Sample, Costs), Failure> {
         let parity = (0..PARITY).map(|_| unit()).collect::<Result<Vec<_>, _>>()?;
         groups.push((data, parity));
     }
-    let mut views: Vec<(Vec<&[u8]>, Vec<&mut [u8]>)> = groups
+    let mut views: Vec<GroupView<'_>> = groups
         .iter_mut()
         .map(|(data, parity)| {
             (data.iter().map(|unit| &**unit).collect(), parity.iter_mut().map(|unit| &mut **unit).collect())

@@ -22,7 +22,7 @@ pub fn output(command: &mut Command) -> Result<String, Failure> {
     if run.status.success() {
         return Ok(String::from_utf8_lossy(&run.stdout).into_owned());
     }
-    let words = [run.stderr, run.stdout].concat();
+    let words = if run.stderr.is_empty() { run.stdout } else { run.stderr };
     let words = String::from_utf8_lossy(&words).into_owned();
     let last = words.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it printed nothing");
     Err(Failure::new(format!("{name} failed ({}): {}", run.status, last.trim())))
@@ -181,7 +181,9 @@ mod tests {
     fn a_failing_command_says_its_last_line() {
         let failure =
             output(Command::new("sh").args(["-c", "echo first; echo last >&2; exit 3"])).unwrap_err();
-        assert!(failure.to_string().contains("last"), "{failure}");
+        assert!(failure.to_string().ends_with(": last"), "{failure}");
+        let quiet = output(Command::new("sh").args(["-c", "echo only; exit 1"])).unwrap_err();
+        assert!(quiet.to_string().ends_with(": only"), "{quiet}");
         assert!(output(&mut Command::new("/no/such/program")).is_err());
     }
 
