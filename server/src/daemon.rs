@@ -8,7 +8,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use base::{Endpoint, Fid, Instant};
@@ -101,6 +101,10 @@ impl Server {
         let tm_config = TmConfig::new(config.endpoint, true, epoch, config.token, config_version);
         let transfer_machine = TransferMachine::start(locality, fabric, tm_config)?;
         let rpc = RpcMachine::start(locality, transfer_machine, rpc_config);
+        // Served from the first moment: until the state is there every request is told to come again. A client that knew the
+        // server before must not take its start for a server that does not know the request.
+        let slot = StateSlot::default();
+        serve_all(&rpc, &slot);
         let conf = ConfClient::connect(&rpc, control);
         let configuration = conf.fetch(deadline).await?;
         if configuration.process(process).is_none() {
@@ -119,7 +123,7 @@ impl Server {
             shutdown: Cell::new(false),
             shutdown_rung: Notify::new(),
         });
-        serve_all(&state);
+        *slot.borrow_mut() = Rc::downgrade(&state);
         register(&state, deadline).await?;
         for (device, _) in &unopened {
             state.report_loss(*device);
@@ -256,22 +260,26 @@ async fn register(state: &Rc<State>, deadline: Instant) -> Result<(), ServerErro
     Ok(())
 }
 
-fn serve_all(state: &Rc<State>) {
-    serve(state, object_service::open);
-    serve(state, object_service::update);
-    serve(state, object_service::delete);
-    serve(state, object_service::list);
-    serve(state, component_service::write);
-    serve(state, component_service::read);
-    serve(state, component_service::delete);
+/// Where handlers find the state, once there is one. Weak: the machine owns its handlers, and the state owns the machine.
+type StateSlot = Rc<RefCell<Weak<State>>>;
+
+fn serve_all(rpc: &RpcMachine, slot: &StateSlot) {
+    serve(rpc, slot, object_service::open);
+    serve(rpc, slot, object_service::update);
+    serve(rpc, slot, object_service::delete);
+    serve(rpc, slot, object_service::list);
+    serve(rpc, slot, component_service::write);
+    serve(rpc, slot, component_service::read);
+    serve(rpc, slot, component_service::delete);
     serve(
-        state,
+        rpc,
+        slot,
         |state: Rc<State>, _fom, request: DeviceFault| async move { device_fault(&state, &request) },
     );
-    serve(state, |state: Rc<State>, _fom, request: Ping| async move {
+    serve(rpc, slot, |state: Rc<State>, _fom, request: Ping| async move {
         Ok(PingReply { payload: request.payload, epoch: state.epoch })
     });
-    serve(state, |state: Rc<State>, _fom, _request: Shutdown| async move {
+    serve(rpc, slot, |state: Rc<State>, _fom, _request: Shutdown| async move {
         state.shutdown.set(true);
         state.shutdown_rung.notify_waiters();
         Ok(ShutdownReply)
@@ -290,18 +298,17 @@ fn device_fault(state: &Rc<State>, request: &DeviceFault) -> Result<DeviceFaultR
 }
 
 /// Serves one fop with a handler that sees the state, as long as there is one.
-fn serve<F, Handler, Answer>(state: &Rc<State>, handler: Handler)
+fn serve<F, Handler, Answer>(rpc: &RpcMachine, slot: &StateSlot, handler: Handler)
 where
     F: fops::Fop,
     Handler: Fn(Rc<State>, Fom, F) -> Answer + 'static,
     Answer: Future<Output = Result<F::Reply, FopError>> + 'static,
 {
-    // Weak: the machine owns its handlers, and the state owns the machine.
-    let weak = Rc::downgrade(state);
-    state.rpc.serve(move |fom: Fom, request: F| match weak.upgrade() {
+    let slot = Rc::clone(slot);
+    rpc.serve(move |fom: Fom, request: F| match slot.borrow().upgrade() {
         Some(state) => handler(state, fom, request).boxed_local(),
         None => {
-            let stopped = FopError::NotServing { reason: "the server is stopped".to_owned() };
+            let stopped = FopError::NotServing { reason: "the server is starting or stopped".to_owned() };
             std::future::ready(Err(stopped)).boxed_local()
         }
     });
