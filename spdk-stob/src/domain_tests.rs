@@ -585,9 +585,9 @@ async fn exercise(handle: LocalityHandle, arena: Arena, open: impl Fn() -> Box<d
 }
 
 #[test]
-fn real_files_work_through_io_uring_and_through_threads_with_and_without_o_direct() {
+fn real_files_work_through_io_uring_threads_and_in_line_with_and_without_o_direct() {
     let folder = tempfile::tempdir().unwrap();
-    for kind in [BackendKind::Auto, BackendKind::Threads] {
+    for kind in [BackendKind::Auto, BackendKind::Threads, BackendKind::Inline] {
         for direct in [Direct::Auto, Direct::Never] {
             let arena = arena();
             let path = folder.path().join(format!("{kind:?} {direct:?}"));

@@ -12,6 +12,7 @@ use base::units::BLOCK_BYTES;
 use runtime::{Arena, ArenaConfig, LocalityHandle};
 use rustix::fs::OFlags;
 
+use super::inline::{InlineQueue, is_memory_file};
 use super::threads::ThreadQueue;
 use super::uring::RingQueue;
 use super::{Backend, BlockDone, BlockOp, Geometry};
@@ -30,13 +31,15 @@ pub enum Direct {
 /// Who moves the bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BackendKind {
-    /// io_uring, or threads where it is forbidden.
+    /// In line for a file in memory (tmpfs); else io_uring, or threads where it is forbidden.
     #[default]
     Auto,
     /// io_uring or an error.
     Uring,
     /// Helper threads with pread and pwrite.
     Threads,
+    /// pread and pwrite on the locality's own thread: only for files that never wait for a device.
+    Inline,
 }
 
 /// How to open a device file.
@@ -51,6 +54,7 @@ pub struct OpenOptions {
 enum Queue {
     Ring(Box<RingQueue>),
     Threads(ThreadQueue),
+    Inline(InlineQueue),
 }
 
 /// A device file, locked for as long as this lives.
@@ -113,6 +117,10 @@ impl UringFile {
         let queue = match options.kind {
             BackendKind::Threads => threads(file),
             BackendKind::Uring => ring(file),
+            BackendKind::Inline => Ok(Queue::Inline(InlineQueue::new(file, size_blocks))),
+            BackendKind::Auto if is_memory_file(&file) => {
+                Ok(Queue::Inline(InlineQueue::new(file, size_blocks)))
+            }
             BackendKind::Auto => ring(Arc::clone(&file)).or_else(|_| threads(file)),
         };
         Ok(UringFile { queue: queue.map_err(|error| open_error(path, error))?, is_direct })
@@ -130,6 +138,7 @@ impl UringFile {
         match self.queue {
             Queue::Ring(_) => BackendKind::Uring,
             Queue::Threads(_) => BackendKind::Threads,
+            Queue::Inline(_) => BackendKind::Inline,
         }
     }
 
@@ -137,6 +146,7 @@ impl UringFile {
         match &self.queue {
             Queue::Ring(queue) => queue.as_ref(),
             Queue::Threads(queue) => queue,
+            Queue::Inline(queue) => queue,
         }
     }
 
@@ -144,6 +154,7 @@ impl UringFile {
         match &mut self.queue {
             Queue::Ring(queue) => queue.as_mut(),
             Queue::Threads(queue) => queue,
+            Queue::Inline(queue) => queue,
         }
     }
 }

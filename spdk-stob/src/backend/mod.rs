@@ -11,6 +11,7 @@
 
 mod faulty;
 mod file;
+mod inline;
 mod mem;
 mod sim;
 mod threads;

@@ -4,6 +4,7 @@
 //! the writes before it completed, as the domain asks.
 
 use std::fs::File;
+use std::io::IoSlice;
 use std::os::fd::RawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -13,8 +14,9 @@ use base::Instant;
 use base::units::{BLOCK_BYTES, wide};
 use runtime::helper_threads::HelperThreads;
 use runtime::{LocalityHandle, Unparker};
+use smallvec::SmallVec;
 
-use super::{Backend, BlockDone, BlockOp, DeviceError, Geometry, check_range};
+use super::{Backend, BlockDone, BlockOp, DeviceError, Geometry, WriteParts, check_range};
 use crate::limits::{DEVICE_QUEUE_DEPTH, HELPER_THREADS};
 
 /// The threads and what they have not answered yet.
@@ -40,27 +42,33 @@ impl ThreadQueue {
     }
 }
 
-/// Blocks until `op` is done.
-fn execute(file: &File, op: BlockOp, token: u64) -> BlockDone {
+/// Blocks until `op` is done. Its range is checked.
+pub(super) fn execute(file: &File, op: BlockOp, token: u64) -> BlockDone {
     let (operation, extent) = (op.operation(), op.extent());
     let (result, buffer) = match op {
         BlockOp::Read { start_block, mut buffer } => {
             (file.read_exact_at(&mut buffer, start_block * BLOCK_BYTES), Some(buffer))
         }
-        BlockOp::Write { start_block, parts } => {
-            let mut offset_bytes = start_block * BLOCK_BYTES;
-            let mut result = Ok(());
-            for part in &parts {
-                result = result.and_then(|()| file.write_all_at(part, offset_bytes));
-                offset_bytes += wide(part.len());
-            }
-            (result, None)
-        }
+        BlockOp::Write { start_block, parts } => (write_parts(file, start_block * BLOCK_BYTES, &parts), None),
         BlockOp::Flush => (file.sync_data(), None),
         BlockOp::Discard { .. } => (Ok(()), None),
     };
     let result = result.map_err(|error| DeviceError::from_io(operation, extent, &error));
     BlockDone { token, result, buffer }
+}
+
+/// Writes all parts, in one call if the kernel takes them so.
+fn write_parts(file: &File, offset_bytes: u64, parts: &WriteParts) -> std::io::Result<()> {
+    let slices: SmallVec<[IoSlice<'_>; 16]> = parts.iter().map(|part| IoSlice::new(part)).collect();
+    let mut skip = rustix::io::pwritev(file, &slices, offset_bytes)?;
+    let mut offset_bytes = offset_bytes;
+    for part in parts {
+        let written = skip.min(part.len());
+        skip -= written;
+        file.write_all_at(&part[written..], offset_bytes + wide(written))?;
+        offset_bytes += wide(part.len());
+    }
+    Ok(())
 }
 
 impl Backend for ThreadQueue {
