@@ -13,6 +13,7 @@ use rpc::{CallError, RpcConfig, RpcMachine};
 use runtime::{Buffer, LocalityHandle, SharedBuffer};
 use verbs_net::{Fabric, NetError, RefuseReason, TmConfig, Token, TransferMachine};
 
+use crate::bug::Bug;
 use crate::error::ClientError;
 use crate::object::{Object, ObjectStat};
 use crate::replacement::{Replacement, drop_components};
@@ -51,6 +52,17 @@ impl Client {
         fabric: &Fabric,
         config: ClientConfig,
     ) -> Result<Client, ClientError> {
+        Client::connect_with_bug(locality, fabric, config, None).await
+    }
+
+    /// For the simulation only.
+    #[doc(hidden)]
+    pub async fn connect_with_bug(
+        locality: &LocalityHandle,
+        fabric: &Fabric,
+        config: ClientConfig,
+        bug: Option<Bug>,
+    ) -> Result<Client, ClientError> {
         let endpoint = config.local.unwrap_or_else(|| own_endpoint(locality, config.control));
         let rpc_config = RpcConfig::default();
         let version = rpc_config.config_version.clone();
@@ -63,7 +75,7 @@ impl Client {
             Ok(configuration) => configuration,
             Err(error) => return Err(connect_error(config.control, &error)),
         };
-        Ok(Client { store: Rc::new(Store::new(locality.clone(), rpc, conf, configuration, config)) })
+        Ok(Client { store: Rc::new(Store::new(locality.clone(), rpc, conf, configuration, (config, bug))) })
     }
 
     /// The configuration in use.

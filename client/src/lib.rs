@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod batch;
+mod bug;
 mod client;
 pub mod error;
 pub mod geometry;
@@ -29,6 +30,8 @@ mod targets;
 mod transfer;
 mod view;
 
+#[doc(hidden)]
+pub use bug::Bug;
 pub use client::{Client, ClientConfig};
 pub use error::{ClientError, Fault, UnitFailure, UnitFailures};
 pub use object::{Object, ObjectStat};

@@ -17,6 +17,7 @@ use futures_util::future::join_all;
 use rpc::Bulk;
 use runtime::SharedBuffer;
 
+use crate::bug::Bug;
 use crate::error::ClientError;
 use crate::geometry::OBJECT_BYTES_MAX;
 use crate::limits;
@@ -126,6 +127,9 @@ impl Replacement {
             });
         }
         let generation = self.view.name.generation;
+        if self.view.store.has_bug(Bug::DropBeforeCommit) {
+            drop_components(&self.view.store, self.object.id(), generation).await;
+        }
         // A record that names our generation already is our own commit, of which an answer was lost.
         let flip = |record: &ObjectRecord| {
             let is_ours = record.version == self.base_version || record.generation == generation;

@@ -19,6 +19,7 @@ use rpc::{Answer, Bulk, CallOptions, RpcMachine};
 use runtime::sync::{Permit, Semaphore};
 use runtime::{LocalityHandle, SharedBuffer};
 
+use crate::bug::Bug;
 use crate::client::ClientConfig;
 use crate::error::{ClientError, Fault, UnitFailure};
 use crate::limits;
@@ -43,6 +44,7 @@ pub(crate) struct Store {
     pub(crate) rpc: RpcMachine,
     pub(crate) conf: ConfClient,
     pub(crate) config: ClientConfig,
+    bug: Option<Bug>,
     configuration: RefCell<Rc<Configuration>>,
     /// Highest configuration version that any answer showed.
     seen_version: Cell<u64>,
@@ -61,7 +63,7 @@ impl Store {
         rpc: RpcMachine,
         conf: ConfClient,
         configuration: Rc<Configuration>,
-        config: ClientConfig,
+        (config, bug): (ClientConfig, Option<Bug>),
     ) -> Store {
         // Half of the arena: the rest is for messages, bulk in flight and whoever shares the arena.
         let memory_bytes = (locality.arena().capacity_bytes() / 2).min(limits::MEMORY_BYTES_MAX);
@@ -72,6 +74,7 @@ impl Store {
             conf,
             config,
             seen_version: Cell::new(configuration.version),
+            bug,
             configuration: RefCell::new(configuration),
             requests: Semaphore::new(limits::REQUESTS_IN_FLIGHT_MAX),
             per_target: RefCell::default(),
@@ -81,6 +84,11 @@ impl Store {
             codecs: RefCell::default(),
             zeros: RefCell::new(None),
         }
+    }
+
+    /// Only in the simulation's hands: see [`Bug`].
+    pub(crate) fn has_bug(&self, bug: Bug) -> bool {
+        self.bug == Some(bug)
     }
 
     pub(crate) fn now(&self) -> Instant {

@@ -63,7 +63,7 @@ impl BlockValue {
                 let valid_here = u64::from(valid).saturating_sub(inside);
                 let valid_here = usize::try_from(valid_here).unwrap_or(usize::MAX).min(bytes.len());
                 let (ours, zeros) = bytes.split_at(valid_here);
-                let mut expected = [0u8; BLOCK as usize];
+                let mut expected = [0u8; 4096];
                 let expected = &mut expected[..ours.len()];
                 fill(writer, block * BLOCK + inside, expected);
                 expected == ours && zeros.iter().all(|byte| *byte == 0)

@@ -25,8 +25,10 @@ pub enum Fault {
     Stop { node: usize },
     /// Each access of a device fails from now on.
     LoseDevice { device: usize },
-    /// Bits of some written blocks of a device flip.
+    /// Some written blocks of a device are chosen to rot.
     Rot { device: usize, blocks: u32, random: u64 },
+    /// They rot, once the device has committed something newer (see `World::rot`).
+    RotChosen { choice: usize },
     /// A device becomes slower by a factor; 1 ends it.
     Slow { device: usize, factor: u32 },
 }

@@ -12,16 +12,33 @@ use spdk_stob::{Backend, BlockDone, BlockOp, Geometry, SimBackend};
 pub enum Mutation {
     /// A device answers flushes and does not do them, as if the stob's commit forgot its flush.
     SkipFlush,
-    /// A device answers each third write and does not do it.
+    /// A device answers one write in forty and does not do it.
     LoseWrite,
-    /// Reads of a device give the block's neighbour now and then.
-    MisdirectRead,
+    /// Servers forget what they answered: a request that is sent again runs again.
+    ReplyCacheOff,
+    /// One of the client's own.
+    Client(client::Bug),
 }
 
 impl Mutation {
     /// All, with the number of seeds from 1 on within which each has to be found.
-    pub const ALL: &[(Mutation, u64)] =
-        &[(Mutation::SkipFlush, 12), (Mutation::LoseWrite, 12), (Mutation::MisdirectRead, 12)];
+    pub const ALL: &[(Mutation, u64)] = &[
+        (Mutation::SkipFlush, 8),
+        (Mutation::LoseWrite, 8),
+        (Mutation::ReplyCacheOff, 8),
+        (Mutation::Client(client::Bug::AbsentIsZero), 8),
+        (Mutation::Client(client::Bug::OneReplicaIsEnough), 8),
+        (Mutation::Client(client::Bug::StaleParity), 8),
+        (Mutation::Client(client::Bug::DropBeforeCommit), 8),
+    ];
+
+    /// The client's bug, if it is one.
+    pub fn client_bug(self) -> Option<client::Bug> {
+        match self {
+            Mutation::Client(bug) => Some(bug),
+            _ => None,
+        }
+    }
 }
 
 /// A backend that may be broken.
@@ -51,16 +68,11 @@ impl Backend for MutatedBackend {
             }
             (Some(Mutation::LoseWrite), BlockOp::Write { start_block, parts }) => {
                 self.count += 1;
-                if self.count % 3 == 0 {
+                if self.count.is_multiple_of(40) {
                     self.answered.push(BlockDone { token, result: Ok(()), buffer: None });
                     return Ok(());
                 }
                 BlockOp::Write { start_block, parts }
-            }
-            (Some(Mutation::MisdirectRead), BlockOp::Read { start_block, buffer }) => {
-                self.count += 1;
-                let wrong = self.count % 50 == 0 && start_block > 0;
-                BlockOp::Read { start_block: start_block - u64::from(wrong), buffer }
             }
             (_, op) => op,
         };

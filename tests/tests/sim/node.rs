@@ -29,12 +29,10 @@ pub const LEASE: Duration = Duration::from_millis(600);
 /// How long a client's operation may take.
 pub const OP_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// A device: its platters, and what was done to them.
+/// A device: its platters survive the node.
 pub struct SimDevice {
     pub fid: Fid,
     pub disk: SimDisk,
-    pub is_lost: bool,
-    pub is_rotten: bool,
 }
 
 /// What a node is.
@@ -190,7 +188,10 @@ fn start_server(
     let mut config = ServerConfig::new(endpoint, process, control, token(), around.epoch, backends);
     config.format = format;
     config.start_timeout = Duration::from_secs(2);
-    config.rpc = RpcConfig::default();
+    config.rpc = RpcConfig {
+        broken_reply_cache: around.mutation == Some(Mutation::ReplyCacheOff),
+        ..RpcConfig::default()
+    };
     let slot = Rc::clone(slot);
     locality.handle().spawn("boot", async move {
         match Server::start(&handle, &fabric, config).await {
@@ -230,8 +231,9 @@ fn start_client(
     };
     let (slot, oracle, stop) = (Rc::clone(slot), Rc::clone(around.oracle), Rc::clone(around.stop_work));
     let (node, seed, epoch) = (around.index, around.seed, around.epoch);
+    let bug = around.mutation.and_then(Mutation::client_bug);
     locality.handle().spawn("boot", async move {
-        let client = match Client::connect(&handle, &fabric, config).await {
+        let client = match Client::connect_with_bug(&handle, &fabric, config, bug).await {
             Ok(client) => client,
             Err(error) => {
                 let is_ours = !matches!(error, client::ClientError::NoConfiguration { .. });

@@ -15,14 +15,16 @@ use runtime::{LocalityHandle, SharedBuffer};
 
 use crate::oracle::Oracle;
 
-/// Data units of a group, as the cluster is laid out: stated for the oracle.
-pub const DATA_UNITS: u64 = 4;
+/// N of the layout N+2+1: groups of 5 make the client update parity from old bytes, groups of 4 never do.
+pub fn data_units(seed: u64) -> u32 {
+    if seed.is_multiple_of(2) { 5 } else { 4 }
+}
 
 /// The objects: ids that differ in both halves, and unit sizes from one block on.
-pub fn objects() -> impl Iterator<Item = (ObjectId, Shape)> {
-    (0..10u64).map(|index| {
+pub fn objects(data_units: u32) -> impl Iterator<Item = (ObjectId, Shape)> {
+    (0..10u64).map(move |index| {
         let id = ObjectId::new(index / 4, 100 + index % 4).expect("below 2^56");
-        (id, Shape { data_units: DATA_UNITS, unit_blocks: unit_blocks(index) })
+        (id, Shape { data_units: u64::from(data_units), unit_blocks: unit_blocks(index) })
     })
 }
 

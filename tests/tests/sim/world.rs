@@ -34,6 +34,8 @@ const CLUSTER: u64 = 0xc10;
 const ROUNDS_MAX: u32 = 200_000;
 /// Turns of one run.
 const TURNS_MAX: u64 = 200_000_000;
+/// How often it is looked whether chosen blocks may rot.
+const ROT_LOOK: Duration = Duration::from_millis(30);
 /// A supervisor starts a node again so long after its start failed.
 const START_AGAIN: Duration = Duration::from_millis(150);
 
@@ -55,6 +57,15 @@ pub struct World {
     turns: u64,
     lost: BTreeSet<Fid>,
     damaged: BTreeSet<Fid>,
+    rots: Vec<Rot>,
+}
+
+/// Blocks chosen to rot: each with the bit and the content that it was chosen with.
+#[derive(Default)]
+struct Rot {
+    device: usize,
+    record: Option<(u64, u64)>,
+    bits: Vec<(u64, usize, Vec<u8>)>,
 }
 
 fn endpoint(index: usize) -> Endpoint {
@@ -65,6 +76,7 @@ fn endpoint(index: usize) -> Endpoint {
 impl World {
     /// A cluster that is not started yet: control, servers, and `clients` with their workers and longest pauses.
     pub fn new(seed: u64, mutation: Option<Mutation>, clients: &[(usize, Duration)]) -> World {
+        let data_units = workload::data_units(seed);
         let mut random = fastrand::Rng::with_seed(seed);
         let control = endpoint(0);
         let mut nodes = Vec::new();
@@ -86,7 +98,7 @@ impl World {
                     size_blocks: 0,
                 });
                 let disk = SimDisk::new(random.u64(..), DEVICE_BLOCKS, spdk_stob::SimFaults::default());
-                own.push(SimDevice { fid, disk, is_lost: false, is_rotten: false });
+                own.push(SimDevice { fid, disk });
             }
             nodes.push(Node::new(format!("server {server}"), at, Role::Server { process, devices: own }));
         }
@@ -99,7 +111,7 @@ impl World {
             pool: PoolConfig {
                 pool: Fid::new(FidType::Pool, 1, 1),
                 pool_version: Fid::new(FidType::PoolVersion, 1, 1),
-                width: LayoutWidth::new(4, 2, 1).expect("a valid layout"),
+                width: LayoutWidth::new(data_units, 2, 1).expect("a valid layout"),
                 unit_bytes: UNIT_BYTES,
                 devices,
             },
@@ -109,7 +121,7 @@ impl World {
             clock: SimulatedClock::new(),
             fabric,
             nodes,
-            oracle: Rc::new(RefCell::new(Oracle::new(workload::objects()))),
+            oracle: Rc::new(RefCell::new(Oracle::new(workload::objects(data_units)))),
             configuration,
             seed,
             stop_work: Rc::new(Cell::new(false)),
@@ -121,6 +133,7 @@ impl World {
             turns: 0,
             lost: BTreeSet::new(),
             damaged: BTreeSet::new(),
+            rots: Vec::new(),
         };
         world.clock.advance(Duration::from_secs(1));
         for (workers, think_max) in clients {
@@ -312,6 +325,7 @@ impl World {
             Fault::Stop { node } => self.stop(node),
             Fault::LoseDevice { device } => self.lose_device(device),
             Fault::Rot { device, blocks, random } => self.rot(device, blocks, random),
+            Fault::RotChosen { choice } => self.rot_chosen(choice),
             Fault::Slow { device, factor } => self.device(device).disk.slow_down(factor),
         }
     }
@@ -412,7 +426,6 @@ impl World {
 
     pub fn lose_device(&mut self, index: usize) {
         let device = self.device(index);
-        device.is_lost = true;
         device.disk.fail_with_eio(true);
         let fid = device.fid;
         self.lost.insert(fid);
@@ -422,23 +435,67 @@ impl World {
         oracle.sometimes.reached("a device was lost");
     }
 
-    /// Flips a bit in some written blocks of the data region.
+    /// Chooses written blocks of the data region in which a bit will flip.
+    ///
+    /// They flip once the device committed two more records: until then a block may be data of the log's last record, and
+    /// recovery cannot tell rot there from a write that a power cut tore (docs/simulation.md#accepted).
     fn rot(&mut self, index: usize, blocks: u32, random: u64) {
         let mut random = fastrand::Rng::with_seed(random);
         let regions = spdk_stob::format::regions::Regions::for_device(DEVICE_BLOCKS)
             .expect("the devices are large enough");
+        let record = self.last_record(index);
         let device = self.device(index);
-        let mut flipped = 0u64;
+        let mut bits = Vec::new();
         // Space is handed out from the front, so most of what is written is there.
         for _ in 0..blocks * 4 {
             let reach = if random.bool() { regions.data.count } else { regions.data.count / 8 };
             let block = regions.data.start + random.u64(0..reach);
-            if device.disk.content(block).iter().any(|byte| *byte != 0) {
-                device.disk.rot(block, random.usize(0..32768));
+            let content = device.disk.content(block);
+            if content.iter().any(|byte| *byte != 0) {
+                bits.push((block, random.usize(0..32768), content));
+            }
+        }
+        let choice = self.rots.len();
+        self.rots.push(Rot { device: index, record, bits });
+        self.plan(self.now() + ROT_LOOK, Fault::RotChosen { choice });
+    }
+
+    /// The newest record that the device's domain flushed since it was opened, if it is open.
+    fn last_record(&self, index: usize) -> Option<(u64, u64)> {
+        let node = &self.nodes[index / DEVICES_PER_SERVER + 1];
+        let Role::Server { devices, .. } = &node.role else { return None };
+        let server = node.slot()?.server.borrow();
+        let domain = server.as_ref()?.domain(devices[index % DEVICES_PER_SERVER].fid)?;
+        let flushed = domain.trace().into_iter().rev().find_map(|event| match event {
+            TraceEvent::Flushed { sequence } => Some(sequence),
+            _ => None,
+        });
+        Some((node.starts, flushed?))
+    }
+
+    fn rot_chosen(&mut self, choice: usize) {
+        let now = self.last_record(self.rots[choice].device);
+        let is_older = match (self.rots[choice].record, now) {
+            (Some((start, then)), Some((start_now, now))) => start == start_now && now >= then + 2,
+            _ => false,
+        };
+        if !is_older {
+            let known = self.rots[choice].record;
+            // Opened again since, or for the first time: count from here.
+            if known.map(|(start, _)| start) != now.map(|(start, _)| start) {
+                self.rots[choice].record = now;
+            }
+            return self.plan(self.now() + ROT_LOOK, Fault::RotChosen { choice });
+        }
+        let Rot { device, bits, .. } = std::mem::take(&mut self.rots[choice]);
+        let device = self.device(device);
+        let mut flipped = 0u64;
+        for (block, bit, content) in bits {
+            if device.disk.content(block) == content {
+                device.disk.rot(block, bit);
                 flipped += 1;
             }
         }
-        device.is_rotten = true;
         let fid = device.fid;
         self.damaged.insert(fid);
         let mut oracle = self.oracle.borrow_mut();
@@ -465,6 +522,7 @@ impl World {
             counters.add("a session was lost", stats.requester.sessions_lost);
             counters.add("a reply came from the reply cache", stats.reply_cache.hits);
             counters.add("a request met its twin in progress", stats.reply_cache.in_progress_hits);
+            ran_at_most_once(&rpc.phases()).map_err(|error| format!("{}: {error}", node.name))?;
             let net = rpc.with_transfer_machine(verbs_net::TransferMachine::stats);
             counters.add("a peer's old incarnation was shut out", net.stale_dropped);
             counters.add("bulk came for memory no longer exposed", net.bulk_bytes_late);
@@ -533,12 +591,7 @@ impl World {
         }
         for device in &control.configuration().pool.devices {
             let is_lost = self.lost.contains(&device.device);
-            let is_well = match device.state {
-                DeviceState::Online => true,
-                DeviceState::Failed => is_lost,
-                _ => is_lost,
-            };
-            if !is_well {
+            if device.state != DeviceState::Online && !is_lost {
                 reasons.push(format!("device {} is {:?}", device.device, device.state));
             }
         }
@@ -552,6 +605,17 @@ impl World {
         }
         reasons
     }
+}
+
+/// No request ran twice in one life of a server. The ring may have lost its beginning.
+fn ran_at_most_once(phases: &[rpc::PhaseRecord]) -> Result<(), String> {
+    let mut ran = BTreeSet::new();
+    for record in phases.iter().filter(|record| record.phase == "run") {
+        if !ran.insert(record.request_id) {
+            return Err(format!("request {:#x} of opcode {} ran twice", record.request_id, record.opcode));
+        }
+    }
+    Ok(())
 }
 
 /// Each acknowledgement comes after a flush of its record. The trace may have lost its beginning.

@@ -1,0 +1,14 @@
+//! Bugs on purpose, handed to one client by the simulation, which has to find each (docs/simulation.md). Nobody else has a way to set one.
+
+/// A seeded bug of the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// An absent block is taken for zeros, whatever else is in its row.
+    AbsentIsZero,
+    /// A change of a record is acknowledged once one replica has it, and the others are not told.
+    OneReplicaIsEnough,
+    /// A write in place forgets the parity.
+    StaleParity,
+    /// A replacement drops the old bytes before its record flips.
+    DropBeforeCommit,
+}
