@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Object store for HPC: servers, a control daemon, and the tools of users and operators, in one binary.
 #[derive(Debug, Parser)]
-#[command(name = "clovis", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "clovis", version, max_term_width = 100)]
 #[command(after_help = "Start here: clovis quickstart\nDocumentation: README.md, ARCHITECTURE.md, docs/")]
 pub struct Cli {
     /// What to do.
@@ -62,11 +62,11 @@ pub enum Command {
 pub struct QuickstartArgs {
     /// File to store; without it, bytes are generated
     pub file: Option<PathBuf>,
-    /// Folder for the device files (default: a temporary one, removed at the end)
+    /// Folder for the device files, emptied at the end (default: a temporary one, removed at the end)
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
     /// Number of devices, each a file in the folder
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_name = "COUNT", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=64))]
     pub devices: u32,
     /// Parity groups: N data, K parity, S spare units
     #[arg(long, value_name = "N+K+S", default_value = "4+2+1")]
@@ -100,13 +100,13 @@ pub struct ClusterStartArgs {
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
     /// Server processes [default: 4]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub servers: Option<u32>,
     /// Devices of each server, each a file in the folder [default: 2]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub devices_per_server: Option<u32>,
     /// Network between the processes
-    #[arg(long, value_enum, default_value_t = Transport::Tcp)]
+    #[arg(long, value_name = "NETWORK", value_enum, default_value_t = Transport::Tcp)]
     pub transport: Transport,
     /// Parity groups: N data, K parity, S spare units [default: 4+2+1]
     #[arg(long, value_name = "N+K+S")]
@@ -118,16 +118,14 @@ pub struct ClusterStartArgs {
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(4096..))]
     pub first_port: Option<u16>,
     /// Seconds to wait for every process to be ready
-    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=600))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub wait: u64,
 }
 
 /// Networks that a cluster can be started on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Transport {
-    /// TCP on loopback
     Tcp,
-    /// RDMA verbs
     Verbs,
 }
 
@@ -353,7 +351,7 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "M" => 20,
         "G" => 30,
         "T" => 40,
-        _ => return Err(format!("{suffix:?} is not a size suffix: use K, M, G or T (powers of 1024)")),
+        _ => return Err(format!("{text:?} is not a size: write 4096, 64K, 64M, 1G or 1T (powers of 1024)")),
     };
     let value: u64 =
         number.parse().map_err(|_| format!("{text:?} is not a size: write 4096, 64K, 64M or 1G"))?;

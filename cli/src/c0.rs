@@ -9,6 +9,7 @@ use std::time::Duration;
 use base::units::BLOCK_BYTES;
 use base::{FidType, limits};
 use client::{Client, ClientConfig};
+use faces::cluster_file::ServerSection;
 
 use crate::args::{C0Args, C0catArgs, C0cpArgs};
 use crate::connection::{Station, client_config, fabric_of, find_cluster_file, load_cluster_file};
@@ -64,6 +65,13 @@ fn connect(args: &C0Args) -> Result<(Station, Client), Failure> {
             args.ha,
             path.display(),
             file.control.endpoint
+        )));
+    }
+    let is_taken = |server: &ServerSection| server.endpoints.contains(&args.local);
+    if args.local == file.control.endpoint || file.servers.iter().any(is_taken) {
+        return Err(Failure::new(format!(
+            "-l {} is the endpoint of a daemon of this cluster: a client takes one of its own",
+            args.local
         )));
     }
     if args.profile != file.cluster.profile {

@@ -22,6 +22,8 @@ use crate::cluster_folder::ClusterFolder;
 use crate::connection::{Station, create_device, format_device, load_cluster_file};
 use crate::daemon::server_name;
 use crate::failure::Failure;
+use crate::interrupt::Interrupt;
+use crate::output;
 use crate::table::{Align, Table, bytes_text};
 
 /// How often a condition is looked at while waiting for another process.
@@ -39,12 +41,16 @@ pub fn start(args: &ClusterStartArgs) -> Result<(), Failure> {
         ));
     }
     let folder = ClusterFolder::new(&args.dir)?;
+    let is_ours = folder.create_root()?;
+    let _lock = folder.lock()?;
     let file = if folder.config().exists() {
         let file = load_cluster_file(&folder.config())?;
         refuse_other_shape(args, &file)?;
+        folder.create_for_daemons()?;
         file
     } else {
-        make(args, &folder)?
+        folder.refuse_content()?;
+        make(args, &folder, is_ours)?
     };
     let mut daemons = Vec::new();
     let names = [(CONTROL_NAME.to_owned(), None)];
@@ -55,16 +61,39 @@ pub fn start(args: &ClusterStartArgs) -> Result<(), Failure> {
         }
     }
     if daemons.is_empty() {
-        println!("every process of the cluster in {} runs already", folder.root().display());
-        return Ok(());
+        return output::line(&format!(
+            "every process of the cluster in {} runs already",
+            folder.root().display()
+        ));
     }
-    let status = wait_until_ready(&folder, &file, &mut daemons, Duration::from_secs(args.wait))?;
-    print!("{}", status_tables(&folder, &file, Some(&status)));
-    println!("\nNext:");
-    println!("  export CLOVIS_CONFIG={}", folder.config().display());
-    println!("  clovis cp FILE 12:34 && clovis cat 12:34 | cmp - FILE");
-    println!("  clovis cluster stop --dir {}", folder.root().display());
-    Ok(())
+    let status = wait_until_ready(&folder, &file, &mut daemons, Duration::from_secs(args.wait));
+    let status = status.map_err(|failure| give_up(&folder, &mut daemons, &failure))?;
+    output::print(&format!(
+        "{}\nNext:\n  export CLOVIS_CONFIG={}\n  clovis cp FILE 12:34 && clovis cat 12:34 | cmp - FILE\n  \
+         clovis cluster stop --dir {}\n",
+        status_tables(&folder, &file, Some(&status)),
+        folder.config().display(),
+        folder.root().display()
+    ))
+}
+
+/// What is left after a start that failed. Without control the servers are of no use: those just started are ended. With
+/// control the cluster serves as well as it can, and the message says so.
+fn give_up(folder: &ClusterFolder, daemons: &mut [(String, Child)], failure: &Failure) -> Failure {
+    let dir = folder.root().display();
+    if folder.running(CONTROL_NAME).is_some() {
+        return Failure::new(format!(
+            "{failure}; the other processes run on: look with `clovis cluster status --dir {dir}`, end them with \
+             `clovis cluster stop --dir {dir}`"
+        ));
+    }
+    for (name, child) in daemons {
+        // Both fail only if it has ended already.
+        let _ = child.kill();
+        let _ = child.wait();
+        folder.forget(name);
+    }
+    Failure::new(failure.to_string())
 }
 
 /// A folder that exists keeps its shape: flags that say otherwise are refused, not ignored.
@@ -93,13 +122,32 @@ fn refuse_other_shape(args: &ClusterStartArgs, file: &ClusterFile) -> Result<(),
     }
     let port = file.control.endpoint.port();
     if let Some(wanted) = args.first_port.filter(|wanted| Some(*wanted) != port) {
-        return Err(differs("its control daemon on port", format!("{port:?}"), wanted.to_string()));
+        return Err(differs(
+            "its control daemon on port",
+            port.map_or_else(|| "none".to_owned(), |port| port.to_string()),
+            wanted.to_string(),
+        ));
     }
     Ok(())
 }
 
-/// Makes the folder, the device files and, last, the configuration.
-fn make(args: &ClusterStartArgs, folder: &ClusterFolder) -> Result<ClusterFile, Failure> {
+/// Fills the empty folder with a cluster. A failure, or an interruption, takes back what was made: with the folder if it
+/// `is_ours`.
+fn make(args: &ClusterStartArgs, folder: &ClusterFolder, is_ours: bool) -> Result<ClusterFile, Failure> {
+    let abandoned = folder.clone();
+    let interrupt = Interrupt::guard(move || {
+        abandoned.undo_create(is_ours);
+        "no cluster was made".to_owned()
+    })?;
+    let made = plan(args, folder).and_then(|file| fill(folder, &file).map(|()| file));
+    interrupt.release();
+    if made.is_err() {
+        folder.undo_create(is_ours);
+    }
+    made
+}
+
+fn plan(args: &ClusterStartArgs, folder: &ClusterFolder) -> Result<ClusterFile, Failure> {
     let servers = args.servers.unwrap_or(4);
     let blueprint = Blueprint {
         name: folder
@@ -112,7 +160,11 @@ fn make(args: &ClusterStartArgs, folder: &ClusterFolder) -> Result<ClusterFile, 
         devices: servers * args.devices_per_server.unwrap_or(2),
         device_bytes: args.device_size.unwrap_or(512 * MIB),
     };
-    let file = blueprint.draw(&choose_endpoints(args.first_port, servers + 1)?)?;
+    blueprint.draw(&choose_endpoints(args.first_port, servers + 1)?)
+}
+
+/// Fills an empty folder: sub-folders, device files, and last the configuration.
+fn fill(folder: &ClusterFolder, file: &ClusterFile) -> Result<(), Failure> {
     folder.create()?;
     let mut station = Station::new("format")?;
     create_device(&folder.root().join(&file.control.store), file.control.store_bytes)?;
@@ -120,8 +172,7 @@ fn make(args: &ClusterStartArgs, folder: &ClusterFolder) -> Result<ClusterFile, 
         let path = folder.root().join(&device.path);
         format_device(&mut station, &path, device.size_bytes, device.fid, file.cluster.id.0)?;
     }
-    folder.write_config(&file.to_toml().map_err(|error| Failure::new(error.to_string()))?)?;
-    Ok(file)
+    folder.write_config(&file.to_toml().map_err(|error| Failure::new(error.to_string()))?)
 }
 
 /// Endpoints on loopback whose ports are free now. Errors: a port of a row that was asked for is in use.
@@ -229,27 +280,28 @@ fn ask_status(
 /// `clovis cluster stop`
 pub fn stop(args: &ClusterDirArgs) -> Result<(), Failure> {
     let folder = ClusterFolder::new(&args.dir)?;
-    let file = load_cluster_file(&folder.config())?;
+    let file = load_cluster_file(&folder.config());
+    // Without its configuration a cluster that runs can still be ended; one that does not has nothing to end.
+    if let Err(failure) = file.as_ref()
+        && !folder.noted().iter().any(|name| folder.running(name).is_some())
+    {
+        return Err(Failure::new(failure.to_string()));
+    }
+    let _lock = folder.lock()?;
     let mut station = Station::new("cluster-stop")?;
     let mut stopped = 0;
     // Servers first: they take leave of control, which goes last.
-    let servers =
-        file.servers.iter().map(|server| (server_name(server.process), server.endpoints.first().copied()));
-    let control = (CONTROL_NAME.to_owned(), Some(file.control.endpoint));
-    let members: Vec<(String, Option<Endpoint>)> = servers.chain([control]).collect();
-    for (name, endpoint) in members {
+    for name in folder.noted() {
         let Some(process_id) = folder.running(&name) else {
             folder.forget(&name);
             continue;
         };
-        let asked = match endpoint {
-            Some(endpoint) => station.call(&file, endpoint, &Shutdown, Duration::from_secs(5)).map(drop),
-            None => Err(Failure::new("it has no endpoint")),
-        };
-        if let Err(failure) = asked {
-            eprintln!(
-                "clovis: {name} (process {process_id}) does not take the request to stop ({failure}); sending SIGTERM"
-            );
+        // A daemon that cannot be asked, or starts or stops just now, takes the signal: it ends in the same order.
+        let asked = file.as_ref().is_ok_and(|file| match endpoint_of(file, &name) {
+            Some(endpoint) => station.call(file, endpoint, &Shutdown, Duration::from_secs(5)).is_ok(),
+            None => false,
+        });
+        if !asked {
             signal(process_id, rustix::process::Signal::TERM)?;
         }
         if !gone_within(&mut station, &folder, &name, STOP_WITHIN)? {
@@ -262,8 +314,16 @@ pub fn stop(args: &ClusterDirArgs) -> Result<(), Failure> {
         folder.forget(&name);
         stopped += 1;
     }
-    println!("{stopped} processes stopped");
-    Ok(())
+    output::line(&format!("{stopped} processes stopped"))
+}
+
+/// Where the daemon of a name listens.
+fn endpoint_of(file: &ClusterFile, name: &str) -> Option<Endpoint> {
+    if name == CONTROL_NAME {
+        return Some(file.control.endpoint);
+    }
+    let server = file.servers.iter().find(|server| server_name(server.process) == name)?;
+    server.endpoints.first().copied()
 }
 
 fn signal(process_id: u32, signal: rustix::process::Signal) -> Result<(), Failure> {
@@ -295,21 +355,23 @@ fn gone_within(
 pub fn status(args: &ClusterStatusArgs) -> Result<(), Failure> {
     let folder = ClusterFolder::new(&args.dir)?;
     let file = load_cluster_file(&folder.config())?;
-    let mut station = Station::new("cluster-status")?;
-    let answer = ask_status(&mut station, &file, Duration::from_secs(5));
-    if args.json {
-        let status = answer?;
-        println!("{}", status_json(&folder, &file, &status));
-        return Ok(());
-    }
+    let answer = if folder.running(CONTROL_NAME).is_some() {
+        ask_status(&mut Station::new("cluster-status")?, &file, Duration::from_secs(5))
+    } else {
+        Err(Failure::new(format!(
+            "the control daemon does not run: `clovis cluster start --dir {}` starts what does not",
+            args.dir.display()
+        )))
+    };
     match answer {
-        Ok(status) => print!("{}", status_tables(&folder, &file, Some(&status))),
+        Ok(status) if args.json => output::line(&status_json(&folder, &file, &status).to_string()),
+        Ok(status) => output::print(&status_tables(&folder, &file, Some(&status))),
+        Err(failure) if args.json => Err(failure),
         Err(failure) => {
-            print!("{}", status_tables(&folder, &file, None));
-            return Err(failure);
+            output::print(&status_tables(&folder, &file, None))?;
+            Err(failure)
         }
     }
-    Ok(())
 }
 
 fn status_tables(folder: &ClusterFolder, file: &ClusterFile, status: Option<&ClusterStatusReply>) -> String {

@@ -16,11 +16,18 @@ use std::os::unix::fs::{OpenOptionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
+use crate::interrupt::remove_folder;
 
 /// Paths inside a cluster's folder.
 #[derive(Clone, Debug)]
 pub struct ClusterFolder {
     root: PathBuf,
+}
+
+/// Held while a command starts or stops daemons. Daemons do not inherit it.
+#[derive(Debug)]
+pub struct FolderLock {
+    _folder: fs::File,
 }
 
 impl ClusterFolder {
@@ -47,17 +54,83 @@ impl ClusterFolder {
         self.root.join("run").join(format!("{name}.pid"))
     }
 
-    /// Makes the folder and its sub-folders. Errors: it holds something already, or cannot be made.
+    /// Keeps other commands from starting or stopping daemons of this folder while the lock lives; the folder is there.
+    /// Errors: another command has it.
+    pub fn lock(&self) -> Result<FolderLock, Failure> {
+        let doing = || format!("the folder {}", self.root.display());
+        let folder = fs::File::open(&self.root).map_err(Failure::while_doing(doing()))?;
+        match folder.try_lock() {
+            Ok(()) => Ok(FolderLock { _folder: folder }),
+            Err(fs::TryLockError::WouldBlock) => Err(Failure::new(format!(
+                "another `clovis cluster` command is at work in {}: wait until it has ended",
+                self.root.display()
+            ))),
+            Err(fs::TryLockError::Error(error)) => Err(Failure::while_doing(doing())(error)),
+        }
+    }
+
+    /// Names of the daemons that have a pid file, in order; control, which the others need, last.
+    pub fn noted(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.root.join("run")).into_iter().flatten().flatten();
+        let mut names: Vec<String> = entries
+            .filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".pid")?.to_owned()))
+            .collect();
+        names.sort_by_key(|name| (name == "control", name.clone()));
+        names
+    }
+
+    /// Makes the folder itself, with those above it; true if it was not there.
+    pub fn create_root(&self) -> Result<bool, Failure> {
+        if self.root.exists() {
+            return Ok(false);
+        }
+        let made = fs::create_dir_all(&self.root);
+        made.map_err(Failure::while_doing(format!("making the folder {}", self.root.display())))?;
+        Ok(true)
+    }
+
+    /// Errors: the folder holds something. A cluster is made in an empty one only.
+    pub fn refuse_content(&self) -> Result<(), Failure> {
+        let mut entries = fs::read_dir(&self.root)
+            .map_err(Failure::while_doing(format!("looking into the folder {}", self.root.display())))?;
+        if entries.next().is_none() {
+            return Ok(());
+        }
+        Err(Failure::new(format!(
+            "{} is not empty and holds no clovis.toml: name a new folder, or empty this one",
+            self.root.display()
+        )))
+    }
+
+    /// Removes what [`ClusterFolder::create`] and the formatting made in a folder that was empty, after they failed; the
+    /// folder itself too if it `is_ours`: made by this very command.
+    pub fn undo_create(&self, is_ours: bool) {
+        if is_ours {
+            // Best effort: the failure that is reported is the one that led here.
+            let _ = remove_folder(&self.root);
+            return;
+        }
+        for folder in ["devices", "log", "run", "bin"] {
+            let _ = remove_folder(&self.root.join(folder));
+        }
+        for file in ["control.dev", "clovis.toml.new", "clovis.toml"] {
+            let _ = fs::remove_file(self.root.join(file));
+        }
+    }
+
+    /// Makes the sub-folders that running daemons need, where they are not there: a configuration may come alone.
+    pub fn create_for_daemons(&self) -> Result<(), Failure> {
+        for name in ["log", "run"] {
+            let path = self.root.join(name);
+            fs::create_dir_all(&path)
+                .map_err(Failure::while_doing(format!("making the folder {}", path.display())))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the sub-folders of an empty folder. Errors: one of them cannot be made.
     pub fn create(&self) -> Result<(), Failure> {
         let doing = |path: &Path| format!("making the folder {}", path.display());
-        if self.root.exists()
-            && fs::read_dir(&self.root).map_err(Failure::while_doing(doing(&self.root)))?.next().is_some()
-        {
-            return Err(Failure::new(format!(
-                "{} is not empty and holds no clovis.toml: name a new folder, or empty this one",
-                self.root.display()
-            )));
-        }
         for folder in ["devices", "log", "run", "bin"] {
             let path = self.root.join(folder);
             fs::create_dir_all(&path).map_err(Failure::while_doing(doing(&path)))?;
@@ -138,6 +211,7 @@ mod tests {
     fn a_pid_file_counts_only_for_the_same_process() {
         let folder = tempfile::tempdir().unwrap();
         let cluster = ClusterFolder::new(&folder.path().join("c")).unwrap();
+        assert!(cluster.create_root().unwrap());
         cluster.create().unwrap();
         let own = std::process::id();
         assert_eq!(cluster.running("x"), None);
@@ -150,10 +224,40 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_is_locked_by_one_command() {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = ClusterFolder::new(folder.path()).unwrap();
+        let lock = cluster.lock().unwrap();
+        let refusal = cluster.lock().unwrap_err().to_string();
+        assert!(refusal.contains("another `clovis cluster` command"), "{refusal}");
+        drop(lock);
+        cluster.lock().unwrap();
+    }
+
+    #[test]
+    fn what_was_made_in_vain_goes_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let cluster = ClusterFolder::new(&folder.path().join("c")).unwrap();
+        assert!(cluster.create_root().unwrap(), "it was not there");
+        cluster.create().unwrap();
+        cluster.undo_create(true);
+        assert!(!cluster.root().exists());
+
+        cluster.create_root().unwrap();
+        assert!(!cluster.create_root().unwrap(), "it was there");
+        cluster.create().unwrap();
+        fs::write(cluster.root().join("precious"), "x").unwrap();
+        cluster.undo_create(false);
+        let left: Vec<_> =
+            fs::read_dir(cluster.root()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["precious"]);
+    }
+
+    #[test]
     fn a_folder_with_foreign_content_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("thesis.tex"), "precious").unwrap();
-        let refusal = ClusterFolder::new(folder.path()).unwrap().create().unwrap_err().to_string();
+        let refusal = ClusterFolder::new(folder.path()).unwrap().refuse_content().unwrap_err().to_string();
         assert!(refusal.contains("is not empty"), "{refusal}");
         assert!(folder.path().join("thesis.tex").exists());
     }

@@ -183,7 +183,7 @@ pub fn find_cluster_file(named: Option<&Path>) -> Result<PathBuf, Failure> {
     match beside_link.filter(|path| path.exists()) {
         Some(path) => Ok(path),
         None => Err(Failure::new(
-            "which cluster? name its configuration with --config DIR/clovis.toml or in CLOVIS_CONFIG",
+            "which cluster? name its configuration, DIR/clovis.toml, in CLOVIS_CONFIG or (clovis only) with --config",
         )),
     }
 }
@@ -213,14 +213,15 @@ pub fn fabric_of(endpoint: Endpoint) -> Result<Fabric, Failure> {
 
 /// Makes a device file of `size_bytes`, preallocated and blank. Errors: it exists, or the file system is full.
 pub fn create_device(path: &Path, size_bytes: u64) -> Result<(), Failure> {
-    spdk_stob::create_device_file(path, size_bytes)
-        .map_err(Failure::while_doing(format!("making {}", path.display())))
+    // The error names the file.
+    spdk_stob::create_device_file(path, size_bytes).map_err(|error| Failure::new(error.to_string()))
 }
 
 /// Opens a device file through the ring, or with helper threads where io_uring is forbidden. Errors: missing, in use.
 pub fn open_device(path: &Path) -> Result<Box<dyn Backend>, Failure> {
     let file = UringFile::open(path, OpenOptions::default());
-    Ok(Box::new(file.map_err(Failure::while_doing(format!("opening {}", path.display())))?))
+    // The error names the file.
+    Ok(Box::new(file.map_err(|error| Failure::new(error.to_string()))?))
 }
 
 /// Makes a device file and formats it as `device` of `cluster`.

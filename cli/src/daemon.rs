@@ -21,6 +21,7 @@ use verbs_net::Fabric;
 use crate::args::{ControlArgs, ServerArgs};
 use crate::connection::{Station, fabric_of, load_cluster_file, new_epoch, open_device, token};
 use crate::failure::Failure;
+use crate::output;
 
 /// How long a stopping daemon may wait for requests that run and for its devices to close.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -52,6 +53,11 @@ fn stop_signal() -> Result<oneshot::Receiver<()>, Failure> {
     Ok(receiver)
 }
 
+/// A line for the log. A daemon whose log is full, or read by nobody, serves nevertheless.
+fn note(line: &str) {
+    let _ = output::line(line);
+}
+
 fn folder_of(config: &Path) -> &Path {
     config.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -64,9 +70,9 @@ pub fn control(args: &ControlArgs) -> Result<(), Failure> {
     let mut station = Station::new("control")?;
     let endpoint = file.control.endpoint;
     serve_control(&mut station, &fabric, &file, folder_of(&args.config), stop, || {
-        println!("control serves at {endpoint}");
+        note(&format!("control serves at {endpoint}"));
     })?;
-    println!("control has stopped");
+    note("control has stopped");
     Ok(())
 }
 
@@ -88,9 +94,9 @@ pub fn server(args: &ServerArgs) -> Result<(), Failure> {
     let stop = stop_signal()?;
     let mut station = Station::new(&name)?;
     serve_server(&mut station, &fabric, &file, args.process, folder_of(&args.config), stop, || {
-        println!("{name} serves at {endpoint}");
+        note(&format!("{name} serves at {endpoint}"));
     })?;
-    println!("{name} has stopped");
+    note(&format!("{name} has stopped"));
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use fops::conf::{DeviceEvidence, DeviceReport};
 use crate::args::{DeviceArgs, DeviceCommand};
 use crate::connection::{Station, find_cluster_file, load_cluster_file};
 use crate::failure::Failure;
+use crate::output;
 
 fn find<'a>(file: &'a ClusterFile, name: &str) -> Result<&'a DeviceSection, Failure> {
     let by_index = name.parse::<usize>().ok().and_then(|index| file.devices.get(index));
@@ -36,7 +37,11 @@ pub fn run(command: &DeviceCommand) -> Result<(), Failure> {
             let device = find(&file, &args.device)?;
             let report = DeviceReport { device: device.fid, evidence: DeviceEvidence::Operator };
             let reply = station.call(&file, file.control.endpoint, &report, within)?;
-            println!("device {} is out of service, configuration version {}", device.fid, reply.version);
+            let version = reply.version;
+            output::line(&format!(
+                "device {} is out of service, configuration version {version}",
+                device.fid
+            ))?;
         }
         DeviceCommand::Break(args) => {
             let (mut station, file, within) = prepare(args)?;
@@ -45,10 +50,10 @@ pub fn run(command: &DeviceCommand) -> Result<(), Failure> {
                 .endpoint_of(device)
                 .ok_or_else(|| Failure::new("the device's server has no endpoint"))?;
             station.call(&file, endpoint, &DeviceFault { device: device.fid, failed: true }, within)?;
-            println!(
+            output::line(&format!(
                 "each access to device {} fails with EIO from now on, until its server restarts",
                 device.fid
-            );
+            ))?;
         }
     }
     Ok(())

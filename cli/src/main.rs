@@ -16,7 +16,9 @@ mod daemon;
 mod device;
 mod failure;
 mod in_process;
+mod interrupt;
 mod objects;
+mod output;
 mod progress;
 mod quickstart;
 mod table;
@@ -46,10 +48,7 @@ fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("{program}: {failure}");
-            ExitCode::FAILURE
-        }
+        Err(failure) => failure.report(program),
     }
 }
 
@@ -73,6 +72,8 @@ fn parsed<T: Parser>(program: &'static str) -> T {
         .next()
         .unwrap_or(&text);
     let said = said.strip_prefix("error: ").unwrap_or(said);
+    // A list of missing arguments follows its heading: one line, no joint between them.
+    let said = said.replace(":\n", ": ").replace(":   ", ": ");
     eprintln!("{program}: {} (see `{program} --help`)", Failure::new(said));
     std::process::exit(2);
 }

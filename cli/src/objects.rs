@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base::ByteExtent;
 use base::units::{BLOCK_BYTES, narrow};
@@ -15,18 +15,24 @@ use serde_json::json;
 use crate::args::{CatArgs, CpArgs, LsArgs, RmArgs, StatArgs};
 use crate::connection::{Station, connect};
 use crate::failure::Failure;
+use crate::interrupt::Interrupt;
+use crate::output;
 use crate::progress::Progress;
 use crate::table::{Align, Table, bytes_text};
 
 /// A regular file to store, with its size. Errors: missing, unreadable, or something else than a file.
 pub fn open_source(path: &Path) -> Result<(File, u64), Failure> {
     let doing = || format!("opening {}", path.display());
-    let file = File::open(path).map_err(Failure::while_doing(doing()))?;
-    let metadata = file.metadata().map_err(Failure::while_doing(doing()))?;
-    if !metadata.is_file() {
-        return Err(Failure::new(format!("{} is not a regular file", path.display())));
+    // Looked at before it is opened: opening a named pipe waits for a writer.
+    if !fs::metadata(path).map_err(Failure::while_doing(doing()))?.is_file() {
+        return Err(Failure::new(format!(
+            "{} is not a regular file: only those are stored, since their size is known",
+            path.display()
+        )));
     }
-    Ok((file, metadata.len()))
+    let file = File::open(path).map_err(Failure::while_doing(doing()))?;
+    let size_bytes = file.metadata().map_err(Failure::while_doing(doing()))?.len();
+    Ok((file, size_bytes))
 }
 
 /// Fills `bytes` from `file` at `offset` up to the first `size_bytes` of the file; returns how many. Errors: the file shrank.
@@ -88,6 +94,13 @@ pub fn copy_in(args: &CpArgs) -> Result<(), Failure> {
         station.wait(client.create_or_open(args.id, unit_bytes))?
     };
     let object = opened.map_err(|error| Failure::new(error.to_string()))?;
+    let has = object.stat().unit_bytes;
+    if let Some(wanted) = unit_bytes.filter(|wanted| *wanted != has) {
+        return Err(Failure::new(format!(
+            "object {} exists with units of {has} bytes, not {wanted}: leave --unit out, or remove the object first",
+            args.id
+        )));
+    }
     let progress = Progress::start(&format!("cp {}", args.id), size_bytes, args.quiet);
     store(&mut station, &client, &object, |offset, bytes| fill(&file, offset, size_bytes, bytes), &progress)
         .map(drop)
@@ -112,7 +125,8 @@ pub fn copy_out(args: &CatArgs) -> Result<(), Failure> {
     write_out(&mut station, &client, &object, u64::MAX, args.output.as_deref())
 }
 
-/// Writes an object to a file, which appears only once it is whole, or to standard output.
+/// Writes an object to a file, which appears only once it is whole, or to standard output. A device or a pipe that the
+/// output names is written to, never replaced; through a symbolic link the file behind it is.
 pub fn write_out(
     station: &mut Station,
     client: &Client,
@@ -124,21 +138,66 @@ pub fn write_out(
     let Some(path) = output else {
         let progress = Progress::start(&heading, object.size(), true);
         let mut stdout = io::stdout().lock();
-        fetch(station, client, object, limit_bytes, |_, bytes| stdout.write_all(bytes), &progress)?;
-        return stdout.flush().map_err(Failure::while_doing("writing the output"));
+        return fetch_to(station, client, object, limit_bytes, &mut stdout, &progress, output::failure);
     };
-    let mut draft = path.as_os_str().to_owned();
-    draft.push(".clovis-part");
     let doing = || format!("writing {}", path.display());
-    let mut file = File::create(&draft).map_err(Failure::while_doing(doing()))?;
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let is_special = fs::metadata(&target).is_ok_and(|found| !found.is_file() && !found.is_dir());
     let progress = Progress::start(&heading, object.size(), false);
-    let fetched = fetch(station, client, object, limit_bytes, |_, bytes| file.write_all(bytes), &progress);
-    let placed = fetched.and_then(|_| fs::rename(&draft, path).map_err(Failure::while_doing(doing())));
+    let failed = |error: io::Error| Failure::while_doing(doing())(error);
+    if is_special {
+        let mut file =
+            fs::OpenOptions::new().write(true).open(&target).map_err(Failure::while_doing(doing()))?;
+        return fetch_to(station, client, object, limit_bytes, &mut file, &progress, failed);
+    }
+    if target.is_dir() {
+        return Err(Failure::new(format!("{} is a folder: name a file", path.display())));
+    }
+    let mut draft = target.as_os_str().to_owned();
+    draft.push(".clovis-part");
+    let draft = PathBuf::from(draft);
+    let mut file = File::create(&draft).map_err(Failure::while_doing(doing()))?;
+    let half_written = draft.clone();
+    let interrupt = Interrupt::guard(move || match fs::remove_file(&half_written) {
+        Ok(()) => "nothing was written".to_owned(),
+        Err(error) => format!("{} is left: {error}", half_written.display()),
+    })?;
+    let placed = fetch_to(station, client, object, limit_bytes, &mut file, &progress, failed)
+        .and_then(|()| fs::rename(&draft, &target).map_err(Failure::while_doing(doing())));
+    interrupt.release();
     if placed.is_err() {
         // The half-written draft is of no use; the failure that is reported is the one that counts.
         let _ = fs::remove_file(&draft);
     }
     placed
+}
+
+/// [`fetch`] into something that takes bytes; if that does not take them, `failed` says what it means.
+fn fetch_to(
+    station: &mut Station,
+    client: &Client,
+    object: &Object,
+    limit_bytes: u64,
+    output: &mut impl Write,
+    progress: &Progress,
+    failed: impl FnOnce(io::Error) -> Failure,
+) -> Result<(), Failure> {
+    let mut refusal = None;
+    let sink = |_, bytes: &[u8]| {
+        output.write_all(bytes).map_err(|error| {
+            let kind = error.kind();
+            refusal = Some(error);
+            kind.into()
+        })
+    };
+    let fetched = fetch(station, client, object, limit_bytes, sink, progress);
+    match refusal {
+        Some(error) => Err(failed(error)),
+        None => {
+            fetched?;
+            output.flush().map_err(failed)
+        }
+    }
 }
 
 fn stat_json(stat: &ObjectStat) -> serde_json::Value {
@@ -157,19 +216,20 @@ pub fn stat(args: &StatArgs) -> Result<(), Failure> {
     let (mut station, client, _) = connect(&args.connect, false)?;
     let stat = station.wait(client.stat(args.id))?.map_err(|error| Failure::new(error.to_string()))?;
     if args.json {
-        println!("{}", stat_json(&stat));
-        return Ok(());
+        return output::line(&stat_json(&stat).to_string());
     }
-    println!("object  {}", stat.object);
-    println!("size    {} bytes ({})", stat.size_bytes, bytes_text(stat.size_bytes));
-    println!("layout  {}, units of {}", stat.width, bytes_text(u64::from(stat.unit_bytes)));
-    println!(
-        "record  version {}, generation {:#x}, kept {} times",
+    output::print(&format!(
+        "object  {}\nsize    {} bytes ({})\nlayout  {}, units of {}\n\
+         record  version {}, generation {:#x}, kept {} times\n",
+        stat.object,
+        stat.size_bytes,
+        bytes_text(stat.size_bytes),
+        stat.width,
+        bytes_text(u64::from(stat.unit_bytes)),
         stat.version,
         stat.generation,
         stat.width.parity() + 1
-    );
-    Ok(())
+    ))
 }
 
 /// `clovis rm`
@@ -213,11 +273,10 @@ pub fn list(args: &LsArgs) -> Result<(), Failure> {
     let objects = list_all(&mut station, &client)?;
     if args.json {
         let objects: Vec<_> = objects.iter().map(stat_json).collect();
-        println!("{}", json!({ "objects": objects }));
+        output::line(&json!({ "objects": objects }).to_string())
     } else if args.ids {
-        for object in &objects {
-            println!("{}", object.object);
-        }
+        let ids: String = objects.iter().map(|object| format!("{}\n", object.object)).collect();
+        output::print(&ids)
     } else {
         let mut table = Table::new(&[
             ("object", Align::Left),
@@ -234,7 +293,6 @@ pub fn list(args: &LsArgs) -> Result<(), Failure> {
                 unit,
             ]);
         }
-        print!("{}", table.render());
+        output::print(&table.render())
     }
-    Ok(())
 }

@@ -14,7 +14,9 @@ use crate::args::QuickstartArgs;
 use crate::blueprint::device_bytes_for;
 use crate::failure::Failure;
 use crate::in_process::{InProcess, Shape};
+use crate::interrupt::{Interrupt, remove_folder};
 use crate::objects::{fetch, fill, open_source, store};
+use crate::output;
 use crate::progress::Progress;
 use crate::table::{Align, Table, bytes_text};
 
@@ -104,22 +106,38 @@ pub fn run(args: &QuickstartArgs) -> Result<(), Failure> {
         None => Source::Generated { size_bytes: args.size },
     };
     let folder = Folder::make(args)?;
+    let abandoned = folder.clone();
+    let interrupt = Interrupt::guard(move || match abandoned.finish() {
+        Ok(None) => "its folder is removed".to_owned(),
+        Ok(Some(path)) => format!("kept: {}", path.display()),
+        Err(failure) => failure.to_string(),
+    })?;
     let outcome = walk(args, &source, folder.path());
-    let path = folder.finish()?;
-    let (steps, lost) = outcome?;
+    interrupt.release();
+    // What went wrong in the walk matters more than a folder that does not go.
+    let (path, (steps, lost)) = match (folder.finish(), outcome) {
+        (Ok(path), Ok(walked)) => (path, walked),
+        (Ok(Some(path)), Err(failure)) => {
+            return Err(Failure::new(format!("{failure} (kept: {})", path.display())));
+        }
+        (_, Err(failure)) | (Err(failure), Ok(_)) => return Err(failure),
+    };
     let ok = steps.iter().all(|step| step.matches != Some(false));
     if args.json {
-        println!("{}", report_json(args, &source, &steps, &lost, ok));
+        output::line(&report_json(args, &source, &steps, &lost, ok).to_string())?;
     } else {
-        print!("{}", report_text(args, &source, &steps, &lost, path.as_deref()));
+        output::print(&report_text(args, &source, &steps, &lost, path.as_deref()))?;
     }
     if ok { Ok(()) } else { Err(Failure::new("the bytes that came back are not the bytes that went in")) }
 }
 
 /// The folder of the device files: a new temporary one, or one that the user named.
+#[derive(Clone)]
 struct Folder {
     path: PathBuf,
     is_kept: bool,
+    /// It was there, and empty, before: then only what is in it goes.
+    was_there: bool,
 }
 
 impl Folder {
@@ -137,8 +155,14 @@ impl Folder {
         {
             return Err(Failure::new(format!("{} is not empty: name a new folder", path.display())));
         }
-        std::fs::create_dir_all(&path).map_err(Failure::while_doing(doing()))?;
-        Ok(Folder { path, is_kept })
+        let was_there = path.exists();
+        // Only a named folder is made with those above it: a TMPDIR that does not exist is a mistake.
+        match args.dir {
+            Some(_) => std::fs::create_dir_all(&path),
+            None => std::fs::create_dir(&path),
+        }
+        .map_err(Failure::while_doing(doing()))?;
+        Ok(Folder { path, is_kept, was_there })
     }
 
     fn path(&self) -> &Path {
@@ -148,11 +172,26 @@ impl Folder {
     /// Removes the folder unless it is to be kept; gives its path if it is still there.
     fn finish(self) -> Result<Option<PathBuf>, Failure> {
         if self.is_kept {
-            return Ok(Some(self.path.clone()));
+            return Ok(Some(self.path));
         }
-        std::fs::remove_dir_all(&self.path)
+        self.remove()
             .map_err(Failure::while_doing(format!("removing the folder {}", self.path.display())))?;
         Ok(None)
+    }
+
+    fn remove(&self) -> std::io::Result<()> {
+        if !self.was_there {
+            return remove_folder(&self.path);
+        }
+        for name in ["devices", "control.dev"] {
+            let path = self.path.join(name);
+            let removed = if path.is_dir() { remove_folder(&path) } else { std::fs::remove_file(&path) };
+            match removed {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                other => other?,
+            }
+        }
+        Ok(())
     }
 }
 

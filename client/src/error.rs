@@ -1,5 +1,6 @@
 //! Why an operation of the client failed: one enum, sorted by blame, each failed unit with its device, server and cause.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -116,19 +117,31 @@ impl fmt::Display for UnitFailure {
     }
 }
 
-/// Failed units as one text, the first few spelled out.
+/// Failed units as one text: the first of each of a few devices spelled out, the others counted.
 #[derive(Clone, Debug)]
 pub struct UnitFailures(pub Vec<UnitFailure>);
 
 impl fmt::Display for UnitFailures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const SPELLED_OUT: usize = 8;
-        for (index, failure) in self.0.iter().take(SPELLED_OUT).enumerate() {
-            write!(f, "{}{failure}", if index == 0 { "" } else { "; " })?;
+        const SPELLED_OUT: usize = 3;
+        let devices: BTreeSet<Fid> = self.0.iter().map(|failure| failure.device).collect();
+        let mut spelled_out = BTreeSet::new();
+        for failure in &self.0 {
+            if spelled_out.len() == SPELLED_OUT {
+                break;
+            }
+            if spelled_out.insert(failure.device) {
+                write!(f, "{}{failure}", if spelled_out.len() == 1 { "" } else { "; " })?;
+            }
         }
-        match self.0.len().saturating_sub(SPELLED_OUT) {
-            0 => Ok(()),
-            more => write!(f, "; and {more} more"),
+        let more = self.0.len() - spelled_out.len();
+        let other_devices = devices.len() - spelled_out.len();
+        match (more, other_devices) {
+            (0, _) => Ok(()),
+            (more, 0) => write!(f, "; and {more} more there"),
+            (more, others) => {
+                write!(f, "; and {more} more, on {} devices in all", others + spelled_out.len())
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The rpc machine on real transfer machines: several localities in one thread, turned on virtual time over `lo` and `sim`, and
 //! on the real clock over `tcp`.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::cell::{Cell, RefCell};

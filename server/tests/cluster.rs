@@ -1,4 +1,5 @@
 //! Control and servers together, over the loopback fabric, on simulated disks and virtual time.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)] // test code, helpers included
 
 mod support;

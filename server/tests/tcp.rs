@@ -1,4 +1,5 @@
 //! The same over real sockets and real time: control, a server with devices in memory, and a client, in one locality.
+#![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)] // test code
 
 mod support;

@@ -1,5 +1,6 @@
 //! Writes and reads back a stream through a domain on a file, and prints the speed: `cargo run --release -p spdk-stob
 //! --example stream -- FOLDER [MIB] [OPERATION_KIB]`. Bounded: two seconds each way.
+#![forbid(unsafe_code)]
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -2,6 +2,7 @@
 //!
 //! Two threads, each its own locality and machine, on loopback. The server keeps DEPTH (default 4) pulls of 1 MiB in flight
 //! for SECONDS (default 1). Compare with `iperf3 -c 127.0.0.1` in the same minute on the same host.
+#![forbid(unsafe_code)]
 #![allow(missing_docs)]
 
 use std::cell::Cell;

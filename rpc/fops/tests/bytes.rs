@@ -215,8 +215,8 @@ fn bodies_of_components_and_admin() {
     );
     pinned(
         component::ComponentDelete { device: FID, component: FID, below_generation: 7 },
-        agreed!((RawFid, RawFid, Option<u64>): (RAW, RAW, None)),
-        &format!("{FID_HEX} {FID_HEX} 00"),
+        agreed!((RawFid, RawFid, u64): (RAW, RAW, 7)),
+        &format!("{FID_HEX} {FID_HEX} 0700000000000000"),
     );
     pinned(component::ComponentDeleteReply { deleted: 1 }, agreed!(u64: 1), "0100000000000000");
     pinned(

@@ -5,7 +5,10 @@
 #![forbid(unsafe_code)]
 
 mod command_line;
+mod devices;
 mod example_programs;
+mod interruptions;
 mod objects;
+mod peers;
 mod quickstart;
 mod refusals;
