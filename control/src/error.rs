@@ -33,16 +33,6 @@ pub enum ControlError {
     /// The store does not open, or refused a write.
     #[error("control's store: {0}")]
     Store(StobError),
-    /// The store belongs to another cluster.
-    #[error(
-        "control's store belongs to cluster {found:#x}, not {expected:#x}: check the path in [control] store"
-    )]
-    OtherCluster {
-        /// On the store.
-        found: u64,
-        /// In the cluster file.
-        expected: u64,
-    },
     /// Written by another version of this program.
     #[error(
         "control's store has format version {found}, this program reads 1: use the program that wrote it"
@@ -59,7 +49,7 @@ impl Blamed for ControlError {
             ControlError::Configuration(_)
             | ControlError::Difference(_)
             | ControlError::Lease { .. }
-            | ControlError::OtherCluster { .. } => Blame::Caller,
+            | ControlError::Store(StobError::OtherCluster { .. }) => Blame::Caller,
             _ => Blame::Environment,
         }
     }

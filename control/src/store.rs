@@ -34,10 +34,6 @@ impl Store {
         let device = Fid::new(FidType::Root, 0, cluster);
         let params = FormatParams { device, cluster };
         let domain = Domain::open_or_format(locality, backend, params).await.map_err(ControlError::Store)?;
-        let found = domain.info().cluster;
-        if found != cluster {
-            return Err(ControlError::OtherCluster { found, expected: cluster });
-        }
         let stored = match domain.tree_get(TREE, KEY) {
             Some(value) => Some(decode(&value)?),
             None => None,

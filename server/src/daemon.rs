@@ -222,19 +222,14 @@ async fn open_devices(
             return Err(ServerError::Doubled { device: fid });
         }
         let size_blocks = backend.geometry().size_blocks;
+        let params = FormatParams { device: fid, cluster: configuration.cluster };
         let opened = if format {
-            let params = FormatParams { device: fid, cluster: configuration.cluster };
             Domain::open_or_format(locality, backend, params).await
         } else {
-            Domain::open(locality, backend, Some(fid)).await
+            Domain::open(locality, backend, Some(params)).await
         };
         match opened {
             Ok(domain) => {
-                let found = domain.info().cluster;
-                if found != configuration.cluster {
-                    let expected = configuration.cluster;
-                    return Err(ServerError::OtherCluster { device: fid, found, expected });
-                }
                 devices.insert(fid, Rc::new(Device::new(fid, domain, size_blocks)));
             }
             Err(error @ StobError::Device(_)) => unopened.push((fid, error)),

@@ -49,27 +49,14 @@ pub enum ServerError {
         /// Why.
         source: StobError,
     },
-    /// The device was formatted for another cluster.
-    #[error(
-        "device {device} belongs to cluster {found:#x}, not {expected:#x}: check its path, or erase it if its data may go"
-    )]
-    OtherCluster {
-        /// The device.
-        device: Fid,
-        /// On the device.
-        found: u64,
-        /// In the configuration.
-        expected: u64,
-    },
 }
 
 impl Blamed for ServerError {
     fn blame(&self) -> Blame {
         match self {
-            ServerError::NotConfigured { .. }
-            | ServerError::NotOurs { .. }
-            | ServerError::Doubled { .. }
-            | ServerError::OtherCluster { .. } => Blame::Caller,
+            ServerError::NotConfigured { .. } | ServerError::NotOurs { .. } | ServerError::Doubled { .. } => {
+                Blame::Caller
+            }
             _ => Blame::Environment,
         }
     }

@@ -19,8 +19,9 @@ use crate::testing::{
 };
 use crate::trace::TraceEvent;
 use crate::{
-    BackendKind, BadRequest, Damage, DeviceError, Direct, Domain, MemDevice, OpenOptions, SimDisk, SimFaults,
-    Space, StobError, TreeId, UringFile, WritePiece, ZERO_BLOCK_CHECKSUM, create_device_file,
+    BackendKind, BadRequest, Damage, DeviceError, Direct, Domain, FormatParams, MemDevice, OpenOptions,
+    SimDisk, SimFaults, Space, StobError, TreeId, UringFile, WritePiece, ZERO_BLOCK_CHECKSUM,
+    create_device_file,
 };
 
 async fn write(
@@ -397,9 +398,17 @@ fn devices_that_are_not_ours_or_not_whole_are_refused() {
     let (now, disk) = closed(&arena);
     let mut sim = SimLocality::new(1, now, &arena);
     let (handle, backend) = (sim.handle(), Box::new(disk.backend()));
-    let other = Fid::new(FidType::Device, 0, 8);
+    let other = FormatParams { device: Fid::new(FidType::Device, 0, 8), ..PARAMS };
     let result = sim.block(async move { Domain::open(&handle, backend, Some(other)).await });
-    assert_eq!(result.unwrap_err(), StobError::WrongDevice { expected: other, found: PARAMS.device });
+    let wrong = StobError::WrongDevice { expected: other.device, found: PARAMS.device };
+    assert_eq!(result.unwrap_err(), wrong);
+    let (handle, backend) = (sim.handle(), Box::new(disk.backend()));
+    let other = FormatParams { cluster: PARAMS.cluster + 1, ..PARAMS };
+    let before = disk.content(0);
+    let result = sim.block(async move { Domain::open(&handle, backend, Some(other)).await });
+    let wrong = StobError::OtherCluster { expected: other.cluster, found: PARAMS.cluster };
+    assert_eq!(result.unwrap_err(), wrong);
+    assert_eq!(disk.content(0), before);
     let (handle, backend) = (sim.handle(), Box::new(disk.backend()));
     let result = sim.block(async move { Domain::format(&handle, backend, PARAMS).await });
     assert!(matches!(result, Err(StobError::TooSmall { .. } | StobError::AlreadyFormatted { .. })));
@@ -567,7 +576,7 @@ async fn exercise(handle: LocalityHandle, arena: Arena, open: impl Fn() -> Box<d
         // The committer of the dropped domain lets go of the device in one of the next turns.
         handle.sleep(std::time::Duration::from_millis(1)).await;
         if handle.tasks().iter().all(|task| task.name != "stob committer") {
-            reopened = Some(Domain::open(&handle, open(), Some(PARAMS.device)).await.unwrap());
+            reopened = Some(Domain::open(&handle, open(), Some(PARAMS)).await.unwrap());
             break;
         }
     }

@@ -133,6 +133,16 @@ pub enum StobError {
         /// The fid on the device.
         found: Fid,
     },
+    /// The device was formatted for another cluster.
+    #[error(
+        "the device belongs to cluster {found:#x}, not {expected:#x}: check its path, or erase it if its data may go"
+    )]
+    OtherCluster {
+        /// The cluster asked for.
+        expected: u64,
+        /// The cluster on the device.
+        found: u64,
+    },
     /// Metadata on the device contradicts its checksums or itself.
     #[error("the device's metadata is damaged ({what}): take the device out and rebuild it")]
     Damaged {

@@ -153,7 +153,6 @@ pub(crate) fn open(
     let mut sim = SimLocality::new(now.as_nanos(), now, arena);
     let (handle, backend) = (sim.handle(), Box::new(disk.backend()));
     let tuning = Tuning { regions: None, mutation };
-    let domain =
-        sim.block(async move { Domain::open_tuned(&handle, backend, Some(PARAMS.device), tuning).await });
+    let domain = sim.block(async move { Domain::open_tuned(&handle, backend, Some(PARAMS), tuning).await });
     (sim, domain)
 }

@@ -53,7 +53,7 @@ impl Backend for Lent {
 }
 
 impl Domain {
-    /// Opens the device, which has to be `params.device`; a blank one is formatted.
+    /// Opens the device, which has to be the one of `params`; a blank one is formatted.
     ///
     /// Errors: those of [`Domain::open`] except `NotFormatted`, and for a blank device those of [`Domain::format`].
     pub async fn open_or_format(
@@ -62,7 +62,7 @@ impl Domain {
         params: FormatParams,
     ) -> Result<Domain, StobError> {
         let lent = Lent(Rc::new(RefCell::new(backend)));
-        match Domain::open(locality, Box::new(lent.clone()), Some(params.device)).await {
+        match Domain::open(locality, Box::new(lent.clone()), Some(params)).await {
             Err(StobError::NotFormatted) => Domain::format(locality, Box::new(lent), params).await,
             outcome => outcome,
         }

@@ -12,9 +12,9 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use base::BlockExtent;
 use base::checksum::crc32c;
 use base::units::{BLOCK_BYTES, narrow, wide};
-use base::{BlockExtent, Fid};
 use runtime::sync::{Notify, Semaphore};
 use runtime::{Buffer, LocalityHandle};
 
@@ -400,14 +400,15 @@ impl Domain {
         Ok(committer.start())
     }
 
-    /// Opens a formatted device and recovers it. `expect`: the device's fid, if the caller knows it.
+    /// Opens a formatted device and recovers it. `expect`: which device it is, if the caller knows it; nothing is written to
+    /// another one.
     ///
     /// Errors: [`StobError::NotFormatted`], [`StobError::Foreign`], [`StobError::Version`], [`StobError::Truncated`],
-    /// [`StobError::WrongDevice`], [`StobError::Damaged`], [`StobError::Device`].
+    /// [`StobError::OtherCluster`], [`StobError::WrongDevice`], [`StobError::Damaged`], [`StobError::Device`].
     pub async fn open(
         locality: &LocalityHandle,
         backend: Box<dyn Backend>,
-        expect: Option<Fid>,
+        expect: Option<FormatParams>,
     ) -> Result<Domain, StobError> {
         Domain::open_tuned(locality, backend, expect, Tuning::default()).await
     }
@@ -415,17 +416,20 @@ impl Domain {
     pub(crate) async fn open_tuned(
         locality: &LocalityHandle,
         backend: Box<dyn Backend>,
-        expect: Option<Fid>,
+        expect: Option<FormatParams>,
         tuning: Tuning,
     ) -> Result<Domain, StobError> {
         let device = Device::start(locality, backend);
         let buffer = locality.arena().alloc(RECORD_BYTES_MAX).await;
         let mut reader = BlockReader { device: &device, buffer: Some(buffer), locality: locality.clone() };
         let (superblock, repaired_superblock) = choose_superblock(&mut reader).await?;
-        if let Some(expected) = expect
-            && expected != superblock.device
-        {
-            return Err(StobError::WrongDevice { expected, found: superblock.device });
+        if let Some(expect) = expect {
+            if expect.cluster != superblock.cluster {
+                return Err(StobError::OtherCluster { expected: expect.cluster, found: superblock.cluster });
+            }
+            if expect.device != superblock.device {
+                return Err(StobError::WrongDevice { expected: expect.device, found: superblock.device });
+            }
         }
         let mut metadata = read_checkpoint(&mut reader, &superblock).await?;
         let replayed = replay(&mut reader, &superblock, &mut metadata, tuning).await?;
