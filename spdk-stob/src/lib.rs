@@ -9,7 +9,7 @@
 //! [`backend::Backend`]. Thread: a domain belongs to one locality and is `!Send`. Bounds: [`limits`].
 //!
 //! Left over: metadata is held in memory whole, and a checkpoint writes all of it (docs/disk.md#costs; issue 4 brings
-//! paged trees). Start reading at [`domain`], then [`metadata`] and [`format`].
+//! paged trees). Start reading at `domain`, then `metadata` and `format`.
 #![forbid(unsafe_code)]
 
 pub mod allocator;

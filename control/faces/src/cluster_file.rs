@@ -3,7 +3,7 @@
 //! Promise: a [`ClusterFile`] that came out of [`ClusterFile::parse`] or passed [`ClusterFile::validate`] is consistent (ids,
 //! paths and endpoints are unique, each device has a server, the pool fits its layout), and every refusal names the line or
 //! the key. Bound: [`limits::CLUSTER_FILE_BYTES_MAX`] and the counts in [`limits`]. Holds the credential: whoever writes the
-//! file gives it mode 0600. Format: docs/configuration.md. Start at [`ClusterFile`]; the checks are in [`crate::cluster_check`].
+//! file gives it mode 0600. Format: docs/configuration.md. Start at [`ClusterFile`]; the checks are in `cluster_check`.
 
 use std::fmt;
 use std::path::PathBuf;

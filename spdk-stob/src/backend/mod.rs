@@ -7,7 +7,7 @@
 //! A backend of SPDK fits behind the same calls: `try_submit` = queue the command, `flush_queue` = ring the doorbell,
 //! `poll` = `process_completions`, [`Backend::register`] = `spdk_mem_register`.
 //!
-//! Thread: a backend belongs to one locality. Start reading at [`Backend`], then [`sim`] for what a device may do to us.
+//! Thread: a backend belongs to one locality. Start reading at [`Backend`], then `sim` for what a device may do to us.
 
 mod faulty;
 mod file;
