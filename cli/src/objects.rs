@@ -60,7 +60,15 @@ pub fn store(
             });
             future::ready(filled)
         };
-        let size_bytes = client.upload(&replacement, read, |done| progress.reach(done)).await?;
+        let uploaded = client.upload(&replacement, read, |done| progress.reach(done)).await;
+        let size_bytes = match uploaded {
+            Ok(size_bytes) => size_bytes,
+            Err(error) => {
+                // A store that is full stays so if what did not fit remains.
+                replacement.abandon().await;
+                return Err(error);
+            }
+        };
         replacement.commit(size_bytes).await?;
         Ok::<u64, ClientError>(size_bytes)
     })?;

@@ -174,7 +174,7 @@ impl Client {
         let bury = |record: &ObjectRecord| Some(ObjectRecord { deleted: true, size_bytes: 0, ..*record });
         let tombstone = open.change_record(bury).await?;
         // Best effort: what stays is dropped when an object of this name is replaced or deleted.
-        drop_components(&self.store, object, generation_of(tombstone.version + 1, 0)).await;
+        drop_components(&self.store, object, 0..generation_of(tombstone.version + 1, 0)).await;
         Ok(())
     }
 

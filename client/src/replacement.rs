@@ -8,6 +8,7 @@
 //! version that its replacement began with, and generations are ordered, so that dropping old ones never takes newer bytes.
 
 use std::cell::Cell;
+use std::ops::Range;
 
 use base::units::wide;
 use base::{ByteExtent, FidType, ObjectId};
@@ -128,7 +129,7 @@ impl Replacement {
         }
         let generation = self.view.name.generation;
         if self.view.store.has_bug(Bug::DropBeforeCommit) {
-            drop_components(&self.view.store, self.object.id(), generation).await;
+            drop_components(&self.view.store, self.object.id(), 0..generation).await;
         }
         // A record that names our generation already is our own commit, of which an answer was lost.
         let flip = |record: &ObjectRecord| {
@@ -137,20 +138,30 @@ impl Replacement {
         };
         self.object.change_record(flip).await?;
         // Best effort: what stays is dropped by the next replacement or by the delete.
-        drop_components(&self.view.store, self.object.id(), generation).await;
+        drop_components(&self.view.store, self.object.id(), 0..generation).await;
         Ok(())
+    }
+
+    /// Gives up: what was written so far is deleted, the object keeps its content. Only dropping the replacement leaves its bytes on
+    /// the devices until the next replacement or the delete. Await every `write` first. Best effort: a device that does not
+    /// answer keeps its part until then.
+    pub async fn abandon(self) {
+        let generation = self.view.name.generation;
+        drop_components(&self.view.store, self.object.id(), generation..generation + 1).await;
     }
 }
 
-/// Deletes the generations of the object's bytes that are older than one, on all devices in service. Best effort.
-pub(crate) async fn drop_components(store: &Store, object: ObjectId, below_generation: u64) {
+/// Deletes a range of generations of the object's bytes, on all devices in service. Best effort.
+pub(crate) async fn drop_components(store: &Store, object: ObjectId, generations: Range<u64>) {
+    let (from_generation, below_generation) = (generations.start, generations.end);
     let deadline = store.deadline();
     let configuration = store.configuration();
     let targets = (0u32..).zip(&configuration.pool.devices).filter(|(_, device)| is_in_service(device.state));
     join_all(targets.map(|(target, _)| async move {
         let make = async |device: &faces::DeviceConfig| {
             let component = object.fid().with_type(FidType::Component);
-            (ComponentDelete { device: device.device, component, below_generation }, Bulk::none())
+            let device = device.device;
+            (ComponentDelete { device, component, from_generation, below_generation }, Bulk::none())
         };
         let _best_effort = store.call(target, make, store.request_deadline(deadline)).await;
     }))

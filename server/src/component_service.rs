@@ -77,7 +77,7 @@ pub(crate) async fn delete(
     let device = state.admit(&fom, request.device).await?;
     check_component(request.component)?;
     let mut stobs = device.domain.stobs_of(request.component);
-    stobs.retain(|stob| stob.generation < request.below_generation);
+    stobs.retain(|stob| (request.from_generation..request.below_generation).contains(&stob.generation));
     for part in stobs.chunks(DELETE_GENERATIONS_MAX) {
         state.check_serving()?;
         fom.phase("commit");

@@ -119,11 +119,14 @@ fn components_are_written_read_and_deleted() {
     let parts = vec![cluster.pattern(9, 4096)];
     let newer = ComponentWrite { generation: 2, ..write_fop(0, 34, &[(0, 1)], checksums(&parts)) };
     cluster.call(lo_endpoint(1), &newer, Bulk { source: parts, sink: vec![] }).unwrap();
-    let delete = |below_generation| ComponentDelete {
+    let delete_range = |from_generation, below_generation| ComponentDelete {
         device: device_fid(0),
         component: component(34),
+        from_generation,
         below_generation,
     };
+    let delete = |below_generation| delete_range(0, below_generation);
+    assert_eq!(cluster.ask(0, &delete_range(3, u64::MAX)).unwrap().deleted, 0);
     assert_eq!(cluster.ask(0, &delete(2)).unwrap().deleted, 1);
     assert_eq!(read(&mut cluster, 0, 34, 8).unwrap(), [0; 16384], "the old generation is a hole");
     assert_eq!(cluster.ask(0, &delete(u64::MAX)).unwrap().deleted, 1);
@@ -388,7 +391,12 @@ fn hostile_requests_are_refused_and_the_server_goes_on() {
     ));
     let other_pool = ObjectRecord { pool_version: Fid::default(), ..record(1, 1, 1) };
     bad(refused(cluster.ask(0, &open(0, OpenMode::Create, other_pool))));
-    let delete = ComponentDelete { device: device_fid(0), component: object(1), below_generation: u64::MAX };
+    let delete = ComponentDelete {
+        device: device_fid(0),
+        component: object(1),
+        from_generation: 0,
+        below_generation: u64::MAX,
+    };
     bad(refused(cluster.ask(0, &delete)));
     // Nothing of it was written, nothing is counted against the device, and the server serves.
     let untouched = read(&mut cluster, 0, 34, 0).unwrap();
@@ -490,8 +498,12 @@ fn a_full_device_refuses_and_keeps_what_it_has() {
     assert!(matches!(error, FopError::NoSpace { device, .. } if device == device_fid(0)), "{error}");
     let expected = cluster.pattern(1, 16384).to_vec();
     assert_eq!(read(&mut cluster, 0, 34, 0).unwrap(), expected);
-    let drop =
-        ComponentDelete { device: device_fid(0), component: component(35), below_generation: u64::MAX };
+    let drop = ComponentDelete {
+        device: device_fid(0),
+        component: component(35),
+        from_generation: 0,
+        below_generation: u64::MAX,
+    };
     cluster.ask(0, &drop).unwrap();
     write(&mut cluster, 0, 36, 0, 1).expect("there is room again");
     assert_eq!(cluster.states(), "v3 online online online online", "full is not failed");

@@ -316,7 +316,7 @@ impl Services {
         let mut device = self.enter(fop.device).await?.borrow_mut();
         let before = device.stobs.len();
         device.stobs.retain(|(component, generation), _| {
-            *component != fop.component || *generation >= fop.below_generation
+            *component != fop.component || !(fop.from_generation..fop.below_generation).contains(generation)
         });
         Ok(ComponentDeleteReply { deleted: (before - device.stobs.len()).try_into().unwrap() })
     }

@@ -52,7 +52,7 @@ pub struct ComponentReadReply {
 }
 fop!(ComponentRead, ComponentReadReply, ComponentRead, "component-read", Idempotent);
 
-/// Deletes the generations of a component object that are older than `below_generation`. Generations are ordered
+/// Deletes the generations of a component object from `from_generation` up to below `below_generation`. Generations are ordered
 /// ([`crate::object::generation_of`]), so a delete that arrives late never takes bytes that were written after it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct ComponentDelete {
@@ -60,6 +60,8 @@ pub struct ComponentDelete {
     pub device: Fid,
     /// The component object.
     pub component: Fid,
+    /// The oldest generation to delete; 0: from the first.
+    pub from_generation: u64,
     /// The oldest generation to keep.
     pub below_generation: u64,
 }

@@ -214,9 +214,9 @@ fn bodies_of_components_and_admin() {
         "0100000000000000 07000000 0100000000000000 1000000000000000 0200000000000000",
     );
     pinned(
-        component::ComponentDelete { device: FID, component: FID, below_generation: 7 },
-        agreed!((RawFid, RawFid, u64): (RAW, RAW, 7)),
-        &format!("{FID_HEX} {FID_HEX} 0700000000000000"),
+        component::ComponentDelete { device: FID, component: FID, from_generation: 5, below_generation: 7 },
+        agreed!((RawFid, RawFid, u64, u64): (RAW, RAW, 5, 7)),
+        &format!("{FID_HEX} {FID_HEX} 0500000000000000 0700000000000000"),
     );
     pinned(component::ComponentDeleteReply { deleted: 1 }, agreed!(u64: 1), "0100000000000000");
     pinned(

@@ -76,6 +76,9 @@ fn a_full_device_is_named_in_one_line_and_the_old_bytes_stay() {
     assert!(said.lines().count() == 1 && said.len() < 1000, "not one clear line: {said}");
     assert!(said.contains("is full") && said.contains("0x6b00000000000001:"), "{said}");
     assert!(cluster.run(&["cat", "1:1"]).succeeded().stdout == old, "the old bytes are gone");
+    // What did not fit takes no room: something smaller goes in at once.
+    File::options().write(true).open(&large).unwrap().set_len(10 << 20).unwrap();
+    let _ = cluster.run(&["cp", "--quiet", large.to_str().unwrap(), "2:2"]).succeeded();
     let _ = cluster.run(&["rm", "1:1"]).succeeded();
     let _ = cluster.run(&["cp", "--quiet", file.to_str().unwrap(), "1:1"]).succeeded();
     assert!(cluster.run(&["cat", "1:1"]).succeeded().stdout == old, "other bytes came back");
