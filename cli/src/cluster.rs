@@ -421,7 +421,10 @@ fn status_tables(folder: &ClusterFolder, file: &ClusterFile, status: Option<&Clu
             Some(one) => cells.extend([
                 one.state.clone(),
                 bytes_text(one.size_blocks.saturating_mul(base::units::BLOCK_BYTES)),
-                bytes_text(one.free_blocks.saturating_mul(base::units::BLOCK_BYTES)),
+                one.free_blocks.map_or_else(
+                    || "-".to_owned(),
+                    |blocks| bytes_text(blocks.saturating_mul(base::units::BLOCK_BYTES)),
+                ),
                 one.errors.to_string(),
             ]),
             None => cells.push("unknown".to_owned()),

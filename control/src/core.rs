@@ -263,7 +263,7 @@ impl ControlCore {
                 device: device.device,
                 state: device.state.word().to_owned(),
                 size_blocks: device.size_blocks,
-                free_blocks: health.map_or(0, |health| health.free_blocks),
+                free_blocks: health.map(|health| health.free_blocks),
                 errors: health.map_or(0, |health| health.errors),
             }
         });

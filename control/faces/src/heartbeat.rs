@@ -61,6 +61,8 @@ impl Heartbeat {
         });
         let version = shared.register(deadline).await?;
         conf.refresh_if_newer(version, deadline).await?;
+        // The first beat goes at once: a registration does not say how much is free.
+        shared.soon.notify_one();
         let locality = conf.rpc().locality().clone();
         let task = locality.spawn("heartbeat", run(Rc::clone(&shared)));
         Ok(Heartbeat { shared, task: Cell::new(Some(task)) })

@@ -152,8 +152,8 @@ pub struct DeviceStatus {
     pub state: String,
     /// Size in blocks; 0 if it never registered.
     pub size_blocks: u64,
-    /// Free blocks at the last heartbeat.
-    pub free_blocks: u64,
+    /// Free blocks at the last heartbeat; `None` before the first.
+    pub free_blocks: Option<u64>,
     /// Errors at the last heartbeat.
     pub errors: u64,
 }

@@ -135,15 +135,15 @@ fn bodies_of_control() {
                 device: FID,
                 state: "online".to_owned(),
                 size_blocks: 4,
-                free_blocks: 3,
+                free_blocks: Some(3),
                 errors: 2,
             }],
         },
-        agreed!((u64, Vec<(RawFid, Option<u64>, bool)>, Vec<(RawFid, String, u64, u64, u64)>):
-            (1, vec![(RAW, Some(12), true)], vec![(RAW, "online".to_owned(), 4, 3, 2)])),
+        agreed!((u64, Vec<(RawFid, Option<u64>, bool)>, Vec<(RawFid, String, u64, Option<u64>, u64)>):
+            (1, vec![(RAW, Some(12), true)], vec![(RAW, "online".to_owned(), 4, Some(3), 2)])),
         &format!(
             "0100000000000000 0100000000000000 {FID_HEX} 01 0c00000000000000 01
-             0100000000000000 {FID_HEX} 0600000000000000 6f6e6c696e65 0400000000000000 0300000000000000 0200000000000000"
+             0100000000000000 {FID_HEX} 0600000000000000 6f6e6c696e65 0400000000000000 01 0300000000000000 0200000000000000"
         ),
     );
 }
