@@ -18,7 +18,7 @@ use rpc::{Bulk, CallOptions, RpcConfig, RpcMachine};
 use runtime::{
     Arena, ArenaConfig, Counters, Crowd, Locality, LocalityConfig, LocalityHandle, MonotonicClock,
 };
-use spdk_stob::{Backend, Domain, FormatParams, OpenOptions, UringFile};
+use spdk_stob::{Backend, Domain, FormatParams, OpenOptions, is_nvme_address};
 use verbs_net::{Fabric, TmConfig, TransferMachine};
 
 use crate::args::ConnectArgs;
@@ -42,8 +42,22 @@ pub fn new_epoch() -> u64 {
 impl Station {
     /// A locality on this thread. Errors: no address space for its buffers.
     pub fn new(name: &str) -> Result<Station, Failure> {
-        let arena = Arena::new(ArenaConfig { capacity_bytes: ARENA_BYTES })
-            .map_err(Failure::while_doing("reserving memory for buffers"))?;
+        Station::for_devices(name, [])
+    }
+
+    /// As [`Station::new`], its buffers in huge pages if one of `devices` is driven by SPDK and there are enough: without
+    /// an IOMMU nothing else works, and SPDK says so when it gets other memory.
+    pub fn for_devices<'a>(
+        name: &str,
+        devices: impl IntoIterator<Item = &'a Path>,
+    ) -> Result<Station, Failure> {
+        let config = ArenaConfig { capacity_bytes: ARENA_BYTES };
+        let in_huge_pages =
+            if devices.into_iter().any(is_nvme_address) { Arena::in_huge_pages(config).ok() } else { None };
+        let arena = match in_huge_pages {
+            Some(arena) => arena,
+            None => Arena::new(config).map_err(Failure::while_doing("reserving memory for buffers"))?,
+        };
         let config = LocalityConfig {
             index: 0,
             name: name.to_owned(),
@@ -217,11 +231,16 @@ pub fn create_device(path: &Path, size_bytes: u64) -> Result<(), Failure> {
     spdk_stob::create_device_file(path, size_bytes).map_err(|error| Failure::new(error.to_string()))
 }
 
-/// Opens a device file through the ring, or with helper threads where io_uring is forbidden. Errors: missing, in use.
+/// Where a device of the cluster in `folder` is: NVMe addresses as they are, paths from the folder.
+pub fn device_path(folder: &Path, path: &Path) -> PathBuf {
+    if is_nvme_address(path) { path.to_path_buf() } else { folder.join(path) }
+}
+
+/// Opens a device: a file or block device through the ring (with helper threads where io_uring is forbidden), or an NVMe
+/// controller through SPDK (`nvme:0000:00:04.0`). Errors: missing, in use, a build without SPDK.
 pub fn open_device(path: &Path) -> Result<Box<dyn Backend>, Failure> {
-    let file = UringFile::open(path, OpenOptions::default());
-    // The error names the file.
-    Ok(Box::new(file.map_err(|error| Failure::new(error.to_string()))?))
+    // The error names the device.
+    spdk_stob::open_device(path, OpenOptions::default()).map_err(|error| Failure::new(error.to_string()))
 }
 
 /// Makes a device file and formats it as `device` of `cluster`.

@@ -19,7 +19,7 @@ use signal_hook::iterator::Signals;
 use verbs_net::Fabric;
 
 use crate::args::{ControlArgs, ServerArgs};
-use crate::connection::{Station, fabric_of, load_cluster_file, new_epoch, open_device, token};
+use crate::connection::{Station, device_path, fabric_of, load_cluster_file, new_epoch, open_device, token};
 use crate::failure::Failure;
 use crate::output;
 
@@ -67,7 +67,7 @@ pub fn control(args: &ControlArgs) -> Result<(), Failure> {
     let file = load_cluster_file(&args.config)?;
     let fabric = fabric_of(file.control.endpoint)?;
     let stop = stop_signal()?;
-    let mut station = Station::new("control")?;
+    let mut station = Station::for_devices("control", [file.control.store.as_path()])?;
     let endpoint = file.control.endpoint;
     serve_control(&mut station, &fabric, &file, folder_of(&args.config), stop, || {
         note(&format!("control serves at {endpoint}"));
@@ -92,7 +92,8 @@ pub fn server(args: &ServerArgs) -> Result<(), Failure> {
     let endpoint = section.endpoints[0];
     let fabric = fabric_of(endpoint)?;
     let stop = stop_signal()?;
-    let mut station = Station::new(&name)?;
+    let devices = file.devices_of(args.process);
+    let mut station = Station::for_devices(&name, devices.map(|device| device.path.as_path()))?;
     serve_server(&mut station, &fabric, &file, args.process, folder_of(&args.config), stop, || {
         note(&format!("{name} serves at {endpoint}"));
     })?;
@@ -133,7 +134,7 @@ pub fn serve_control(
     stop: oneshot::Receiver<()>,
     ready: impl FnOnce(),
 ) -> Result<(), Failure> {
-    let path = folder.join(&file.control.store);
+    let path = device_path(folder, &file.control.store);
     let store = open_device(&path)?;
     let config =
         ControlConfig::new(token(&file.cluster.credential), new_epoch(), file.initial_configuration(), store);
@@ -161,7 +162,7 @@ pub fn serve_server(
         .ok_or_else(|| Failure::new(format!("no server {process} in the configuration")))?;
     let mut devices = Vec::new();
     for device in file.devices_of(process) {
-        let path = folder.join(&device.path);
+        let path = device_path(folder, &device.path);
         devices.push((device.fid, open_device(&path)?));
     }
     let config = ServerConfig::new(

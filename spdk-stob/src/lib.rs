@@ -25,7 +25,8 @@ pub mod trace;
 
 pub use backend::{
     Backend, BackendKind, BlockDone, BlockOp, DeviceError, Direct, FaultSwitch, Faulty, Geometry, MemDevice,
-    OpenOptions, SimBackend, SimDisk, SimFaults, SimStats, UringFile, WriteParts, create_device_file,
+    NvmeAddress, NvmeAddressError, OpenOptions, SimBackend, SimDisk, SimFaults, SimStats, SpdkDevice,
+    UringFile, WriteParts, create_device_file, is_nvme_address, open_device,
 };
 pub use domain::{
     Domain, DomainInfo, FormatParams, ReadOutcome, Transaction, WritePiece, ZERO_BLOCK_CHECKSUM,

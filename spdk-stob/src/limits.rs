@@ -1,5 +1,7 @@
 //! Bounds of this crate, each with its arithmetic. docs/disk.md says what they mean on the device, docs/limits.md for operators.
 
+use std::time::Duration;
+
 use base::limits::BUFFER_BYTES_MAX;
 use base::units::{BLOCK_BYTES, KIB, MIB, narrow};
 
@@ -11,6 +13,14 @@ pub const DEVICE_QUEUE_DEPTH: usize = 128;
 
 /// Helper threads of a file backend where io_uring is forbidden. Four keep a disk busy and a laptop usable.
 pub const HELPER_THREADS: usize = 4;
+
+/// How long an NVMe command may take before it is aborted: as long as a drive may spend on its own retries.
+pub const NVME_COMMAND_TIME: Duration = Duration::from_secs(10);
+/// How long an aborted command may take to come back before the controller is stopped.
+pub const NVME_ABORT_TIME: Duration = Duration::from_secs(5);
+/// How often the admin queue of an NVMe controller is looked at, also when idle: SPDK keeps a
+/// remote controller alive from there, every 5 s.
+pub const NVME_ADMIN_TIME: Duration = Duration::from_secs(1);
 
 /// Superblock copies: one in the first and one in the last block of the device.
 pub const SUPERBLOCK_COPIES: usize = 2;

@@ -30,7 +30,7 @@ use base::units::{narrow, wide};
 use smallvec::SmallVec;
 
 use crate::buffer::Buffer;
-use crate::mapping::Mapping;
+use crate::mapping::{HUGE_PAGE_BYTES, Mapping};
 
 /// Bytes of one slab: what a size class takes and gives back at a time.
 pub const SLAB_BYTES: usize = 1 << 20;
@@ -248,6 +248,7 @@ impl State {
 
 pub(crate) struct ArenaShared {
     mapping: Mapping,
+    has_huge_pages: bool,
     state: Mutex<State>,
     in_use_bytes: AtomicU64,
 }
@@ -291,7 +292,23 @@ impl Arena {
         let slabs = narrow(config.capacity_bytes.div_ceil(wide(SLAB_BYTES)).max(1));
         let bytes =
             slabs.checked_mul(SLAB_BYTES).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
-        let mapping = Mapping::reserve(bytes)?;
+        Ok(Arena::on(Mapping::reserve(bytes)?, false))
+    }
+
+    /// As [`Arena::new`], in huge pages taken from the kernel's pool at once: for devices without an IOMMU, which need memory that
+    /// never moves. The capacity is rounded up to whole huge pages of 2 MiB.
+    ///
+    /// # Errors
+    /// `ENOMEM` if the pool (vm.nr_hugepages) has not as many free, `EINVAL` for a capacity beyond the address space.
+    pub fn in_huge_pages(config: ArenaConfig) -> io::Result<Arena> {
+        let bytes = narrow(config.capacity_bytes.div_ceil(wide(HUGE_PAGE_BYTES)).max(1))
+            .checked_mul(HUGE_PAGE_BYTES)
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
+        Ok(Arena::on(Mapping::reserve_huge(bytes)?, true))
+    }
+
+    fn on(mapping: Mapping, has_huge_pages: bool) -> Arena {
+        let slabs = mapping.bytes() / SLAB_BYTES;
         let mut empty = SlabSet::new(slabs);
         (0..slabs).for_each(|slab| empty.insert(slab));
         let state = State {
@@ -303,8 +320,9 @@ impl Arena {
             granted: BTreeMap::new(),
             next_ticket: 0,
         };
-        let shared = ArenaShared { mapping, state: Mutex::new(state), in_use_bytes: AtomicU64::new(0) };
-        Ok(Arena { shared: Arc::new(shared) })
+        let in_use_bytes = AtomicU64::new(0);
+        let shared = ArenaShared { mapping, has_huge_pages, state: Mutex::new(state), in_use_bytes };
+        Arena { shared: Arc::new(shared) }
     }
 
     /// A buffer of `len` bytes, or `None` if the arena is full now or `len` is above [`BUFFER_BYTES_MAX`].
@@ -342,6 +360,12 @@ impl Arena {
     #[must_use]
     pub fn base_ptr(&self) -> *mut u8 {
         self.shared.mapping.base().as_ptr()
+    }
+
+    /// True if the memory is of huge pages of the kernel's pool, which never move.
+    #[must_use]
+    pub fn has_huge_pages(&self) -> bool {
+        self.shared.has_huge_pages
     }
 
     /// First byte of slab `slab`.

@@ -5,9 +5,12 @@
 use std::io;
 use std::ptr::NonNull;
 
+/// A huge page of x86-64 and of aarch64 with pages of 4 KiB.
+pub(crate) const HUGE_PAGE_BYTES: usize = 2 << 20;
+
 /// Alignment of the mapping's first byte: one huge page, so that advice for huge pages can be followed from the start.
 #[cfg(not(miri))]
-const MAPPING_ALIGN: usize = 2 << 20;
+const MAPPING_ALIGN: usize = HUGE_PAGE_BYTES;
 #[cfg(miri)]
 const MAPPING_ALIGN: usize = 4096;
 
@@ -67,6 +70,43 @@ impl Mapping {
         Ok(Mapping { base, bytes, whole: (address, whole_bytes) })
     }
 
+    /// As [`Mapping::reserve`], in huge pages of 2 MiB, taken from the kernel's pool now: memory that never moves and is in one piece
+    /// per huge page, as a device without an IOMMU needs it. `bytes` is a multiple of a huge page.
+    ///
+    /// Errors: `ENOMEM` if the pool (vm.nr_hugepages) has not as many free.
+    #[cfg(not(miri))]
+    pub(crate) fn reserve_huge(bytes: usize) -> io::Result<Mapping> {
+        if bytes == 0 || !bytes.is_multiple_of(HUGE_PAGE_BYTES) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        // SAFETY: the call needs a length above 0 (checked) and, with MAP_ANONYMOUS and a null hint, touches no memory of ours.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
+                -1,
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // As in `reserve`: a child of fork gets none of these pages.
+        // SAFETY: the range is the mapping just made.
+        unsafe { libc::madvise(address, bytes, libc::MADV_DONTFORK) };
+        let base =
+            NonNull::new(address.cast::<u8>()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        Ok(Mapping { base, bytes, whole: (address, bytes) })
+    }
+
+    /// Miri has no huge pages.
+    #[cfg(miri)]
+    pub(crate) fn reserve_huge(_bytes: usize) -> io::Result<Mapping> {
+        Err(io::Error::from_raw_os_error(libc::ENOMEM))
+    }
+
     #[cfg(miri)]
     pub(crate) fn reserve(bytes: usize) -> io::Result<Mapping> {
         let layout = std::alloc::Layout::from_size_align(bytes, MAPPING_ALIGN)
@@ -109,6 +149,23 @@ impl Drop for Mapping {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn huge_pages_are_given_or_refused_with_an_error_number() {
+        assert_eq!(
+            Mapping::reserve_huge(4096).err().and_then(|error| error.raw_os_error()),
+            Some(libc::EINVAL)
+        );
+        match Mapping::reserve_huge(HUGE_PAGE_BYTES) {
+            Ok(mapping) => {
+                assert_eq!(mapping.base().as_ptr().align_offset(HUGE_PAGE_BYTES), 0);
+                // SAFETY: the last byte is inside the mapping and nobody else holds it.
+                unsafe { *mapping.base().as_ptr().add(mapping.bytes() - 1) = 1 };
+            }
+            // The usual machine has no pool of huge pages.
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENOMEM)),
+        }
+    }
 
     #[test]
     fn a_mapping_is_aligned_zeroed_and_writable_at_both_ends() {

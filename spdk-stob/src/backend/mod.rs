@@ -4,30 +4,37 @@
 //! back from [`Backend::poll`] in any order. **A buffer is the caller's or the device's, never both**: it moves in with
 //! the operation and out with its completion. A completed write may still sit in the device's volatile cache; a
 //! completed flush covers every write *completed before the flush was submitted*, and no other.
-//! A backend of SPDK fits behind the same calls: `try_submit` = queue the command, `flush_queue` = ring the doorbell,
-//! `poll` = `process_completions`, [`Backend::register`] = `spdk_mem_register`.
+//! For SPDK: `try_submit` = queue the command, `flush_queue` = ring the doorbell, `poll` = `process_completions`,
+//! [`Backend::register`] = `spdk_mem_register`.
 //!
 //! Thread: a backend belongs to one locality. Start reading at [`Backend`], then `sim` for what a device may do to us.
 
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation)] // the numbers of tests are small
+mod conformance;
 mod faulty;
 mod file;
 mod inline;
 mod mem;
 mod sim;
+mod spdk;
 mod threads;
 mod uring;
 
 use std::os::fd::RawFd;
+use std::time::Duration;
 
 use base::units::BLOCK_BYTES;
 use base::{BlockExtent, Instant};
 use runtime::{Arena, Buffer, LocalityHandle, SharedBuffer};
 use smallvec::SmallVec;
+use spdk_sys::{NvmeStatus, SpdkError};
 
 pub use faulty::{FaultSwitch, Faulty};
 pub use file::{BackendKind, Direct, OpenOptions, UringFile, create_device_file};
 pub use mem::MemDevice;
 pub use sim::{SimBackend, SimDisk, SimFaults, SimStats};
+pub use spdk::{NvmeAddress, NvmeAddressError, SpdkDevice, is_nvme_address, open_device};
 
 /// The parts of a write: as many as a request has segments without an allocation.
 pub type WriteParts = SmallVec<[SharedBuffer; 4]>;
@@ -167,6 +174,47 @@ pub enum DeviceError {
         extent: BlockExtent,
         /// Blocks of the device.
         size_blocks: u64,
+    },
+    /// The NVMe controller answered an error.
+    #[error("the device failed a {operation} of {extent}: {status}")]
+    Nvme {
+        /// What was asked.
+        operation: Operation,
+        /// Which blocks.
+        extent: BlockExtent,
+        /// What it answered.
+        status: NvmeStatus,
+    },
+    /// The device did not answer in time, and gave the command up when asked.
+    #[error(
+        "the device did not finish a {operation} of {extent} in {after:?}: take it out if that happens again"
+    )]
+    TimedOut {
+        /// What was asked.
+        operation: Operation,
+        /// Which blocks.
+        extent: BlockExtent,
+        /// How long it had.
+        after: Duration,
+    },
+    /// The controller is gone, or did not answer at all and was stopped.
+    #[error("the device is lost (a {operation} of {extent} did not come back): reopen it, or take it out")]
+    Lost {
+        /// What was asked.
+        operation: Operation,
+        /// Which blocks.
+        extent: BlockExtent,
+    },
+    /// The bytes lie where the device does not reach.
+    #[error("the device does not reach the memory of a {operation} of {extent}: {}", reason.as_ref().map_or_else(
+        || "it is not of the locality's arena, or not aligned to 4096 bytes".to_owned(), ToString::to_string))]
+    Memory {
+        /// What was asked.
+        operation: Operation,
+        /// Which blocks.
+        extent: BlockExtent,
+        /// Why the arena is not registered, if that is the reason.
+        reason: Option<SpdkError>,
     },
     /// The domain went away before the completion.
     #[error("the device was closed")]
