@@ -13,6 +13,7 @@ mod object;
 mod pairs;
 mod peer;
 mod report;
+mod round_trip;
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};

@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base::units::{MIB, narrow};
+use base::units::{MIB, narrow, wide};
 use base::{Endpoint, Instant, Nid};
 use hdrhistogram::Histogram;
 use runtime::{
@@ -26,9 +26,10 @@ use verbs_net::{
 };
 
 use super::machine::{ProcessTimes, Quiet};
-use super::pairs::{Sample, interleave};
+use super::pairs::{SAMPLE_TIME_MIN, Sample, interleave};
 use super::peer::{find_program, output};
 use super::report::{Comparison, Costs, Figure, Peer};
+use super::round_trip::PingPong;
 use super::{Plan, announce};
 use crate::failure::Failure;
 
@@ -39,7 +40,7 @@ const REQUEST_BYTES: u64 = MIB;
 /// Requests in flight: below the credits of requests (three quarters of 32).
 const WINDOW: u32 = 16;
 /// Bytes of a request, a reply and a ping.
-const MESSAGE_BYTES: usize = 64;
+pub(super) const MESSAGE_BYTES: usize = 64;
 /// Memory of each side.
 const ARENA_BYTES: u64 = 128 * MIB;
 /// A sample that takes longer has lost something.
@@ -87,7 +88,54 @@ pub fn run(plan: &Plan) -> Result<(Vec<Comparison>, Vec<Figure>), Failure> {
         comparisons.push(bulk(plan, mode, what, bytes, iperf.as_deref())?);
     }
     announce("TCP loopback, round trip");
-    Ok((comparisons, round_trip(plan)?))
+    let figures = round_trip(plan)?;
+    for peer in [PingPong::Sockperf, PingPong::Ucx] {
+        announce(peer.name());
+        comparisons.push(round_trips_beside(plan, peer)?);
+    }
+    Ok((comparisons, figures))
+}
+
+/// Round trips per second beside those of another program; the sample's bytes are those of the messages one way.
+fn round_trips_beside(plan: &Plan, peer: PingPong) -> Result<Comparison, Failure> {
+    let lasting = if plan.is_quick { Duration::from_millis(500) } else { SAMPLE_TIME_MIN * 11 / 10 };
+    let ping = |timed: u64| sample(Work { mode: Mode::Ping, untimed: 200, timed, window: 1 });
+    // How many round trips fill the time, by a short look.
+    let look = ping(5_000)?;
+    let one = (look.took / 5_000).max(Duration::from_nanos(1));
+    let timed =
+        u64::try_from(lasting.as_nanos() / one.as_nanos()).unwrap_or(u64::MAX).clamp(1_000, 5_000_000);
+    let quiet = Quiet::start();
+    let mut costs = Costs::default();
+    let mut ours = || {
+        let found = ping(timed)?;
+        let bytes = timed * wide(MESSAGE_BYTES);
+        costs.add(Costs { bytes, ..found.costs });
+        Ok(Sample { bytes, took: found.took })
+    };
+    let (mut pairs, mut alone) = (Vec::new(), Vec::new());
+    let absent = peer.find().err();
+    if absent.is_none() {
+        pairs = interleave(plan.pairs, ours, || peer.sample(lasting, one))?;
+    } else {
+        for _ in 0..plan.pairs {
+            alone.push(ours()?);
+        }
+    }
+    Ok(Comparison {
+        what: format!("TCP loopback, {MESSAGE_BYTES} B there and back, {}", peer.name()),
+        peer: absent.map_or_else(|| Peer::Ran(peer.name().to_owned()), |absent| Peer::Absent(absent.0)),
+        target: Some(peer.target()),
+        pairs,
+        alone,
+        costs,
+        peer_costs: None,
+        others: quiet.others(),
+        note: "one message of 64 B at a time, rates count 64 B for each round trip; two threads of ours, two processes of the \
+               peer's, each sleeping as it does by default"
+            .to_owned(),
+        is_quick: plan.is_quick,
+    })
 }
 
 fn bulk(plan: &Plan, mode: Mode, what: &str, bytes: u64, iperf: Option<&str>) -> Result<Comparison, Failure> {
@@ -242,7 +290,7 @@ fn ask(
 }
 
 /// A free port of loopback below those that the kernel hands out.
-fn free_endpoint() -> Result<Endpoint, Failure> {
+pub(super) fn free_endpoint() -> Result<Endpoint, Failure> {
     let mut random = fastrand::Rng::new();
     let free = (0..100)
         .map(|_| random.u16(8192..32_768))
@@ -603,7 +651,7 @@ fn iperf_version() -> Result<String, Failure> {
 }
 
 /// Ends a peer that is still running when something else failed.
-struct Running(Child);
+pub(super) struct Running(pub(super) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {

@@ -250,8 +250,12 @@ impl Report {
             ("verdict", Align::Left),
             ("counts", Align::Left),
         ]);
-        let rate =
-            |rates: &[f64]| median(rates).map_or_else(String::new, |rate| format!("{:.2}", rate / 1e9));
+        let rate = |rates: &[f64]| {
+            median(rates).map_or_else(String::new, |rate| {
+                // Small messages: a few MB/s.
+                if rate < 1e8 { format!("{:.5}", rate / 1e9) } else { format!("{:.2}", rate / 1e9) }
+            })
+        };
         for one in &self.comparisons {
             let peer_rates: Vec<f64> = one.pairs.iter().map(|pair| pair.peer.rate()).collect();
             let ratio = one.ratio();
