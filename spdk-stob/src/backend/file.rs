@@ -3,7 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::io::{Seek, SeekFrom};
 use std::os::fd::RawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -76,11 +76,27 @@ fn open_locked(path: &Path, flags: OFlags) -> Result<File, StobError> {
         .custom_flags(flags)
         .open(path)
         .map_err(|error| open_error(path, error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StobError::Busy { path: path.display().to_string() }),
-        Err(TryLockError::Error(error)) => Err(open_error(path, error)),
+    let mut tries_left = if is_block_device(&file) { PROBE_TRIES } else { 0 };
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if tries_left > 0 => tries_left -= 1,
+            Err(TryLockError::WouldBlock) => return Err(StobError::Busy { path: path.display().to_string() }),
+            Err(TryLockError::Error(error)) => return Err(open_error(path, error)),
+        }
+        // Opening blocks anyway, and no descriptor tells when a lock is given up.
+        #[allow(clippy::disallowed_methods)]
+        std::thread::sleep(PROBE_WAIT);
     }
+}
+
+/// udev locks a block device while it looks at it, which it does each time somebody who wrote to it lets go. That takes
+/// milliseconds; whoever has the device for longer has it for good. Source: systemd, "Locking Block Device Access".
+const PROBE_TRIES: u32 = 50;
+const PROBE_WAIT: std::time::Duration = std::time::Duration::from_millis(100);
+
+fn is_block_device(file: &File) -> bool {
+    file.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device())
 }
 
 /// Some file systems refuse O_DIRECT when opening, some when reading; one aligned read tells.
