@@ -35,6 +35,8 @@ struct Model {
 enum Step {
     Write { stob: StobId, id: u64, places: Vec<(u64, u64)> },
     Punch { stob: StobId, start: u64, count: u64 },
+    Allocate { stob: StobId, start: u64, count: u64 },
+    Snapshot { from: StobId, to: StobId },
     Transaction { puts: Vec<(Vec<u8>, Vec<u8>)>, deletes: Vec<Vec<u8>>, stob_delete: Option<StobId> },
 }
 
@@ -52,6 +54,16 @@ impl Model {
             }
             Step::Punch { stob, start, count } => {
                 self.blocks.retain(|(of, block), _| of != stob || !(*start..start + count).contains(block));
+            }
+            Step::Allocate { .. } => {}
+            Step::Snapshot { from, to } => {
+                self.blocks.retain(|(of, _), _| of != to);
+                let copies: Vec<_> = self
+                    .blocks
+                    .range((*from, 0)..=(*from, u64::MAX))
+                    .map(|((_, block), name)| ((*to, *block), *name))
+                    .collect();
+                self.blocks.extend(copies);
             }
             Step::Transaction { puts, deletes, stob_delete } => {
                 self.tree.extend(puts.iter().cloned());
@@ -78,7 +90,12 @@ impl Worker {
     fn next_step(&mut self) -> Step {
         let which = self.random.u64(0..STOBS_PER_WORKER);
         let stob = self.stob(which);
-        match self.random.u8(0..10) {
+        match self.random.u8(0..13) {
+            10 => Step::Snapshot { from: stob, to: self.stob((which + 1) % STOBS_PER_WORKER) },
+            11 => Step::Snapshot { from: stob, to: self.stob(STOBS_PER_WORKER - 1 - which) },
+            12 => {
+                Step::Allocate { stob, start: self.random.u64(0..STOB_BLOCKS), count: self.random.u64(1..4) }
+            }
             0..5 => {
                 let mut places = Vec::new();
                 let mut start = self.random.u64(0..STOB_BLOCKS / 2);
@@ -119,6 +136,8 @@ async fn perform(domain: &Domain, arena: &Arena, step: &Step) -> Result<(), Stob
             domain.write(*stob, pieces, &checksums).await
         }
         Step::Punch { stob, start, count } => domain.punch(*stob, extent(*start, *count)).await,
+        Step::Allocate { stob, start, count } => domain.allocate(*stob, extent(*start, *count)).await,
+        Step::Snapshot { from, to } => domain.snapshot(*from, *to).await,
         Step::Transaction { puts, deletes, stob_delete } => {
             let mut transaction = domain.begin();
             for (key, value) in puts {

@@ -1,7 +1,7 @@
 //! A domain seen from outside: random work against a model, real files, full and failing devices, and devices that are not ours.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,9 +19,9 @@ use crate::testing::{
 };
 use crate::trace::TraceEvent;
 use crate::{
-    BackendKind, BadRequest, Damage, DeviceError, Direct, Domain, FormatParams, MemDevice, OpenOptions,
-    SimDisk, SimFaults, Space, StobError, TreeId, UringFile, WritePiece, ZERO_BLOCK_CHECKSUM,
-    create_device_file,
+    BackendKind, BadBlock, BadRequest, Damage, DeviceError, Direct, Domain, FormatParams, MemDevice,
+    OpenOptions, ScrubConfig, SimDisk, SimFaults, Space, StobError, TreeId, UringFile, WritePiece,
+    ZERO_BLOCK_CHECKSUM, create_device_file,
 };
 
 async fn write(
@@ -49,6 +49,8 @@ fn random_work_agrees_with_a_model_over_reopens() {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut model: BTreeMap<(u64, u64), (u64, u64)> = BTreeMap::new();
         let mut tree: BTreeMap<Vec<u8>, Vec<u8>> = BTreeMap::new();
+        // Snapshots exist until they are deleted, also when nothing of them is written any more.
+        let mut created: BTreeSet<u64> = BTreeSet::new();
         for id in 0..400 {
             let number = random.u64(0..3);
             match random.u8(0..12) {
@@ -71,6 +73,24 @@ fn random_work_agrees_with_a_model_over_reopens() {
                     let task = domain.clone();
                     sim.block(async move { task.delete(stob(number)).await }).unwrap();
                     model.retain(|(of, _), _| *of != number);
+                    created.remove(&number);
+                }
+                9 => {
+                    let (from, to) = (number, random.u64(0..3));
+                    let task = domain.clone();
+                    sim.block(async move { task.snapshot(stob(from), stob(to)).await }).unwrap();
+                    if from != to {
+                        model.retain(|(of, _), _| *of != to);
+                        let copies: Vec<_> = model
+                            .range((from, 0)..(from + 1, 0))
+                            .map(|((_, block), name)| ((to, *block), *name))
+                            .collect();
+                        model.extend(copies);
+                    }
+                    created.retain(|of| *of != to);
+                    if model.keys().any(|(of, _)| *of == from) || created.contains(&from) {
+                        created.insert(to);
+                    }
                 }
                 8 if random.bool() => {
                     let now = sim.now;
@@ -104,12 +124,15 @@ fn random_work_agrees_with_a_model_over_reopens() {
                 assert_eq!(outcome.checksums[index as usize], crc32c(bytes));
             }
             let written = model.range((number, 0)..(number + 1, 0)).count() as u64;
-            assert_eq!(domain.stob_blocks(stob(number)), (written > 0).then_some(written));
+            let exists = written > 0 || created.contains(&number);
+            assert_eq!(domain.stob_blocks(stob(number)), exists.then_some(written));
         }
         let all = domain.tree_range(TreeId(1), Bound::Unbounded, 1000);
         assert_eq!(all, tree.into_iter().collect::<Vec<_>>());
         let info = domain.info();
-        assert_eq!((info.blocks_used, info.blocks_free), (model.len() as u64, 256 - model.len() as u64));
+        // Each content was written once: what snapshots share counts once.
+        let used = model.values().collect::<BTreeSet<_>>().len() as u64;
+        assert_eq!((info.blocks_used, info.blocks_free), (used, 256 - used));
         assert!(info.sequence > 3, "the log wrapped: {info:?}");
     }
 }
@@ -363,6 +386,171 @@ fn rot_is_found_by_the_checksum() {
             Some(_) => assert_eq!(outcome, Ok(()), "so the verification is what found it"),
         }
     }
+}
+
+#[test]
+fn a_snapshot_shares_blocks_until_one_side_is_written_and_survives_its_origin() {
+    let arena = arena();
+    let (mut sim, disk, domain) = formatted(21, &arena, 64);
+    let (task, memory) = (domain.clone(), arena.clone());
+    sim.block(async move {
+        let used = |domain: &Domain| domain.info().blocks_used;
+        write(&task, &memory, 1, 1, &[(0, 8), (100, 4)]).await.unwrap();
+        task.snapshot(stob(1), stob(2)).await.unwrap();
+        task.snapshot(stob(2), stob(3)).await.unwrap();
+        assert_eq!((used(&task), task.stob_blocks(stob(3))), (12, Some(12)));
+        write(&task, &memory, 1, 2, &[(2, 2)]).await.unwrap();
+        assert_eq!(used(&task), 14);
+        task.punch(stob(2), extent(0, 8)).await.unwrap();
+        task.verify().unwrap();
+        assert_eq!(used(&task), 14, "the third still has them");
+        task.delete(stob(1)).await.unwrap();
+        assert_eq!(used(&task), 12);
+        // Several at once, in one transaction: a snapshot sees what stands before it there.
+        let mut transaction = task.begin();
+        transaction.punch(stob(3), extent(4, 4)).snapshot(stob(3), stob(4)).stob_delete(stob(3));
+        task.commit(transaction).await.unwrap();
+        assert_eq!((used(&task), task.stob_blocks(stob(3)), task.stob_blocks(stob(4))), (8, None, Some(8)));
+        // Nobody is made of nothing, and a stob stays what it is.
+        task.snapshot(stob(9), stob(8)).await.unwrap();
+        task.snapshot(stob(4), stob(4)).await.unwrap();
+        assert_eq!((task.stob_blocks(stob(8)), task.stob_blocks(stob(4))), (None, Some(8)));
+        task.verify().unwrap();
+    });
+    drop(domain);
+    let (mut sim, domain) = crash_and_open(sim, &disk, &arena);
+    let domain = domain.unwrap();
+    sim.block(async move {
+        domain.verify().unwrap();
+        let outcome = domain.read(stob(4), &[extent(0, 8), extent(100, 4)]).await.unwrap();
+        for (index, bytes) in (0..4).zip(outcome.parts[0].chunks_exact(4096)) {
+            assert_eq!(bytes, block_content(1, index), "the origin was written afterwards");
+        }
+        assert_eq!(outcome.absent, [extent(4, 4)]);
+        assert_eq!(&outcome.parts[1][..4096], block_content(1, 8));
+        domain.delete(stob(4)).await.unwrap();
+        domain.delete(stob(2)).await.unwrap();
+        assert_eq!((domain.info().blocks_used, domain.stobs(None, 9)), (0, vec![]));
+    });
+}
+
+#[test]
+fn a_created_stob_exists_until_it_is_deleted() {
+    let arena = arena();
+    let (mut sim, disk, domain) = formatted(22, &arena, 64);
+    let (task, memory) = (domain.clone(), arena.clone());
+    sim.block(async move {
+        task.create(stob(1)).await.unwrap();
+        assert_eq!(task.stob_blocks(stob(1)), Some(0));
+        write(&task, &memory, 1, 1, &[(0, 2)]).await.unwrap();
+        task.punch(stob(1), extent(0, 9)).await.unwrap();
+        write(&task, &memory, 2, 2, &[(0, 2)]).await.unwrap();
+        task.punch(stob(2), extent(0, 9)).await.unwrap();
+        assert_eq!(task.stobs(None, 9), [stob(1)]);
+        task.close().await.unwrap();
+    });
+    drop(domain);
+    let (mut sim, domain) = crash_and_open(sim, &disk, &arena);
+    let domain = domain.unwrap();
+    assert_eq!(domain.stobs(None, 9), [stob(1)]);
+    sim.block(async move {
+        domain.delete(stob(1)).await.unwrap();
+        assert_eq!(domain.stobs(None, 9), []);
+    });
+}
+
+#[test]
+fn space_that_was_allocated_is_there_when_the_device_is_full() {
+    let arena = arena();
+    let (mut sim, disk, domain) = formatted(23, &arena, 64);
+    let (task, memory) = (domain.clone(), arena.clone());
+    sim.block(async move {
+        let no_space = |needed_blocks, free_blocks| StobError::NoSpace {
+            space: Space::Data,
+            needed_blocks,
+            free_blocks,
+            total_blocks: 64,
+        };
+        write(&task, &memory, 1, 1, &[(4, 2)]).await.unwrap();
+        task.allocate(stob(1), extent(0, 10)).await.unwrap();
+        task.allocate(stob(1), extent(5, 10)).await.unwrap();
+        let info = task.info();
+        assert_eq!((info.blocks_used, info.blocks_kept, info.blocks_free), (2, 13, 62));
+        let outcome = task.read(stob(1), &[extent(0, 15)]).await.unwrap();
+        assert_eq!(outcome.absent, [extent(0, 4), extent(6, 9)], "what was allocated is a hole still");
+        assert_eq!(task.allocate(stob(2), extent(0, 50)).await, Err(no_space(50, 49)));
+        write(&task, &memory, 2, 2, &[(0, 49)]).await.unwrap();
+        assert_eq!(write(&task, &memory, 2, 3, &[(60, 1)]).await, Err(no_space(1, 0)));
+        // An overwrite has nothing kept for it; the holes have.
+        assert_eq!(write(&task, &memory, 1, 4, &[(4, 1)]).await, Err(no_space(1, 0)));
+        write(&task, &memory, 1, 5, &[(0, 4), (6, 4)]).await.unwrap();
+        task.verify().unwrap();
+        assert_eq!(task.info().blocks_kept, 5);
+        task.punch(stob(1), extent(10, 2)).await.unwrap();
+        assert_eq!(task.info().blocks_kept, 3, "punching gives up what was kept");
+        assert!(matches!(
+            task.allocate(stob(1), extent(u64::MAX, 2)).await,
+            Err(StobError::OutOfRange { .. })
+        ));
+        assert!(matches!(task.allocate(stob(1), extent(0, u64::MAX)).await, Err(StobError::NoSpace { .. })));
+        task.close().await.unwrap();
+    });
+    drop(domain);
+    let (mut sim, domain) = crash_and_open(sim, &disk, &arena);
+    let domain = domain.unwrap();
+    assert_eq!(domain.info().blocks_kept, 3);
+    sim.block(async move {
+        domain.delete(stob(1)).await.unwrap();
+        assert_eq!((domain.info().blocks_kept, domain.info().blocks_used), (0, 49));
+        domain.verify().unwrap();
+    });
+}
+
+#[test]
+fn scrubbing_reports_each_bad_block_once_a_pass_and_keeps_to_its_rate() {
+    let arena = arena();
+    let (mut sim, disk, domain) = formatted(24, &arena, 400);
+    let (task, memory) = (domain.clone(), arena.clone());
+    sim.block(async move {
+        write(&task, &memory, 1, 1, &[(0, 200), (1000, 3)]).await.unwrap();
+        write(&task, &memory, 2, 2, &[(7, 5)]).await.unwrap();
+        task.snapshot(stob(2), stob(3)).await.unwrap();
+    });
+    let first = small_regions(400).data.start;
+    disk.rot(first + 10, 77);
+    disk.rot(first + 204, 7);
+    disk.fail_block(first + 201);
+    let found: Rc<RefCell<Vec<BadBlock>>> = Rc::default();
+    let sink = Rc::clone(&found);
+    let started = sim.now;
+    let config = ScrubConfig { bytes_per_second: MIB, pause: None };
+    let scrub = domain.start_scrub(config, move |bad| sink.borrow_mut().push(bad));
+    while scrub.stats().passes == 0 && sim.step() {}
+    let places: Vec<_> = found.borrow().iter().map(|bad| (bad.stob, bad.block)).collect();
+    // The block that snapshots share is told to both.
+    assert_eq!(places, [(stob(1), 10), (stob(1), 1001), (stob(2), 8), (stob(3), 8)]);
+    assert!(matches!(found.borrow()[0].error, StobError::Checksum { .. }));
+    assert!(matches!(found.borrow()[1].error, StobError::Device(_)));
+    let stats = scrub.stats();
+    assert_eq!((stats.blocks, stats.bad_blocks), (213, 4));
+    assert!(domain.info().blocks_bad >= 2);
+    let seconds = sim.now.since(started).as_secs_f64();
+    let least = 213.0 * 4096.0 / (1 << 20) as f64;
+    assert!((least..least * 1.2).contains(&seconds), "{seconds} s for what takes {least} s");
+
+    // It goes on for ever with a pause, ends when dropped, and does not keep the domain alive.
+    found.borrow_mut().clear();
+    let config = ScrubConfig { bytes_per_second: 64 * MIB, pause: Some(std::time::Duration::from_secs(1)) };
+    let sink = Rc::clone(&found);
+    let scrub = domain.start_scrub(config, move |bad| sink.borrow_mut().push(bad));
+    while scrub.stats().passes < 3 {
+        assert!(sim.step());
+    }
+    assert_eq!(found.borrow().len(), 12);
+    drop(domain);
+    while sim.step() {}
+    assert!(sim.handle().tasks().is_empty(), "{:?}", sim.handle().tasks());
+    assert_eq!(arena.in_use_bytes(), 0);
 }
 
 /// A closed device with some content, to be damaged.

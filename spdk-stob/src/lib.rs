@@ -16,10 +16,11 @@ pub mod allocator;
 pub mod backend;
 pub mod domain;
 pub mod error;
-pub mod extent_map;
+pub mod extents;
 pub mod format;
 pub mod limits;
 pub mod metadata;
+pub mod shared_blocks;
 pub mod stob_id;
 pub mod trace;
 
@@ -29,7 +30,8 @@ pub use backend::{
     UringFile, WriteParts, create_device_file, is_nvme_address, open_device,
 };
 pub use domain::{
-    Domain, DomainInfo, FormatParams, ReadOutcome, Transaction, WritePiece, ZERO_BLOCK_CHECKSUM,
+    BadBlock, Domain, DomainInfo, FormatParams, ReadOutcome, Scrub, ScrubConfig, ScrubStats, Transaction,
+    WritePiece, ZERO_BLOCK_CHECKSUM,
 };
 pub use error::{BadRequest, Damage, Space, StobError};
 pub use stob_id::{StobId, TreeId};

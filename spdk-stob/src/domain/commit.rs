@@ -25,7 +25,7 @@ use crate::format::checkpoint::stream_bytes_max;
 use crate::format::record::{self, RECORD_HEADER_BYTES, RecordKind, RecordStart};
 use crate::format::regions::Regions;
 use crate::format::superblock::LogPosition;
-use crate::limits::{CHANGE_GROWTH_BYTES, CHECKPOINT_AT_PART, RECORD_BYTES_MAX, RECORD_PART};
+use crate::limits::{CHECKPOINT_AT_PART, RECORD_BYTES_MAX, RECORD_PART};
 use crate::stob_id::TreeId;
 use crate::trace::TraceEvent;
 
@@ -226,6 +226,7 @@ impl Committer {
     fn form_group(&mut self, first: Queued) -> (Vec<Queued>, usize) {
         let bytes_max = record_bytes_max(&self.shared.regions()) - RECORD_HEADER_BYTES;
         let (mut group, mut body_bytes, mut growth_bytes) = (Vec::new(), 0, 0);
+        let mut promised_blocks = 0;
         // What earlier transactions of this group make of the trees.
         let mut overlay: BTreeMap<(TreeId, Vec<u8>), Option<Vec<u8>>> = BTreeMap::new();
         let mut next = Some(first);
@@ -234,9 +235,9 @@ impl Committer {
                 self.shared.queue.borrow_mut().push_front(Work::Commit(queued));
                 break;
             }
-            let growth = wide(queued.encoded_bytes) + wide(queued.changes.len()) * CHANGE_GROWTH_BYTES;
-            match self.admit(&queued, growth_bytes + growth, &overlay) {
-                Ok(()) => {
+            match self.admit(&queued, growth_bytes, promised_blocks, &overlay) {
+                Ok(admitted) => {
+                    (growth_bytes, promised_blocks) = admitted;
                     for change in &queued.changes {
                         match change {
                             Change::TreePut { tree, key, value } => {
@@ -249,13 +250,19 @@ impl Committer {
                         }
                     }
                     body_bytes += queued.encoded_bytes;
-                    growth_bytes += growth;
                     group.push(queued);
                 }
                 Err(error) => {
                     self.shared.unreserve(&queued.reserved);
                     queued.answer(Err(error));
                 }
+            }
+            // What a snapshot costs is known only before other changes of its group: it ends one.
+            let ends = |queued: &Queued| {
+                queued.changes.iter().any(|change| matches!(change, Change::Snapshot { .. }))
+            };
+            if group.last().is_some_and(ends) {
+                break;
             }
             let mut queue = self.shared.queue.borrow_mut();
             next = match queue.pop_front() {
@@ -267,15 +274,18 @@ impl Committer {
                 None => None,
             };
         }
+        self.shared.state.borrow_mut().promised_blocks = promised_blocks;
         (group, body_bytes)
     }
 
+    /// Gives what the group adds to a checkpoint, and keeps of the free blocks, with `queued` in it.
     fn admit(
         &self,
         queued: &Queued,
-        growth_bytes: u64,
+        mut growth_bytes: u64,
+        mut promised_blocks: u64,
         overlay: &BTreeMap<(TreeId, Vec<u8>), Option<Vec<u8>>>,
-    ) -> Result<(), StobError> {
+    ) -> Result<(u64, u64), StobError> {
         self.shared.check_writable()?;
         let state = self.shared.state.borrow();
         for Condition { tree, key, expected } in &queued.conditions {
@@ -292,9 +302,25 @@ impl Committer {
             .changes
             .iter()
             .all(|change| matches!(change, Change::StobDelete { .. } | Change::TreeDelete { .. }));
+        for change in &queued.changes {
+            growth_bytes = growth_bytes.saturating_add(state.metadata.growth_bytes(change, growth_bytes));
+            if let Change::Allocate { stob, extent } = change {
+                let needed = state.metadata.holes(*stob, *extent).iter().map(|hole| hole.count).sum::<u64>();
+                let free_blocks = state.available_blocks().saturating_sub(promised_blocks);
+                if needed > free_blocks {
+                    return Err(StobError::NoSpace {
+                        space: Space::Data,
+                        needed_blocks: needed,
+                        free_blocks,
+                        total_blocks: self.shared.regions().data.count,
+                    });
+                }
+                promised_blocks += needed;
+            }
+        }
         let area_blocks = self.shared.regions().checkpoints[0].count;
-        let (used, max) = (state.metadata.checkpoint_bytes(), stream_bytes_max(area_blocks));
-        if !takes_away && used + growth_bytes > max {
+        let (used, max) = (state.metadata.checkpoint_bytes_max(), stream_bytes_max(area_blocks));
+        if !takes_away && used.saturating_add(growth_bytes) > max {
             return Err(StobError::NoSpace {
                 space: Space::Metadata,
                 needed_blocks: growth_bytes.div_ceil(BLOCK_BYTES),
@@ -302,7 +328,7 @@ impl Committer {
                 total_blocks: area_blocks,
             });
         }
-        Ok(())
+        Ok((growth_bytes, promised_blocks))
     }
 
     /// Writes the record of `group`: step 2 of the module head. Gives its sequence.
@@ -345,6 +371,7 @@ impl Committer {
                 freed.clear(); // done early
             }
             state.free_later(freed);
+            state.promised_blocks = 0; // kept by the metadata now
         }
         for queued in answers {
             self.shared.note(TraceEvent::Acknowledged { transaction: queued.number, sequence });

@@ -16,6 +16,7 @@ pub(crate) mod mutation;
 mod open_or_format;
 pub(crate) mod opening;
 mod reading;
+pub mod scrub;
 mod space;
 mod writing;
 
@@ -24,6 +25,7 @@ use std::collections::VecDeque;
 use std::ops::Bound;
 use std::rc::Rc;
 
+use base::units::{BLOCK_BYTES, wide};
 use base::{BlockExtent, Fid};
 use runtime::sync::{Notify, Semaphore, oneshot};
 use runtime::{LocalityHandle, SharedBuffer};
@@ -41,6 +43,7 @@ use crate::stob_id::{StobId, TreeId};
 use crate::trace::{Trace, TraceEvent};
 
 pub use reading::ZERO_BLOCK_CHECKSUM;
+pub use scrub::{BadBlock, Scrub, ScrubConfig, ScrubStats};
 
 /// What a device becomes when it is formatted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +61,13 @@ pub struct WritePiece {
     pub start_block: u64,
     /// The bytes, a multiple of 4096.
     pub data: SharedBuffer,
+}
+
+impl WritePiece {
+    /// Its blocks of the stob, if it was checked.
+    fn extent(&self) -> BlockExtent {
+        BlockExtent { start: self.start_block, count: wide(self.data.len()) / BLOCK_BYTES }
+    }
 }
 
 /// What a read gives.
@@ -80,10 +90,14 @@ pub struct DomainInfo {
     pub cluster: u64,
     /// Blocks of the data area.
     pub blocks_total: u64,
-    /// Blocks that a write can have now.
+    /// Blocks that nobody owns.
     pub blocks_free: u64,
-    /// Blocks that stobs own.
+    /// Of the free blocks, those kept for holes by `allocate`.
+    pub blocks_kept: u64,
+    /// Blocks that stobs own; one that snapshots share counts once.
     pub blocks_used: u64,
+    /// Blocks found bad since the domain was opened: by reads and by scrubbing, each time they were met.
+    pub blocks_bad: u64,
     /// Sequence of the superblock: it grows with each checkpoint.
     pub sequence: u64,
     /// Checkpoints taken since the domain was opened.
@@ -132,6 +146,7 @@ struct Shared {
     in_flight: Cell<usize>,
     next_transaction: Cell<u64>,
     checkpoints: Cell<u64>,
+    bad_blocks: Cell<u64>,
     recovered: Recovered,
     trace: RefCell<Trace>,
     #[cfg(test)]
@@ -235,6 +250,24 @@ impl Transaction {
         self
     }
 
+    /// Creates a stob, if it is not there: see [`Domain::create`].
+    pub fn stob_create(&mut self, stob: StobId) -> &mut Transaction {
+        self.changes.push(Change::StobCreate { stob });
+        self
+    }
+
+    /// Keeps space for the holes of `extent`: see [`Domain::allocate`].
+    pub fn allocate(&mut self, stob: StobId, extent: BlockExtent) -> &mut Transaction {
+        self.changes.push(Change::Allocate { stob, extent });
+        self
+    }
+
+    /// Makes `to` what `from` is after the changes before this one: see [`Domain::snapshot`].
+    pub fn snapshot(&mut self, from: StobId, to: StobId) -> &mut Transaction {
+        self.changes.push(Change::Snapshot { from, to });
+        self
+    }
+
     /// Makes holes of `extent`.
     pub fn punch(&mut self, stob: StobId, extent: BlockExtent) -> &mut Transaction {
         self.changes.push(Change::Punch { stob, extent });
@@ -270,7 +303,9 @@ impl Domain {
             cluster: superblock.cluster,
             blocks_total: superblock.regions.data.count,
             blocks_free: state.free.free_blocks(),
-            blocks_used: state.metadata.mapped_blocks(),
+            blocks_kept: state.metadata.kept_blocks(),
+            blocks_used: state.metadata.used_blocks(),
+            blocks_bad: self.shared.bad_blocks.get(),
             sequence: superblock.sequence,
             checkpoints: self.shared.checkpoints.get(),
             recovered_records: self.shared.recovered.records,
@@ -295,10 +330,34 @@ impl Domain {
         self.commit(transaction).await
     }
 
-    /// Up to `limit` stobs after `after`, in order. A stob exists while any of its blocks is written.
+    /// Creates a stob, if it is not there: it exists until it is deleted, also while nothing of it is written. (Others exist while
+    /// anything of them is written or allocated.) Errors: as [`Domain::commit`].
+    pub async fn create(&self, stob: StobId) -> Result<(), StobError> {
+        let mut transaction = self.begin();
+        transaction.stob_create(stob);
+        self.commit(transaction).await
+    }
+
+    /// Keeps space for the holes of `extent`, so that the first write into each of them finds room. They stay holes, and read as
+    /// absent. Errors: as [`Domain::commit`], [`StobError::NoSpace`], [`StobError::OutOfRange`].
+    pub async fn allocate(&self, stob: StobId, extent: BlockExtent) -> Result<(), StobError> {
+        let mut transaction = self.begin();
+        transaction.allocate(stob, extent);
+        self.commit(transaction).await
+    }
+
+    /// Makes `to` what `from` is now, without copying data: both share its blocks until either is written. What `to` was before is gone;
+    /// space kept for holes stays with `from`. Costs metadata for each extent of `from`. Errors: as [`Domain::commit`].
+    pub async fn snapshot(&self, from: StobId, to: StobId) -> Result<(), StobError> {
+        let mut transaction = self.begin();
+        transaction.snapshot(from, to);
+        self.commit(transaction).await
+    }
+
+    /// Up to `limit` stobs after `after`, in order: those created, and those with a block written or allocated.
     #[must_use]
     pub fn stobs(&self, after: Option<StobId>, limit: usize) -> Vec<StobId> {
-        self.shared.state.borrow().metadata.stobs_after(after).take(limit).map(|(stob, _)| stob).collect()
+        self.shared.state.borrow().metadata.stobs_after(after).take(limit).collect()
     }
 
     /// All generations of `fid`, in order.
@@ -310,7 +369,7 @@ impl Domain {
     /// Written blocks of a stob; `None` if it does not exist.
     #[must_use]
     pub fn stob_blocks(&self, stob: StobId) -> Option<u64> {
-        self.shared.state.borrow().metadata.stob(stob).map(|map| map.blocks())
+        self.shared.state.borrow().metadata.stob_blocks(stob)
     }
 
     /// The durable value of a key.
@@ -342,7 +401,8 @@ impl Domain {
             return Err(StobError::BadRequest(fault));
         }
         for change in &transaction.changes {
-            if let Change::Punch { extent: BlockExtent { start, count }, .. } = *change
+            if let Change::Punch { extent: BlockExtent { start, count }, .. }
+            | Change::Allocate { extent: BlockExtent { start, count }, .. } = *change
                 && BlockExtent::new(start, count).is_none()
             {
                 return Err(StobError::OutOfRange { start, count });

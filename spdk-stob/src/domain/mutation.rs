@@ -49,7 +49,6 @@ impl Shared {
 
 fn is_mapped(metadata: &crate::metadata::Metadata, extent: BlockExtent) -> bool {
     metadata
-        .stobs_after(None)
-        .flat_map(|(_, map)| map.extents_from(0))
+        .extents_from(crate::extents::ExtentKey::default())
         .any(|(_, mapped)| mapped.device_extent().intersection(&extent).is_some())
 }

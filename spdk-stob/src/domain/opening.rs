@@ -132,16 +132,26 @@ fn refusal(first: SuperblockFault, last: SuperblockFault) -> StobError {
 fn apply_changes<'bytes>(
     mut bytes: &'bytes [u8],
     regions: &Regions,
+    allowed: impl Fn(&Change) -> bool,
     mut apply: impl FnMut(Change),
 ) -> Result<&'bytes [u8], StobError> {
     loop {
         match Change::decode(bytes) {
             Ok((change, used)) => {
-                if let Change::Map { device_start, checksums, .. } = &change {
-                    let extent = BlockExtent { start: *device_start, count: wide(checksums.len()) };
-                    if regions.data.intersection(&extent) != Some(extent) {
-                        return Err(damaged(Damage::Owners { extent }));
+                let owned = match &change {
+                    Change::Map { device_start, checksums, .. } => {
+                        Some(BlockExtent { start: *device_start, count: wide(checksums.len()) })
                     }
+                    Change::Shared { extent, .. } => Some(*extent),
+                    _ => None,
+                };
+                if let Some(extent) = owned
+                    && regions.data.intersection(&extent) != Some(extent)
+                {
+                    return Err(damaged(Damage::Owners { extent }));
+                }
+                if !allowed(&change) {
+                    return Err(damaged(Damage::Entry { kind: 9 }));
                 }
                 apply(change);
                 bytes = &bytes[used..];
@@ -169,7 +179,12 @@ async fn read_checkpoint(
         let body =
             checkpoint::open(name, body_bytes, piece).ok_or(damaged(Damage::Checkpoint { piece: index }))?;
         carried.extend_from_slice(body);
-        let rest = apply_changes(&carried, &superblock.regions, |change| metadata.apply(change, &mut freed))?;
+        let rest = apply_changes(
+            &carried,
+            &superblock.regions,
+            |change| !matches!(change, Change::Snapshot { .. }),
+            |change| metadata.apply(change, &mut freed),
+        )?;
         let used = carried.len() - rest.len();
         carried.drain(..used);
         left -= wide(body_bytes);
@@ -266,7 +281,12 @@ async fn replay(
             break;
         };
         let mut changes = Vec::new();
-        let rest = apply_changes(body, &regions, |change| changes.push(change))?;
+        let rest = apply_changes(
+            body,
+            &regions,
+            |change| !matches!(change, Change::Shared { .. }),
+            |change| changes.push(change),
+        )?;
         if !rest.is_empty() || wide(changes.len()) != u64::from(header.change_count) {
             return Err(damaged(Damage::Entry { kind: 0 }));
         }
@@ -474,6 +494,7 @@ impl Committer {
             in_flight: Cell::new(0),
             next_transaction: Cell::new(0),
             checkpoints: Cell::new(0),
+            bad_blocks: Cell::new(0),
             recovered: Recovered {
                 records: replayed.records,
                 dropped_tail: replayed.dropped_tail,

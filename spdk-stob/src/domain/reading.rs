@@ -127,6 +127,7 @@ impl Domain {
         // The range comes second: it is not asked for a block after the last, which may not exist.
         for (bytes, block) in bytes.chunks_exact(narrow(BLOCK_BYTES)).zip(first_block..) {
             if checksums.next() != Some(&crc32c(bytes)) {
+                self.shared.bad_blocks.set(self.shared.bad_blocks.get() + 1);
                 return Err(StobError::Checksum { stob, block });
             }
         }
@@ -144,7 +145,7 @@ impl Domain {
                 checksums.extend((start..end).map(|_| ZERO_BLOCK_CHECKSUM));
             }
         };
-        for found in state.metadata.stob(stob).into_iter().flat_map(|map| map.lookup(extent)) {
+        for found in state.metadata.lookup(stob, extent) {
             absent(next_block, found.start, &mut outcome.checksums);
             outcome.checksums.extend_from_slice(found.checksums);
             let (offset, count) = (found.start - extent.start, wide(found.checksums.len()));

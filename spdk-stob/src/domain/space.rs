@@ -1,7 +1,8 @@
 //! Who owns each block of the data area at this moment: the metadata, nobody, a write in flight, or a reader that still
 //! looks at blocks which were freed meanwhile.
 //!
-//! **Invariant**: mapped + free + reserved + limbo = all blocks of the data area, and no block is in two of them.
+//! **Invariant**: used + free + reserved + limbo = all blocks of the data area, and no block is in two of them. Of the free ones some are
+//! kept for holes (`allocate`): only writes into those holes may have them.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -9,8 +10,10 @@ use base::BlockExtent;
 
 use crate::allocator::FreeSpace;
 use crate::error::{Damage, Space, StobError};
+use crate::extents::ExtentKey;
 use crate::format::regions::Regions;
 use crate::metadata::Metadata;
+use crate::shared_blocks::count_owners;
 
 /// Metadata and space, changed together.
 pub(super) struct State {
@@ -18,6 +21,8 @@ pub(super) struct State {
     pub(super) free: FreeSpace,
     /// Blocks given to writes whose transaction is not durable yet.
     pub(super) reserved_blocks: u64,
+    /// Free blocks that a group on its way to the log is going to keep for holes.
+    pub(super) promised_blocks: u64,
     /// Freed, but readers of that time may still be reading them. Oldest first.
     limbo: VecDeque<(u64, BlockExtent)>,
     limbo_blocks: u64,
@@ -28,14 +33,19 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Error: [`Damage::Owners`] if the metadata owns a block twice or one outside of the data area.
+    /// Error: [`Damage::Owners`] if the metadata owns a block twice without saying so, or one outside of the data area.
     pub(super) fn new(metadata: Metadata, regions: &Regions) -> Result<State, StobError> {
         let mut free = FreeSpace::new(regions.data);
-        for (_, map) in metadata.stobs_after(None) {
-            for (_, mapped) in map.extents_from(0) {
-                let extent = mapped.device_extent();
-                if !free.take(extent) {
-                    return Err(StobError::Damaged { what: Damage::Owners { extent } });
+        let damaged = |extent| StobError::Damaged { what: Damage::Owners { extent } };
+        for (extent, _) in metadata.shared().extents() {
+            if !free.take(extent) {
+                return Err(damaged(extent));
+            }
+        }
+        for (_, mapped) in metadata.extents_from(ExtentKey::default()) {
+            for (part, owners) in metadata.shared().parts(mapped.device_extent()) {
+                if owners == 1 && !free.take(part) {
+                    return Err(damaged(part));
                 }
             }
         }
@@ -43,6 +53,7 @@ impl State {
             metadata,
             free,
             reserved_blocks: 0,
+            promised_blocks: 0,
             limbo: VecDeque::new(),
             limbo_blocks: 0,
             readers: BTreeMap::new(),
@@ -51,8 +62,17 @@ impl State {
         })
     }
 
-    pub(super) fn reserve(&mut self, blocks: u64) -> Option<Vec<BlockExtent>> {
-        let extents = self.free.allocate(blocks)?;
+    /// Blocks that a write may have which has no space kept for it.
+    pub(super) fn available_blocks(&self) -> u64 {
+        self.free.free_blocks().saturating_sub(self.metadata.kept_blocks() + self.promised_blocks)
+    }
+
+    /// Takes `blocks` free ones for a write, of which `kept_blocks` are kept for it.
+    pub(super) fn reserve(&mut self, blocks: u64, kept_blocks: u64, lane: u64) -> Option<Vec<BlockExtent>> {
+        if blocks > self.available_blocks() + kept_blocks {
+            return None;
+        }
+        let extents = self.free.allocate(blocks, lane)?;
         self.reserved_blocks += blocks;
         Some(extents)
     }
@@ -61,7 +81,7 @@ impl State {
         StobError::NoSpace {
             space: Space::Data,
             needed_blocks,
-            free_blocks: self.free.free_blocks(),
+            free_blocks: self.available_blocks(),
             total_blocks: self.data_blocks,
         }
     }
@@ -133,23 +153,20 @@ impl State {
         if !self.free.is_consistent() {
             return Err("the indices of the free space disagree".to_owned());
         }
-        let mut owned: Vec<(BlockExtent, String)> = Vec::new();
-        let (mut mapped_blocks, mut encoded_bytes) = (0, 0);
-        for (stob, map) in self.metadata.stobs_after(None) {
-            encoded_bytes += map.encoded_bytes();
-            let mut last_end = 0;
-            for (start, mapped) in map.extents_from(0) {
-                if start < last_end {
-                    return Err(format!("extents of {stob} overlap at block {start}"));
-                }
-                let extent = mapped.device_extent();
-                last_end = start + extent.count;
-                mapped_blocks += extent.count;
-                owned.push((extent, format!("{stob} block {start}")));
-            }
+        self.metadata.verify()?;
+        let extents = self.metadata.extents_from(ExtentKey::default());
+        let counted = count_owners(extents.map(|(_, mapped)| mapped.device_extent()));
+        if counted.shared != *self.metadata.shared() {
+            return Err(format!(
+                "shared blocks are {:?}, their owners make {:?}",
+                self.metadata.shared(),
+                counted.shared
+            ));
         }
-        owned.extend(self.free.extents().map(|extent| (extent, "free".to_owned())));
-        owned.extend(self.limbo_extents().map(|extent| (extent, "limbo".to_owned())));
+        let mut owned: Vec<(BlockExtent, &str)> =
+            counted.used.iter().map(|extent| (*extent, "used")).collect();
+        owned.extend(self.free.extents().map(|extent| (extent, "free")));
+        owned.extend(self.limbo_extents().map(|extent| (extent, "limbo")));
         owned.sort_by_key(|(extent, _)| extent.start);
         for pair in owned.windows(2) {
             if pair[0].0.end() > pair[1].0.start {
@@ -164,19 +181,17 @@ impl State {
         {
             return Err(format!("{extent} ({owner}) is outside the data area"));
         }
-        let sum = mapped_blocks + self.free.free_blocks() + self.reserved_blocks + self.limbo_blocks;
-        if mapped_blocks != self.metadata.mapped_blocks() || sum != regions.data.count {
+        let sum = counted.used_blocks + self.free.free_blocks() + self.reserved_blocks + self.limbo_blocks;
+        if counted.used_blocks != self.metadata.used_blocks() || sum != regions.data.count {
             return Err(format!(
-                "{mapped_blocks} mapped (counted {}) + {} free + {} reserved + {} limbo are not {}",
-                self.metadata.mapped_blocks(),
+                "{} used (counted {}) + {} free + {} reserved + {} limbo are not {}",
+                self.metadata.used_blocks(),
+                counted.used_blocks,
                 self.free.free_blocks(),
                 self.reserved_blocks,
                 self.limbo_blocks,
                 regions.data.count
             ));
-        }
-        if encoded_bytes > self.metadata.checkpoint_bytes() {
-            return Err("the bytes of a checkpoint are miscounted".to_owned());
         }
         Ok(())
     }

@@ -187,7 +187,7 @@ impl Domain {
             return shared.check_writable();
         }
         let permit = shared.permits.acquire(1).await;
-        let extents = self.reserve(blocks).await?;
+        let extents = self.reserve(stob, &pieces, blocks).await?;
         let layout = lay_out(stob, &pieces, checksums, &extents);
         drop(pieces);
         let (transaction, receiver) = match Queued::new(shared, layout.changes, Vec::new(), extents, permit) {
@@ -210,13 +210,20 @@ impl Domain {
         receiver.await.unwrap_or(Err(StobError::Closed))
     }
 
-    async fn reserve(&self, blocks: u64) -> Result<Vec<BlockExtent>, StobError> {
+    async fn reserve(
+        &self,
+        stob: StobId,
+        pieces: &[WritePiece],
+        blocks: u64,
+    ) -> Result<Vec<BlockExtent>, StobError> {
         let shared = &self.shared;
         loop {
             shared.check_writable()?;
             let (extents, may_become_free) = {
                 let mut state = shared.state.borrow_mut();
-                let extents = state.reserve(blocks);
+                let kept = pieces.iter().flat_map(|piece| state.metadata.kept_inside(stob, piece.extent()));
+                let kept_blocks = kept.map(|extent| extent.count).sum();
+                let extents = state.reserve(blocks, kept_blocks, lane(stob));
                 let refusal = state.no_space(blocks);
                 let is_busy = shared.in_flight.get() > 0 || state.limbo_blocks() > 0;
                 (extents.ok_or(refusal), is_busy)
@@ -228,6 +235,11 @@ impl Domain {
             }
         }
     }
+}
+
+/// Where a stob's blocks are looked for first: stobs written at once stay apart.
+fn lane(stob: StobId) -> u64 {
+    (stob.fid.container ^ stob.fid.key ^ stob.generation).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58
 }
 
 #[cfg(test)]

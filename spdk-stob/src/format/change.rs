@@ -4,6 +4,7 @@
 //! is one encoder, one decoder and one `apply`.
 
 use base::checksum::crc32c;
+use base::units::narrow;
 use base::{BlockExtent, Fid};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -38,6 +39,32 @@ pub enum Change {
         /// The stob.
         stob: StobId,
     },
+    /// The stob exists, even while nothing of it is written.
+    StobCreate {
+        /// The stob.
+        stob: StobId,
+    },
+    /// `to` becomes what `from` is: it shares all of its blocks. What `to` was before is gone.
+    Snapshot {
+        /// The origin.
+        from: StobId,
+        /// The snapshot.
+        to: StobId,
+    },
+    /// Space is kept for the holes of this extent; they stay holes.
+    Allocate {
+        /// The stob.
+        stob: StobId,
+        /// Its blocks.
+        extent: BlockExtent,
+    },
+    /// Blocks of the device that several extents own. Only in checkpoints.
+    Shared {
+        /// The blocks.
+        extent: BlockExtent,
+        /// Owners, 2 or more.
+        owners: u32,
+    },
     /// A key has a value.
     TreePut {
         /// The tree.
@@ -61,15 +88,27 @@ const KIND_PUNCH: u16 = 2;
 const KIND_STOB_DELETE: u16 = 3;
 const KIND_TREE_PUT: u16 = 4;
 const KIND_TREE_DELETE: u16 = 5;
+const KIND_STOB_CREATE: u16 = 6;
+const KIND_SNAPSHOT: u16 = 7;
+const KIND_ALLOCATE: u16 = 8;
+const KIND_SHARED: u16 = 9;
+
+/// Bytes of an encoded [`Change::StobCreate`].
+pub const STOB_CREATE_BYTES: usize = 32;
+/// Bytes of an encoded [`Change::Allocate`].
+pub const ALLOCATE_BYTES: usize = 48;
+/// Bytes of an encoded [`Change::Shared`].
+pub const SHARED_BYTES: usize = 24;
 
 /// The first eight bytes of every change.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct Head {
     kind: U16,
-    /// Bytes of the key of a tree change, else 0.
+    /// Bytes of the key of a tree change. Of a map: bytes that each block has beside its checksum, 0 (8 is kept for T10
+    /// protection information). Else 0.
     key_bytes: U16,
-    /// Blocks of a map, bytes of a value, else 0.
+    /// Blocks of a map, bytes of a value, owners of shared blocks, else 0.
     count: U32,
 }
 
@@ -127,6 +166,10 @@ impl Change {
             Change::Map { checksums, .. } => map_bytes(checksums.len()),
             Change::Punch { .. } => 48,
             Change::StobDelete { .. } => 32,
+            Change::StobCreate { .. } => STOB_CREATE_BYTES,
+            Change::Snapshot { .. } => 56,
+            Change::Allocate { .. } => ALLOCATE_BYTES,
+            Change::Shared { .. } => SHARED_BYTES,
             Change::TreePut { key, value, .. } => tree_put_bytes(key.len(), value.len()),
             Change::TreeDelete { key, .. } => 16 + key.len() + padding(key.len(), 8),
         }
@@ -147,6 +190,24 @@ impl Change {
                 put_head(out, KIND_STOB_DELETE, 0, 0);
                 put_stob(out, *stob);
             }
+            Change::StobCreate { stob } => {
+                put_head(out, KIND_STOB_CREATE, 0, 0);
+                put_stob(out, *stob);
+            }
+            Change::Snapshot { from, to } => {
+                put_head(out, KIND_SNAPSHOT, 0, 0);
+                put_stob(out, *from);
+                put_stob(out, *to);
+            }
+            Change::Allocate { stob, extent } => {
+                put_head(out, KIND_ALLOCATE, 0, 0);
+                put_stob(out, *stob);
+                put_pair(out, extent.start, extent.count);
+            }
+            Change::Shared { extent, owners } => {
+                put_head(out, KIND_SHARED, 0, narrow(u64::from(*owners)));
+                put_pair(out, extent.start, extent.count);
+            }
             Change::TreePut { tree, key, value } => encode_tree_put(out, *tree, key, value),
             Change::TreeDelete { tree, key } => {
                 put_head(out, KIND_TREE_DELETE, key.len(), 0);
@@ -166,7 +227,10 @@ impl Change {
         let nonsense = DecodeFault::Nonsense { kind };
         let shape_is_right = match kind {
             KIND_MAP => key_bytes == 0 && (1..=EXTENT_BLOCKS_MAX).contains(&count),
-            KIND_PUNCH | KIND_STOB_DELETE => key_bytes == 0 && count == 0,
+            KIND_PUNCH | KIND_STOB_DELETE | KIND_STOB_CREATE | KIND_SNAPSHOT | KIND_ALLOCATE => {
+                key_bytes == 0 && count == 0
+            }
+            KIND_SHARED => key_bytes == 0 && count >= 2,
             KIND_TREE_PUT => (1..=TREE_KEY_BYTES_MAX).contains(&key_bytes) && count <= TREE_VALUE_BYTES_MAX,
             KIND_TREE_DELETE => (1..=TREE_KEY_BYTES_MAX).contains(&key_bytes) && count == 0,
             _ => false,
@@ -198,7 +262,20 @@ impl Change {
                 let extent = BlockExtent::new(pair.first.get(), pair.second.get()).ok_or(nonsense)?;
                 Change::Punch { stob, extent }
             }
+            KIND_ALLOCATE => {
+                let stob = take_stob(&mut rest)?;
+                let pair = take::<PairBytes>(&mut rest)?;
+                let extent = BlockExtent::new(pair.first.get(), pair.second.get()).ok_or(nonsense)?;
+                Change::Allocate { stob, extent }
+            }
+            KIND_SHARED => {
+                let pair = take::<PairBytes>(&mut rest)?;
+                let extent = BlockExtent::new(pair.first.get(), pair.second.get()).ok_or(nonsense)?;
+                Change::Shared { extent, owners: head.count.get() }
+            }
             KIND_STOB_DELETE => Change::StobDelete { stob: take_stob(&mut rest)? },
+            KIND_STOB_CREATE => Change::StobCreate { stob: take_stob(&mut rest)? },
+            KIND_SNAPSHOT => Change::Snapshot { from: take_stob(&mut rest)?, to: take_stob(&mut rest)? },
             _ => {
                 let tree = TreeId(take::<TreeBytes>(&mut rest)?.tree.get());
                 let key = take_padded(&mut rest, key_bytes)?.to_vec();
@@ -312,7 +389,16 @@ mod tests {
                 stob,
                 extent: BlockExtent { start, count }
             }),
-            stob.prop_map(|stob| Change::StobDelete { stob }),
+            stob.clone().prop_map(|stob| Change::StobDelete { stob }),
+            stob.clone().prop_map(|stob| Change::StobCreate { stob }),
+            (stob.clone(), stob.clone()).prop_map(|(from, to)| Change::Snapshot { from, to }),
+            (stob, 0..u64::MAX / 2, 0..u64::MAX / 2).prop_map(|(stob, start, count)| Change::Allocate {
+                stob,
+                extent: BlockExtent { start, count }
+            }),
+            (0..u64::MAX / 2, 0..u64::MAX / 2, 2..u32::MAX).prop_map(|(start, count, owners)| {
+                Change::Shared { extent: BlockExtent { start, count }, owners }
+            }),
             (any::<u32>(), bytes(1..40), bytes(0..40)).prop_map(|(tree, key, value)| Change::TreePut {
                 tree: TreeId(tree),
                 key,
@@ -337,7 +423,7 @@ mod tests {
         }
 
         #[test]
-        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0u8..7) {
+        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0u8..12) {
             let _ = Change::decode(&bytes);
             let mut bytes = bytes;
             if bytes.len() > 2 {
