@@ -29,7 +29,7 @@ impl Mutation {
         (Mutation::Client(client::Bug::AbsentIsZero), 8),
         (Mutation::Client(client::Bug::OneReplicaIsEnough), 8),
         (Mutation::Client(client::Bug::StaleParity), 8),
-        (Mutation::Client(client::Bug::DropBeforeCommit), 8),
+        (Mutation::Client(client::Bug::DropBeforeCommit), 24),
     ];
 
     /// The client's bug, if it is one.
