@@ -47,6 +47,12 @@ pub enum Command {
         #[command(subcommand)]
         action: DeviceCommand,
     },
+    /// Format, check or look at one device, without a cluster
+    Stob {
+        /// What to do with it.
+        #[command(subcommand)]
+        action: StobCommand,
+    },
     /// Measure this machine against peers and limits, as ratios
     Bench(crate::bench::BenchArgs),
     /// Copy a file into an object, with the flags of the Clovis example programs
@@ -356,6 +362,71 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     let value: u64 =
         number.parse().map_err(|_| format!("{text:?} is not a size: write 4096, 64K, 64M or 1G"))?;
     value.checked_mul(1 << shift).ok_or_else(|| format!("{text:?} is more than 2^64-1 bytes"))
+}
+
+/// `clovis stob ...`
+#[derive(Debug, Subcommand)]
+pub enum StobCommand {
+    /// Make a device (file or block device) an empty domain
+    Format(StobFormatArgs),
+    /// Show what a device says of itself
+    Info(StobDeviceArgs),
+    /// Check all of a device: every block's owners, every checksum, the sums. Status 1 if something is wrong at the end
+    Check(StobCheckArgs),
+    /// Write all metadata of a device as text
+    Dump(StobDumpArgs),
+}
+
+/// `clovis stob format`
+#[derive(Debug, Args)]
+pub struct StobFormatArgs {
+    /// File or block device
+    pub device: PathBuf,
+    /// Make a new file of this size
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub size: Option<u64>,
+    /// The device's fid [default: a random one]
+    #[arg(long, value_name = "FID")]
+    pub fid: Option<Fid>,
+    /// Id of its cluster
+    #[arg(long, value_name = "ID", default_value_t = 0)]
+    pub cluster: u64,
+    /// Give up whatever the device holds
+    #[arg(long, conflicts_with = "size")]
+    pub force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `clovis stob info`
+#[derive(Debug, Args)]
+pub struct StobDeviceArgs {
+    /// File or block device
+    pub device: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `clovis stob dump`
+#[derive(Debug, Args)]
+pub struct StobDumpArgs {
+    /// File or block device
+    pub device: PathBuf,
+}
+
+/// `clovis stob check`
+#[derive(Debug, Args)]
+pub struct StobCheckArgs {
+    /// File or block device
+    pub device: PathBuf,
+    /// Put right what can be without giving up anything reachable, and say what was done
+    #[arg(long)]
+    pub repair: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ mod objects;
 mod output;
 mod progress;
 mod quickstart;
+mod stob;
 mod table;
 
 use std::ffi::OsString;
@@ -94,6 +95,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Rm(args) => objects::remove(&args),
         Command::Ls(args) => objects::list(&args),
         Command::Device { action } => device::run(&action),
+        Command::Stob { action } => stob::run(&action),
         Command::Bench(args) => bench::run(&args),
         Command::C0cp(args) => c0::copy_in(&args),
         Command::C0cat(args) => c0::copy_out(&args),

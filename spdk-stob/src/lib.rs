@@ -30,8 +30,8 @@ pub use backend::{
     UringFile, WriteParts, create_device_file, is_nvme_address, open_device,
 };
 pub use domain::{
-    BadBlock, Domain, DomainInfo, FormatParams, ReadOutcome, Scrub, ScrubConfig, ScrubStats, Transaction,
-    WritePiece, ZERO_BLOCK_CHECKSUM,
+    BadBlock, CheckReport, Domain, DomainInfo, FormatParams, Problem, ReadOutcome, Scrub, ScrubConfig,
+    ScrubStats, SuperblockCopy, Transaction, WritePiece, ZERO_BLOCK_CHECKSUM, check, dump, erase, inspect,
 };
 pub use error::{BadRequest, Damage, Space, StobError};
 pub use stob_id::{StobId, TreeId};

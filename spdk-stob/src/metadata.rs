@@ -264,6 +264,18 @@ impl Metadata {
         &self.shared
     }
 
+    /// Replaces the owners of shared blocks, counted anew: the repair of a device whose counts are wrong.
+    pub fn set_shared(&mut self, shared: SharedBlocks, used_blocks: u64) {
+        self.shared = shared;
+        self.used_blocks = used_blocks;
+    }
+
+    /// Extents, and blocks written of all stobs; a shared one counts for each owner.
+    #[must_use]
+    pub fn extent_count(&self) -> u64 {
+        wide(self.extents.len())
+    }
+
     /// Blocks of the device that stobs own; a shared one counts once.
     #[must_use]
     pub fn used_blocks(&self) -> u64 {

@@ -8,6 +8,7 @@
 //! the metadata. Thread: one locality. Dropping every clone ends the domain after the work that is queued; `close` also takes
 //! a checkpoint, so that the next open has nothing to replay.
 
+pub mod check;
 mod checkpointing;
 mod commit;
 mod device;
@@ -42,6 +43,7 @@ use crate::limits::{TREE_KEY_BYTES_MAX, TREE_VALUE_BYTES_MAX};
 use crate::stob_id::{StobId, TreeId};
 use crate::trace::{Trace, TraceEvent};
 
+pub use check::{CheckReport, Problem, SuperblockCopy, check, dump, erase, inspect};
 pub use reading::ZERO_BLOCK_CHECKSUM;
 pub use scrub::{BadBlock, Scrub, ScrubConfig, ScrubStats};
 

@@ -55,15 +55,15 @@ fn damaged(what: Damage) -> StobError {
 }
 
 /// Reads blocks one after the other through one buffer.
-struct BlockReader<'device> {
-    device: &'device Device,
-    buffer: Option<Buffer>,
-    locality: LocalityHandle,
+pub(super) struct BlockReader<'device> {
+    pub(super) device: &'device Device,
+    pub(super) buffer: Option<Buffer>,
+    pub(super) locality: LocalityHandle,
 }
 
 impl BlockReader<'_> {
     /// The bytes of `extent`, at most one buffer's worth.
-    async fn read(&mut self, extent: BlockExtent) -> Result<&[u8], DeviceError> {
+    pub(super) async fn read(&mut self, extent: BlockExtent) -> Result<&[u8], DeviceError> {
         let mut buffer = match self.buffer.take() {
             Some(buffer) => buffer,
             None => self.locality.arena().alloc(RECORD_BYTES_MAX).await,
@@ -73,7 +73,10 @@ impl BlockReader<'_> {
         Ok(self.buffer.insert(buffer))
     }
 
-    async fn superblock(&mut self, block: u64) -> Result<Result<Superblock, SuperblockFault>, DeviceError> {
+    pub(super) async fn superblock(
+        &mut self,
+        block: u64,
+    ) -> Result<Result<Superblock, SuperblockFault>, DeviceError> {
         Ok(Superblock::parse(self.read(BlockExtent { start: block, count: 1 }).await?))
     }
 }
@@ -244,10 +247,10 @@ struct Doubtful {
     changes: Vec<Change>,
 }
 
-struct Replayed {
-    next: LogPosition,
-    records: u64,
-    dropped_tail: bool,
+pub(super) struct Replayed {
+    pub(super) next: LogPosition,
+    pub(super) records: u64,
+    pub(super) dropped_tail: bool,
 }
 
 /// Steps 3 and 4 of the module head: applies the log to `metadata`.
@@ -442,35 +445,45 @@ impl Domain {
         let device = Device::start(locality, backend);
         let buffer = locality.arena().alloc(RECORD_BYTES_MAX).await;
         let mut reader = BlockReader { device: &device, buffer: Some(buffer), locality: locality.clone() };
-        let (superblock, repaired_superblock) = choose_superblock(&mut reader).await?;
-        if let Some(expect) = expect {
-            if expect.cluster != superblock.cluster {
-                return Err(StobError::OtherCluster { expected: expect.cluster, found: superblock.cluster });
-            }
-            if expect.device != superblock.device {
-                return Err(StobError::WrongDevice { expected: expect.device, found: superblock.device });
-            }
-        }
-        let mut metadata = read_checkpoint(&mut reader, &superblock).await?;
-        let replayed = replay(&mut reader, &superblock, &mut metadata, tuning).await?;
+        let start = load(&mut reader, expect, tuning).await?;
+        let repaired_superblock = start.repaired_superblock;
         let buffer = reader.buffer;
-        let start = Start { superblock, metadata, replayed, repaired_superblock };
         let mut committer = Committer::new(locality, device, start, buffer, tuning)?;
         committer.end_recovery(repaired_superblock).await?;
         Ok(committer.start())
     }
 }
 
+/// Reads what a device holds, log included; writes nothing.
+pub(super) async fn load(
+    reader: &mut BlockReader<'_>,
+    expect: Option<FormatParams>,
+    tuning: Tuning,
+) -> Result<Start, StobError> {
+    let (superblock, repaired_superblock) = choose_superblock(reader).await?;
+    if let Some(expect) = expect {
+        if expect.cluster != superblock.cluster {
+            return Err(StobError::OtherCluster { expected: expect.cluster, found: superblock.cluster });
+        }
+        if expect.device != superblock.device {
+            return Err(StobError::WrongDevice { expected: expect.device, found: superblock.device });
+        }
+    }
+    let mut metadata = read_checkpoint(reader, &superblock).await?;
+    let replayed = replay(reader, &superblock, &mut metadata, tuning).await?;
+    Ok(Start { superblock, metadata, replayed, repaired_superblock })
+}
+
 /// What a committer starts from.
-struct Start {
-    superblock: Superblock,
-    metadata: Metadata,
-    replayed: Replayed,
-    repaired_superblock: bool,
+pub(super) struct Start {
+    pub(super) superblock: Superblock,
+    pub(super) metadata: Metadata,
+    pub(super) replayed: Replayed,
+    pub(super) repaired_superblock: bool,
 }
 
 impl Committer {
-    fn new(
+    pub(super) fn new(
         locality: &LocalityHandle,
         device: Device,
         start: Start,
@@ -516,7 +529,7 @@ impl Committer {
     }
 
     /// Steps 5 and 6 of the module head.
-    async fn end_recovery(&mut self, repair_superblock: bool) -> Result<(), StobError> {
+    pub(super) async fn end_recovery(&mut self, repair_superblock: bool) -> Result<(), StobError> {
         #[cfg(test)]
         if self.shared.is_mutated(Mutation::SkipBarrier) {
             return Ok(());
