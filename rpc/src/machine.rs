@@ -27,8 +27,10 @@ use fops::codec::{self, CodecError};
 use fops::{Fop, FopError, Repeat};
 use futures_util::future::LocalBoxFuture;
 use runtime::{Buffer, Driver, LocalityHandle, SharedBuffer, copy_counted};
+use smallvec::SmallVec;
 use verbs_net::{
-    BulkCookie, BulkDescriptor, Event, Lane, NetError, PeerId, Refused, TransferId, TransferMachine,
+    BulkCookie, BulkDescriptor, Event, Lane, NetError, PeerId, Refused, Retract, Retraction, SendOptions,
+    TransferId, TransferMachine,
 };
 
 use crate::config::{Answer, Bulk, CallOptions, RpcConfig};
@@ -99,6 +101,10 @@ struct Inner {
     responder: RefCell<Responder<SharedBuffer>>,
     calls: RefCell<BTreeMap<CallId, CallRecord>>,
     transfers: RefCell<BTreeMap<TransferId, TransferRecord>>,
+    /// Memory of answered calls that hardware may still touch.
+    retractions: RefCell<BTreeMap<BulkCookie, RetractionRecord>>,
+    /// Exposures of calls that nobody waits for any more, until their late answer or the end of their session.
+    abandoned: RefCell<BTreeMap<CallId, Cookies>>,
     /// Messages that the transport had no credit or room for. Replies have their own queue, as they have their own credits.
     pending: RefCell<BTreeMap<(Endpoint, IsReply), Waiting>>,
     troubles: RefCell<BTreeMap<Endpoint, Trouble>>,
@@ -124,7 +130,24 @@ struct Figures {
 /// Which lane a message goes on: true for what answers a peer.
 type IsReply = bool;
 /// Messages to one peer that wait for credit.
-type Waiting = VecDeque<(PeerId, SharedBuffer)>;
+type Waiting = VecDeque<(PeerId, Parcel)>;
+/// Exposures of one request: a source, a sink.
+type Cookies = SmallVec<[BulkCookie; 2]>;
+
+/// A message, with what has to be said of memory wherever and however often it is posted.
+struct Parcel {
+    message: SharedBuffer,
+    /// A request's exposures: bound anew on each connection it goes over.
+    exposes: Cookies,
+    /// A reply: the exposure of its request that ends with it.
+    invalidates: Option<BulkCookie>,
+}
+
+impl From<SharedBuffer> for Parcel {
+    fn from(message: SharedBuffer) -> Parcel {
+        Parcel { message, exposes: Cookies::new(), invalidates: None }
+    }
+}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Drain {
@@ -154,6 +177,7 @@ struct CallRecord {
     operation: &'static str,
     header: Header,
     message: Message,
+    exposes: Cookies,
     result: Option<Result<(Header, SharedBuffer), CallError>>,
     waker: Option<Waker>,
 }
@@ -161,6 +185,12 @@ struct CallRecord {
 #[derive(Default)]
 struct TransferRecord {
     result: Option<Result<Vec<SharedBuffer>, NetError>>,
+    waker: Option<Waker>,
+}
+
+#[derive(Default)]
+struct RetractionRecord {
+    parts: Option<Vec<SharedBuffer>>,
     waker: Option<Waker>,
 }
 
@@ -193,6 +223,8 @@ impl RpcMachine {
             tm: RefCell::new(tm),
             calls: RefCell::default(),
             transfers: RefCell::default(),
+            retractions: RefCell::default(),
+            abandoned: RefCell::default(),
             pending: RefCell::default(),
             troubles: RefCell::default(),
             handlers: RefCell::default(),
@@ -350,8 +382,9 @@ impl RpcMachine {
         item[header.source_range()].copy_from_slice(&exposed.source_bytes);
         item[header.sink_range()].copy_from_slice(&exposed.sink_bytes);
 
-        let (header, bytes) = self.submit(to, F::NAME, F::REPEAT, header, item, options).await?;
-        let sink = exposed.take_back();
+        let exposes = exposed.cookies();
+        let (header, bytes) = self.submit(to, F::NAME, F::REPEAT, header, item, exposes, options).await?;
+        let sink = exposed.take_back().await;
         self.see_config_version(header.config_version);
         let body = &bytes[header.body_range()];
         let bad = |error: CodecError| CallError::BadReply {
@@ -444,6 +477,7 @@ impl RpcMachine {
         }
     }
 
+    #[allow(clippy::too_many_arguments)] // the parts of one call, each used once
     fn submit(
         &self,
         to: Endpoint,
@@ -451,6 +485,7 @@ impl RpcMachine {
         repeat: Repeat,
         header: Header,
         item: Buffer,
+        exposes: Cookies,
         options: CallOptions,
     ) -> CallWait {
         let now = self.0.locality.now();
@@ -458,7 +493,7 @@ impl RpcMachine {
         let id =
             self.0.requester.borrow_mut().submit(now, CallSpec { to, repeat, deadline, unreachable_max });
         let message = Message::Fresh(item);
-        let record = CallRecord { peer: to, operation, header, message, result: None, waker: None };
+        let record = CallRecord { peer: to, operation, header, message, exposes, result: None, waker: None };
         self.0.calls.borrow_mut().insert(id, record);
         CallWait { machine: self.clone(), id, is_done: false }
     }
@@ -497,7 +532,7 @@ impl RpcMachine {
 
     /// The request's bytes with its place and time left written into them. `None`: the call is gone, or the old bytes are
     /// still with the transport and no buffer is free for a copy (the next resend tries again).
-    fn seal_request(&self, call: CallId, place: &Header) -> Option<SharedBuffer> {
+    fn seal_request(&self, call: CallId, place: &Header) -> Option<Parcel> {
         let mut calls = self.0.calls.borrow_mut();
         let record = calls.get_mut(&call)?;
         let mut item = match std::mem::replace(&mut record.message, Message::Taken) {
@@ -530,7 +565,7 @@ impl RpcMachine {
         record.header.seal(&mut item);
         let shared = item.freeze();
         record.message = Message::Sent(shared.clone());
-        Some(shared)
+        Some(Parcel { message: shared, exposes: record.exposes.clone(), invalidates: None })
     }
 
     fn end_call(
@@ -540,10 +575,25 @@ impl RpcMachine {
     ) {
         let mut calls = self.0.calls.borrow_mut();
         let Some(record) = calls.get_mut(&id) else { return };
-        record.result = Some(result(record));
+        let result = result(record);
+        if result.is_err() {
+            self.abandon(id, &record.exposes);
+        }
+        record.result = Some(result);
         record.message = Message::Taken;
         if let Some(waker) = record.waker.take() {
             waker.wake();
+        }
+    }
+
+    /// Nobody waits for a call any more, and its server may still be at work on its memory.
+    fn abandon(&self, id: CallId, exposes: &[BulkCookie]) {
+        let now = self.0.locality.now();
+        for cookie in exposes {
+            let retraction = self.0.tm.borrow_mut().retract(now, *cookie, Retract::Abandoned);
+            if matches!(retraction, Retraction::Pending) {
+                self.0.abandoned.borrow_mut().entry(id).or_default().push(*cookie);
+            }
         }
     }
 
@@ -585,18 +635,18 @@ impl RpcMachine {
     }
 
     /// Hands a message to the transport, or keeps it until the transport has room. False if it will not leave.
-    fn send(&self, now: Instant, to: PeerId, is_reply: IsReply, message: SharedBuffer) -> bool {
+    fn send(&self, now: Instant, to: PeerId, is_reply: IsReply, parcel: impl Into<Parcel>) -> bool {
+        let parcel = parcel.into();
         if let Some(waiting) = self.0.pending.borrow_mut().get_mut(&(to.endpoint, is_reply))
             && !waiting.is_empty()
         {
-            return self.keep(waiting, to, message); // behind those that wait: order is kept
+            return self.keep(waiting, to, parcel); // behind those that wait: order is kept
         }
-        let result = self.0.tm.borrow_mut().try_send_on(now, to, lane(is_reply), message);
-        match result {
+        match self.try_post(now, to, is_reply, parcel) {
             Ok(()) => true,
-            Err((Refused::NoCredit | Refused::QueueFull, message)) => {
+            Err((Refused::NoCredit | Refused::QueueFull, parcel)) => {
                 let mut pending = self.0.pending.borrow_mut();
-                self.keep(pending.entry((to.endpoint, is_reply)).or_default(), to, message)
+                self.keep(pending.entry((to.endpoint, is_reply)).or_default(), to, parcel)
             }
             Err((refused, _)) => {
                 self.on_refused(now, to, refused);
@@ -605,10 +655,23 @@ impl RpcMachine {
         }
     }
 
-    fn keep(&self, waiting: &mut Waiting, to: PeerId, message: SharedBuffer) -> bool {
+    fn try_post(
+        &self,
+        now: Instant,
+        to: PeerId,
+        is_reply: IsReply,
+        parcel: Parcel,
+    ) -> Result<(), (Refused, Parcel)> {
+        let Parcel { message, exposes, invalidates } = parcel;
+        let options = SendOptions { lane: lane(is_reply), exposes: &exposes, invalidates };
+        let result = self.0.tm.borrow_mut().try_send_with(now, to, options, message);
+        result.map_err(|(refused, message)| (refused, Parcel { message, exposes, invalidates }))
+    }
+
+    fn keep(&self, waiting: &mut Waiting, to: PeerId, parcel: Parcel) -> bool {
         let has_room = waiting.len() < self.0.config.pending_messages_max;
         if has_room {
-            waiting.push_back((to, message));
+            waiting.push_back((to, parcel));
         } else {
             self.0.figures.borrow_mut().messages_dropped += 1;
         }
@@ -648,13 +711,12 @@ impl RpcMachine {
         let key = (endpoint, is_reply);
         loop {
             let next = self.0.pending.borrow_mut().get_mut(&key).and_then(VecDeque::pop_front);
-            let Some((to, message)) = next else { break };
-            let result = self.0.tm.borrow_mut().try_send_on(now, to, lane(is_reply), message);
-            match result {
+            let Some((to, parcel)) = next else { break };
+            match self.try_post(now, to, is_reply, parcel) {
                 Ok(()) => {}
-                Err((Refused::NoCredit | Refused::QueueFull, message)) => {
+                Err((Refused::NoCredit | Refused::QueueFull, parcel)) => {
                     let mut pending = self.0.pending.borrow_mut();
-                    pending.entry(key).or_default().push_front((to, message));
+                    pending.entry(key).or_default().push_front((to, parcel));
                     return;
                 }
                 Err((refused, _)) => self.on_refused(now, to, refused),
@@ -691,6 +753,19 @@ impl RpcMachine {
                 }
             }
             Event::Writable(peer) => self.on_writable(now, peer.endpoint),
+            Event::Retracted { cookie, parts } => {
+                // Nobody waits for abandoned memory: it goes back to the arena here.
+                self.0.abandoned.borrow_mut().retain(|_, cookies| {
+                    cookies.retain(|other| *other != cookie);
+                    !cookies.is_empty()
+                });
+                if let Some(record) = self.0.retractions.borrow_mut().get_mut(&cookie) {
+                    record.parts = Some(parts);
+                    if let Some(waker) = record.waker.take() {
+                        waker.wake();
+                    }
+                }
+            }
             Event::TransferDone { id, result } => {
                 if let Some(record) = self.0.transfers.borrow_mut().get_mut(&id) {
                     record.result = Some(result);
@@ -742,8 +817,14 @@ impl RpcMachine {
             }
             Kind::Reply { .. } => {
                 let whom = self.0.requester.borrow_mut().handle_reply(now, from, &header)?;
-                if let ReplyFor::Call(id) = whom {
-                    self.end_call(id, |_| Ok((header, bytes)));
+                match whom {
+                    ReplyFor::Call(id) => self.end_call(id, |_| Ok((header, bytes))),
+                    ReplyFor::Orphan(id) => {
+                        for cookie in self.0.abandoned.borrow_mut().remove(&id).unwrap_or_default() {
+                            self.0.tm.borrow_mut().settle(cookie);
+                        }
+                    }
+                    ReplyFor::Nobody => {}
                 }
             }
             Kind::Establish => {
@@ -991,7 +1072,11 @@ impl RpcMachine {
             if let Some(message) = message
                 && self.0.responder.borrow_mut().finish(now, ticket, message.clone())
             {
-                let _ = self.send(now, ticket.peer, true, message); // lost: the resend finds it in the cache
+                // A sink before a source: it is what the requester waits for. A resent reply names none: the requester's own
+                // invalidation or the end of the connection takes care of that.
+                let invalidates = fom.0.sink.as_ref().or(fom.0.source.as_ref()).map(BulkDescriptor::cookie);
+                let parcel = Parcel { message, exposes: Cookies::new(), invalidates };
+                let _ = self.send(now, ticket.peer, true, parcel); // lost: the resend finds it in the cache
             }
         }
         self.0.running.set(self.0.running.get() - 1);
@@ -1136,19 +1221,67 @@ impl Exposed {
         exposed
     }
 
-    /// Ends the exposure; the sink's content.
-    fn take_back(mut self) -> Vec<SharedBuffer> {
-        let sink = self.sink.take();
-        sink.and_then(|cookie| self.machine.0.tm.borrow_mut().retract(cookie)).unwrap_or_default()
+    fn cookies(&self) -> Cookies {
+        self.source.into_iter().chain(self.sink).collect()
+    }
+
+    /// Ends the exposure of an answered call; the sink's content, once no hardware can touch it.
+    async fn take_back(mut self) -> Vec<SharedBuffer> {
+        if let Some(source) = self.source.take() {
+            let _ = self.retract(source, Retract::Answered); // pending or not: nobody waits for a source
+        }
+        let Some(sink) = self.sink.take() else { return Vec::new() };
+        match self.retract(sink, Retract::Answered) {
+            Retraction::Done(parts) => parts,
+            Retraction::Unknown => Vec::new(),
+            Retraction::Pending => {
+                self.machine.0.retractions.borrow_mut().insert(sink, RetractionRecord::default());
+                RetractionWait { machine: self.machine.clone(), cookie: sink }.await
+            }
+        }
+    }
+
+    fn retract(&self, cookie: BulkCookie, how: Retract) -> Retraction {
+        let now = self.machine.0.locality.now();
+        self.machine.0.tm.borrow_mut().retract(now, cookie, how)
     }
 }
 
 impl Drop for Exposed {
     fn drop(&mut self) {
         for cookie in [self.source.take(), self.sink.take()].into_iter().flatten() {
-            let memory = self.machine.0.tm.borrow_mut().retract(cookie);
-            drop(memory);
+            // Memory that hardware may still touch comes back by an event, to nobody.
+            drop(self.retract(cookie, Retract::Abandoned));
         }
+    }
+}
+
+/// Waits until no hardware can touch a sink any more.
+struct RetractionWait {
+    machine: RpcMachine,
+    cookie: BulkCookie,
+}
+
+impl Future for RetractionWait {
+    type Output = Vec<SharedBuffer>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut retractions = self.machine.0.retractions.borrow_mut();
+        let Some(record) = retractions.get_mut(&self.cookie) else { return Poll::Pending };
+        match record.parts.take() {
+            Some(parts) => Poll::Ready(parts),
+            None => {
+                record.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for RetractionWait {
+    fn drop(&mut self) {
+        let record = self.machine.0.retractions.borrow_mut().remove(&self.cookie);
+        drop(record);
     }
 }
 
@@ -1186,6 +1319,9 @@ impl Drop for CallWait {
             return;
         }
         let record = self.machine.0.calls.borrow_mut().remove(&self.id);
+        if let Some(record) = &record {
+            self.machine.abandon(self.id, &record.exposes);
+        }
         let now = self.machine.0.locality.now();
         self.machine.0.requester.borrow_mut().cancel(now, self.id);
         drop(record);

@@ -271,7 +271,7 @@ impl Pair {
                     let before = self.results.insert(self.tags[&id], Ok(body));
                     assert!(before.is_none(), "a call ends once");
                 }
-                Ok(ReplyFor::Nobody) => {}
+                Ok(ReplyFor::Orphan(_) | ReplyFor::Nobody) => {}
                 Err(error) => self.misbehaved.push(error),
             },
             other => panic!("{other:?}"),

@@ -159,7 +159,9 @@ pub struct Failure {
 pub enum ReplyFor {
     /// This call: it is done.
     Call(CallId),
-    /// Nobody: a duplicate, or the call is no longer wanted.
+    /// A call that is no longer wanted: the server is done with it, and with its memory.
+    Orphan(CallId),
+    /// Nobody: a duplicate.
     Nobody,
 }
 
@@ -478,7 +480,7 @@ impl Requester {
         self.advance(now, from.endpoint);
         if orphan {
             self.stats.late_replies += 1;
-            return Ok(ReplyFor::Nobody);
+            return Ok(ReplyFor::Orphan(id));
         }
         Ok(ReplyFor::Call(id))
     }

@@ -17,7 +17,7 @@ use fops::{Fop, FopError, Opcode};
 use futures_util::FutureExt;
 use rpc::{Bulk, CallError, CallOptions, PeerMisbehaved, RpcConfig, RpcMachine};
 use runtime::{Arena, ArenaConfig, Buffer, Counters, Locality, LocalityConfig, SharedBuffer};
-use verbs_net::{Fabric, LoFabric, PeerId, SimFabric, SimFaults, TmConfig, TransferMachine};
+use verbs_net::{Fabric, LoFabric, PeerId, SimFabric, SimFaults, SimKeys, TmConfig, TransferMachine};
 
 const TOKEN: [u8; 32] = [7; 32];
 const FID: Fid = Fid { container: 1, key: 2 };
@@ -63,6 +63,12 @@ impl World {
 
     fn sim(seed: u64, faults: SimFaults) -> World {
         let fabric = SimFabric::new(seed);
+        fabric.set_faults(faults);
+        World::new(Fabric::Sim(fabric), |n| Nid::new(base::NetKind::Sim, n))
+    }
+
+    fn hardware(seed: u64, keys: SimKeys, faults: SimFaults) -> World {
+        let fabric = SimFabric::with_remote_access(seed, keys);
         fabric.set_faults(faults);
         World::new(Fabric::Sim(fabric), |n| Nid::new(base::NetKind::Sim, n))
     }
@@ -343,6 +349,46 @@ fn many_calls_move_bulk_both_ways_without_a_copy_in_one_process() {
 #[test]
 fn many_calls_move_bulk_both_ways_over_a_lossy_net() {
     bulk_both_ways(World::sim(3, lossy()), 60);
+}
+
+/// RDMA's shape: queue pairs die under the calls, and each sink comes back whole and only when no card can touch it.
+#[test]
+fn many_calls_move_bulk_both_ways_over_cards_whose_queue_pairs_die() {
+    for (seed, keys) in [(3, SimKeys::Windows), (4, SimKeys::Pool), (5, SimKeys::Windows), (6, SimKeys::Pool)]
+    {
+        let faults =
+            SimFaults { queue_pair_death_per_mille: 5, duplicate_per_mille: 100, ..SimFaults::default() };
+        let world = bulk_both_ways(World::hardware(seed, keys, faults), 60);
+        assert_eq!(world.node(1).rpc.stats().misbehaved + world.node(0).rpc.stats().misbehaved, 0);
+        let Fabric::Sim(fabric) = &world.fabric else { unreachable!() };
+        assert!(fabric.stats().queue_pair_deaths > 0, "seed {seed}");
+    }
+}
+
+/// The keys of a pool outlive a call that is given up: its memory waits for the server's word, and no longer.
+#[test]
+fn memory_of_a_dropped_call_waits_for_the_late_answer() {
+    let mut world = World::hardware(1, SimKeys::Pool, SimFaults::default());
+    world.start(0, RpcConfig::default());
+    world.start(1, RpcConfig::default());
+    let options = world.options(60);
+    world.call(1, 0, ping(b""), Bulk::none(), options).unwrap();
+    world.served(0).delay.set(Duration::from_secs(2));
+    let rpc = world.node(1).rpc.clone();
+    let to = world.endpoint(0);
+    let sink = vec![world.buffer(1 << 20, 0)];
+    let before = world.arena.in_use_bytes();
+    let task = world.node(1).locality.handle().spawn("call", async move {
+        let _ = rpc.call(to, &open(1), Bulk::into_sink(sink), options).await;
+        panic!("the call is dropped before it ends");
+    });
+    world.run_for(Duration::from_millis(100));
+    task.cancel();
+    world.run_for(Duration::from_millis(500));
+    assert!(world.arena.in_use_bytes() + (1 << 19) > before, "the server is still at work on it");
+    world.run_for(Duration::from_secs(5));
+    assert!(world.arena.in_use_bytes() + (1 << 20) <= before + 16384, "the sink is back");
+    assert_eq!(world.node(1).rpc.with_transfer_machine(TransferMachine::stats).peers_lost, 0);
 }
 
 #[test]

@@ -9,12 +9,15 @@ use std::time::Duration;
 
 use base::{Endpoint, Instant};
 use runtime::SharedBuffer;
+use smallvec::SmallVec;
 
+use crate::descriptor::BulkCookie;
 use crate::error::PeerMisbehaved;
 use crate::frame::{Frame, FrameBody, VERSION_MIN, counter_distance};
 use crate::hello::HELLO_BYTES;
-use crate::limits::{CREDIT_RESERVE, CREDIT_WINDOW, NetTimes, ms};
+use crate::limits::{CREDIT_RESERVE, CREDIT_WINDOW, EXPOSES_MAX, NetTimes, ms};
 use crate::machine::{Lane, TransferId};
+use crate::remote::RemoteTable;
 
 /// Names one connection of one machine; a closed one's name is not reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,6 +35,11 @@ pub(crate) enum Payload {
     None,
     Hello(Box<[u8; HELLO_BYTES]>),
     Bytes(SharedBuffer),
+    /// A message behind its remote segments, where the two need not lie in one buffer.
+    Extended {
+        extension: Box<[u8]>,
+        message: SharedBuffer,
+    },
 }
 
 impl Payload {
@@ -40,6 +48,16 @@ impl Payload {
             Payload::None => &[],
             Payload::Hello(bytes) => &bytes[..],
             Payload::Bytes(bytes) => bytes,
+            // Only backends with remote access make these, and they send both parts.
+            Payload::Extended { message, .. } => message,
+        }
+    }
+
+    /// Bytes on the wire.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Payload::Extended { extension, message } => extension.len() + message.len(),
+            other => other.as_slice().len(),
         }
     }
 }
@@ -50,6 +68,27 @@ pub(crate) struct Outgoing {
     pub(crate) payload: Payload,
     /// A push that is complete, as far as we are concerned, when this frame has been handed to the net.
     pub(crate) completes: Option<TransferId>,
+    /// A message: what a backend with remote access binds and puts in front of it, and what it tells the peer's hardware to
+    /// invalidate.
+    pub(crate) exposes: Exposes,
+    pub(crate) invalidates: Option<BulkCookie>,
+}
+
+/// Exposures that one message carries.
+pub(crate) type Exposes = SmallVec<[BulkCookie; EXPOSES_MAX]>;
+
+impl Outgoing {
+    /// Puts remote segments in front of a message.
+    pub(crate) fn extend(&mut self, extension: Vec<u8>) {
+        if let (FrameBody::Put { extension_bytes, .. }, Payload::Bytes(message)) =
+            (&mut self.body, &self.payload)
+        {
+            // At most EXTENSION_BYTES_MAX, by what one message may expose.
+            *extension_bytes = u32::try_from(extension.len()).unwrap_or(u32::MAX);
+            let message = message.clone();
+            self.payload = Payload::Extended { extension: extension.into_boxed_slice(), message };
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +145,8 @@ pub(crate) struct Connection {
     pub(crate) pulls: u32,
     /// Bytes arrived per push that wants an ack.
     pub(crate) pushed_bytes: BTreeMap<u64, u32>,
+    /// What the peer has exposed to our hardware over this connection.
+    pub(crate) remote: RemoteTable,
 
     /// Since when the peer, owing us something, has been silent.
     quiet_since: Instant,
@@ -143,6 +184,7 @@ impl Connection {
             transfers: 0,
             pulls: 0,
             pushed_bytes: BTreeMap::new(),
+            remote: RemoteTable::default(),
             quiet_since: now,
             pinged_at: None,
             is_starved: false,
@@ -210,7 +252,7 @@ impl Connection {
             credits: self.consumed,
             to_epoch: self.epoch,
             // Payloads are bounded by BUFFER_BYTES_MAX.
-            payload_bytes: u32::try_from(outgoing.payload.as_slice().len()).unwrap_or(u32::MAX),
+            payload_bytes: u32::try_from(outgoing.payload.len()).unwrap_or(u32::MAX),
             body: outgoing.body,
         }
     }

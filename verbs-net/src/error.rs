@@ -306,6 +306,12 @@ pub enum PeerMisbehaved {
         /// Length named.
         bytes: u32,
     },
+    /// Remote segments that nobody of ours writes.
+    #[error("malformed extension of remote segments: {what}")]
+    BadExtension {
+        /// Which part.
+        what: &'static str,
+    },
     /// An unknown code in a Reject or Nak.
     #[error("unknown reason code {code} in a {kind:?} frame")]
     UnknownReason {
@@ -341,6 +347,21 @@ pub enum LocalError {
         part_bytes: u64,
         /// Length of the segment it is for (0 = there is no such segment).
         segment_bytes: u64,
+    },
+    /// No remote segments of that exposure have come over the present connection (the requester's resend brings them), or they
+    /// were dropped for newer ones.
+    #[error("the peer's exposure {cookie:#x} is not known on this connection (yet)")]
+    NoRemoteSegments {
+        /// The exposure.
+        cookie: u64,
+    },
+    /// The peer kept memory of a request that we gave up.
+    #[error(
+        "memory of a request that was given up is held by the peer's hardware for more than {after_ms} ms: its connection is ended"
+    )]
+    HeldTooLong {
+        /// The limit (`NetTimes::abandoned_ms_max`).
+        after_ms: u64,
     },
     /// No memory came free before the deadline.
     #[error("no buffer came free before the deadline: the arena is too small for the load")]

@@ -1,16 +1,83 @@
 //! Memory that peers may pull from or push into, while a request of ours lives.
 //!
 //! The table owns the buffers; a connection that receives into one borrows it for a single read and looks it up again
-//! for the next. So [`ExposureTable::retract`] is exact: once it returns, nothing writes into the memory.
+//! for the next. Where hardware moves the bytes, a backend binds the exposure for a connection ([`ExposureTable::bind`]), and
+//! an exposure that ends keeps its memory until the last binding is gone ([`Retraction::Pending`]).
 //!
-//! Invariant: a cookie names one exposure for ever (slot and generation); a retracted one is never found again.
+//! **Invariant**: a cookie names one exposure for ever (slot and generation); a retracted one is never found again by frames.
+//! **Invariant**: memory is given back only while nothing is bound.
 
+use std::collections::BTreeMap;
+
+use base::Instant;
 use runtime::{Buffer, SharedBuffer};
 use smallvec::SmallVec;
 
+use crate::connection::ConnectionId;
 use crate::descriptor::{BulkCookie, BulkDescriptor};
 use crate::error::NakReason;
 use crate::limits::EXPOSURES_MAX;
+use crate::remote::RemoteAccess;
+
+/// Why an exposure ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retract {
+    /// The peer has answered: with its reply it promises to be done with the memory.
+    Answered,
+    /// Nobody waits for the answer any more; the peer may still be at work.
+    Abandoned,
+}
+
+/// What became of [`crate::TransferMachine::retract`].
+#[derive(Debug)]
+#[must_use]
+pub enum Retraction {
+    /// The memory, with what was pushed so far.
+    Done(Vec<SharedBuffer>),
+    /// Hardware may still touch it: [`crate::Event::Retracted`] brings it.
+    Pending,
+    /// No such exposure, or ended before.
+    Unknown,
+}
+
+impl Retraction {
+    /// The memory, if it is back already.
+    #[must_use]
+    pub fn done(self) -> Option<Vec<SharedBuffer>> {
+        match self {
+            Retraction::Done(parts) => Some(parts),
+            Retraction::Pending | Retraction::Unknown => None,
+        }
+    }
+}
+
+/// What names the memory to a peer's hardware.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BindingScope {
+    /// Memory windows of this exposure alone: invalidation ends them.
+    Window,
+    /// Keys that outlive the exposure: only the peer's word or the end of the connection does.
+    Pool,
+}
+
+#[derive(Clone, Copy)]
+struct Binding {
+    connection: ConnectionId,
+    scope: BindingScope,
+}
+
+/// A part as a backend binds it: it takes the address, and no reference outlives the call.
+pub(crate) enum ExposedPart<'a> {
+    Source(&'a SharedBuffer),
+    Sink(&'a Buffer),
+}
+
+/// An exposure, to be bound.
+pub(crate) struct ExposureView<'a> {
+    pub(crate) key: u64,
+    pub(crate) access: RemoteAccess,
+    pub(crate) parts: SmallVec<[ExposedPart<'a>; 4]>,
+}
 
 /// One segment of a sink.
 pub(crate) enum SinkPart {
@@ -30,6 +97,10 @@ struct Slot {
     generation: u32,
     key: u64,
     exposure: Option<Exposure>,
+    /// Connections whose hardware may touch it.
+    bindings: SmallVec<[Binding; 1]>,
+    /// Retracted, and only waiting for its bindings to go.
+    is_retiring: bool,
 }
 
 /// All exposures of one machine.
@@ -38,6 +109,8 @@ pub(crate) struct ExposureTable {
     slots: Vec<Slot>,
     free: Vec<u32>,
     sink_count: usize,
+    /// Retiring exposures, and until when the peers may take.
+    retiring: BTreeMap<u64, Instant>,
 }
 
 impl ExposureTable {
@@ -70,11 +143,16 @@ impl ExposureTable {
         BulkDescriptor { cookie, key, segments }
     }
 
-    fn slot_mut(&mut self, cookie: BulkCookie) -> Option<&mut Slot> {
+    /// Living or retiring.
+    fn any_slot_mut(&mut self, cookie: BulkCookie) -> Option<&mut Slot> {
         let (slot, generation) = ((cookie.0 & 0xffff_ffff) as usize, cookie.0 >> 32);
         self.slots
             .get_mut(slot)
             .filter(|entry| u64::from(entry.generation) == generation && entry.exposure.is_some())
+    }
+
+    fn slot_mut(&mut self, cookie: BulkCookie) -> Option<&mut Slot> {
+        self.any_slot_mut(cookie).filter(|entry| !entry.is_retiring)
     }
 
     fn open(&mut self, cookie: BulkCookie, key: u64) -> Result<&mut Exposure, NakReason> {
@@ -134,10 +212,155 @@ impl ExposureTable {
         }
     }
 
-    /// Ends an exposure and gives its memory back; `None` if it has ended before.
-    pub(crate) fn retract(&mut self, cookie: BulkCookie) -> Option<Vec<SharedBuffer>> {
+    // ---- hardware access
+
+    /// What a backend binds before it posts a message that exposes this; `None`: it has ended meanwhile.
+    pub(crate) fn view(&mut self, cookie: BulkCookie) -> Option<ExposureView<'_>> {
         let entry = self.slot_mut(cookie)?;
+        let (key, exposure) = (entry.key, entry.exposure.as_ref()?);
+        Some(match exposure {
+            Exposure::Source(parts) => ExposureView {
+                key,
+                access: RemoteAccess::Read,
+                parts: parts.iter().map(ExposedPart::Source).collect(),
+            },
+            Exposure::Sink(parts) => {
+                let own = parts.iter().filter_map(|part| match part {
+                    SinkPart::Own(buffer) => Some(ExposedPart::Sink(buffer)),
+                    SinkPart::Taken(_) => None,
+                });
+                ExposureView { key, access: RemoteAccess::Write, parts: own.collect() }
+            }
+        })
+    }
+
+    /// Hardware of that connection may touch the memory from now on.
+    pub(crate) fn bind(&mut self, cookie: BulkCookie, connection: ConnectionId, scope: BindingScope) {
+        let Some(entry) = self.slot_mut(cookie) else { return };
+        match entry.bindings.iter_mut().find(|binding| binding.connection == connection) {
+            Some(binding) => binding.scope = scope,
+            None => entry.bindings.push(Binding { connection, scope }),
+        }
+    }
+
+    /// Hardware of that connection cannot touch it any more. The memory, if it was only waiting for that.
+    pub(crate) fn unbind(
+        &mut self,
+        cookie: BulkCookie,
+        connection: ConnectionId,
+    ) -> Option<Vec<SharedBuffer>> {
+        let entry = self.any_slot_mut(cookie)?;
+        entry.bindings.retain(|binding| binding.connection != connection);
+        self.take_if_over(cookie)
+    }
+
+    fn take_if_over(&mut self, cookie: BulkCookie) -> Option<Vec<SharedBuffer>> {
+        let entry = self.any_slot_mut(cookie)?;
+        (entry.is_retiring && entry.bindings.is_empty()).then(|| self.take(cookie)).flatten()
+    }
+
+    /// The queue pair of that connection is destroyed: exposures that waited for it, with their memory.
+    pub(crate) fn unbind_all(&mut self, connection: ConnectionId) -> Vec<(BulkCookie, Vec<SharedBuffer>)> {
+        for entry in &mut self.slots {
+            entry.bindings.retain(|binding| binding.connection != connection);
+        }
+        let waiting: Vec<u64> = self.retiring.keys().copied().collect();
+        let take = |cookie| Some((BulkCookie(cookie), self.take_if_over(BulkCookie(cookie))?));
+        waiting.into_iter().filter_map(take).collect()
+    }
+
+    /// Ends an exposure. `is_current`: the connection is the one that answers come over. Pushes what is to be revoked by
+    /// the backends to `revoke`; the peers have until `deadline`.
+    pub(crate) fn retract(
+        &mut self,
+        cookie: BulkCookie,
+        how: Retract,
+        deadline: Instant,
+        is_current: impl FnMut(ConnectionId) -> bool,
+        revoke: &mut Vec<ConnectionId>,
+    ) -> Retraction {
+        let Some(entry) = self.slot_mut(cookie) else { return Retraction::Unknown };
+        entry.is_retiring = true;
+        let windows = entry.bindings.iter().filter(|binding| binding.scope == BindingScope::Window);
+        revoke.extend(windows.map(|binding| binding.connection));
+        if how == Retract::Answered {
+            self.settle(cookie, is_current);
+        }
+        match self.take_if_over(cookie) {
+            Some(parts) => Retraction::Done(parts),
+            None => {
+                self.retiring.insert(cookie.0, deadline);
+                Retraction::Pending
+            }
+        }
+    }
+
+    /// The peer has answered after all, over a current connection: it is done with what its pool keys open there.
+    fn settle(&mut self, cookie: BulkCookie, mut is_current: impl FnMut(ConnectionId) -> bool) {
+        let Some(entry) = self.any_slot_mut(cookie) else { return };
+        entry
+            .bindings
+            .retain(|binding| binding.scope == BindingScope::Window || !is_current(binding.connection));
+    }
+
+    /// A late answer to an abandoned request. The memory, if it was only waiting for that.
+    pub(crate) fn settle_retiring(
+        &mut self,
+        cookie: BulkCookie,
+        is_current: impl FnMut(ConnectionId) -> bool,
+    ) -> Option<Vec<SharedBuffer>> {
+        if !self.any_slot_mut(cookie)?.is_retiring {
+            return None;
+        }
+        self.settle(cookie, is_current);
+        self.take_if_over(cookie)
+    }
+
+    /// Connections that hold memory beyond its deadline, and the next deadline.
+    pub(crate) fn overdue(&self, now: Instant) -> (Vec<ConnectionId>, Instant) {
+        let (mut connections, mut next) = (Vec::new(), Instant::NEVER);
+        for (cookie, deadline) in &self.retiring {
+            if *deadline > now {
+                next = next.min(*deadline);
+                continue;
+            }
+            let slot = self.slots.get((cookie & 0xffff_ffff) as usize);
+            connections
+                .extend(slot.into_iter().flat_map(|slot| slot.bindings.iter().map(|found| found.connection)));
+        }
+        (connections, next)
+    }
+
+    /// A sink segment as simulated hardware finds it: also while it retires.
+    pub(crate) fn hardware_sink(
+        &mut self,
+        cookie: BulkCookie,
+        segment_index: usize,
+    ) -> Option<&mut SinkPart> {
+        match self.any_slot_mut(cookie)?.exposure.as_mut()? {
+            Exposure::Sink(parts) => parts.get_mut(segment_index),
+            Exposure::Source(_) => None,
+        }
+    }
+
+    /// A source segment as simulated hardware finds it: also while it retires.
+    pub(crate) fn hardware_source(
+        &mut self,
+        cookie: BulkCookie,
+        segment_index: usize,
+    ) -> Option<&SharedBuffer> {
+        match self.any_slot_mut(cookie)?.exposure.as_ref()? {
+            Exposure::Source(parts) => parts.get(segment_index),
+            Exposure::Sink(_) => None,
+        }
+    }
+
+    /// Frees the slot and gives its memory back.
+    fn take(&mut self, cookie: BulkCookie) -> Option<Vec<SharedBuffer>> {
+        let entry = self.any_slot_mut(cookie)?;
         let exposure = entry.exposure.take()?;
+        entry.is_retiring = false;
+        self.retiring.remove(&cookie.0);
         self.free.push((cookie.0 & 0xffff_ffff) as u32);
         Some(match exposure {
             Exposure::Source(parts) => parts.into_vec(),

@@ -12,6 +12,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::error::{NakReason, PeerMisbehaved, RefuseReason};
 use crate::hello::HELLO_BYTES;
 use crate::limits::BULK_PIECE_BYTES;
+use crate::remote::EXTENSION_BYTES_MAX;
 
 /// `CL` in the order of the bytes on the wire.
 pub const MAGIC: u16 = u16::from_le_bytes(*b"CL");
@@ -130,8 +131,10 @@ pub(crate) enum FrameBody {
         epoch: u64,
     },
     Noop,
+    /// `extension_bytes` of remote segments stand in front of the message (nets with remote access).
     Put {
         sequence: u32,
+        extension_bytes: u32,
     },
     PullRequest {
         cookie: u64,
@@ -197,14 +200,16 @@ impl FrameBody {
     const fn payload_range(&self) -> (u32, u32) {
         match self {
             FrameBody::Hello | FrameBody::HelloAck => (HELLO_BYTES as u32, HELLO_BYTES as u32),
-            FrameBody::Put { .. } => (1, MESSAGE_BYTES_MAX as u32),
+            FrameBody::Put { extension_bytes, .. } => {
+                (*extension_bytes + 1, *extension_bytes + MESSAGE_BYTES_MAX as u32)
+            }
             FrameBody::PullData { .. } | FrameBody::PushData { .. } => (1, BULK_PIECE_BYTES),
             _ => (0, 0),
         }
     }
 }
 
-const _: () = assert!(MESSAGE_BYTES_MAX < u32::MAX as u64 && HELLO_BYTES < 4096);
+const _: () = assert!(MESSAGE_BYTES_MAX < 1 << 30 && EXTENSION_BYTES_MAX < 1 << 30 && HELLO_BYTES < 4096);
 
 impl Frame {
     fn to_raw(self) -> RawHeader {
@@ -223,7 +228,10 @@ impl Frame {
                 raw.total = (reason as u32).into();
                 raw.cookie = epoch.into();
             }
-            FrameBody::Put { sequence } => raw.sequence = sequence.into(),
+            FrameBody::Put { sequence, extension_bytes } => {
+                raw.sequence = sequence.into();
+                raw.total = extension_bytes.into();
+            }
             FrameBody::PullRequest { cookie, key, transfer, segment_index, segment_count } => {
                 raw.cookie = cookie.into();
                 raw.key = key.into();
@@ -314,6 +322,7 @@ impl Frame {
         Ok(frame)
     }
 
+    #[allow(clippy::cast_possible_truncation)] // the extension's bound is below 4 GiB, see the assert
     fn parse_body(kind: FrameKind, raw: &RawHeader) -> Result<FrameBody, PeerMisbehaved> {
         let code = raw.total.get();
         let segment_index = raw.segment_index;
@@ -332,7 +341,12 @@ impl Frame {
                 epoch: raw.cookie.get(),
             },
             FrameKind::Noop => FrameBody::Noop,
-            FrameKind::Put => FrameBody::Put { sequence: raw.sequence.get() },
+            FrameKind::Put => {
+                if code > EXTENSION_BYTES_MAX as u32 {
+                    return Err(PeerMisbehaved::BadExtension { what: "length" });
+                }
+                FrameBody::Put { sequence: raw.sequence.get(), extension_bytes: code }
+            }
             FrameKind::PullRequest => {
                 let segment_count = raw.segment_count;
                 range(usize::from(segment_count), 0, 0)?;
@@ -405,7 +419,8 @@ mod tests {
             ("hello_ack", frame(hello, FrameBody::HelloAck)),
             ("reject", frame(0, FrameBody::Reject { reason: RefuseReason::Token, epoch: 9 })),
             ("noop", frame(0, FrameBody::Noop)),
-            ("put", frame(64, FrameBody::Put { sequence: 7 })),
+            ("put", frame(64, FrameBody::Put { sequence: 7, extension_bytes: 0 })),
+            ("put_extended", frame(104, FrameBody::Put { sequence: 7, extension_bytes: 40 })),
             (
                 "pull_request",
                 frame(
@@ -502,6 +517,15 @@ mod tests {
             seal(RawHeader { version: 2, ..close }),
             Err(PeerMisbehaved::BadVersion { got: 2, want: 1 })
         );
+        let kind = FrameKind::Put;
+        let put = RawHeader { kind: kind as u8, payload_bytes: 40.into(), total: 40.into(), ..close };
+        assert_eq!(
+            seal(put),
+            Err(PeerMisbehaved::PayloadLength { kind, got: 40, max: 40 + 65536 }),
+            "an extension without a message"
+        );
+        let long = RawHeader { total: (EXTENSION_BYTES_MAX as u32 + 1).into(), ..put };
+        assert!(matches!(seal(long), Err(PeerMisbehaved::BadExtension { .. })));
         let beyond = RawHeader {
             kind: FrameKind::PushData as u8,
             payload_bytes: 4096.into(),

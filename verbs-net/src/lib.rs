@@ -7,8 +7,8 @@
 //! Threads: a [`TransferMachine`] belongs to its locality. Only [`LoFabric`] is shared between threads.
 //! Bounds: limits.rs. Formats: docs/wire.md.
 //!
-//! **Invariant**: no byte of an incarnation that has been replaced reaches the layer above. **Invariant**: after
-//! [`TransferMachine::retract`] nothing writes into the memory. **Invariant**: a hostile peer costs its own connection, no more.
+//! **Invariant**: no byte of an incarnation that has been replaced reaches the layer above. **Invariant**: once
+//! [`TransferMachine::retract`] has given the memory back, nothing writes into it. **Invariant**: a hostile peer costs its own connection, no more.
 //!
 //! Start reading at [`machine`], then `protocol` (the core, without I/O), then `backend`.
 #![forbid(unsafe_code)]
@@ -26,17 +26,20 @@ pub mod limits;
 pub mod machine;
 mod memory_wait;
 mod protocol;
+mod remote;
 pub mod stats;
 mod transfer;
 
 pub use backend::lo::LoFabric;
 pub use backend::sim::{SimFabric, SimFaults, SimStats};
+pub use backend::sim_hardware::SimKeys;
 pub use descriptor::{BulkCookie, BulkDescriptor, ParseDescriptorError};
 pub use error::{LocalError, NakReason, NetError, PeerMisbehaved, RefuseReason, Refused, StartError};
+pub use exposure::{Retract, Retraction};
 pub use hello::Token;
 pub use limits::NetTimes;
 pub use machine::{
-    Event, Fabric, Lane, PeerId, TmConfig, TransferId, TransferMachine, dynamic_endpoint, is_dynamic,
-    local_nid_towards,
+    Event, Fabric, Lane, PeerId, SendOptions, TmConfig, TransferId, TransferMachine, dynamic_endpoint,
+    is_dynamic, local_nid_towards,
 };
 pub use stats::NetStats;

@@ -25,6 +25,12 @@ pub const BULK_PIECE_BYTES: u32 = 1 << 20;
 pub const TRANSFERS_MAX: usize = 16 * 1024;
 /// Exposures of one machine: a request has at most two.
 pub const EXPOSURES_MAX: usize = 64 * 1024;
+/// Exposures that one message may carry: a request has at most a source and a sink.
+pub const EXPOSES_MAX: usize = 2;
+/// Exposures of one peer that a connection remembers: four windows' worth of requests with both.
+pub const REMOTE_EXPOSURES_MAX: usize = 4 * CREDIT_WINDOW as usize * EXPOSES_MAX;
+/// Their segments, 16 bytes each: 64 KiB behind a connection.
+pub const REMOTE_SEGMENTS_MAX: usize = 4096;
 /// Connections of one machine, half-open ones included.
 pub const CONNECTIONS_MAX: usize = 16 * 1024;
 /// Accepted connections that have not completed their hello.
@@ -41,6 +47,7 @@ const _: () = assert!(CREDIT_RESERVE >= 1 && CREDIT_RESERVE < CREDIT_WINDOW);
 const _: () = assert!(BULK_PIECE_BYTES as u64 <= BUFFER_BYTES_MAX);
 const _: () = assert!(MESSAGE_BYTES_MAX <= BUFFER_BYTES_MAX);
 const _: () = assert!(BULK_SEGMENTS_MAX <= u8::MAX as usize);
+const _: () = assert!(REMOTE_SEGMENTS_MAX >= EXPOSES_MAX * BULK_SEGMENTS_MAX);
 
 /// Times of one machine. The defaults are for a LAN; tests and simulations may shorten them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +64,9 @@ pub struct NetTimes {
     pub reconnect_ms_min: u64,
     /// Longest pause before a reconnect.
     pub reconnect_ms_max: u64,
+    /// Memory that a peer's hardware may still touch after its request was given up is waited for this long; then the
+    /// connection is brought down, because only that proves that nothing comes any more.
+    pub abandoned_ms_max: u64,
 }
 
 impl Default for NetTimes {
@@ -68,6 +78,7 @@ impl Default for NetTimes {
             credit_ping_ms: 200,
             reconnect_ms_min: 50,
             reconnect_ms_max: 2_000,
+            abandoned_ms_max: 30_000,
         }
     }
 }

@@ -12,6 +12,7 @@ use runtime::{Arena, Buffer, LocalityHandle, SharedBuffer};
 use crate::backend::Backend;
 use crate::descriptor::{BulkCookie, BulkDescriptor};
 use crate::error::{NetError, Refused, StartError, fabric_word};
+use crate::exposure::{Retract, Retraction};
 use crate::hello::Token;
 use crate::limits::NetTimes;
 use crate::protocol::{Carriage, Protocol, ProtocolConfig};
@@ -107,6 +108,26 @@ pub enum Lane {
     Reply,
 }
 
+/// How a message goes.
+#[derive(Clone, Copy, Debug)]
+pub struct SendOptions<'a> {
+    /// Which credits it uses.
+    pub lane: Lane,
+    /// Exposures that its receiver may touch, at most `EXPOSES_MAX`: named again at every resend, because each connection has
+    /// keys of its own. Unknown ones (retracted meanwhile) are left out.
+    pub exposes: &'a [BulkCookie],
+    /// An exposure of the receiver that this message ends: a reply names what its request exposed.
+    pub invalidates: Option<BulkCookie>,
+}
+
+impl SendOptions<'_> {
+    /// A message on `lane` that exposes and invalidates nothing.
+    #[must_use]
+    pub const fn on(lane: Lane) -> SendOptions<'static> {
+        SendOptions { lane, exposes: &[], invalidates: None }
+    }
+}
+
 /// What happened.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -134,6 +155,13 @@ pub enum Event {
         id: TransferId,
         /// A pull: one buffer per segment. A push: nothing.
         result: Result<Vec<SharedBuffer>, NetError>,
+    },
+    /// An exposure that [`TransferMachine::retract`] left pending: no hardware touches its memory any more.
+    Retracted {
+        /// Which.
+        cookie: BulkCookie,
+        /// Its memory, with what was pushed.
+        parts: Vec<SharedBuffer>,
     },
 }
 
@@ -208,7 +236,8 @@ impl TransferMachine {
             config_version: config.config_version,
             carriage: Carriage {
                 streams: matches!(fabric, Fabric::Tcp),
-                loses_frames: matches!(fabric, Fabric::Sim(_)),
+                loses_frames: matches!(fabric, Fabric::Sim(sim) if sim.remote_keys().is_none()),
+                remote_access: matches!(fabric, Fabric::Sim(sim) if sim.remote_keys().is_some()),
                 net: fabric.net(),
             },
             seed: locality.random_u64(),
@@ -256,7 +285,24 @@ impl TransferMachine {
         lane: Lane,
         message: SharedBuffer,
     ) -> Result<(), (Refused, SharedBuffer)> {
-        self.protocol.try_send(now, to, lane, message)
+        self.protocol.try_send(now, to, SendOptions::on(lane), message)
+    }
+
+    /// [`TransferMachine::try_send_on`], for messages that expose memory to their receiver or end an exposure of it.
+    ///
+    /// # Errors
+    /// As `try_send`.
+    ///
+    /// # Panics
+    /// With more than `EXPOSES_MAX` exposures.
+    pub fn try_send_with(
+        &mut self,
+        now: Instant,
+        to: PeerId,
+        options: SendOptions<'_>,
+        message: SharedBuffer,
+    ) -> Result<(), (Refused, SharedBuffer)> {
+        self.protocol.try_send(now, to, options, message)
     }
 
     /// Exposes parts that a peer may pull until [`TransferMachine::retract`].
@@ -275,10 +321,16 @@ impl TransferMachine {
         self.protocol.expose_sink(parts)
     }
 
-    /// Ends an exposure and gives back its memory, with what has been pushed so far; `None` if it was ended before. From here
-    /// on nothing writes into it: bytes still on their way are thrown away.
-    pub fn retract(&mut self, cookie: BulkCookie) -> Option<Vec<SharedBuffer>> {
-        self.protocol.retract(cookie)
+    /// Ends an exposure. Its memory comes back with what has been pushed so far: at once where only our own code writes into it
+    /// (tcp, lo), else by `Event::Retracted` when no hardware can touch it any more. From then on nothing writes into it: bytes
+    /// still on their way are thrown away.
+    pub fn retract(&mut self, now: Instant, cookie: BulkCookie, how: Retract) -> Retraction {
+        self.protocol.retract(now, cookie, how)
+    }
+
+    /// A late answer to a request whose exposure was retracted as abandoned: the peer is done with it.
+    pub fn settle(&mut self, cookie: BulkCookie) {
+        self.protocol.settle(cookie);
     }
 
     /// Pulls all segments of a requester's source. Ends in one `TransferDone`, at the deadline at the latest.

@@ -18,20 +18,23 @@ use base::units::{narrow, wide};
 use base::{Endpoint, Instant, NetKind};
 use runtime::{Arena, Buffer, Counters, SharedBuffer, Unparker, copy_counted};
 
-use crate::connection::{Connection, ConnectionId, Liveness, Outgoing, Payload, Phase, reconnect_pause};
+use crate::connection::{
+    Connection, ConnectionId, Exposes, Liveness, Outgoing, Payload, Phase, reconnect_pause,
+};
 use crate::descriptor::{BulkCookie, BulkDescriptor};
 use crate::error::{LocalError, NakReason, NetError, PeerMisbehaved, RefuseReason, Refused};
-use crate::exposure::{ExposureTable, SinkPart};
+use crate::exposure::{BindingScope, ExposureTable, ExposureView, Retract, Retraction, SinkPart};
 use crate::frame::{Frame, FrameBody, VERSION, VERSION_MIN};
 use crate::hello::{Hello, Token};
 use crate::limits::{
-    BULK_PIECE_BYTES, CONNECTIONS_MAX, CREDIT_WINDOW, HALF_OPEN_MAX, NetTimes, TRANSFERS_MAX,
+    BULK_PIECE_BYTES, CONNECTIONS_MAX, CREDIT_WINDOW, EXPOSES_MAX, HALF_OPEN_MAX, NetTimes, TRANSFERS_MAX,
     WAITING_MESSAGES_MAX, ms,
 };
-use crate::machine::{Event, Lane, PeerId, TransferId, is_dynamic};
+use crate::machine::{Event, Lane, PeerId, SendOptions, TransferId, is_dynamic};
 use crate::memory_wait::MemoryWait;
+use crate::remote::{RemoteAccess, RemoteExposure, RemoteSegment, parse_extension};
 use crate::stats::NetStats;
-use crate::transfer::{PullContent, Transfer, TransferKind, pieces};
+use crate::transfer::{LentPull, PullContent, Transfer, TransferKind, pieces};
 
 /// Pushes of one peer whose arrival is being counted for an ack.
 const PUSHES_COUNTED_MAX: usize = 1024;
@@ -41,6 +44,8 @@ pub(crate) enum Action {
     Dial(ConnectionId, Endpoint),
     /// Send what is in the outbox if it goes at once, then close.
     Close(ConnectionId),
+    /// Remote access only: invalidate the windows of that exposure on that connection, then `handle_revoked`.
+    Revoke(ConnectionId, BulkCookie),
 }
 
 /// Where streaming bulk bytes go.
@@ -73,6 +78,8 @@ enum Link {
 
 struct Waiting {
     message: SharedBuffer,
+    exposes: Exposes,
+    invalidates: Option<BulkCookie>,
     /// Meant for this incarnation only; 0 = any.
     epoch: u64,
 }
@@ -103,6 +110,8 @@ pub(crate) struct Carriage {
     pub(crate) streams: bool,
     /// Frames may be lost, so a push is complete only when acknowledged.
     pub(crate) loses_frames: bool,
+    /// Hardware moves the bulk: messages carry remote segments, pulls become RDMA READs and pushes RDMA WRITEs.
+    pub(crate) remote_access: bool,
     /// Nets it carries.
     pub(crate) net: NetKind,
 }
@@ -207,6 +216,11 @@ impl Protocol {
 
     /// The backend has closed it: its name is void from now on.
     pub(crate) fn forget(&mut self, id: ConnectionId) {
+        if self.carriage.remote_access {
+            for (cookie, parts) in self.exposures.unbind_all(id) {
+                self.emit(Event::Retracted { cookie, parts });
+            }
+        }
         if self.connection(id).is_some() {
             let slot = (id.0 & 0xffff_ffff) as u32;
             self.slots[slot as usize].connection = None;
@@ -225,8 +239,13 @@ impl Protocol {
 
     /// Queues a frame and puts the connection on the list to flush.
     fn post(&mut self, id: ConnectionId, body: FrameBody, payload: Payload, completes: Option<TransferId>) {
+        let exposes = Exposes::new();
+        self.post_outgoing(id, Outgoing { body, payload, completes, exposes, invalidates: None });
+    }
+
+    fn post_outgoing(&mut self, id: ConnectionId, outgoing: Outgoing) {
         let Some(connection) = self.connection(id) else { return };
-        connection.outbox.push_back(Outgoing { body, payload, completes });
+        connection.outbox.push_back(outgoing);
         if !connection.is_dirty {
             connection.is_dirty = true;
             self.dirty.push_back(id);
@@ -256,9 +275,13 @@ impl Protocol {
         &mut self,
         now: Instant,
         to: PeerId,
-        lane: Lane,
+        options: SendOptions<'_>,
         message: SharedBuffer,
     ) -> Result<(), (Refused, SharedBuffer)> {
+        let SendOptions { lane, exposes, invalidates } = options;
+        assert!(exposes.len() <= EXPOSES_MAX, "a message exposes at most a source and a sink");
+        // Without hardware that touches it there is nothing to carry.
+        let exposes = Exposes::from_slice(if self.carriage.remote_access { exposes } else { &[] });
         if message.is_empty() || wide(message.len()) > MESSAGE_BYTES_MAX {
             return Err((Refused::Length, message));
         }
@@ -275,7 +298,7 @@ impl Protocol {
                 return Err((Refused::Stale, message));
             }
             if connection.has_credit(lane) {
-                self.post_message(now, id, message);
+                self.post_message(now, id, message, exposes, invalidates);
                 return Ok(());
             }
             connection.is_starved = true;
@@ -287,7 +310,7 @@ impl Protocol {
             }
             let peer = self.peers.entry(to.endpoint).or_insert_with(Peer::new);
             if peer.waiting.len() < WAITING_MESSAGES_MAX {
-                peer.waiting.push_back(Waiting { message, epoch: to.epoch });
+                peer.waiting.push_back(Waiting { message, exposes, invalidates, epoch: to.epoch });
                 if link == Link::Idle {
                     self.schedule_dial(now, to.endpoint);
                 }
@@ -319,12 +342,21 @@ impl Protocol {
         Ok(())
     }
 
-    fn post_message(&mut self, now: Instant, id: ConnectionId, message: SharedBuffer) {
+    fn post_message(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        message: SharedBuffer,
+        exposes: Exposes,
+        invalidates: Option<BulkCookie>,
+    ) {
         self.set_timer(now + ms(self.times.idle_ping_ms));
         let Some(connection) = self.connection(id) else { return };
         let sequence = connection.take_credit(now);
         self.stats.messages_sent += 1;
-        self.post(id, FrameBody::Put { sequence }, Payload::Bytes(message), None);
+        let body = FrameBody::Put { sequence, extension_bytes: 0 };
+        let payload = Payload::Bytes(message);
+        self.post_outgoing(id, Outgoing { body, payload, completes: None, exposes, invalidates });
     }
 
     /// Dials now, or when the pause after the last failure is over.
@@ -571,7 +603,19 @@ impl Protocol {
                 self.handle_reject(now, id, reason);
                 Ok(())
             }
-            (FrameBody::Put { sequence }, Payload::Bytes(bytes)) => self.handle_put(id, sequence, bytes),
+            (FrameBody::Put { sequence, extension_bytes: 0 }, Payload::Bytes(bytes)) => {
+                self.handle_put(id, sequence, bytes)
+            }
+            (FrameBody::Put { sequence, extension_bytes }, Payload::Bytes(bytes)) => {
+                // The frame's parse has checked that a message follows.
+                let at = narrow(u64::from(extension_bytes)).min(bytes.len());
+                self.handle_extension(id, &bytes[..at])?;
+                self.handle_put(id, sequence, bytes.slice(at..bytes.len()))
+            }
+            (FrameBody::Put { sequence, .. }, Payload::Extended { extension, message }) => {
+                self.handle_extension(id, &extension)?;
+                self.handle_put(id, sequence, message)
+            }
             (FrameBody::PullRequest { cookie, key, transfer, segment_index, segment_count }, _) => {
                 let (first, count) = (usize::from(segment_index), usize::from(segment_count));
                 self.serve_pull(id, BulkCookie(cookie), key, transfer, first, count);
@@ -606,6 +650,19 @@ impl Protocol {
             // A payload of another kind than its frame: only a broken backend could.
             (body, _) => Err(PeerMisbehaved::Unexpected { kind: body.kind(), state: "without its payload" }),
         }
+    }
+
+    /// The peer's remote segments, in front of a message.
+    fn handle_extension(&mut self, id: ConnectionId, bytes: &[u8]) -> Result<(), PeerMisbehaved> {
+        if !self.carriage.remote_access {
+            return Err(PeerMisbehaved::BadExtension { what: "this net has no remote access" });
+        }
+        let exposures = parse_extension(bytes)?;
+        let Some(connection) = self.connection(id) else { return Ok(()) };
+        for exposure in exposures {
+            connection.remote.insert(exposure);
+        }
+        Ok(())
     }
 
     fn handle_put(
@@ -773,7 +830,7 @@ impl Protocol {
             // All fit: WAITING_MESSAGES_MAX is the request window, unless the peer claimed a smaller one.
             let has_credit = self.connection(id).is_some_and(|found| found.has_credit(Lane::Reply));
             if (message.epoch == 0 || message.epoch == epoch) && has_credit {
-                self.post_message(now, id, message.message);
+                self.post_message(now, id, message.message, message.exposes, message.invalidates);
             } else {
                 self.stats.stale_dropped += 1;
             }
@@ -793,8 +850,61 @@ impl Protocol {
         self.exposures.expose_sink(parts, key)
     }
 
-    pub(crate) fn retract(&mut self, cookie: BulkCookie) -> Option<Vec<SharedBuffer>> {
-        self.exposures.retract(cookie)
+    /// Ends an exposure: the memory at once, or later by `Event::Retracted` if hardware may still touch it.
+    pub(crate) fn retract(&mut self, now: Instant, cookie: BulkCookie, how: Retract) -> Retraction {
+        let deadline = now + ms(self.times.abandoned_ms_max);
+        let mut revoke = Vec::new();
+        let is_current = current_connections(&self.slots);
+        let retraction = self.exposures.retract(cookie, how, deadline, is_current, &mut revoke);
+        self.actions.extend(revoke.into_iter().map(|connection| Action::Revoke(connection, cookie)));
+        if matches!(retraction, Retraction::Pending) {
+            self.set_timer(deadline);
+        }
+        retraction
+    }
+
+    /// The answer to an abandoned request has come: what waited for it is given back.
+    pub(crate) fn settle(&mut self, cookie: BulkCookie) {
+        let is_current = current_connections(&self.slots);
+        if let Some(parts) = self.exposures.settle_retiring(cookie, is_current) {
+            self.emit(Event::Retracted { cookie, parts });
+        }
+    }
+
+    /// Remote access: what to bind before a message that exposes `cookie` is posted; `None`: leave it out.
+    pub(crate) fn exposure_view(&mut self, cookie: BulkCookie) -> Option<ExposureView<'_>> {
+        self.exposures.view(cookie)
+    }
+
+    /// Remote access: the exposure is bound for the hardware of that connection. Call before the message is posted.
+    pub(crate) fn handle_bound(&mut self, id: ConnectionId, cookie: BulkCookie, scope: BindingScope) {
+        self.exposures.bind(cookie, id, scope);
+    }
+
+    /// Remote access: the windows of an exposure are invalid on that connection, by our own invalidation or by the peer's
+    /// SEND. May come before or after the exposure is retracted.
+    pub(crate) fn handle_revoked(&mut self, id: ConnectionId, cookie: BulkCookie) {
+        if let Some(parts) = self.exposures.unbind(cookie, id) {
+            self.emit(Event::Retracted { cookie, parts });
+        }
+    }
+
+    /// The simulation's hardware: a sink segment, also of an exposure that waits for its last binding to go.
+    pub(crate) fn hardware_sink(
+        &mut self,
+        cookie: BulkCookie,
+        segment_index: usize,
+    ) -> Option<&mut SinkPart> {
+        self.exposures.hardware_sink(cookie, segment_index)
+    }
+
+    /// The simulation's hardware: a source segment.
+    pub(crate) fn hardware_source(
+        &mut self,
+        cookie: BulkCookie,
+        segment_index: usize,
+    ) -> Option<&SharedBuffer> {
+        self.exposures.hardware_source(cookie, segment_index)
     }
 
     /// True if bulk may come in on this connection, so that reads stop at headers and the bytes land where they belong.
@@ -837,6 +947,68 @@ impl Protocol {
     }
 
     // ---- bulk: the side that drives
+
+    /// Remote access: checks a transfer against what the peer has bound for this connection.
+    fn check_remote(
+        &mut self,
+        id: ConnectionId,
+        descriptor: &BulkDescriptor,
+        access: RemoteAccess,
+    ) -> Result<(), NetError> {
+        if !self.carriage.remote_access {
+            return Ok(());
+        }
+        let Some(connection) = self.connection(id) else { return Err(NetError::RemoteDropped) };
+        match connection.remote.check(descriptor, access) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(NetError::Local(LocalError::NoRemoteSegments { cookie: descriptor.cookie.0 })),
+            Err(reason) => Err(NetError::RemoteError { reason }),
+        }
+    }
+
+    /// Remote access: a segment of the peer, for a READ or WRITE; `None` if it was dropped for newer ones.
+    pub(crate) fn remote_segment(
+        &mut self,
+        id: ConnectionId,
+        cookie: u64,
+        segment_index: usize,
+    ) -> Option<RemoteSegment> {
+        self.connection(id)?.remote.get(BulkCookie(cookie))?.segments.get(segment_index).copied()
+    }
+
+    /// Remote access: a reply ends the peer's exposure. Answers what was bound, for a SEND with invalidation.
+    pub(crate) fn take_remote(&mut self, id: ConnectionId, cookie: BulkCookie) -> Option<RemoteExposure> {
+        self.connection(id)?.remote.remove(cookie)
+    }
+
+    /// Remote access: the buffers of a pull whose `PullRequest` is to become READs; `None` if it has ended meanwhile.
+    pub(crate) fn lend_pull(&mut self, transfer: u64) -> Option<LentPull> {
+        self.transfers.get_mut(&transfer)?.lend()
+    }
+
+    /// Remote access: the READs of a pull are complete, or failed (then its buffers stay with the backend until the hardware is
+    /// done with them). A pull that has ended meanwhile gives its buffers back to the arena.
+    pub(crate) fn handle_read_done(&mut self, transfer: u64, result: Result<Vec<Buffer>, NetError>) {
+        let buffers = match result {
+            Ok(buffers) => buffers,
+            Err(error) => return self.finish(transfer, Err(error)),
+        };
+        let bytes = buffers.iter().map(|buffer| wide(buffer.len())).sum::<u64>();
+        let Some(found) = self.transfers.get_mut(&transfer) else {
+            self.stats.bulk_bytes_late += bytes;
+            return;
+        };
+        if found.take_back(buffers) {
+            self.stats.bulk_bytes_received += bytes;
+            self.counters.bulk_bytes.add(bytes);
+            self.finish(transfer, Ok(()));
+        }
+    }
+
+    /// Remote access: a transfer cannot be done, or its work request failed.
+    pub(crate) fn handle_transfer_failed(&mut self, transfer: u64, error: NetError) {
+        self.finish(transfer, Err(error));
+    }
 
     fn live_connection(&mut self, peer: PeerId) -> Result<ConnectionId, NetError> {
         let Some(Link::Up(id)) = self.peers.get(&peer.endpoint).map(|found| found.link) else {
@@ -887,6 +1059,9 @@ impl Protocol {
             Ok(connection) => connection,
             Err(error) => return self.fail_at_once(id, error),
         };
+        if let Err(error) = self.check_remote(connection, from, RemoteAccess::Read) {
+            return self.fail_at_once(id, error);
+        }
         self.insert_transfer(now, id, Transfer::pull(connection, from, id, deadline));
         self.memory_queue.push_back(id);
         self.request_pulls();
@@ -901,7 +1076,7 @@ impl Protocol {
                     self.memory_queue.pop_front();
                     continue;
                 };
-                if self.carriage.streams {
+                if self.carriage.streams || self.carriage.remote_access {
                     for segment in segments.iter_mut() {
                         if !matches!(segment.content, PullContent::Empty) {
                             continue;
@@ -948,6 +1123,9 @@ impl Protocol {
             Ok(connection) => connection,
             Err(error) => return self.fail_at_once(id, error),
         };
+        if let Err(error) = self.check_remote(connection, to, RemoteAccess::Write) {
+            return self.fail_at_once(id, error);
+        }
         self.insert_transfer(now, id, Transfer { connection, deadline, kind: TransferKind::Push });
         // At most BULK_SEGMENTS_MAX segments of 1 MiB.
         let total_bytes = parts
@@ -1186,6 +1364,7 @@ impl Protocol {
         }
         self.next_timer = Instant::NEVER;
         self.expire_transfers(now);
+        self.expire_exposures(now);
         self.expire_connections(now);
         self.dial_scheduled(now);
     }
@@ -1205,6 +1384,16 @@ impl Protocol {
             let is_ours = self.transfers.get(&id).is_some_and(Transfer::waits_for_memory);
             let error = if is_ours { NetError::Local(LocalError::NoMemory) } else { NetError::RemoteTimeout };
             self.finish(id, Err(error));
+        }
+    }
+
+    /// Memory that a peer holds for too long after its request was given up: its connection goes, and with it the right.
+    fn expire_exposures(&mut self, now: Instant) {
+        let (overdue, next) = self.exposures.overdue(now);
+        self.set_timer(next);
+        for id in overdue {
+            let after_ms = self.times.abandoned_ms_max;
+            self.lose(now, id, NetError::Local(LocalError::HeldTooLong { after_ms }));
         }
     }
 
@@ -1265,6 +1454,16 @@ impl Protocol {
             }
             self.schedule_dial(now, endpoint);
         }
+    }
+}
+
+/// True for connections that a peer answers over: an older one may still have its WRITEs under way.
+fn current_connections(slots: &[Slot]) -> impl FnMut(ConnectionId) -> bool + '_ {
+    |id| {
+        let slot = slots.get((id.0 & 0xffff_ffff) as usize);
+        slot.filter(|slot| u64::from(slot.generation) == id.0 >> 32)
+            .and_then(|slot| slot.connection.as_ref())
+            .is_some_and(|connection| connection.phase == Phase::Up)
     }
 }
 

@@ -17,6 +17,16 @@ pub(crate) enum PullContent {
     Own(Buffer),
     /// The requester's own buffer (one process: no copy).
     Taken(SharedBuffer),
+    /// With the backend, whose hardware reads into it.
+    Lent,
+}
+
+/// Segments and buffers of a pull, for a backend whose hardware reads.
+pub(crate) struct LentPull {
+    pub(crate) connection: ConnectionId,
+    pub(crate) cookie: u64,
+    /// One per segment of the descriptor, of its length.
+    pub(crate) buffers: Vec<Buffer>,
 }
 
 pub(crate) struct PullSegment {
@@ -92,6 +102,42 @@ impl Transfer {
         }
     }
 
+    /// Lends the buffers of a requested pull; `None` if there is nothing to lend (any more).
+    pub(crate) fn lend(&mut self) -> Option<LentPull> {
+        let connection = self.connection;
+        let TransferKind::Pull { segments, request: FrameBody::PullRequest { cookie, .. }, .. } =
+            &mut self.kind
+        else {
+            return None;
+        };
+        let cookie = *cookie;
+        let mut buffers = Vec::with_capacity(segments.len());
+        for segment in segments {
+            match std::mem::replace(&mut segment.content, PullContent::Lent) {
+                PullContent::Own(buffer) => buffers.push(buffer),
+                _ => return None,
+            }
+        }
+        Some(LentPull { connection, cookie, buffers })
+    }
+
+    /// Takes lent buffers back, filled. False: they are not what was lent.
+    pub(crate) fn take_back(&mut self, buffers: Vec<Buffer>) -> bool {
+        let TransferKind::Pull { segments, missing_bytes, .. } = &mut self.kind else { return false };
+        let fits = segments.len() == buffers.len()
+            && segments.iter().zip(&buffers).all(|(segment, buffer)| {
+                wide(buffer.len()) == u64::from(segment.bytes) && matches!(segment.content, PullContent::Lent)
+            });
+        if fits {
+            for (segment, buffer) in segments.iter_mut().zip(buffers) {
+                segment.received = segment.bytes;
+                segment.content = PullContent::Own(buffer);
+            }
+            *missing_bytes = 0;
+        }
+        fits
+    }
+
     /// Counts a piece that is in place; true if it was the last.
     pub(crate) fn piece_received(&mut self, segment_index: usize, bytes: u32) -> bool {
         let TransferKind::Pull { segments, missing_bytes, .. } = &mut self.kind else { return false };
@@ -109,7 +155,7 @@ impl Transfer {
             .filter_map(|segment| match segment.content {
                 PullContent::Own(buffer) => Some(buffer.freeze()),
                 PullContent::Taken(buffer) => Some(buffer),
-                PullContent::Empty => None,
+                PullContent::Empty | PullContent::Lent => None,
             })
             .collect()
     }

@@ -22,7 +22,7 @@ use runtime::{
     SharedBuffer, StopFlag, process,
 };
 use verbs_net::{
-    BulkCookie, BulkDescriptor, Event, Fabric, Lane, PeerId, TmConfig, TransferId, TransferMachine,
+    BulkCookie, BulkDescriptor, Event, Fabric, Lane, PeerId, Retract, TmConfig, TransferId, TransferMachine,
 };
 
 use super::machine::{ProcessTimes, Quiet};
@@ -527,9 +527,9 @@ impl Requester {
     fn on_answer(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Result<(), Failure> {
         let number = number_of(bytes)?;
         if let Some(cookie) = self.exposed.remove(&number) {
-            let parts =
-                context.machine.retract(cookie).ok_or_else(|| Failure::new("an exposure ended by itself"))?;
-            self.idle.extend(parts);
+            let now = self.clock.now();
+            let parts = context.machine.retract(now, cookie, Retract::Answered).done();
+            self.idle.extend(parts.ok_or_else(|| Failure::new("an exposure ended by itself"))?);
         }
         self.answered += 1;
         let now = self.clock.now();
@@ -564,7 +564,7 @@ impl Side for Requester {
             Event::Message { bytes, .. } => self.on_answer(context, &bytes),
             Event::Writable(_) => self.outbox.retry(context),
             Event::PeerLost { error, .. } => Err(Failure::new(format!("the bench server is gone: {error}"))),
-            Event::PeerUp(..) | Event::TransferDone { .. } => Ok(()),
+            Event::PeerUp(..) | Event::TransferDone { .. } | Event::Retracted { .. } => Ok(()),
         }
     }
 
@@ -634,7 +634,7 @@ impl Side for Server {
                 self.outbox.send(context, from, Lane::Reply, answer)
             }
             // At the end the requester goes first.
-            Event::PeerLost { .. } | Event::PeerUp(..) => Ok(()),
+            Event::PeerLost { .. } | Event::PeerUp(..) | Event::Retracted { .. } => Ok(()),
         }
     }
 

@@ -161,6 +161,7 @@ impl Plan<'_> {
         let mut rate = |most: u32| if self.random.bool() { self.random.u32(0..=most) } else { 0 };
         let (loss, duplicate, reorder, corrupt) = (rate(80), rate(100), rate(150), rate(4));
         SimFaults {
+            latency_min: SimFaults::NONE.latency_min,
             latency_max: Duration::from_micros(self.random.u64(40..3000)),
             bytes_per_second: [0, 0, 50_000_000][self.random.usize(0..3)],
             loss_per_mille: loss,
@@ -168,7 +169,8 @@ impl Plan<'_> {
             reorder_per_mille: reorder,
             reorder_delay_max: Duration::from_millis(self.random.u64(1..60)),
             corrupt_per_mille: corrupt,
-            ..SimFaults::NONE
+            // Only where hardware moves the bulk: a damaged packet is sent again there, and the queue pair dies instead.
+            queue_pair_death_per_mille: corrupt,
         }
     }
 }

@@ -14,7 +14,7 @@ use base::{Endpoint, Fid, FidType, Instant, LayoutWidth, Nid};
 use faces::{Configuration, DeviceConfig, DeviceState, PoolConfig, ProcessConfig};
 use runtime::clock::SimulatedClock;
 use spdk_stob::{SimDisk, TraceEvent};
-use verbs_net::SimFabric;
+use verbs_net::{SimFabric, SimKeys};
 
 use crate::faults::{Cast, Fault};
 use crate::mutation::Mutation;
@@ -116,7 +116,13 @@ impl World {
                 devices,
             },
         };
-        let fabric = SimFabric::new(random.u64(..));
+        // A quarter of the seeds has RDMA's shape under it.
+        let net_seed = random.u64(..);
+        let fabric = match seed % 8 {
+            2 => SimFabric::with_remote_access(net_seed, SimKeys::Windows),
+            4 => SimFabric::with_remote_access(net_seed, SimKeys::Pool),
+            _ => SimFabric::new(net_seed),
+        };
         let mut world = World {
             clock: SimulatedClock::new(),
             fabric,

@@ -3,6 +3,7 @@
 pub(crate) mod lo;
 pub(crate) mod packet;
 pub(crate) mod sim;
+pub(crate) mod sim_hardware;
 pub(crate) mod tcp;
 
 use std::os::fd::RawFd;
@@ -16,6 +17,7 @@ use crate::protocol::Protocol;
 use lo::LoWire;
 use packet::PacketBackend;
 use sim::SimWire;
+use sim_hardware::Hardware;
 use tcp::TcpBackend;
 
 /// One of the known backends: enum dispatch, the set is closed.
@@ -35,10 +37,11 @@ impl Backend {
         Ok(match fabric {
             Fabric::Lo(fabric) => {
                 let wire = fabric.attach(endpoint, listen, locality.unparker())?;
-                Backend::Lo(PacketBackend::new(endpoint, wire))
+                Backend::Lo(PacketBackend::new(endpoint, wire, None))
             }
             Fabric::Sim(fabric) => {
-                Backend::Sim(PacketBackend::new(endpoint, fabric.attach(endpoint, listen)?))
+                let wire = fabric.attach(endpoint, listen)?;
+                Backend::Sim(PacketBackend::new(endpoint, wire, fabric.remote_keys().map(Hardware::new)))
             }
             Fabric::Tcp => Backend::Tcp(Box::new(TcpBackend::start(locality, endpoint, listen)?)),
         })

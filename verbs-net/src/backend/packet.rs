@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use base::{Endpoint, Instant};
 
+use crate::backend::sim_hardware::{AccessError, Hardware, Verb};
 use crate::connection::{ConnectionId, Payload, Phase};
 use crate::error::NetError;
 use crate::frame::{Frame, FrameBody, HEADER_BYTES, VERSION_MIN};
@@ -17,7 +18,16 @@ use crate::protocol::{Action, Protocol};
 #[derive(Clone)]
 pub(crate) enum Parcel {
     /// A frame. `opens`: the first of its link, from the dialling side.
-    Frame { header: [u8; HEADER_BYTES], payload: Payload, opens: bool, traits: ParcelTraits },
+    Frame {
+        header: [u8; HEADER_BYTES],
+        payload: Payload,
+        opens: bool,
+        traits: ParcelTraits,
+        /// A window of the receiver that its card invalidates before it hands the frame over.
+        invalidates: Option<u32>,
+    },
+    /// From card to card.
+    Verb(Verb),
     /// The link is gone.
     Reset,
 }
@@ -69,10 +79,12 @@ pub(crate) struct PacketBackend<W: PacketWire> {
     links: BTreeMap<u64, LinkEnd>,
     link_of: BTreeMap<ConnectionId, u64>,
     arrived: Vec<Packet>,
+    /// A simulated card, on nets with remote access.
+    hardware: Option<Box<Hardware>>,
 }
 
 impl<W: PacketWire> PacketBackend<W> {
-    pub(crate) fn new(endpoint: Endpoint, wire: W) -> PacketBackend<W> {
+    pub(crate) fn new(endpoint: Endpoint, wire: W, hardware: Option<Hardware>) -> PacketBackend<W> {
         PacketBackend {
             wire,
             endpoint,
@@ -80,11 +92,13 @@ impl<W: PacketWire> PacketBackend<W> {
             links: BTreeMap::new(),
             link_of: BTreeMap::new(),
             arrived: Vec::new(),
+            hardware: hardware.map(Box::new),
         }
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.wire.next_arrival()
+        let of_card = self.hardware.as_ref().and_then(|hardware| hardware.next_deadline());
+        [self.wire.next_arrival(), of_card].into_iter().flatten().min()
     }
 
     pub(crate) fn has_work(&self) -> bool {
@@ -95,7 +109,8 @@ impl<W: PacketWire> PacketBackend<W> {
         self.seen_now = now;
         let mut arrived = std::mem::take(&mut self.arrived);
         self.wire.receive(now, budget.max(1), &mut arrived);
-        let count = arrived.len();
+        let invalidated = self.hardware.as_mut().map_or(0, |hardware| hardware.poll(protocol));
+        let count = arrived.len() + invalidated;
         for packet in arrived.drain(..) {
             self.handle_packet(protocol, now, packet);
         }
@@ -105,13 +120,19 @@ impl<W: PacketWire> PacketBackend<W> {
 
     fn handle_packet(&mut self, protocol: &mut Protocol, now: Instant, packet: Packet) {
         let Packet { from, link, parcel } = packet;
-        let Parcel::Frame { header, payload, opens, .. } = parcel else {
-            if let Some(end) = self.links.get(&link)
-                && end.to == from
-            {
-                protocol.handle_closed(now, end.connection, NetError::RemoteDropped);
+        let (header, payload, opens, invalidates) = match parcel {
+            Parcel::Frame { header, payload, opens, invalidates, .. } => {
+                (header, payload, opens, invalidates)
             }
-            return;
+            Parcel::Reset => {
+                if let Some(end) = self.links.get(&link)
+                    && end.to == from
+                {
+                    protocol.handle_closed(now, end.connection, NetError::RemoteDropped);
+                }
+                return;
+            }
+            Parcel::Verb(verb) => return self.handle_verb(protocol, now, from, link, verb),
         };
         let connection = match self.links.get(&link) {
             Some(end) if end.to == from => end.connection,
@@ -126,9 +147,12 @@ impl<W: PacketWire> PacketBackend<W> {
                 return self.reset(now, from, link);
             }
         };
+        if let (Some(rkey), Some(hardware)) = (invalidates, &mut self.hardware) {
+            hardware.handle_invalidated(protocol, connection, rkey);
+        }
         let version = protocol.connection(connection).map_or(VERSION_MIN, |found| found.version);
         match Frame::parse(&header, version) {
-            Ok(frame) if frame.payload_len() == payload.as_slice().len() => {
+            Ok(frame) if frame.payload_len() == payload.len() => {
                 protocol.handle_frame(now, connection, &frame, payload);
             }
             Ok(frame) => {
@@ -140,6 +164,30 @@ impl<W: PacketWire> PacketBackend<W> {
                 protocol.handle_misbehaviour(now, connection, what);
             }
             Err(what) => protocol.handle_misbehaviour(now, connection, what),
+        }
+    }
+
+    /// A card served or asked: without our protocol core, and only on a link that stands.
+    fn handle_verb(&mut self, protocol: &mut Protocol, now: Instant, from: Endpoint, link: u64, verb: Verb) {
+        let (Some(hardware), Some(end)) = (&mut self.hardware, self.links.get(&link)) else {
+            protocol.stats.stale_dropped += 1;
+            return;
+        };
+        if end.to != from {
+            return;
+        }
+        let connection = end.connection;
+        match hardware.handle(protocol, connection, verb) {
+            Ok(Some(answer)) => {
+                let parcel = Parcel::Verb(answer);
+                self.wire.send(now, from, Packet { from: self.endpoint, link, parcel });
+            }
+            Ok(None) => {}
+            Err(AccessError) => {
+                // Both queue pairs go to error.
+                self.reset(now, from, link);
+                protocol.handle_closed(now, connection, NetError::RemoteDropped);
+            }
         }
     }
 
@@ -159,6 +207,10 @@ impl<W: PacketWire> PacketBackend<W> {
                 match action {
                     Action::Dial(connection, to) => self.dial(protocol, now, connection, to),
                     Action::Close(connection) => closes.push(connection),
+                    Action::Revoke(bound, cookie) => match &mut self.hardware {
+                        Some(hardware) => hardware.revoke(bound, cookie),
+                        None => protocol.handle_revoked(bound, cookie),
+                    },
                 }
             }
             while let Some(connection) = protocol.dirty.pop_front() {
@@ -188,7 +240,29 @@ impl<W: PacketWire> PacketBackend<W> {
         let outbox = std::mem::take(&mut connection.outbox);
         let Some(link) = self.link_of.get(&id).copied() else { return };
         let Some(end) = self.links.get_mut(&link) else { return };
-        for outgoing in outbox {
+        for mut outgoing in outbox {
+            let to = end.to;
+            let mut invalidates = None;
+            if let Some(hardware) = &mut self.hardware {
+                let send = |wire: &mut W, verb| {
+                    wire.send(now, to, Packet { from, link, parcel: Parcel::Verb(verb) });
+                };
+                match (&outgoing.body, &outgoing.payload) {
+                    (FrameBody::PullRequest { transfer, .. }, _) => {
+                        for verb in hardware.start_reads(protocol, *transfer) {
+                            send(&mut self.wire, verb);
+                        }
+                        continue;
+                    }
+                    (body @ FrameBody::PushData { .. }, Payload::Bytes(payload)) => {
+                        let (payload, completes) = (payload.clone(), outgoing.completes);
+                        let verb = hardware.start_write(protocol, id, body, payload, completes);
+                        verb.into_iter().for_each(|verb| send(&mut self.wire, verb));
+                        continue;
+                    }
+                    _ => invalidates = hardware.prepare(protocol, id, &mut outgoing),
+                }
+            }
             let Some(connection) = protocol.connection(id) else { return };
             let header = connection.stamp(&outgoing).encode();
             let traits = match outgoing.body {
@@ -197,7 +271,8 @@ impl<W: PacketWire> PacketBackend<W> {
             };
             let opens =
                 matches!(outgoing.body, FrameBody::Hello) && !std::mem::replace(&mut end.is_opened, true);
-            let parcel = Parcel::Frame { header, payload: outgoing.payload, opens, traits };
+            let payload = outgoing.payload;
+            let parcel = Parcel::Frame { header, payload, opens, traits, invalidates };
             self.wire.send(now, end.to, Packet { from, link, parcel });
             if let Some(transfer) = outgoing.completes {
                 protocol.handle_handed(transfer);
@@ -213,6 +288,9 @@ impl<W: PacketWire> PacketBackend<W> {
             && protocol.connection(id).is_some_and(|connection| connection.phase == Phase::Ended)
         {
             self.reset(now, end.to, link);
+        }
+        if let Some(hardware) = &mut self.hardware {
+            hardware.destroy(id);
         }
         protocol.forget(id);
     }

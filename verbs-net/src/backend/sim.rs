@@ -18,6 +18,7 @@ use base::units::wide;
 use base::{Endpoint, Instant};
 
 use crate::backend::packet::{Packet, PacketWire, Parcel, ParcelTraits};
+use crate::backend::sim_hardware::SimKeys;
 use crate::error::StartError;
 
 /// What a link does to packets. Rates are per thousand.
@@ -39,6 +40,8 @@ pub struct SimFaults {
     pub reorder_delay_max: Duration,
     /// Frames with one flipped bit in the header: the receiver ends the connection.
     pub corrupt_per_mille: u32,
+    /// Remote access only: packets that end in the death of both queue pairs, each found out at another time.
+    pub queue_pair_death_per_mille: u32,
 }
 
 impl SimFaults {
@@ -52,6 +55,7 @@ impl SimFaults {
         reorder_per_mille: 0,
         reorder_delay_max: Duration::from_millis(5),
         corrupt_per_mille: 0,
+        queue_pair_death_per_mille: 0,
     };
 }
 
@@ -76,6 +80,10 @@ pub struct SimStats {
     pub reordered: u64,
     /// Headers damaged.
     pub corrupted: u64,
+    /// Packets that were sent again by the cards (remote access: links are reliable).
+    pub retransmitted: u64,
+    /// Queue pairs that died.
+    pub queue_pair_deaths: u64,
 }
 
 struct InFlight {
@@ -108,7 +116,16 @@ struct SimNet {
     next_id: u64,
     stats: SimStats,
     trace_hash: u64,
+    /// Hardware moves the bulk, over reliable links.
+    remote_keys: Option<SimKeys>,
+    /// Directions of reliable links on which a packet was given up: nothing behind it arrives.
+    dead_links: BTreeSet<(Endpoint, u64)>,
 }
+
+/// A card sends a lost packet again after this.
+const RETRANSMIT_PAUSE: Duration = Duration::from_millis(67);
+/// A card gives a silent peer up after this, and its queue pair goes to error.
+const RETRY_TIME: Duration = Duration::from_millis(500);
 
 /// The simulated net. Clones are the same net.
 #[derive(Clone)]
@@ -137,8 +154,23 @@ impl SimFabric {
             next_id: 1,
             stats: SimStats::default(),
             trace_hash: 0xcbf2_9ce4_8422_2325,
+            remote_keys: None,
+            dead_links: BTreeSet::new(),
         };
         SimFabric { net: Rc::new(RefCell::new(net)) }
+    }
+
+    /// An empty net whose machines have RDMA's shape: bulk is moved by READ and WRITE, messages carry remote segments, links
+    /// are reliable and ordered until their queue pairs die.
+    #[must_use]
+    pub fn with_remote_access(seed: u64, keys: SimKeys) -> SimFabric {
+        let fabric = SimFabric::new(seed);
+        fabric.net.borrow_mut().remote_keys = Some(keys);
+        fabric
+    }
+
+    pub(crate) fn remote_keys(&self) -> Option<SimKeys> {
+        self.net.borrow().remote_keys
     }
 
     /// Faults of all links from now on.
@@ -247,6 +279,9 @@ impl SimNet {
         }
         self.stats.sent += 1;
         let faults = self.link_faults.get(&(from, to)).copied().unwrap_or(self.faults);
+        if self.remote_keys.is_some() && !matches!(packet.parcel, Parcel::Reset) {
+            return self.send_reliably(now, sender, to, packet, &faults);
+        }
         if self.crashed.contains(&to)
             || self.blocked.contains(&(from, to))
             || self.happens(faults.loss_per_mille)
@@ -264,10 +299,11 @@ impl SimNet {
                     header[bit / 8] ^= 1 << (bit % 8);
                     self.stats.corrupted += 1;
                 }
-                let bytes = wide(header.len() + payload.as_slice().len());
+                let bytes = wide(header.len() + payload.len());
                 (bytes, *traits == ParcelTraits::Message, base::checksum::crc32c(header))
             }
             Parcel::Reset => (0, false, 0),
+            Parcel::Verb(verb) => (wide(verb.bytes()), false, 0),
         };
         let at = self.arrival(now, from, to, bytes, &faults);
         self.trace(&[now.as_nanos(), at.as_nanos(), packet.link, u64::from(header_sum)]);
@@ -287,6 +323,57 @@ impl SimNet {
             }
             self.deliver(at, sender, to, packet);
         }
+    }
+
+    /// A reliable, ordered link: what is lost is sent again, and what cannot arrive ends in the death of the queue pairs.
+    fn send_reliably(&mut self, now: Instant, sender: u64, to: Endpoint, packet: Packet, faults: &SimFaults) {
+        let (from, link) = (packet.from, packet.link);
+        if self.dead_links.contains(&(from, link)) {
+            // Behind a packet that never arrived, nothing does: the receiving card waits for that one.
+            self.stats.lost += 1;
+            self.trace(&[now.as_nanos(), link, 3]);
+            return;
+        }
+        let broken = |from| Packet { from, link, parcel: Parcel::Reset };
+        let is_cut = self.crashed.contains(&to) || self.blocked.contains(&(from, to));
+        let dies = !is_cut && self.happens(faults.queue_pair_death_per_mille);
+        if is_cut || dies {
+            self.stats.lost += 1;
+            self.dead_links.insert((from, link));
+            self.trace(&[now.as_nanos(), link, 1]);
+            let least = if is_cut { RETRY_TIME } else { Duration::ZERO };
+            let at = now + self.random_duration(least, least + faults.reorder_delay_max);
+            self.deliver(at, 0, from, broken(to));
+            if dies {
+                self.stats.queue_pair_deaths += 1;
+                let at = now + self.random_duration(Duration::ZERO, faults.reorder_delay_max);
+                self.deliver(at, 0, to, broken(from));
+            }
+            return;
+        }
+        let (bytes, sum) = match &packet.parcel {
+            Parcel::Frame { header, payload, .. } => {
+                (wide(header.len() + payload.len()), base::checksum::crc32c(header))
+            }
+            Parcel::Verb(verb) => (wide(verb.bytes()), 2),
+            Parcel::Reset => (0, 0),
+        };
+        let mut at = self.arrival(now, from, to, bytes, faults);
+        if self.happens(faults.loss_per_mille) {
+            self.stats.retransmitted += 1;
+            at = at + RETRANSMIT_PAUSE;
+        }
+        if let Some(state) = self.links.get_mut(&(from, to)) {
+            state.ordered_until = at;
+        }
+        self.trace(&[now.as_nanos(), at.as_nanos(), link, u64::from(sum)]);
+        let is_completion = matches!(&packet.parcel, Parcel::Verb(verb) if verb.is_completion());
+        if is_completion && self.happens(faults.duplicate_per_mille) {
+            let late = at + self.random_duration(Duration::ZERO, faults.reorder_delay_max);
+            self.stats.duplicated += 1;
+            self.deliver(late, sender, to, packet.clone());
+        }
+        self.deliver(at, sender, to, packet);
     }
 
     /// When a packet sent now arrives, not before anything sent in order ahead of it.

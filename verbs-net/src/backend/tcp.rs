@@ -216,6 +216,8 @@ impl TcpBackend {
                 match action {
                     Action::Dial(id, endpoint) => self.dial(protocol, now, id, endpoint),
                     Action::Close(id) => closes.push(id),
+                    // Nothing of ours binds anything: remote access is for nets whose hardware moves the bytes.
+                    Action::Revoke(bound, cookie) => protocol.handle_revoked(bound, cookie),
                 }
             }
             while let Some(id) = protocol.dirty.pop_front() {

@@ -10,7 +10,7 @@ use super::pair::{Kind, Node, TOKEN, World, connected};
 use crate::frame::{Frame, FrameBody, HEADER_BYTES};
 use crate::hello::{HELLO_BYTES, Hello};
 use crate::limits::{CREDIT_WINDOW, HALF_OPEN_MAX};
-use crate::{NetError, PeerId, PeerMisbehaved, RefuseReason};
+use crate::{NetError, PeerId, PeerMisbehaved, RefuseReason, Retract};
 
 /// A raw client with the right token, to misbehave with.
 struct Raw {
@@ -194,13 +194,13 @@ fn each_breach_of_protocol_has_its_name() {
     ));
     assert!(matches!(
         verdict(|raw| {
-            raw.say(1, FrameBody::Put { sequence: CREDIT_WINDOW + 1 });
+            raw.say(1, FrameBody::Put { sequence: CREDIT_WINDOW + 1, extension_bytes: 0 });
             raw.stream.write_all(b"x").unwrap();
         }),
         PeerMisbehaved::CreditOverrun { .. }
     ));
     assert!(matches!(
-        verdict(|raw| raw.say(u32::MAX, FrameBody::Put { sequence: 1 })),
+        verdict(|raw| raw.say(u32::MAX, FrameBody::Put { sequence: 1, extension_bytes: 0 })),
         PeerMisbehaved::PayloadLength { .. }
     ));
 }
@@ -229,7 +229,7 @@ fn bulk_nobody_asked_for_is_thrown_away() {
     };
     push(&mut raw, 0);
     push(&mut raw, u64::MAX);
-    raw.say(1, FrameBody::Put { sequence: 1 });
+    raw.say(1, FrameBody::Put { sequence: 1, extension_bytes: 0 });
     raw.stream.write_all(b"x").unwrap();
     world.drive(&mut [&mut server], |nodes| nodes[0].has_message(b"x"));
     assert_eq!(server.tm.stats().bulk_bytes_late, 3 * 4096);
@@ -258,7 +258,7 @@ fn a_sink_retracted_in_the_middle_of_a_push_is_left_alone() {
     raw.stream.write_all(&[9; 10_000]).unwrap();
     let cookie = sink.cookie();
     world.drive(&mut [&mut server], |nodes| nodes[0].tm.peek_sink(cookie, 0)[9_999] == 9);
-    let parts = server.tm.retract(sink.cookie()).unwrap();
+    let parts = server.tm.retract(world.now(), sink.cookie(), Retract::Answered).done().unwrap();
     let got = parts[0].iter().filter(|byte| **byte == 9).count();
     assert_eq!(got, 10_000);
     // Given back and changed by its owner: nothing of the peer may show up in it.
@@ -270,7 +270,7 @@ fn a_sink_retracted_in_the_middle_of_a_push_is_left_alone() {
     world.drive(&mut [&mut server], |nodes| nodes[0].tm.stats().bulk_bytes_late == 1 << 20);
     writer.join().unwrap();
     assert_eq!(parts[0].iter().filter(|byte| **byte == 8).count(), 0);
-    raw.say(1, FrameBody::Put { sequence: 1 });
+    raw.say(1, FrameBody::Put { sequence: 1, extension_bytes: 0 });
     raw.stream.write_all(b"x").unwrap();
     world.drive(&mut [&mut server], |nodes| nodes[0].has_message(b"x"));
 }

@@ -4,6 +4,7 @@
 
 mod hostile;
 mod pair;
+mod remote;
 mod simulated;
 mod threads;
 
@@ -12,8 +13,10 @@ use std::time::Duration;
 use base::limits::MESSAGE_BYTES_MAX;
 
 use crate::limits::{CREDIT_RESERVE, CREDIT_WINDOW};
-use crate::{Event, Lane, NakReason, NetError, PeerId, RefuseReason, Refused, StartError};
-use pair::{Kind, World, assert_pattern, connected, travel};
+use crate::{
+    Event, Lane, NakReason, NetError, PeerId, RefuseReason, Refused, Retract, Retraction, StartError,
+};
+use pair::{Kind, World, announce, assert_pattern, connected, reclaim, travel};
 
 fn messages_go_both_ways(kind: Kind) {
     let world = World::new(kind);
@@ -126,6 +129,7 @@ fn pull_moves_all_segments(kind: Kind) {
         lengths.iter().enumerate().map(|(index, bytes)| client.pattern(*bytes, index as u8)).collect();
     let descriptor = client.tm.expose_source(&parts);
     assert_eq!(descriptor.total_bytes(), lengths.iter().sum::<usize>() as u64);
+    announce(&world, &mut client, &mut server, &[&descriptor]);
     let before = (client.counters.copied_bytes.get(), server.counters.copied_bytes.get());
     let deadline = world.now() + Duration::from_secs(10);
     let id = server.tm.start_pull(world.now(), peer, &travel(&descriptor), deadline);
@@ -134,15 +138,16 @@ fn pull_moves_all_segments(kind: Kind) {
     assert_eq!(pulled.len(), lengths.len());
     for (index, (part, bytes)) in pulled.iter().zip(lengths).enumerate() {
         assert_pattern(part, bytes, index as u8);
-        assert_eq!(part.shares_memory_with(&parts[index]), kind != Kind::Tcp);
+        assert_eq!(part.shares_memory_with(&parts[index]), matches!(kind, Kind::Lo | Kind::Sim));
     }
     assert_eq!(client.counters.copied_bytes.get(), before.0, "the source copies nothing");
     // Over tcp the destination copies at most what one read of messages takes in before the pull is known: here nothing,
     // because the puller knows of its pull before the first byte comes.
     assert_eq!(server.counters.copied_bytes.get(), before.1);
     assert_eq!(server.counters.bulk_bytes.get(), descriptor.total_bytes());
-    assert!(client.tm.retract(descriptor.cookie()).is_some());
-    assert!(client.tm.retract(descriptor.cookie()).is_none());
+    reclaim(&world, &mut client, &mut server, descriptor.cookie(), Retract::Answered);
+    let again = client.tm.retract(world.now(), descriptor.cookie(), Retract::Answered);
+    assert!(matches!(again, Retraction::Unknown));
 }
 
 fn push_fills_segments_before_the_reply(kind: Kind) {
@@ -151,6 +156,7 @@ fn push_fills_segments_before_the_reply(kind: Kind) {
     let lengths = [65536, 1 << 20, 4096, 1 << 20];
     let sinks: Vec<_> = lengths.iter().map(|bytes| client.blank(*bytes)).collect();
     let descriptor = client.tm.expose_sink(sinks);
+    announce(&world, &mut client, &mut server, &[&descriptor]);
     let before = (client.counters.copied_bytes.get(), server.counters.copied_bytes.get());
     let deadline = world.now() + Duration::from_secs(10);
     let now = world.now();
@@ -162,7 +168,7 @@ fn push_fills_segments_before_the_reply(kind: Kind) {
     let reply = server.message(b"reply");
     server.tm.try_send_on(now, peer, Lane::Reply, reply).unwrap();
     world.drive(&mut [&mut client, &mut server], |nodes| nodes[0].has_message(b"reply"));
-    let filled = client.tm.retract(descriptor.cookie()).unwrap();
+    let filled = reclaim(&world, &mut client, &mut server, descriptor.cookie(), Retract::Answered);
     for (index, (part, bytes)) in filled.iter().zip(lengths).enumerate() {
         assert_pattern(part, bytes, 1 + index as u8);
     }
@@ -195,7 +201,13 @@ fn retracted_or_foreign_memory_is_not_touched(kind: Kind) {
     let mut wrong_key = source.clone();
     wrong_key.key ^= 1;
     let too_long = crate::BulkDescriptor { segments: smallvec::smallvec![4096, 4096], ..source.clone() };
-    let kept = client.tm.retract(sink.cookie()).unwrap();
+    announce(&world, &mut client, &mut server, &[&source, &sink]);
+    let kept = reclaim(&world, &mut client, &mut server, sink.cookie(), Retract::Answered);
+    if kind.has_remote_access() {
+        return remote::foreign_memory_is_refused(
+            &world, client, server, peer, &source, &wrong_key, &too_long,
+        );
+    }
     let now = world.now();
     let from_wrong_key = server.tm.start_pull(now, peer, &wrong_key, deadline);
     let from_beyond = server.tm.start_pull(now, peer, &too_long, deadline);
@@ -227,6 +239,7 @@ fn transfers_end_at_their_deadline(kind: Kind) {
     let world = World::new(kind);
     let (mut client, mut server, peer) = connected(&world);
     let source = client.tm.expose_source(&[client.pattern(4096, 1)]);
+    announce(&world, &mut client, &mut server, &[&source]);
     let deadline = world.now() + Duration::from_millis(100);
     let id = server.tm.start_pull(world.now(), peer, &source, deadline);
     // The client is not driven: it is alive and silent.
@@ -299,6 +312,7 @@ fn transfers_fail_with_their_peer(kind: Kind) {
     let world = World::new(kind);
     let (mut client, mut server, peer) = connected(&world);
     let source = client.tm.expose_source(&[client.pattern(4096, 1)]);
+    announce(&world, &mut client, &mut server, &[&source]);
     let deadline = world.now() + Duration::from_secs(60);
     let id = server.tm.start_pull(world.now(), peer, &source, deadline);
     drop(client);
@@ -350,6 +364,7 @@ fn a_silent_peer_is_pinged_and_then_lost(kind: Kind) {
     world.times.ping_wait_ms_max = 100;
     let (mut client, mut server, peer) = connected(&world);
     let source = client.tm.expose_source(&[client.pattern(4096, 1)]);
+    announce(&world, &mut client, &mut server, &[&source]);
     let deadline = world.now() + Duration::from_secs(60);
     let id = server.tm.start_pull(world.now(), peer, &source, deadline);
     // The client's process is stopped: its connection stands and nothing answers.
@@ -419,6 +434,8 @@ macro_rules! conformance {
         mod lo { $(#[test] fn $test() { super::$test(super::Kind::Lo); })* }
         mod tcp { $(#[test] fn $test() { super::$test(super::Kind::Tcp); })* }
         mod sim { $(#[test] fn $test() { super::$test(super::Kind::Sim); })* }
+        mod windows { $(#[test] fn $test() { super::$test(super::Kind::Windows); })* }
+        mod pool { $(#[test] fn $test() { super::$test(super::Kind::Pool); })* }
     };
 }
 

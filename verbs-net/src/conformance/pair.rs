@@ -11,8 +11,8 @@ use runtime::poller::{Interest, Poller};
 use runtime::{Arena, ArenaConfig, Buffer, Counters, Locality, LocalityConfig, MonotonicClock, SharedBuffer};
 
 use crate::{
-    BulkDescriptor, Event, Fabric, LoFabric, NetError, NetTimes, PeerId, SimFabric, StartError, TmConfig,
-    TransferId, TransferMachine,
+    BulkCookie, BulkDescriptor, Event, Fabric, Lane, LoFabric, NetError, NetTimes, PeerId, Retract,
+    Retraction, SendOptions, SimFabric, SimKeys, StartError, TmConfig, TransferId, TransferMachine,
 };
 
 pub(super) const TOKEN: [u8; 32] = [0x5a; 32];
@@ -22,6 +22,16 @@ pub(super) enum Kind {
     Lo,
     Tcp,
     Sim,
+    /// The simulation with RDMA's shape: memory windows, or keys of a pool.
+    Windows,
+    Pool,
+}
+
+impl Kind {
+    /// Hardware moves the bulk.
+    pub(super) fn has_remote_access(self) -> bool {
+        matches!(self, Kind::Windows | Kind::Pool)
+    }
 }
 
 /// The world of one test: a fabric, a clock and endpoints nobody else uses.
@@ -47,6 +57,8 @@ impl World {
             Kind::Lo => Fabric::Lo(LoFabric::new()),
             Kind::Tcp => Fabric::Tcp,
             Kind::Sim => Fabric::Sim(SimFabric::new(seed)),
+            Kind::Windows => Fabric::Sim(SimFabric::with_remote_access(seed, SimKeys::Windows)),
+            Kind::Pool => Fabric::Sim(SimFabric::with_remote_access(seed, SimKeys::Pool)),
         };
         World {
             kind,
@@ -76,7 +88,7 @@ impl World {
         let address = self.next_address.replace(self.next_address.get() + 1);
         match self.kind {
             Kind::Lo => Endpoint { nid: Nid::LOOPBACK, pid: 12345, portal: 34, tmid: address as u16 },
-            Kind::Sim => {
+            Kind::Sim | Kind::Windows | Kind::Pool => {
                 Endpoint { nid: Nid::new(base::NetKind::Sim, address), pid: 12345, portal: 34, tmid: 0 }
             }
             Kind::Tcp => {
@@ -305,6 +317,23 @@ impl Node {
         self.done(transfer).unwrap().unwrap_err()
     }
 
+    /// What a retraction that was left pending gave back.
+    pub(super) fn retracted(&self, wanted: BulkCookie) -> Option<Vec<SharedBuffer>> {
+        self.events.iter().find_map(|event| match event {
+            Event::Retracted { cookie, parts } if *cookie == wanted => Some(parts.clone()),
+            _ => None,
+        })
+    }
+
+    pub(super) fn send_exposing(&mut self, now: Instant, to: Endpoint, exposes: &[BulkCookie], text: &[u8]) {
+        let message = self.message(text);
+        let options = SendOptions { exposes, ..SendOptions::on(Lane::Request) };
+        self.tm
+            .try_send_with(now, PeerId::any(to), options, message)
+            .map_err(|(refused, _)| refused)
+            .unwrap();
+    }
+
     pub(super) fn count(&self, is_wanted: impl Fn(&Event) -> bool) -> usize {
         self.events.iter().filter(|event| is_wanted(event)).count()
     }
@@ -332,4 +361,33 @@ pub(super) fn connected(world: &World) -> (Node, Node, PeerId) {
 
 pub(super) fn travel(descriptor: &BulkDescriptor) -> BulkDescriptor {
     BulkDescriptor::parse(&descriptor.to_bytes()).unwrap()
+}
+
+/// Tells the server of exposures, as the message of a request does.
+pub(super) fn announce(world: &World, client: &mut Node, server: &mut Node, exposes: &[&BulkDescriptor]) {
+    let to = server.endpoint();
+    for pair in exposes.chunks(crate::limits::EXPOSES_MAX) {
+        let cookies: Vec<BulkCookie> = pair.iter().map(|exposed| exposed.cookie()).collect();
+        let before = server.messages().len();
+        client.send_exposing(world.now(), to, &cookies, b"announcement");
+        world.drive(&mut [client, server], |nodes| nodes[1].messages().len() > before);
+    }
+}
+
+/// Ends an exposure and waits for its memory.
+pub(super) fn reclaim(
+    world: &World,
+    client: &mut Node,
+    server: &mut Node,
+    cookie: BulkCookie,
+    how: Retract,
+) -> Vec<SharedBuffer> {
+    match client.tm.retract(world.now(), cookie, how) {
+        Retraction::Done(parts) => parts,
+        Retraction::Unknown => panic!("{cookie:?} is unknown"),
+        Retraction::Pending => {
+            world.drive(&mut [client, server], |nodes| nodes[0].retracted(cookie).is_some());
+            client.retracted(cookie).unwrap()
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::pair::{Kind, World, assert_pattern, connected};
-use crate::{Event, NetError, PeerId, SimFaults};
+use crate::{Event, NetError, PeerId, Retract, SimFaults};
 
 const LOSSY: SimFaults =
     SimFaults { loss_per_mille: 100, duplicate_per_mille: 50, reorder_per_mille: 100, ..SimFaults::NONE };
@@ -78,7 +78,7 @@ fn lost_bulk_is_a_deadline_and_never_wrong_bytes() {
                 timed_out += 1;
             }
         }
-        let filled = client.tm.retract(sink.cookie()).unwrap();
+        let filled = client.tm.retract(world.now(), sink.cookie(), Retract::Answered).done().unwrap();
         match server.done(push).unwrap() {
             Ok(_) => {
                 assert_pattern(&filled[0], 4096, 3);
