@@ -47,8 +47,7 @@ fn main() -> Result<(), Failure> {
         time: Duration::from_secs(seconds.parse()?),
     };
     let config = ArenaConfig { capacity_bytes: 160 * MIB };
-    let in_huge_pages =
-        is_nvme_address(device.as_ref()).then(|| Arena::in_huge_pages(config).ok()).flatten();
+    let in_huge_pages = is_nvme_address(device.as_ref()).then(|| Arena::in_huge_pages(config).ok()).flatten();
     let arena = in_huge_pages.map_or_else(|| Arena::new(config), Ok)?;
     let counters = Arc::new(Counters::default());
     let locality = Locality::new(LocalityConfig {

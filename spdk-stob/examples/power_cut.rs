@@ -52,7 +52,9 @@ fn main() -> Result<(), Failure> {
             let known = read_journal(&std::fs::read_to_string(journal)?)?;
             on_device(device, move |node| Box::pin(verify(node, known)))
         }
-        _ => Err("usage: power_cut format DEVICE | work DEVICE JOURNAL SECONDS | verify DEVICE JOURNAL".into()),
+        _ => {
+            Err("usage: power_cut format DEVICE | work DEVICE JOURNAL SECONDS | verify DEVICE JOURNAL".into())
+        }
     }
 }
 
@@ -85,8 +87,7 @@ type Job = std::pin::Pin<Box<dyn Future<Output = Result<(), Failure>>>>;
 
 fn on_device(device: &str, job: impl FnOnce(Node) -> Job) -> Result<(), Failure> {
     let config = ArenaConfig { capacity_bytes: 128 * MIB };
-    let in_huge_pages =
-        is_nvme_address(device.as_ref()).then(|| Arena::in_huge_pages(config).ok()).flatten();
+    let in_huge_pages = is_nvme_address(device.as_ref()).then(|| Arena::in_huge_pages(config).ok()).flatten();
     let arena = in_huge_pages.map_or_else(|| Arena::new(config), Ok)?;
     let mut locality = Locality::new(LocalityConfig {
         index: 0,
@@ -151,7 +152,11 @@ async fn found(domain: &Domain, stob: StobId, lane: u64) -> Result<u64, Failure>
         }
         let blocks = outcome.parts.iter().flat_map(|part| part.chunks_exact(narrow(BLOCK_BYTES)));
         for (block, place) in blocks.zip(start..) {
-            if outcome.absent.iter().any(|extent| (extent.start..extent.start + extent.count).contains(&place)) {
+            if outcome
+                .absent
+                .iter()
+                .any(|extent| (extent.start..extent.start + extent.count).contains(&place))
+            {
                 continue;
             }
             let version = u64::from_le_bytes(block[8..16].try_into()?);
@@ -165,7 +170,9 @@ async fn found(domain: &Domain, stob: StobId, lane: u64) -> Result<u64, Failure>
     }
     match versions.into_iter().collect::<Vec<_>>().as_slice() {
         [(version, _)] => Ok(*version),
-        several => Err(format!("lane {lane}: a write is there in part: versions and blocks {several:?}").into()),
+        several => {
+            Err(format!("lane {lane}: a write is there in part: versions and blocks {several:?}").into())
+        }
     }
 }
 

@@ -524,7 +524,8 @@ mod tests {
             Err(PeerMisbehaved::PayloadLength { kind, got: 40, max: 40 + 65536 }),
             "an extension without a message"
         );
-        let long = RawHeader { total: (EXTENSION_BYTES_MAX as u32 + 1).into(), ..put };
+        let too_long = u32::try_from(EXTENSION_BYTES_MAX).unwrap() + 1;
+        let long = RawHeader { total: too_long.into(), ..put };
         assert!(matches!(seal(long), Err(PeerMisbehaved::BadExtension { .. })));
         let beyond = RawHeader {
             kind: FrameKind::PushData as u8,

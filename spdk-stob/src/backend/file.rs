@@ -81,7 +81,9 @@ fn open_locked(path: &Path, flags: OFlags) -> Result<File, StobError> {
         match file.try_lock() {
             Ok(()) => return Ok(file),
             Err(TryLockError::WouldBlock) if tries_left > 0 => tries_left -= 1,
-            Err(TryLockError::WouldBlock) => return Err(StobError::Busy { path: path.display().to_string() }),
+            Err(TryLockError::WouldBlock) => {
+                return Err(StobError::Busy { path: path.display().to_string() });
+            }
             Err(TryLockError::Error(error)) => return Err(open_error(path, error)),
         }
         // Opening blocks anyway, and no descriptor tells when a lock is given up.
