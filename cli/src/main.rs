@@ -17,12 +17,14 @@ mod device;
 mod failure;
 mod in_process;
 mod interrupt;
+mod net;
 mod objects;
 mod output;
 mod progress;
 mod quickstart;
 mod stob;
 mod table;
+mod traffic;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -96,6 +98,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Ls(args) => objects::list(&args),
         Command::Device { action } => device::run(&action),
         Command::Stob { action } => stob::run(&action),
+        Command::Net { action } => net::run(&action),
         Command::Bench(args) => bench::run(&args),
         Command::C0cp(args) => c0::copy_in(&args),
         Command::C0cat(args) => c0::copy_out(&args),

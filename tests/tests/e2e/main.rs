@@ -8,6 +8,7 @@ mod command_line;
 mod devices;
 mod example_programs;
 mod interruptions;
+mod net;
 mod objects;
 mod peers;
 mod quickstart;
