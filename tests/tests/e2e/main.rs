@@ -13,3 +13,4 @@ mod objects;
 mod peers;
 mod quickstart;
 mod refusals;
+mod states;
