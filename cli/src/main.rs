@@ -11,9 +11,11 @@ mod blueprint;
 mod c0;
 mod cluster;
 mod cluster_folder;
+mod conf;
 mod connection;
 mod daemon;
 mod device;
+mod events;
 mod failure;
 mod in_process;
 mod interrupt;
@@ -22,6 +24,7 @@ mod objects;
 mod output;
 mod progress;
 mod quickstart;
+mod status;
 mod stob;
 mod table;
 mod traffic;
@@ -96,6 +99,9 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Stat(args) => objects::stat(&args),
         Command::Rm(args) => objects::remove(&args),
         Command::Ls(args) => objects::list(&args),
+        Command::Conf { action } => conf::run(&action),
+        Command::Status(args) => status::run(&args),
+        Command::Events(args) => events::run(&args),
         Command::Device { action } => device::run(&action),
         Command::Stob { action } => stob::run(&action),
         Command::Net { action } => net::run(&action),

@@ -5,21 +5,26 @@
 //! written go out together in the next write.
 //! Left over: a store that fails. Then nothing changes any more, every request that waits for a version gets `NotServing`,
 //! and leases run out; an operator mends or replaces the store and starts control again.
-//! Bound: [`CHANGES_KEPT`] state changes for status. Thread: one locality. Start at [`Control::start`].
+//! Bound: [`EVENTS_KEPT`] events, numbered, durable with the version that holds them and only then shown. Thread: one locality. Start at [`Control::start`].
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
+use base::units::wide;
 use base::{Endpoint, Instant};
-use faces::Configuration;
 use faces::lease::{LEASE_DEFAULT, LEASE_MAX, LEASE_MIN};
+use faces::limits::{
+    CLUSTER_FILE_BYTES_MAX, CLUSTER_TEXT_PART_BYTES, EVENTS_KEPT, EVENTS_PAGE, EVENTS_WAIT_MS_MAX,
+};
+use faces::{Configuration, Credential};
 use fops::FopError;
 use fops::admin::{Ping, PingReply, Shutdown, ShutdownReply};
 use fops::conf::{
-    ClusterStatus, ClusterStatusReply, ConfGet, ConfGetReply, DeviceReport, DeviceReportReply, Heartbeat,
-    HeartbeatReply, Register, RegisterReply,
+    ClusterStatus, ClusterStatusReply, ConfApply, ConfApplyReply, ConfGet, ConfGetReply, ConfHistory,
+    ConfHistoryReply, ConfText, ConfTextReply, DeviceReport, DeviceReportReply, Event, EventsGet,
+    EventsReply, Heartbeat, HeartbeatReply, Register, RegisterReply,
 };
 use futures_util::FutureExt;
 use rpc::{Fom, RpcConfig, RpcMachine};
@@ -31,10 +36,19 @@ use verbs_net::{Fabric, TmConfig, Token, TransferMachine};
 use crate::core::{ControlCore, Refusal, StateChange};
 use crate::error::ControlError;
 use crate::reconcile::reconcile;
-use crate::store::Store;
+use crate::store::{Store, Stored};
+use crate::transactions::{ApplyRefusal, Reason, Transactions};
 
-/// State changes that are kept for whoever asks.
-pub const CHANGES_KEPT: usize = 1024;
+/// The operator's cluster file, as the daemon finds it when it starts.
+#[derive(Clone, Debug)]
+pub struct OperatorFile {
+    /// Its text, as `ClusterFile::hide_credential` makes it.
+    pub text: String,
+    /// The cluster's credential.
+    pub credential: Credential,
+    /// When it was read, in seconds since 1970; 0 if unknown.
+    pub unix_s: u64,
+}
 
 /// What a control daemon needs to start.
 pub struct ControlConfig {
@@ -46,6 +60,8 @@ pub struct ControlConfig {
     pub epoch: u64,
     /// The operator's configuration, as `ClusterFile::initial_configuration` makes it.
     pub configuration: Configuration,
+    /// The file it was made from; without it the cluster file cannot be changed while control runs.
+    pub file: Option<OperatorFile>,
     /// Lease granted to servers, `LEASE_MIN` to `LEASE_MAX`.
     pub lease: Duration,
     /// Device of the durable state: blank, or the store of this cluster.
@@ -68,6 +84,7 @@ impl ControlConfig {
             token,
             epoch,
             configuration,
+            file: None,
             lease: LEASE_DEFAULT,
             store,
             rpc: RpcConfig::default(),
@@ -88,7 +105,10 @@ struct Inner {
     dirty: Notify,
     /// Rings when `published` or `store_failed` changed.
     settled: Notify,
-    changes: RefCell<VecDeque<StateChange>>,
+    /// Durable events, oldest first.
+    events: RefCell<VecDeque<Event>>,
+    /// Seconds since 1970 when the daemon started, and when that was; 0 if unknown.
+    started: (u64, Instant),
     shutdown: Cell<bool>,
     shutdown_rung: Notify,
 }
@@ -117,13 +137,13 @@ impl Control {
         }
         config.configuration.check().map_err(ControlError::Configuration)?;
         let cluster = config.configuration.cluster;
-        let (store, stored) = Store::open(locality, config.store, cluster).await?;
-        let configuration = match stored.clone() {
-            Some(stored) => reconcile(stored, &config.configuration)?,
-            None => config.configuration,
-        };
-        if stored.as_ref() != Some(&configuration) {
-            store.save(&configuration).await?;
+        let (store, mut stored) = Store::open(locality, config.store, cluster).await?;
+        let events = stored.as_mut().map(|stored| std::mem::take(&mut stored.events)).unwrap_or_default();
+        let started_unix_s = config.file.as_ref().map_or(0, |file| file.unix_s);
+        let Recovered { configuration, transactions, changed } =
+            recover(stored, &config.configuration, config.file.as_ref(), config.endpoint)?;
+        if changed {
+            store.save(&configuration, transactions.as_ref(), &[]).await?;
         }
         let config_version = Rc::new(Cell::new(configuration.version));
         let tm_config =
@@ -135,12 +155,16 @@ impl Control {
             rpc,
             epoch: config.epoch,
             store,
-            core: RefCell::new(ControlCore::new(locality.now(), configuration.clone(), config.lease)),
+            core: RefCell::new(
+                ControlCore::new(locality.now(), configuration.clone(), config.lease)
+                    .with_transactions(transactions),
+            ),
             published: RefCell::new(Rc::new(configuration)),
             store_failed: RefCell::new(None),
             dirty: Notify::new(),
             settled: Notify::new(),
-            changes: RefCell::new(VecDeque::new()),
+            events: RefCell::new(events),
+            started: (started_unix_s, locality.now()),
             shutdown: Cell::new(false),
             shutdown_rung: Notify::new(),
         });
@@ -170,10 +194,10 @@ impl Control {
         self.inner.core.borrow().status(self.inner.rpc.locality().now())
     }
 
-    /// The last [`CHANGES_KEPT`] changes of device states, oldest first.
+    /// The last [`EVENTS_KEPT`] durable events, oldest first, without a gap.
     #[must_use]
-    pub fn recent_changes(&self) -> Vec<StateChange> {
-        self.inner.changes.borrow().iter().copied().collect()
+    pub fn events(&self) -> Vec<Event> {
+        self.inner.events.borrow().iter().cloned().collect()
     }
 
     /// Why the store takes no more changes, if so.
@@ -209,7 +233,56 @@ impl Drop for Control {
     }
 }
 
+struct Recovered {
+    configuration: Configuration,
+    transactions: Option<Transactions>,
+    /// Something is not in the store yet.
+    changed: bool,
+}
+
+/// What the daemon starts with: the store's state, moved to where the cluster file says.
+fn recover(
+    stored: Option<Stored>,
+    given: &Configuration,
+    file: Option<&OperatorFile>,
+    endpoint: Endpoint,
+) -> Result<Recovered, ControlError> {
+    let (stored, stored_transactions) = match stored {
+        Some(stored) => (Some(stored.configuration), stored.transactions),
+        None => (None, None),
+    };
+    let version = stored.as_ref().map_or(given.version, |stored| stored.version);
+    let mut given = given.clone();
+    let mut changed = false;
+    let transactions = match file {
+        None => None,
+        Some(OperatorFile { text, credential, unix_s }) => {
+            let reason = Reason { by: endpoint, unix_s: *unix_s, note: String::new() };
+            let (transactions, new) =
+                Transactions::start(text, *credential, stored_transactions, version, reason)?;
+            changed = new;
+            given = transactions.file().initial_configuration();
+            // What counts is where it listens, whatever an applied file says of its next start.
+            given.control = endpoint;
+            Some(transactions)
+        }
+    };
+    let mut configuration = match stored.clone() {
+        Some(stored) => reconcile(stored, &given)?,
+        None => given,
+    };
+    if let Some(transactions) = &transactions {
+        configuration.version = configuration.version.max(transactions.in_force().version);
+    }
+    changed |= stored.as_ref() != Some(&configuration);
+    Ok(Recovered { configuration, transactions, changed })
+}
+
 fn refused(refusal: Refusal) -> FopError {
+    FopError::NotPermitted { reason: refusal.to_string() }
+}
+
+fn not_permitted(refusal: &ApplyRefusal) -> FopError {
     FopError::NotPermitted { reason: refusal.to_string() }
 }
 
@@ -229,6 +302,14 @@ impl Inner {
         });
         serve(inner, |inner: Rc<Inner>, _fom, _request: ClusterStatus| async move {
             Ok(inner.core.borrow().status(inner.rpc.locality().now()))
+        });
+        serve(inner, |inner: Rc<Inner>, _fom, request: ConfText| async move { inner.conf_text(&request) });
+        serve(inner, |inner: Rc<Inner>, fom: Fom, request: ConfApply| async move {
+            inner.conf_apply(&fom, request).await
+        });
+        serve(inner, |inner: Rc<Inner>, _fom, _request: ConfHistory| async move { inner.conf_history() });
+        serve(inner, |inner: Rc<Inner>, fom: Fom, request: EventsGet| async move {
+            Ok(inner.events_get(fom.deadline(), &request).await)
         });
         serve(inner, |inner: Rc<Inner>, _fom, request: Ping| async move {
             Ok(PingReply { payload: request.payload, epoch: inner.epoch })
@@ -253,6 +334,67 @@ impl Inner {
         Ok(ConfGetReply { version: published.version, configuration })
     }
 
+    /// Nothing that is shown here is not durable yet.
+    fn conf_text(&self, request: &ConfText) -> Result<ConfTextReply, FopError> {
+        let core = self.core.borrow();
+        let transactions = core.transactions().ok_or_else(|| not_permitted(&ApplyRefusal::NoFile))?;
+        let durable = self.published.borrow().version;
+        let kept = match request.transaction {
+            0 => transactions.kept().iter().rfind(|kept| kept.record.version <= durable),
+            number => transactions.get(number).filter(|kept| kept.record.version <= durable),
+        };
+        let Some(kept) = kept else {
+            let oldest = transactions.kept().front().map_or(0, |kept| kept.record.number);
+            let reason = format!(
+                "there is no transaction {}: {oldest} to {} are kept",
+                request.transaction,
+                transactions.in_force().number
+            );
+            return Err(FopError::BadRequest { reason });
+        };
+        let text = kept.text.as_bytes();
+        let from = usize::try_from(request.offset).unwrap_or(usize::MAX).min(text.len());
+        let end = from.saturating_add(CLUSTER_TEXT_PART_BYTES).min(text.len());
+        Ok(ConfTextReply {
+            transaction: kept.record.number,
+            total_bytes: kept.record.text_bytes,
+            part: text[from..end].to_vec(),
+        })
+    }
+
+    async fn conf_apply(&self, fom: &Fom, request: ConfApply) -> Result<ConfApplyReply, FopError> {
+        let bytes = fom.bulk_source_bytes();
+        if bytes > wide(CLUSTER_FILE_BYTES_MAX) {
+            let reason =
+                format!("the file has {bytes} bytes; a cluster file has at most {CLUSTER_FILE_BYTES_MAX}");
+            return Err(FopError::BadRequest { reason });
+        }
+        let mut text = Vec::new();
+        for part in fom.pull().await? {
+            text.extend_from_slice(&part);
+        }
+        let text = String::from_utf8(text)
+            .map_err(|error| FopError::BadRequest { reason: format!("the file is not text: {error}") })?;
+        let ConfApply { base, unix_s, note } = request;
+        let reason = Reason { by: fom.peer().endpoint, unix_s, note };
+        let reply = self.core.borrow_mut().handle_apply(&text, base, reason);
+        let reply = reply.map_err(|refusal| match refusal {
+            ApplyRefusal::File(error) => FopError::BadRequest { reason: error.to_string() },
+            other => not_permitted(&other),
+        })?;
+        self.settle(reply.version).await?;
+        Ok(reply)
+    }
+
+    fn conf_history(&self) -> Result<ConfHistoryReply, FopError> {
+        let core = self.core.borrow();
+        let durable = self.published.borrow().version;
+        let transactions = core.transactions().ok_or_else(|| not_permitted(&ApplyRefusal::NoFile))?;
+        let newest_first = transactions.kept().iter().rev().map(|kept| &kept.record);
+        let transactions = newest_first.filter(|record| record.version <= durable).cloned().collect();
+        Ok(ConfHistoryReply { transactions })
+    }
+
     async fn register(&self, request: Register) -> Result<RegisterReply, FopError> {
         let now = self.rpc.locality().now();
         let reply = self.core.borrow_mut().handle_register(now, &request).map_err(refused)?;
@@ -272,13 +414,18 @@ impl Inner {
         reporter: Endpoint,
         request: DeviceReport,
     ) -> Result<DeviceReportReply, FopError> {
-        let version = self.core.borrow_mut().handle_evidence(&request, reporter).map_err(refused)?;
+        let now = self.rpc.locality().now();
+        let version = self.core.borrow_mut().handle_evidence(now, &request, reporter).map_err(refused)?;
         self.settle(version).await?;
         Ok(DeviceReportReply { version })
     }
 
     /// Waits until `version` is durable. Error: the store failed.
     async fn settle(&self, version: u64) -> Result<(), FopError> {
+        // An event need not bring a new version; nobody waits for it here, but it is written at once.
+        if self.core.borrow().has_changes() {
+            self.dirty.notify_one();
+        }
         loop {
             if self.published.borrow().version >= version {
                 return Ok(());
@@ -292,13 +439,51 @@ impl Inner {
         }
     }
 
-    fn publish(&self, configuration: Configuration) {
+    fn publish(&self, configuration: Configuration, events: Vec<Event>) {
         self.rpc.config_version().set(configuration.version);
         *self.published.borrow_mut() = Rc::new(configuration);
-        let mut kept = self.changes.borrow_mut();
-        kept.extend(self.core.borrow_mut().take_changes());
-        while kept.len() > CHANGES_KEPT {
+        let mut kept = self.events.borrow_mut();
+        kept.extend(events);
+        while kept.len() > EVENTS_KEPT {
             kept.pop_front();
+        }
+    }
+
+    /// Numbers changes that are about to become durable.
+    fn number(&self, changes: &[StateChange]) -> Vec<Event> {
+        let first = self.events.borrow().back().map_or(0, |last| last.number) + 1;
+        let (started_unix_s, started_at) = self.started;
+        let unix_s = |at: Instant| match started_unix_s {
+            0 => 0,
+            started => started + at.since(started_at).as_secs(),
+        };
+        let event = |(number, change): (u64, &StateChange)| Event {
+            number,
+            version: change.version,
+            unix_s: unix_s(change.at),
+            subject: change.subject,
+            cause: change.event.word().to_owned(),
+            from: change.from.word().to_owned(),
+            to: change.to.word().to_owned(),
+        };
+        (first..).zip(changes).map(event).collect()
+    }
+
+    async fn events_get(&self, deadline: Instant, request: &EventsGet) -> EventsReply {
+        let locality = self.rpc.locality().clone();
+        let wait = Duration::from_millis(u64::from(request.wait_ms.min(EVENTS_WAIT_MS_MAX)));
+        let until = (locality.now() + wait).min(deadline);
+        let newest = || self.events.borrow().back().map_or(0, |last| last.number);
+        while newest() <= request.after && locality.now() < until {
+            // Either way it is looked again: something became durable, or time is up.
+            let _rung = locality.timeout_at(until, self.settled.notified()).await;
+        }
+        let events = self.events.borrow();
+        let wanted = events.iter().filter(|event| event.number > request.after);
+        EventsReply {
+            oldest: events.front().map_or(0, |first| first.number),
+            newest: newest(),
+            events: wanted.take(EVENTS_PAGE).cloned().collect(),
         }
     }
 }
@@ -326,12 +511,17 @@ async fn write_changes(inner: Rc<Inner>) {
     loop {
         inner.dirty.notified().await;
         loop {
-            let next = inner.core.borrow().configuration().clone();
-            if next.version == inner.published.borrow().version {
+            let (next, transactions) = {
+                let core = inner.core.borrow();
+                (core.configuration().clone(), core.transactions().cloned())
+            };
+            let changes = inner.core.borrow_mut().take_changes();
+            if next.version == inner.published.borrow().version && changes.is_empty() {
                 break;
             }
-            match inner.store.save(&next).await {
-                Ok(()) => inner.publish(next),
+            let events = inner.number(&changes);
+            match inner.store.save(&next, transactions.as_ref(), &events).await {
+                Ok(()) => inner.publish(next, events),
                 Err(error) => *inner.store_failed.borrow_mut() = Some(error.to_string()),
             }
             inner.settled.notify_waiters();

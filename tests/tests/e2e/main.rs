@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod command_line;
+mod conf;
 mod devices;
 mod example_programs;
 mod interruptions;
@@ -13,3 +14,4 @@ mod objects;
 mod peers;
 mod quickstart;
 mod refusals;
+mod states;
