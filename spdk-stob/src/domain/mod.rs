@@ -104,6 +104,8 @@ pub struct DomainInfo {
     pub sequence: u64,
     /// Checkpoints taken since the domain was opened.
     pub checkpoints: u64,
+    /// Groups of transactions committed since then, each with one record and one flush.
+    pub groups: u64,
     /// Groups replayed from the log when it was opened.
     pub recovered_records: u64,
     /// True if the log ended in a group that was never acknowledged and was dropped.
@@ -149,6 +151,7 @@ struct Shared {
     next_transaction: Cell<u64>,
     checkpoints: Cell<u64>,
     bad_blocks: Cell<u64>,
+    groups: Cell<u64>,
     recovered: Recovered,
     trace: RefCell<Trace>,
     #[cfg(test)]
@@ -310,6 +313,7 @@ impl Domain {
             blocks_bad: self.shared.bad_blocks.get(),
             sequence: superblock.sequence,
             checkpoints: self.shared.checkpoints.get(),
+            groups: self.shared.groups.get(),
             recovered_records: self.shared.recovered.records,
             dropped_tail: self.shared.recovered.dropped_tail,
             repaired_superblock: self.shared.recovered.repaired_superblock,
@@ -422,6 +426,15 @@ impl Domain {
         let (queued, receiver) = Queued::new(shared, transaction.changes, conditions, Vec::new(), permit)
             .map_err(|(error, _)| error)?;
         shared.enqueue(Work::Commit(queued));
+        receiver.await.unwrap_or(Err(StobError::Closed))
+    }
+
+    /// Ends all doubt about what was acknowledged before: it is durable without, and after this recovery need not look at the data of the last
+    /// group any more. Errors: [`StobError::Device`], [`StobError::Poisoned`].
+    pub async fn flush(&self) -> Result<(), StobError> {
+        self.shared.check_writable()?;
+        let (sender, receiver) = oneshot::channel();
+        self.shared.enqueue(Work::Flush(sender));
         receiver.await.unwrap_or(Err(StobError::Closed))
     }
 

@@ -34,7 +34,7 @@ use crate::limits::{
     CHECKPOINT_AT_PART, DEVICE_BLOCKS_MIN, DEVICE_OPERATION_BLOCKS_MAX, RECORD_BYTES_MAX,
     TRANSACTIONS_WAITING_MAX,
 };
-use crate::metadata::Metadata;
+use crate::metadata::{Loader, Metadata};
 use crate::trace::Trace;
 
 #[cfg(test)]
@@ -146,6 +146,8 @@ fn apply_changes<'bytes>(
                         Some(BlockExtent { start: *device_start, count: wide(checksums.len()) })
                     }
                     Change::Shared { extent, .. } => Some(*extent),
+                    // Admission never keeps more than there is.
+                    Change::Allocate { extent, .. } if extent.count > regions.data.count => Some(*extent),
                     _ => None,
                 };
                 if let Some(extent) = owned
@@ -170,7 +172,7 @@ async fn read_checkpoint(
     superblock: &Superblock,
 ) -> Result<Metadata, StobError> {
     let area = superblock.regions.checkpoints[usize::from(superblock.checkpoint_area == 1)];
-    let mut metadata = Metadata::default();
+    let mut loader = Loader::default();
     let mut freed = Vec::new();
     let mut carried: Vec<u8> = Vec::new();
     let (mut left, mut place, mut index) = (superblock.checkpoint_bytes, area.start, 0);
@@ -185,8 +187,8 @@ async fn read_checkpoint(
         let rest = apply_changes(
             &carried,
             &superblock.regions,
-            |change| !matches!(change, Change::Snapshot { .. }),
-            |change| metadata.apply(change, &mut freed),
+            is_of_checkpoint,
+            |change| loader.push(change, &mut freed),
         )?;
         let used = carried.len() - rest.len();
         carried.drain(..used);
@@ -200,7 +202,19 @@ async fn read_checkpoint(
     if !carried.is_empty() {
         return Err(damaged(Damage::Checkpoint { piece: index }));
     }
-    Ok(metadata)
+    loader.finish().ok_or(damaged(Damage::Checkpoint { piece: index }))
+}
+
+/// A checkpoint makes; it takes nothing away again.
+fn is_of_checkpoint(change: &Change) -> bool {
+    matches!(
+        change,
+        Change::Map { .. }
+            | Change::StobCreate { .. }
+            | Change::Allocate { .. }
+            | Change::Shared { .. }
+            | Change::TreePut { .. }
+    )
 }
 
 /// A part of the log ring in memory.
@@ -283,7 +297,7 @@ async fn replay(
         else {
             break;
         };
-        let mut changes = Vec::new();
+        let mut changes: Vec<Change> = Vec::new();
         let rest = apply_changes(
             body,
             &regions,
@@ -292,6 +306,10 @@ async fn replay(
         )?;
         if !rest.is_empty() || wide(changes.len()) != u64::from(header.change_count) {
             return Err(damaged(Damage::Entry { kind: 0 }));
+        }
+        #[cfg(test)]
+        if tuning.mutation == Some(Mutation::LosePunch) {
+            changes.retain(|change| !matches!(change, Change::Punch { .. }));
         }
         // This record was written after the flush of the one before: that one is beyond doubt.
         if let Some(Doubtful { changes, .. }) = doubtful.take() {
@@ -492,11 +510,17 @@ impl Committer {
     ) -> Result<Committer, StobError> {
         let _ = tuning; // only tests have a use for it
         let Start { superblock, metadata, replayed, repaired_superblock } = start;
+        #[allow(unused_mut)]
+        let mut state = State::new(metadata, &superblock.regions)?;
+        #[cfg(test)]
+        {
+            state.skip_limbo = tuning.mutation == Some(Mutation::SkipLimbo);
+        }
         let shared = Shared {
             locality: locality.clone(),
             device,
             superblock: Cell::new(superblock),
-            state: RefCell::new(State::new(metadata, &superblock.regions)?),
+            state: RefCell::new(state),
             queue: RefCell::new(VecDeque::new()),
             work: Notify::new(),
             space_freed: Notify::new(),
@@ -508,6 +532,7 @@ impl Committer {
             next_transaction: Cell::new(0),
             checkpoints: Cell::new(0),
             bad_blocks: Cell::new(0),
+            groups: Cell::new(0),
             recovered: Recovered {
                 records: replayed.records,
                 dropped_tail: replayed.dropped_tail,
