@@ -7,7 +7,6 @@
 mod command_line;
 mod conf;
 mod devices;
-mod example_programs;
 mod interruptions;
 mod net;
 mod objects;
