@@ -151,7 +151,7 @@ fn told(error: StobError) -> Failure {
 
 impl Bench {
     fn start(plan: &Plan, scratch: &Scratch, device: PathBuf, size_bytes: u64) -> Result<Bench, Failure> {
-        let mut desk = Desk::new()?;
+        let mut desk = Desk::new(&device)?;
         let (handle, backend) = (desk.handle(), open(&device)?);
         let params = FormatParams { device: Fid::new(FidType::Device, 0, 1), cluster: 1 };
         let domain = desk.run(Domain::format(&handle, backend, params))?.map_err(told)?;

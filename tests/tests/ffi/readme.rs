@@ -9,7 +9,7 @@ use crate::tools::compile;
 
 /// The first block of README.md in a language that holds `word`.
 fn block(language: &str, word: &str) -> String {
-    let text = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let text = std::fs::read_to_string(root().join("README.md")).expect("README.md is there");
     let fence = format!("```{language}\n");
     text.split(&fence)
         .skip(1)

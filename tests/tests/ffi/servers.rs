@@ -39,7 +39,7 @@ fn kill_under_a_program(test_name: &str, mode: &str, victims: impl Fn(&str) -> b
     for daemon in cluster.daemons().iter().filter(|name| victims(name)) {
         cluster.kill_hard(daemon);
     }
-    std::fs::write(folder.join("gone"), "").unwrap();
+    std::fs::write(folder.join("gone"), "").expect("the folder can be written");
     let status = process.wait(PROGRAM_LIMIT).unwrap_or_else(|error| panic!("{error}\n{}", process.said()));
     assert!(status.success(), "{status}: {}", process.said());
 }
