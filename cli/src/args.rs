@@ -55,12 +55,6 @@ pub enum Command {
     },
     /// Measure this machine against peers and limits, as ratios
     Bench(crate::bench::BenchArgs),
-    /// Copy a file into an object, with the flags of the Clovis example programs
-    #[command(name = "c0cp")]
-    C0cp(C0cpArgs),
-    /// Copy an object to a file or to standard output, with the flags of the Clovis example programs
-    #[command(name = "c0cat")]
-    C0cat(C0catArgs),
 }
 
 /// `clovis quickstart`
@@ -281,70 +275,6 @@ pub struct DeviceArgs {
     pub connect: ConnectArgs,
 }
 
-/// The flags that all Clovis example programs share.
-#[derive(Clone, Debug, Args)]
-pub struct C0Args {
-    /// Endpoint of this client, as in 127.0.0.1@tcp:12345:44:301
-    #[arg(short = 'l', long = "local", value_name = "ENDPOINT")]
-    pub local: Endpoint,
-    /// Endpoint of the cluster's control daemon (HA)
-    #[arg(short = 'H', long = "ha", value_name = "ENDPOINT")]
-    pub ha: Endpoint,
-    /// Profile
-    #[arg(short = 'p', long = "profile", value_name = "FID")]
-    pub profile: Fid,
-    /// Process fid of this client
-    #[arg(short = 'P', long = "process", value_name = "FID")]
-    pub process: Fid,
-    /// Object id, HI:LO
-    #[arg(short = 'o', long = "object", value_name = "HI:LO")]
-    pub object: ObjectId,
-    /// Block size in bytes
-    #[arg(short = 's', long = "block-size", value_name = "BYTES", value_parser = parse_size)]
-    pub block_size: u64,
-    /// Number of blocks
-    #[arg(short = 'c', long = "block-count", value_name = "COUNT")]
-    pub block_count: u64,
-    /// Layout id: 1 to 9 for units of 4 KiB to 1 MiB, 0 for the pool's
-    #[arg(short = 'L', long = "layout-id", value_name = "ID", default_value_t = 0)]
-    pub layout_id: u64,
-    /// Read the parity units too and compare
-    #[arg(short = 'r', long = "read-verify")]
-    pub read_verify: bool,
-}
-
-/// `c0cp`
-#[derive(Debug, Args)]
-pub struct C0cpArgs {
-    /// Shared flags.
-    #[command(flatten)]
-    pub common: C0Args,
-    /// Write into an object that exists
-    #[arg(short = 'u', long = "update-mode")]
-    pub update: bool,
-    /// File to copy
-    pub source: PathBuf,
-}
-
-/// `c0cat`
-#[derive(Debug, Args)]
-pub struct C0catArgs {
-    /// Shared flags.
-    #[command(flatten)]
-    pub common: C0Args,
-    /// File to write; standard output without it
-    pub output: Option<PathBuf>,
-}
-
-/// `c0cp` or `c0cat` called by that name.
-#[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
-pub struct Standalone<T: Args> {
-    /// The flags.
-    #[command(flatten)]
-    pub args: T,
-}
-
 /// Parses `64M`, `4096`, `1G`, `64KiB`: bytes with an optional binary suffix.
 ///
 /// Errors: no number, an unknown suffix, or more than 2^64-1 bytes.
@@ -437,8 +367,6 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-        Standalone::<C0cpArgs>::command().debug_assert();
-        Standalone::<C0catArgs>::command().debug_assert();
     }
 
     #[test]
@@ -451,17 +379,5 @@ mod tests {
         assert!(parse_size("M").is_err());
         assert!(parse_size("-1").is_err());
         assert!(parse_size("99999999999T").is_err());
-    }
-
-    #[test]
-    fn the_well_known_example_parses() {
-        let line = "c0cp -l 127.0.0.1@tcp:12345:44:301 -H 127.0.0.1@tcp:12345:45:1 -p 0x7000000000000001:0 \
-                    -P 0x7200000000000000:0 -o 12:34 abcd-512K -s 4096 -c 128 -L 1";
-        let parsed = Standalone::<C0cpArgs>::try_parse_from(line.split_whitespace()).unwrap().args;
-        assert_eq!(
-            (parsed.common.block_size, parsed.common.block_count, parsed.common.layout_id),
-            (4096, 128, 1)
-        );
-        assert_eq!(parsed.common.object, ObjectId::new(12, 34).unwrap());
     }
 }

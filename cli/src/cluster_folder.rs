@@ -6,7 +6,7 @@
 //! D/devices/NAME.dev   one file per device, preallocated
 //! D/log/NAME.log       what a daemon prints
 //! D/run/NAME.pid       process id and start time of a running daemon
-//! D/bin/               links to the one binary under the names clovis, c0cp and c0cat
+//! D/bin/               a link to the one binary
 //! ```
 //! A pid file counts only while a process with that id and that start time exists, so that a reused id is never signalled.
 
@@ -137,11 +137,9 @@ impl ClusterFolder {
         }
         let binary =
             std::env::current_exe().map_err(Failure::while_doing("finding this program's own file"))?;
-        for name in ["clovis", "c0cp", "c0cat"] {
-            let link = self.root.join("bin").join(name);
-            symlink(&binary, &link)
-                .map_err(Failure::while_doing(format!("making the link {}", link.display())))?;
-        }
+        let link = self.root.join("bin/clovis");
+        symlink(&binary, &link)
+            .map_err(Failure::while_doing(format!("making the link {}", link.display())))?;
         Ok(())
     }
 

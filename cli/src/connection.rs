@@ -179,7 +179,7 @@ pub fn load_cluster_file(path: &Path) -> Result<ClusterFile, Failure> {
 }
 
 /// The cluster file that a command uses: named by a flag or by CLOVIS_CONFIG, else the one in the current folder, else
-/// the one of the cluster folder that this program's link is in (`D/bin/c0cp`).
+/// the one of the cluster folder that this program's link is in (`D/bin/clovis`).
 pub fn find_cluster_file(named: Option<&Path>) -> Result<PathBuf, Failure> {
     if let Some(path) = named {
         return Ok(path.to_owned());

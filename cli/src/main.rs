@@ -1,4 +1,4 @@
-//! The one binary `clovis`: daemons, tools of users and operators, benchmarks. Called `c0cp` or `c0cat` it is that program.
+//! The one binary `clovis`: daemons, tools of users and operators, benchmarks.
 //!
 //! Must not know: how anything below works. Each command is a module; [`args`] holds every flag; a command that cannot do
 //! what was asked returns a [`failure::Failure`], printed as one line with exit status 1 (2 for a wrong command line).
@@ -8,7 +8,6 @@
 mod args;
 mod bench;
 mod blueprint;
-mod c0;
 mod cluster;
 mod cluster_folder;
 mod connection;
@@ -24,32 +23,19 @@ mod quickstart;
 mod stob;
 mod table;
 
-use std::ffi::OsString;
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
 
-use args::{C0catArgs, C0cpArgs, Cli, ClusterCommand, Command, Standalone};
+use args::{Cli, ClusterCommand, Command};
 use failure::Failure;
 
 fn main() -> ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().collect();
-    let name = arguments
-        .first()
-        .map(Path::new)
-        .and_then(Path::file_name)
-        .and_then(|name| name.to_str())
-        .unwrap_or("clovis");
-    let (program, outcome) = match name {
-        "c0cp" => ("c0cp", c0::copy_in(&parsed::<Standalone<C0cpArgs>>("c0cp").args)),
-        "c0cat" => ("c0cat", c0::copy_out(&parsed::<Standalone<C0catArgs>>("c0cat").args)),
-        _ => ("clovis", run(parsed::<Cli>("clovis").command)),
-    };
+    let outcome = run(parsed::<Cli>("clovis").command);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.report(program),
+        Err(failure) => failure.report("clovis"),
     }
 }
 
@@ -97,7 +83,5 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Device { action } => device::run(&action),
         Command::Stob { action } => stob::run(&action),
         Command::Bench(args) => bench::run(&args),
-        Command::C0cp(args) => c0::copy_in(&args),
-        Command::C0cat(args) => c0::copy_out(&args),
     }
 }

@@ -54,6 +54,12 @@ impl Fault {
         matches!(self.refusal(), Some(FopError::Device { .. }))
     }
 
+    /// True if the device has no room for the bytes.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        matches!(self.refusal(), Some(FopError::NoSpace { .. }))
+    }
+
     /// True if the server could not be reached or did not answer in time.
     #[must_use]
     pub fn is_silence(&self) -> bool {

@@ -6,7 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use base::units::{narrow, wide};
+use base::units::{BLOCK_BYTES, narrow, wide};
 use base::{ByteExtent, ObjectId};
 use fops::object::{ObjectRecord, OpenMode};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -148,6 +148,12 @@ impl Object {
         u64::from(record.unit_bytes) * u64::from(record.width.data())
     }
 
+    /// How many handles of this object there are, this one included: clones, and operations that run.
+    #[must_use]
+    pub fn handles(&self) -> usize {
+        Rc::strong_count(&self.0)
+    }
+
     /// Reads the record again. Errors: as `Client::open`.
     pub async fn reload(&self) -> Result<(), ClientError> {
         let found = self.0.store.open_record(self.0.object, OpenMode::Open, self.record()).await?;
@@ -164,7 +170,8 @@ impl Object {
 
     /// Reads `extent`, cut at the object's size: the parts' lengths add up to the bytes that are there, 0 past the end.
     ///
-    /// Any alignment; at most [`limits::OPERATION_BYTES_MAX`]. The parts are slices of the buffers in which the bytes arrived, unit by
+    /// The size is the one this handle knows: where another client may have moved it, [`Object::reload`] first. Any alignment; at
+    /// most [`limits::OPERATION_BYTES_MAX`]. The parts are slices of the buffers in which the bytes arrived, unit by
     /// unit in order: nothing is copied. Units that cannot be read are rebuilt. Errors: too long; [`ClientError::Read`] with
     /// each lost unit; the object was deleted meanwhile.
     pub async fn read(&self, extent: ByteExtent) -> Result<Vec<SharedBuffer>, ClientError> {
@@ -205,11 +212,11 @@ impl Object {
         }
     }
 
-    /// Writes `parts` in place at `extent` (start and count multiples of 4096). Acknowledged means durable on every device in
+    /// Writes `parts` in place at `extent`: any alignment, but blocks that it covers in part are read first. Acknowledged means durable on every device in
     /// service. Whole groups are encoded and sent; of the others the old bytes are read first. The object grows if `extent`
     /// ends behind its size.
     ///
-    /// Errors: not aligned, parts of another length, too long; [`ClientError::Write`] with each device that did not acknowledge:
+    /// Errors: parts of another length, too long; [`ClientError::Write`] with each device that did not acknowledge:
     /// then the extent holds old and new bytes in an unknown mixture, and writing it again is the way out.
     pub async fn write(&self, extent: ByteExtent, parts: Vec<SharedBuffer>) -> Result<(), ClientError> {
         self.write_with(extent, parts, None).await
@@ -242,9 +249,6 @@ impl Object {
         progress: Option<Progress>,
     ) -> Result<(), ClientError> {
         check_length(extent)?;
-        if !extent.is_block_aligned() {
-            return Err(ClientError::NotAligned { extent });
-        }
         let bytes: u64 = parts.iter().map(|part| wide(part.len())).sum();
         if bytes != extent.count {
             return Err(ClientError::PartsLength { extent, bytes });
@@ -252,26 +256,145 @@ impl Object {
         let store = &self.0.store;
         let _turn = self.0.writing.acquire(1).await;
         store.refresh().await;
+        self.look_beyond(extent).await?;
+        let end = extent.end();
+        let (extent, parts) = self.complete_blocks(extent, parts).await?;
         let parts = Parts::gather(parts, store.locality.arena(), store.locality.counters()).await;
         let view = self.view()?;
         let old = view.size_bytes;
-        let new = if extent.count == 0 { old } else { old.max(extent.end()) };
+        let new = if extent.count == 0 { old } else { old.max(end) };
         write_groups(&view, extent, &parts, Some((old, new)), true).await?;
         if let Some(progress) = progress {
             // The only refusal would be a body that marks twice.
             let _executed = progress.on(OperationEvent::Execute);
         }
-        if new > old {
-            let generation = view.name.generation;
-            self.change_record(|record| {
-                if record.generation != generation {
-                    return None;
-                }
-                Some(ObjectRecord { size_bytes: record.size_bytes.max(new), ..*record })
-            })
-            .await?;
+        self.grow(&view, new).await
+    }
+
+    /// Another client may have written behind the end that this handle knows. A write of part of a group there would take its bytes
+    /// for bytes that were never written, so the record is read again first.
+    async fn look_beyond(&self, extent: ByteExtent) -> Result<(), ClientError> {
+        let group = self.group_bytes();
+        let is_partial = !extent.start.is_multiple_of(group) || !extent.end().is_multiple_of(group);
+        if is_partial && extent.end().next_multiple_of(group) > self.size() {
+            self.reload().await?;
         }
         Ok(())
+    }
+
+    /// The write widened to whole blocks: what stands beside its ends in their blocks is read. The caller has the turn to write.
+    async fn complete_blocks(
+        &self,
+        extent: ByteExtent,
+        mut parts: Vec<SharedBuffer>,
+    ) -> Result<(ByteExtent, Vec<SharedBuffer>), ClientError> {
+        if extent.is_block_aligned() || extent.count == 0 {
+            return Ok((extent, parts));
+        }
+        let start = extent.start - extent.start % BLOCK_BYTES;
+        let end = extent.end().next_multiple_of(BLOCK_BYTES);
+        let before = self.read_padded(ByteExtent { start, count: extent.start - start }).await?;
+        parts.splice(0..0, before);
+        parts.extend(self.read_padded(ByteExtent { start: extent.end(), count: end - extent.end() }).await?);
+        Ok((ByteExtent { start, count: end - start }, parts))
+    }
+
+    /// Less than a block of the object, with zeros behind its end.
+    async fn read_padded(&self, extent: ByteExtent) -> Result<Vec<SharedBuffer>, ClientError> {
+        if extent.count == 0 {
+            return Ok(Vec::new());
+        }
+        let mut parts = self.read_unbounded(extent).await?;
+        let found: u64 = parts.iter().map(|part| wide(part.len())).sum();
+        if found < extent.count {
+            parts.push(self.0.store.zeros(narrow(extent.count - found)).await);
+        }
+        Ok(parts)
+    }
+
+    /// Moves the object's end to `new` in the record, if it is not there yet.
+    async fn grow(&self, view: &View, new: u64) -> Result<(), ClientError> {
+        if new <= view.size_bytes {
+            return Ok(());
+        }
+        let generation = view.name.generation;
+        self.change_record(|record| {
+            if record.generation != generation {
+                return None;
+            }
+            Some(ObjectRecord { size_bytes: record.size_bytes.max(new), ..*record })
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Gives the never written bytes of `extent` blocks with zeros in them, and moves the object's end behind `extent`; bytes that
+    /// were written stay. Start and count: multiples of 4096.
+    ///
+    /// Errors: as [`Object::write`]. A device writes new bytes beside old ones, so this does not keep a later write from [`NoSpace`](fops::FopError::NoSpace).
+    pub async fn allocate(&self, extent: ByteExtent) -> Result<(), ClientError> {
+        check_length(extent)?;
+        if !extent.is_block_aligned() {
+            return Err(ClientError::NotAligned { extent });
+        }
+        let store = &self.0.store;
+        let _turn = self.0.writing.acquire(1).await;
+        store.refresh().await;
+        self.reload().await?;
+        let view = self.view()?;
+        let below = ByteExtent {
+            start: extent.start.min(view.size_bytes),
+            count: extent.end().min(view.size_bytes).saturating_sub(extent.start),
+        };
+        let mut unwritten = holes(&view, below, store.deadline()).await?;
+        // Behind the end nothing is written: from its block on, for the block that it lies in is.
+        let tail = extent.start.max(view.size_bytes.next_multiple_of(BLOCK_BYTES));
+        if tail < extent.end() {
+            unwritten.push(ByteExtent { start: tail, count: extent.end() - tail });
+        }
+        for hole in unwritten {
+            self.write_zeros(hole).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes `extent` zeros; the object's size stays, and nothing is written behind it. Start and count: multiples of 4096.
+    ///
+    /// Zeros are written: the blocks stay allocated. Errors: as [`Object::write`].
+    pub async fn free(&self, extent: ByteExtent) -> Result<(), ClientError> {
+        check_length(extent)?;
+        if !extent.is_block_aligned() {
+            return Err(ClientError::NotAligned { extent });
+        }
+        let store = &self.0.store;
+        let _turn = self.0.writing.acquire(1).await;
+        store.refresh().await;
+        self.reload().await?;
+        let end = extent.end().min(self.size().next_multiple_of(BLOCK_BYTES));
+        if end <= extent.start {
+            return Ok(());
+        }
+        self.write_zeros(ByteExtent { start: extent.start, count: end - extent.start }).await
+    }
+
+    /// Writes zeros at whole blocks. The caller has the turn to write.
+    async fn write_zeros(&self, extent: ByteExtent) -> Result<(), ClientError> {
+        let store = &self.0.store;
+        let view = self.view()?;
+        let piece = store.zeros(narrow(view.geometry.unit_bytes())).await;
+        let mut parts = Vec::new();
+        let mut left = narrow(extent.count);
+        while left > 0 {
+            let count = left.min(piece.len());
+            parts.push(piece.slice(0..count));
+            left -= count;
+        }
+        let parts = Parts::gather(parts, store.locality.arena(), store.locality.counters()).await;
+        let old = view.size_bytes;
+        // The end lies inside the last block as before, or moves behind the extent.
+        let new = if extent.end() <= old.next_multiple_of(BLOCK_BYTES) { old } else { extent.end() };
+        write_groups(&view, extent, &parts, Some((old, new)), true).await?;
+        self.grow(&view, new).await
     }
 
     /// Starts a replacement: a new generation of the object's bytes beside the old one. See [`Replacement`].
@@ -309,6 +432,34 @@ fn check_length(extent: ByteExtent) -> Result<(), ClientError> {
     Ok(())
 }
 
+/// The parts of `extent` (inside the size, block-aligned start) that were never written, in whole blocks, in order.
+async fn holes(
+    view: &View,
+    extent: ByteExtent,
+    deadline: base::Instant,
+) -> Result<Vec<ByteExtent>, ClientError> {
+    let mut found: Vec<ByteExtent> = Vec::new();
+    for group in view.geometry.groups(extent) {
+        let pieces = view.geometry.group_pieces(group, view.geometry.positions(group, extent));
+        let wanted: Vec<_> =
+            pieces.map(|piece| (piece.unit, piece.first_row..piece.first_row + piece.row_count)).collect();
+        let units: Vec<u32> = wanted.iter().map(|(unit, _)| *unit).collect();
+        let groups = read_groups(view, vec![GroupRequest { group, wanted }], deadline).await?;
+        for (unit, rows) in units.into_iter().zip(groups.into_iter().flatten()) {
+            for piece in rows.iter().filter(|piece| piece.origin == Origin::Hole) {
+                let position = u64::from(unit) * view.geometry.unit_blocks() + piece.rows.start;
+                let start = view.geometry.byte_of(group, position);
+                let count = (piece.rows.end - piece.rows.start) * BLOCK_BYTES;
+                match found.last_mut() {
+                    Some(last) if last.end() == start => last.count += count,
+                    _ => found.push(ByteExtent { start, count }),
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Reads `extent` (inside the size). The flag: some of it is holes.
 async fn read_view(
     view: &View,
@@ -328,7 +479,7 @@ async fn read_view(
     let mut holes = false;
     let mut parts = Vec::new();
     // The first and the last block may be wanted in part.
-    let mut skip = narrow(extent.start % base::units::BLOCK_BYTES);
+    let mut skip = narrow(extent.start % BLOCK_BYTES);
     let mut left = narrow(extent.count);
     for rows in groups.into_iter().flatten().flatten() {
         holes |= rows.origin == Origin::Hole;

@@ -100,6 +100,22 @@ impl SlabSet {
         self.words[slab / 64] &= !(1 << (slab % 64));
     }
 
+    fn contains(&self, slab: usize) -> bool {
+        self.words.get(slab / 64).is_some_and(|word| word & (1 << (slab % 64)) != 0)
+    }
+
+    /// The lowest `count` members in a row, below `end`.
+    fn first_run(&self, count: usize, end: usize) -> Option<usize> {
+        let mut length = 0;
+        for slab in self.lowest_word * 64..end {
+            length = if self.contains(slab) { length + 1 } else { 0 };
+            if length == count {
+                return Some(slab + 1 - count);
+            }
+        }
+        None
+    }
+
     fn first(&mut self) -> Option<usize> {
         while let Some(word) = self.words.get(self.lowest_word) {
             if *word != 0 {
@@ -334,6 +350,23 @@ impl Arena {
         Some(self.buffer(piece, len))
     }
 
+    /// `bytes` in a row, in whole slabs: for memory that a user of the library keeps and lends ([`Buffer::lend`]). `None`: no such
+    /// run is free, or somebody waits for a slab. Zero or old bytes.
+    #[must_use]
+    pub fn try_alloc_run(&self, bytes: usize) -> Option<Run> {
+        let count = bytes.div_ceil(SLAB_BYTES).max(1);
+        let mut state = self.shared.state();
+        if state.waiting_count > 0 {
+            return None;
+        }
+        let end = state.slabs.len();
+        let first_slab = state.empty.first_run(count, end)?;
+        (first_slab..first_slab + count).for_each(|slab| state.empty.remove(slab));
+        drop(state);
+        self.shared.in_use_bytes.fetch_add(wide(count * SLAB_BYTES), Ordering::Relaxed);
+        Some(Run { shared: Arc::clone(&self.shared), first_slab, count })
+    }
+
     /// A buffer of `len` bytes, as soon as there is one. Dropping the future gives up the place in the queue.
     ///
     /// # Panics
@@ -392,6 +425,45 @@ impl Arena {
         // SAFETY: `piece` was just taken from its slab, so no other buffer has it; its bytes were zeroed by the mapping and
         // are inside it; len <= piece.bytes() by `class_of`.
         unsafe { Buffer::from_piece(self.shared.address(piece), len, piece, Arc::clone(&self.shared)) }
+    }
+}
+
+/// Slabs in a row, given back on drop. See [`Arena::try_alloc_run`].
+pub struct Run {
+    shared: Arc<ArenaShared>,
+    first_slab: usize,
+    count: usize,
+}
+
+impl Run {
+    /// First byte; whole slabs follow it. The memory is this run's alone.
+    #[must_use]
+    pub fn as_ptr(&self) -> NonNull<u8> {
+        self.shared.address(Piece { slab: self.first_slab, slot: 0, class: CLASS_COUNT - 1 })
+    }
+
+    /// Bytes of the run.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.count * SLAB_BYTES
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.shared.in_use_bytes.fetch_sub(wide(self.bytes()), Ordering::Relaxed);
+        let woken = {
+            let mut state = self.shared.state();
+            (self.first_slab..self.first_slab + self.count).for_each(|slab| state.empty.insert(slab));
+            state.grant()
+        };
+        woken.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl fmt::Debug for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Run({} bytes from slab {})", self.bytes(), self.first_slab)
     }
 }
 
@@ -486,6 +558,21 @@ mod tests {
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(Arc::clone(&woken));
         (Pin::new(future).poll(&mut Context::from_waker(&waker)), woken)
+    }
+
+    #[test]
+    fn runs_are_slabs_in_a_row_and_come_back() {
+        let arena = Arena::new(ArenaConfig { capacity_bytes: 4 << 20 }).unwrap();
+        let small = arena.try_alloc(1).unwrap();
+        let run = arena.try_alloc_run(2 * SLAB_BYTES + 1).unwrap();
+        assert_eq!((run.bytes(), arena.in_use_bytes()), (3 * SLAB_BYTES, wide(3 * SLAB_BYTES + 4096)));
+        assert_eq!(run.as_ptr().as_ptr(), arena.slab_ptr(1));
+        assert!(arena.try_alloc_run(1).is_none() && arena.try_alloc(SLAB_BYTES).is_none());
+        drop(run);
+        assert!(arena.try_alloc_run(4 * SLAB_BYTES).is_none(), "one slab has a small buffer");
+        drop(small);
+        assert_eq!(arena.try_alloc_run(4 * SLAB_BYTES).unwrap().as_ptr().as_ptr(), arena.slab_ptr(0));
+        assert!(arena.try_alloc(SLAB_BYTES).is_some());
     }
 
     #[test]

@@ -2,6 +2,9 @@
 //!
 //! Both give the memory back to the arena on drop, from any thread. The bytes never move, so a device may be
 //! given their address while the buffer is moved into whoever drives the device.
+//!
+//! A buffer may also stand on memory that somebody else lends ([`Buffer::lend`]): the C interface's callers own theirs. Such a buffer tells
+//! its [`Lender`] when it goes, and [`Buffer::is_lent`] tells drivers that know memory by its arena.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut, Range};
@@ -15,11 +18,35 @@ use crate::counters::{Counters, copy_counted};
 pub struct Buffer {
     data: NonNull<u8>,
     len: usize,
-    piece: Piece,
-    arena: Arc<ArenaShared>,
+    home: Home,
 }
 
-// SAFETY: a buffer is the only way to its bytes (arena.rs, invariant of pieces), like a Box<[u8]>; the arena is Sync.
+/// Whom the memory goes back to.
+enum Home {
+    Arena { piece: Piece, arena: Arc<ArenaShared> },
+    Lender { capacity: usize, lender: Lender },
+}
+
+/// Who lends memory to a [`Buffer`], as a pair like a `RawWaker`: no allocation for a loan.
+#[derive(Clone, Copy, Debug)]
+pub struct Lender {
+    data: *const (),
+    give_back: unsafe fn(*const ()),
+}
+
+impl Lender {
+    /// `give_back(data)` is called once for each loan, from any thread, when the last buffer or slice of it is gone.
+    ///
+    /// # Safety
+    /// `give_back` may be called with `data` on any thread, once for each [`Buffer::lend`] with this lender.
+    #[must_use]
+    pub const unsafe fn new(data: *const (), give_back: unsafe fn(*const ())) -> Lender {
+        Lender { data, give_back }
+    }
+}
+
+// SAFETY: a buffer is the only way to its bytes (arena.rs, invariant of pieces; the contract of `lend`), like a Box<[u8]>; the arena is Sync,
+// and a lender may be told on any thread (the contract of `Lender::new`).
 unsafe impl Send for Buffer {}
 // SAFETY: `&Buffer` gives `&[u8]` only, and writing needs `&mut Buffer`.
 unsafe impl Sync for Buffer {}
@@ -34,13 +61,32 @@ impl Buffer {
         piece: Piece,
         arena: Arc<ArenaShared>,
     ) -> Buffer {
-        Buffer { data, len, piece, arena }
+        Buffer { data, len, home: Home::Arena { piece, arena } }
     }
 
-    /// Bytes that the buffer can hold: its size class.
+    /// A buffer on memory of the lender's, which is told when the buffer (or the last slice of it) is gone.
+    ///
+    /// # Safety
+    /// `data` to `data + len` is initialised memory that nobody else writes, and for a buffer that will be written nobody else reads,
+    /// from now until the lender is told.
+    #[must_use]
+    pub unsafe fn lend(data: NonNull<u8>, len: usize, lender: Lender) -> Buffer {
+        Buffer { data, len, home: Home::Lender { capacity: len, lender } }
+    }
+
+    /// True if the memory is no arena's: a device that knows arenas has to be told of it, or given a copy.
+    #[must_use]
+    pub const fn is_lent(&self) -> bool {
+        matches!(self.home, Home::Lender { .. })
+    }
+
+    /// Bytes that the buffer can hold: its size class, or all that was lent.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.piece.bytes()
+        match &self.home {
+            Home::Arena { piece, .. } => piece.bytes(),
+            Home::Lender { capacity, .. } => *capacity,
+        }
     }
 
     /// Sets the length. Bytes gained are old bytes or zeros, not cleared.
@@ -58,12 +104,12 @@ impl Buffer {
         SharedBuffer { start: 0, len: self.len, whole: Arc::new(self) }
     }
 
-    pub(crate) fn slab(&self) -> usize {
-        self.piece.slab()
-    }
-
-    pub(crate) fn arena_shared(&self) -> &Arc<ArenaShared> {
-        &self.arena
+    /// The arena and the slab in it, for a ring that has registered them; `None` for lent memory.
+    pub(crate) fn slab(&self) -> Option<(&Arc<ArenaShared>, usize)> {
+        match &self.home {
+            Home::Arena { piece, arena } => Some((arena, piece.slab())),
+            Home::Lender { .. } => None,
+        }
     }
 
     /// The address for a device. Unlike `as_mut_ptr` of the slice it stays good when the buffer is moved.
@@ -75,7 +121,7 @@ impl Buffer {
 impl Deref for Buffer {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        // SAFETY: data..data+len is this buffer's own, initialised memory, mapped while `arena` lives.
+        // SAFETY: data..data+len is this buffer's own, initialised memory, mapped while `home` lives.
         unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len) }
     }
 }
@@ -89,7 +135,11 @@ impl DerefMut for Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.arena.give_back(self.piece);
+        match &self.home {
+            Home::Arena { piece, arena } => arena.give_back(*piece),
+            // SAFETY: once for this loan, as `Lender::new` demands: a buffer is dropped once.
+            Home::Lender { lender, .. } => unsafe { (lender.give_back)(lender.data) },
+        }
     }
 }
 
@@ -140,6 +190,12 @@ impl SharedBuffer {
         }
         let len = self.len;
         Arc::try_unwrap(self.whole).map_err(|whole| SharedBuffer { whole, start: 0, len })
+    }
+
+    /// As [`Buffer::is_lent`].
+    #[must_use]
+    pub fn is_lent(&self) -> bool {
+        self.whole.is_lent()
     }
 
     /// True if both show bytes of the same buffer of the arena: nothing was copied between them.
@@ -225,6 +281,29 @@ mod tests {
         buffer.resize(200);
         buffer[199] = 1;
         assert_eq!(buffer.len(), 200);
+    }
+
+    #[test]
+    fn a_lender_is_told_once_when_the_last_slice_is_gone() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        unsafe fn count(data: *const ()) {
+            // SAFETY: the lender below was made with this counter, which outlives the loans.
+            unsafe { &*data.cast::<AtomicUsize>() }.fetch_add(1, Ordering::SeqCst);
+        }
+        let told = AtomicUsize::new(0);
+        let mut memory = *b"0123456789";
+        // SAFETY: `count` may run anywhere with the counter.
+        let lender = unsafe { Lender::new((&raw const told).cast(), count) };
+        // SAFETY: `memory` is not touched before the lender is told.
+        let mut buffer = unsafe { Buffer::lend(NonNull::from(&mut memory).cast(), 10, lender) };
+        assert!(buffer.is_lent() && buffer.capacity() == 10);
+        buffer[0] = b'x';
+        let whole = buffer.freeze();
+        let part = whole.slice(0..2);
+        drop(whole);
+        assert_eq!((&part[..], told.load(Ordering::SeqCst)), (&b"x1"[..], 0));
+        drop(part);
+        assert_eq!((told.load(Ordering::SeqCst), memory[0]), (1, b'x'));
     }
 
     #[test]

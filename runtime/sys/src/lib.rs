@@ -19,6 +19,6 @@ pub mod poller;
 pub mod process;
 pub mod ring;
 
-pub use arena::{Alloc, Arena, ArenaConfig};
-pub use buffer::{Buffer, SharedBuffer};
+pub use arena::{Alloc, Arena, ArenaConfig, Run};
+pub use buffer::{Buffer, Lender, SharedBuffer};
 pub use counters::{Counter, Counters, copy_counted};

@@ -184,8 +184,8 @@ impl Ring {
     /// Index of the registered slab that `buffer` lies in; registers it if it can be.
     fn fixed_index(&mut self, buffer: &Buffer) -> Option<u16> {
         let fixed = self.fixed.as_mut()?;
-        let slab = buffer.slab();
-        if !fixed.arena.is_of(buffer.arena_shared()) || slab >= fixed.is_registered.len() {
+        let (arena, slab) = buffer.slab()?;
+        if !fixed.arena.is_of(arena) || slab >= fixed.is_registered.len() {
             return None;
         }
         if !fixed.is_registered[slab] {

@@ -6,7 +6,6 @@
 
 mod command_line;
 mod devices;
-mod example_programs;
 mod interruptions;
 mod objects;
 mod peers;

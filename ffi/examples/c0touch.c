@@ -1,0 +1,21 @@
+/* c0touch: makes empty objects. */
+#include "c0.h"
+#include <stdlib.h>
+
+int main(int argc, char **argv)
+{
+	struct c0 c0;
+	struct m0_clovis_obj obj;
+	uint64_t index;
+	int rc, status = EXIT_SUCCESS;
+
+	c0_begin(&c0, argc, argv, 0, "c0touch [OPTIONS]");
+	for (index = 0; index < c0.args.objects && status == EXIT_SUCCESS; ++index) {
+		rc = c0_create(&c0, &obj, index);
+		if (rc != 0)
+			status = c0_failed(&c0, rc, "cannot be made");
+		m0_clovis_obj_fini(&obj);
+	}
+	c0_end(&c0);
+	return status;
+}
