@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use base::{Endpoint, Fid, LayoutWidth, ObjectId};
+use base::{Fid, LayoutWidth, ObjectId};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Object store for HPC: servers, a control daemon, and the tools of users and operators, in one binary.
