@@ -74,7 +74,8 @@ impl Fault {
     #[must_use]
     pub fn may_retry(&self) -> bool {
         match self {
-            // Every fop that the client sends may run twice: component fops are idempotent, record updates are conditional.
+            // A new request for the same purpose is harmless even if the last one ran: components are written with the same bytes,
+            // record updates are conditional.
             Fault::Call(error) => match &**error {
                 CallError::Fop(refusal) => refusal.may_retry(),
                 CallError::TimedOut { .. } | CallError::PeerLost { .. } => true,

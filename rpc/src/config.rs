@@ -52,8 +52,13 @@ pub struct RpcConfig {
     pub trace_records: usize,
     /// Who may do what. `None`: every peer that the transfer machine let in may do everything.
     pub authorise: Option<Authorise>,
+    /// The service's handlers record slots in their transactions ([`crate::Fom::record_in`]), and it hands the records of
+    /// before a restart to [`crate::RpcMachine::resume_sessions`].
+    pub durable_slots: bool,
     /// For tests that show that tests can fail: the reply cache forgets everything.
     pub broken_reply_cache: bool,
+    /// For tests that show that tests can fail: the records of slots are not looked at after a restart.
+    pub broken_slot_records: bool,
 }
 
 impl Default for RpcConfig {
@@ -78,7 +83,9 @@ impl Default for RpcConfig {
             pending_messages_max: limits::PENDING_MESSAGES_MAX,
             trace_records: limits::TRACE_RECORDS,
             authorise: None,
+            durable_slots: false,
             broken_reply_cache: false,
+            broken_slot_records: false,
         }
     }
 }
@@ -100,6 +107,7 @@ impl RpcConfig {
             sessions_max: self.sessions_max,
             session_lifetime: self.session_lifetime,
             replies: self.replies,
+            durable_slots: self.durable_slots,
         }
     }
 }

@@ -9,12 +9,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use base::Instant;
-use fops::FopError;
+use fops::{FopError, codec};
 use runtime::SharedBuffer;
 use verbs_net::{BulkDescriptor, LocalError, NetError, PeerId};
 
 use crate::limits;
 use crate::machine::RpcMachine;
+use crate::responder::Ticket;
+use crate::slot_record::Transaction;
 use crate::trace::PhaseRecord;
 
 /// One request that runs. Clones are the same fom.
@@ -30,6 +32,8 @@ pub(crate) struct FomInner {
     pub(crate) opcode: u16,
     pub(crate) source: Option<BulkDescriptor>,
     pub(crate) sink: Option<BulkDescriptor>,
+    /// `None`: one-way.
+    pub(crate) ticket: Option<Ticket>,
 }
 
 impl Fom {
@@ -68,6 +72,23 @@ impl Fom {
         let at = self.0.machine.locality().now();
         let record = PhaseRecord { request_id: self.0.request_id, opcode: self.0.opcode, phase, at };
         self.0.machine.record_phase(record);
+    }
+
+    /// Binds the request to the transaction of its effect: the number and `reply`, which has to be what the handler answers once the
+    /// transaction is durable, go into it. After a restart of the server a resend finds them and is answered, and does
+    /// not run. Nothing where slots are not durable (`RpcConfig::durable_slots`).
+    ///
+    /// Errors: `Internal`, if the reply does not encode.
+    pub fn record_in<R: codec::Encode>(
+        &self,
+        transaction: &mut dyn Transaction,
+        reply: &R,
+    ) -> Result<(), FopError> {
+        let Some(ticket) = self.0.ticket else { return Ok(()) };
+        let result = codec::encode(reply)
+            .map_err(|error| FopError::Internal { reason: format!("a reply does not encode: {error}") })?;
+        self.0.machine.record_slot(ticket, &result, transaction);
+        Ok(())
     }
 
     /// Bytes that [`Fom::pull`] will bring: 0 if the request has no source.

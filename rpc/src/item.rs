@@ -109,8 +109,17 @@ pub enum Kind {
         /// It ends after this long without a word from the client.
         lifetime_ms: u32,
     },
-    /// Server: every session is busy; ask again later.
+    /// Server: every session is busy, or those of before a restart are not read yet; ask again later.
     Refused,
+    /// Client: as `Establish`, and requests that may run at most once were sent in the session of this nonce: give it back.
+    Resume,
+    /// Server: the session for that nonce, with the slots' numbers and results of every request that changed something.
+    Resumed {
+        /// Slots it has.
+        slots: u16,
+        /// It ends after this long without a word from the client.
+        lifetime_ms: u32,
+    },
     /// Server: the session named in your item does not exist (any more). Slot and xid are those of the item.
     Ended,
     /// Client: the request of this slot and xid is no longer wanted. If it has not started, it must not start.
@@ -126,6 +135,8 @@ const SESSION_ESTABLISHED: u16 = 2;
 const SESSION_REFUSED: u16 = 3;
 const SESSION_ENDED: u16 = 4;
 const SESSION_CANCEL: u16 = 5;
+const SESSION_RESUME: u16 = 6;
+const SESSION_RESUMED: u16 = 7;
 
 /// A header whose every field was checked. The only roads to one from bytes are [`Header::parse`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,6 +222,8 @@ impl Header {
                 (KIND_SESSION, SESSION_ESTABLISHED, slots, lifetime_ms, 0)
             }
             Kind::Refused => (KIND_SESSION, SESSION_REFUSED, 0, 0, 0),
+            Kind::Resume => (KIND_SESSION, SESSION_RESUME, 0, 0, 0),
+            Kind::Resumed { slots, lifetime_ms } => (KIND_SESSION, SESSION_RESUMED, slots, lifetime_ms, 0),
             Kind::Ended => (KIND_SESSION, SESSION_ENDED, self.slot, 0, 0),
             Kind::Cancel => (KIND_SESSION, SESSION_CANCEL, self.slot, 0, 0),
         };
@@ -271,16 +284,21 @@ impl Header {
                 SESSION_REFUSED => Kind::Refused,
                 SESSION_ENDED => Kind::Ended,
                 SESSION_CANCEL => Kind::Cancel,
+                SESSION_RESUME => Kind::Resume,
+                SESSION_RESUMED => {
+                    Kind::Resumed { slots: raw.slot.get(), lifetime_ms: raw.time_left_ms.get() }
+                }
                 other => return Err(field("session control", other.into())),
             },
             other => return Err(field("kind", other.into())),
         };
+        let has_slots = matches!(kind, Kind::Established { .. } | Kind::Resumed { .. });
         let header = Header {
             kind,
             session: SessionId(raw.session.get()),
-            slot: if matches!(kind, Kind::Established { .. }) { 0 } else { raw.slot.get() },
+            slot: if has_slots { 0 } else { raw.slot.get() },
             xid: Xid(raw.xid.get()),
-            time_left_ms: if matches!(kind, Kind::Established { .. }) { 0 } else { raw.time_left_ms.get() },
+            time_left_ms: if has_slots { 0 } else { raw.time_left_ms.get() },
             config_version: raw.config_version.get(),
             request_id: raw.request_id.get(),
             source_bytes: raw.source_bytes.get(),
@@ -303,7 +321,8 @@ impl Header {
         if self.xid.0 == 0 && !is_one_way {
             return field("xid", 0);
         }
-        let has_session = !matches!(self.kind, Kind::OneWay { .. } | Kind::Establish | Kind::Refused);
+        let has_session =
+            !matches!(self.kind, Kind::OneWay { .. } | Kind::Establish | Kind::Resume | Kind::Refused);
         if has_session != (self.session != SessionId::default()) {
             return field("session", self.session.0);
         }
@@ -320,8 +339,10 @@ impl Header {
             return field("status", status.into());
         }
         match self.kind {
-            Kind::Established { slots: 0, .. } => field("slots", 0),
-            Kind::Established { lifetime_ms: 0, .. } => field("lifetime", 0),
+            Kind::Established { slots: 0, .. } | Kind::Resumed { slots: 0, .. } => field("slots", 0),
+            Kind::Established { lifetime_ms: 0, .. } | Kind::Resumed { lifetime_ms: 0, .. } => {
+                field("lifetime", 0)
+            }
             _ => Ok(()),
         }
     }
@@ -424,9 +445,12 @@ mod tests {
             Kind::Refused,
             Kind::Ended,
             Kind::Cancel,
+            Kind::Resume,
+            Kind::Resumed { slots: 8, lifetime_ms: 9 },
         ];
         for kind in kinds {
-            let without = matches!(kind, Kind::OneWay { .. } | Kind::Establish | Kind::Refused);
+            let without =
+                matches!(kind, Kind::OneWay { .. } | Kind::Establish | Kind::Resume | Kind::Refused);
             let session = if without { SessionId(0) } else { session };
             let header = Header::control(kind, session, 0, Xid(4));
             assert_eq!(Header::parse(&sealed(&header)).unwrap(), header, "{kind:?}");

@@ -1,6 +1,7 @@
 //! rpc: items, sessions, resend and reply cache, request handler.
 //!
-//! What it does: a request is sent until it is answered or its deadline passes, and runs at most once while its server lives;
+//! What it does: a request is sent until it is answered or its deadline passes, and runs at most once while its session lives, over
+//! restarts of the server too where it changes state ([`slot_record`]);
 //! one machine per locality is client and server at once. What it must not know: storage, layouts, what any fop means.
 //!
 //! - [`item`]: the header of every message, and the one place where a peer's bytes become trusted values.
@@ -27,6 +28,7 @@ mod pair;
 pub mod reply_cache;
 pub mod requester;
 pub mod responder;
+pub mod slot_record;
 pub mod trace;
 
 pub use config::{Answer, Authorise, Bulk, CallOptions, RpcConfig};
@@ -34,5 +36,6 @@ pub use error::{CallError, Cause};
 pub use fom::Fom;
 pub use machine::{RpcMachine, RpcStats};
 pub use misbehaviour::PeerMisbehaved;
+pub use slot_record::{SessionName, SlotRecord};
 pub use trace::PhaseRecord;
 pub use verbs_net::PeerId;

@@ -8,7 +8,8 @@ use base::limits::MESSAGE_BYTES_MAX;
 pub const SLOTS: u16 = 64;
 
 /// Sessions that a locality keeps. Each costs about 64 slots x 64 bytes = 4 KiB. When full, the one idle the longest gives
-/// way (peers without a connection first): its client is told and opens another, nothing runs twice.
+/// way (peers without a connection first): its client is told and opens another, nothing runs twice. A session with durable slot
+/// records (at most 64 of 560 bytes on each device) is never evicted; it ends after its lifetime.
 pub const SESSIONS_MAX: usize = 4096;
 
 /// Replies kept for resends: the smallest arena buffer has 4 KiB, so 4096 small replies hold 16 MiB.

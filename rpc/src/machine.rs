@@ -26,6 +26,7 @@ use base::{Endpoint, Instant};
 use fops::codec::{self, CodecError};
 use fops::{Fop, FopError, Repeat};
 use futures_util::future::LocalBoxFuture;
+use runtime::sync::Notify;
 use runtime::{Buffer, Driver, LocalityHandle, SharedBuffer, copy_counted};
 use smallvec::SmallVec;
 use verbs_net::{
@@ -43,6 +44,7 @@ use crate::requester::{
     CallId, CallSpec, Failure, FailureKind, ReplyFor, Requester, RequesterStats, Transmit, WaitedFor,
 };
 use crate::responder::{Decision, EstablishDecision, Responder, ResponderStats, Ticket};
+use crate::slot_record::{SessionName, SlotRecord, Transaction, encode_value};
 use crate::trace::{PhaseRecord, PhaseRing};
 
 /// Most bodies fit the smallest buffer of an arena.
@@ -67,6 +69,8 @@ pub struct RpcStats {
     pub reply_cache: ReplyCacheStats,
     /// Sessions that peers have here now.
     pub sessions: usize,
+    /// Sessions of before a restart whose clients have not come back yet.
+    pub sessions_parked: usize,
     /// Replies kept now.
     pub replies_kept: usize,
     /// Calls without an answer now, orphans included.
@@ -114,6 +118,8 @@ struct Inner {
     drain: Cell<Drain>,
     drained: RefCell<Vec<Waker>>,
     newest_config_version: Cell<u64>,
+    /// Rings when there are sessions whose records may go.
+    forgotten_rung: Notify,
     trace: RefCell<PhaseRing>,
     figures: RefCell<Figures>,
 }
@@ -233,6 +239,7 @@ impl RpcMachine {
             drain: Cell::new(Drain::Open),
             drained: RefCell::default(),
             newest_config_version: Cell::new(config.config_version.get()),
+            forgotten_rung: Notify::new(),
             trace: RefCell::new(PhaseRing::new(config.trace_records)),
             figures: RefCell::default(),
             config,
@@ -279,6 +286,7 @@ impl RpcMachine {
             responder: of_sessions,
             reply_cache,
             sessions: responder.sessions_count(),
+            sessions_parked: responder.parked_count(),
             replies_kept: responder.replies_kept(),
             calls: requester.calls_count(),
             foms_running: inner.running.get(),
@@ -504,8 +512,9 @@ impl RpcMachine {
             let next = self.0.requester.borrow_mut().poll_transmit();
             let Some(transmit) = next else { break };
             match transmit {
-                Transmit::Establish { to, nonce } => {
-                    let header = Header::control(Kind::Establish, SessionId(0), 0, nonce);
+                Transmit::Establish { to, nonce, resume } => {
+                    let kind = if resume { Kind::Resume } else { Kind::Establish };
+                    let header = Header::control(kind, SessionId(0), 0, nonce);
                     self.send_control(now, PeerId::any(to), header);
                 }
                 Transmit::Cancel { to, session, slot, xid } => {
@@ -630,7 +639,7 @@ impl RpcMachine {
             return;
         };
         Header { config_version: self.config_version().get(), ..header }.seal(&mut item);
-        let is_reply = !matches!(header.kind, Kind::Establish | Kind::Cancel);
+        let is_reply = !matches!(header.kind, Kind::Establish | Kind::Resume | Kind::Cancel);
         let _ = self.send(now, to, is_reply, item.freeze()); // lost: resends make up for it
     }
 
@@ -789,7 +798,7 @@ impl RpcMachine {
         figures.misbehaved += 1;
         figures.last_misbehaviour = Some((from, error));
         drop(figures);
-        self.0.responder.borrow_mut().on_misbehaviour(from);
+        self.0.responder.borrow_mut().on_misbehaviour(now, from);
         self.forget_pending(from.endpoint);
         self.0.tm.borrow_mut().drop_peer(from);
         self.0.requester.borrow_mut().on_peer_lost(now, from.endpoint);
@@ -827,29 +836,14 @@ impl RpcMachine {
                     ReplyFor::Nobody => {}
                 }
             }
-            Kind::Establish => {
-                let mut responder = self.0.responder.borrow_mut();
-                let decision = responder.handle_establish(now, from, header.xid);
-                let lifetime = u32::try_from(responder.session_lifetime().as_millis()).unwrap_or(u32::MAX);
-                let established = Kind::Established { slots: responder.slots(), lifetime_ms: lifetime };
-                drop(responder);
-                match decision {
-                    EstablishDecision::Established(id) => {
-                        self.send_control(now, from, Header::control(established, id, 0, header.xid));
-                    }
-                    EstablishDecision::Refused => {
-                        self.send_control(
-                            now,
-                            from,
-                            Header::control(Kind::Refused, SessionId(0), 0, header.xid),
-                        );
-                    }
-                    EstablishDecision::Ignore => {}
-                }
-            }
+            Kind::Establish | Kind::Resume => self.on_wish(now, from, &header),
             Kind::Established { slots, lifetime_ms } => {
                 let lifetime = Duration::from_millis(lifetime_ms.into());
-                self.0.requester.borrow_mut().handle_established(now, from, &header, slots, lifetime);
+                self.0.requester.borrow_mut().handle_established(now, from, &header, slots, lifetime, false);
+            }
+            Kind::Resumed { slots, lifetime_ms } => {
+                let lifetime = Duration::from_millis(lifetime_ms.into());
+                self.0.requester.borrow_mut().handle_established(now, from, &header, slots, lifetime, true);
             }
             Kind::Refused => self.0.requester.borrow_mut().handle_refused(from, &header),
             Kind::Ended => self.0.requester.borrow_mut().handle_ended(now, from, &header),
@@ -858,6 +852,65 @@ impl RpcMachine {
     }
 
     // ---- the answering side
+
+    /// A peer wants a session, or the one back that it had.
+    fn on_wish(&self, now: Instant, from: PeerId, header: &Header) {
+        let mut responder = self.0.responder.borrow_mut();
+        let nonce = header.xid;
+        let decision = match header.kind {
+            Kind::Resume => responder.handle_resume(now, from, nonce),
+            _ => responder.handle_establish(now, from, nonce),
+        };
+        let slots = responder.slots();
+        let lifetime_ms = u32::try_from(responder.session_lifetime().as_millis()).unwrap_or(u32::MAX);
+        drop(responder);
+        let answer = match decision {
+            EstablishDecision::Established(id) => {
+                Header::control(Kind::Established { slots, lifetime_ms }, id, 0, nonce)
+            }
+            EstablishDecision::Resumed(id) => {
+                Header::control(Kind::Resumed { slots, lifetime_ms }, id, 0, nonce)
+            }
+            EstablishDecision::Refused => Header::control(Kind::Refused, SessionId(0), 0, nonce),
+            EstablishDecision::Ignore => return,
+        };
+        self.send_control(now, from, answer);
+        self.tell_forgotten();
+    }
+
+    /// Hands over the records of slots that were read after a restart, all at once: until then no session is resumed. For services
+    /// whose handlers use [`Fom::record_in`] (`RpcConfig::durable_slots`).
+    pub fn resume_sessions(&self, records: impl IntoIterator<Item = SlotRecord>) {
+        let is_broken = self.0.config.broken_slot_records;
+        let records = records.into_iter().filter(|_| !is_broken);
+        self.0.responder.borrow_mut().adopt(self.0.locality.now(), records);
+    }
+
+    /// Waits until there are sessions whose records are of no use any more, and takes at most `count_max` of them.
+    pub async fn forgotten_sessions(&self, count_max: usize) -> Vec<SessionName> {
+        loop {
+            let next = || self.0.responder.borrow_mut().poll_forgotten();
+            let names: Vec<SessionName> = std::iter::from_fn(next).take(count_max).collect();
+            if !names.is_empty() {
+                return names;
+            }
+            self.0.forgotten_rung.notified().await;
+        }
+    }
+
+    fn tell_forgotten(&self) {
+        if self.0.responder.borrow().has_forgotten() {
+            self.0.forgotten_rung.notify_one();
+        }
+    }
+
+    /// Puts the record of a request's slot into the transaction of its effect.
+    pub(crate) fn record_slot(&self, ticket: Ticket, result: &[u8], transaction: &mut dyn Transaction) {
+        if self.0.config.durable_slots {
+            self.0.responder.borrow_mut().on_record(self.0.locality.now(), ticket);
+            transaction.put_slot(&ticket.name().key(ticket.slot), &encode_value(ticket.xid, result));
+        }
+    }
 
     fn has_room(&self) -> bool {
         self.0.running.get() < self.0.config.foms_max
@@ -919,6 +972,24 @@ impl RpcMachine {
         let (session, slot, xid) = (header.session, header.slot, header.xid);
         match decision {
             Decision::Resend(reply) => drop(self.send(now, from, true, reply)),
+            Decision::Replay(body) => {
+                let kind = Kind::Reply { status: Status::Done };
+                let reply = Header {
+                    request_id: header.request_id,
+                    config_version: self.config_version().get(),
+                    body_bytes: length(body.len()),
+                    ..Header::control(kind, session, slot, xid)
+                };
+                // Without a buffer the next resend tries again.
+                match self.0.locality.arena().try_alloc(reply.item_bytes()) {
+                    Some(mut item) => {
+                        copy_counted(self.0.locality.counters(), &mut item[HEADER_BYTES..], &body);
+                        reply.seal(&mut item);
+                        let _ = self.send(now, from, true, item.freeze());
+                    }
+                    None => self.0.figures.borrow_mut().messages_dropped += 1,
+                }
+            }
             Decision::Ended => {
                 self.send_control(now, from, Header::control(Kind::Ended, session, slot, xid));
             }
@@ -997,6 +1068,7 @@ impl RpcMachine {
             opcode,
             source,
             sink,
+            ticket,
         }));
         fom.phase("authenticate");
         let machine = self.clone();
@@ -1374,6 +1446,7 @@ impl Driver for MachineDriver {
         }
         inner.requester.borrow_mut().handle_timeouts(now);
         inner.responder.borrow_mut().handle_timeouts(now);
+        self.machine.tell_forgotten();
         self.machine.pump(now);
         handled
     }

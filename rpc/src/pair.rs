@@ -16,6 +16,7 @@ use crate::requester::{
     CallId, CallSpec, Failure, FailureKind, ReplyFor, Requester, RequesterLimits, Transmit, WaitedFor,
 };
 use crate::responder::{Decision, EstablishDecision, Responder, ResponderLimits, Ticket};
+use crate::slot_record::{KEY_BYTES, SlotRecord, encode_value};
 
 const LATENCY: Duration = Duration::from_millis(1);
 
@@ -53,9 +54,15 @@ struct Pair {
     has_room: bool,
     tags: BTreeMap<CallId, u64>,
     runs: BTreeMap<u64, u32>,
+    /// Times each request's effect became durable.
+    effects: BTreeMap<u64, u32>,
     results: BTreeMap<u64, Result<u64, Failure>>,
     misbehaved: Vec<PeerMisbehaved>,
     broken_cache: bool,
+    /// The slots' records, if the server keeps any: they survive it.
+    disk: Option<BTreeMap<[u8; KEY_BYTES], Vec<u8>>>,
+    /// A restarted server does not look at them: for the test of the test.
+    forgets_records: bool,
 }
 
 fn endpoint(tmid: u16) -> Endpoint {
@@ -74,7 +81,13 @@ fn limits_of_client() -> RequesterLimits {
 
 fn limits_of_server(slots: u16) -> ResponderLimits {
     let replies = ReplyBounds { count_max: 1000, bytes_max: 1 << 20, lifetime: Duration::from_secs(90) };
-    ResponderLimits { slots, sessions_max: 8, session_lifetime: Duration::from_secs(120), replies }
+    ResponderLimits {
+        slots,
+        sessions_max: 8,
+        session_lifetime: Duration::from_secs(120),
+        replies,
+        durable_slots: false,
+    }
 }
 
 impl Pair {
@@ -95,10 +108,22 @@ impl Pair {
             has_room: true,
             tags: BTreeMap::new(),
             runs: BTreeMap::new(),
+            effects: BTreeMap::new(),
             results: BTreeMap::new(),
             misbehaved: Vec::new(),
             broken_cache,
+            disk: None,
+            forgets_records: false,
         }
+    }
+
+    /// A server that keeps the slots' records. It has read them (there are none).
+    fn durable() -> Pair {
+        let mut pair = Pair::healthy();
+        pair.disk = Some(BTreeMap::new());
+        pair.restart();
+        pair.server.adopt(pair.now, []);
+        pair
     }
 
     fn healthy() -> Pair {
@@ -172,8 +197,9 @@ impl Pair {
     fn pump(&mut self) {
         while let Some(transmit) = self.client.poll_transmit() {
             match transmit {
-                Transmit::Establish { nonce, .. } => {
-                    let header = Header::control(Kind::Establish, Default::default(), 0, nonce);
+                Transmit::Establish { nonce, resume, .. } => {
+                    let kind = if resume { Kind::Resume } else { Kind::Establish };
+                    let header = Header::control(kind, Default::default(), 0, nonce);
                     self.send(Side::Server, &header, &[]);
                 }
                 Transmit::Request { call, session, slot, xid, deadline, .. } => {
@@ -206,10 +232,18 @@ impl Pair {
         let header = Header::parse(bytes).unwrap();
         let from = self.client_peer;
         let decision = match header.kind {
-            Kind::Establish => {
-                let answer = match self.server.handle_establish(self.now, from, header.xid) {
+            Kind::Establish | Kind::Resume => {
+                let decision = match header.kind {
+                    Kind::Resume => self.server.handle_resume(self.now, from, header.xid),
+                    _ => self.server.handle_establish(self.now, from, header.xid),
+                };
+                let slots = self.server.slots();
+                let answer = match decision {
+                    EstablishDecision::Resumed(id) => {
+                        Header::control(Kind::Resumed { slots, lifetime_ms: 120_000 }, id, 0, header.xid)
+                    }
                     EstablishDecision::Established(id) => {
-                        let kind = Kind::Established { slots: self.server.slots(), lifetime_ms: 120_000 };
+                        let kind = Kind::Established { slots, lifetime_ms: 120_000 };
                         Header::control(kind, id, 0, header.xid)
                     }
                     EstablishDecision::Refused => {
@@ -226,7 +260,7 @@ impl Pair {
         match decision {
             Err(error) => {
                 self.misbehaved.push(error);
-                self.server.on_misbehaviour(from);
+                self.server.on_misbehaviour(self.now, from);
             }
             Ok(Decision::Execute(ticket)) => {
                 let tag = u64::from_le_bytes(bytes[header.body_range()].try_into().unwrap());
@@ -237,6 +271,10 @@ impl Pair {
             Ok(Decision::Resend(reply)) => {
                 let parsed = Header::parse(&reply).unwrap();
                 self.send_bytes(Side::Client, &parsed, reply);
+            }
+            Ok(Decision::Replay(body)) => {
+                let bytes = self.reply(&header, Status::Done, &body);
+                self.send_bytes(Side::Client, &Header::parse(&bytes).unwrap(), bytes);
             }
             Ok(Decision::ReplyGone) => {
                 let bytes = self.reply(&header, Status::Failed, &u64::MAX.to_le_bytes());
@@ -261,7 +299,11 @@ impl Pair {
         match header.kind {
             Kind::Established { slots, lifetime_ms } => {
                 let lifetime = Duration::from_millis(lifetime_ms.into());
-                self.client.handle_established(self.now, from, &header, slots, lifetime);
+                self.client.handle_established(self.now, from, &header, slots, lifetime, false);
+            }
+            Kind::Resumed { slots, lifetime_ms } => {
+                let lifetime = Duration::from_millis(lifetime_ms.into());
+                self.client.handle_established(self.now, from, &header, slots, lifetime, true);
             }
             Kind::Refused => self.client.handle_refused(from, &header),
             Kind::Ended => self.client.handle_ended(self.now, from, &header),
@@ -297,6 +339,7 @@ impl Pair {
         }
         while let Some(entry) = self.running.first_entry().filter(|entry| entry.key().0 <= self.now) {
             let (ticket, tag) = entry.remove();
+            self.commit(ticket, tag);
             let header =
                 Header::control(Kind::Request { opcode: 1 }, ticket.session, ticket.slot, ticket.xid);
             let bytes = self.reply(&header, Status::Done, &tag.to_le_bytes());
@@ -341,8 +384,29 @@ impl Pair {
     fn restart(&mut self) {
         self.alive = true;
         self.server_peer.epoch += 1;
-        self.server =
-            Responder::new(self.server_peer.epoch, limits_of_server(limits::SLOTS), self.broken_cache);
+        let limits =
+            ResponderLimits { durable_slots: self.disk.is_some(), ..limits_of_server(limits::SLOTS) };
+        self.server = Responder::new(self.server_peer.epoch, limits, self.broken_cache);
+    }
+
+    /// The restarted server has read its disk.
+    fn adopt(&mut self) {
+        let disk = self.disk.as_ref().unwrap();
+        let records = disk
+            .iter()
+            .filter(|_| !self.forgets_records)
+            .map(|(key, value)| SlotRecord::parse(key, value).unwrap());
+        self.server.adopt(self.now, records);
+    }
+
+    /// The effect of a running request becomes durable, with its slot's record.
+    fn commit(&mut self, ticket: Ticket, tag: u64) {
+        if let Some(disk) = &mut self.disk {
+            self.server.on_record(self.now, ticket);
+            *self.effects.entry(tag).or_default() += 1;
+            let value = encode_value(ticket.xid, &tag.to_le_bytes());
+            disk.insert(ticket.name().key(ticket.slot), value);
+        }
     }
 
     fn break_connection(&mut self) {
@@ -477,6 +541,67 @@ fn after_a_restart_what_may_repeat_repeats_and_the_rest_is_told() {
 }
 
 #[test]
+fn after_a_restart_with_durable_slots_nothing_is_lost_and_nothing_runs_twice() {
+    let mut pair = Pair::durable();
+    pair.service_time = Box::new(|tag| if tag == 2 { millis(500) } else { millis(10) });
+    pair.rule = Box::new(|to, header| match (to, is_reply(&header.kind)) {
+        (Side::Client, true) => Fate::Lose,
+        _ => Fate::Deliver,
+    });
+    pair.call(1, Repeat::AtMostOnce, 20); // committed, its reply lost
+    pair.call(2, Repeat::AtMostOnce, 20); // runs when the server dies: no effect
+    pair.call(4, Repeat::Idempotent, 20);
+    pair.run(millis(100));
+    pair.crash();
+    pair.call(3, Repeat::AtMostOnce, 20); // never sent before
+    pair.run(millis(300));
+    pair.restart();
+    pair.rule = Box::new(|_, _| Fate::Deliver);
+    pair.run(millis(300));
+    assert!(pair.results.is_empty(), "until the records are read nobody is answered");
+    pair.adopt();
+    pair.drive();
+    assert_eq!(pair.results, (1..5).map(|tag| (tag, Ok(tag))).collect());
+    assert_eq!((pair.effects[&1], pair.runs[&1]), (1, 1), "answered from its record");
+    assert_eq!((pair.effects[&2], pair.runs[&2]), (1, 2), "the first run had no effect");
+    assert_eq!((pair.effects[&3], pair.misbehaved.len()), (1, 0));
+    assert_eq!(pair.client.stats().sessions_resumed, 1);
+}
+
+#[test]
+fn a_client_in_no_doubt_does_not_wait_for_records_to_be_read() {
+    let mut pair = Pair::durable();
+    pair.call(1, Repeat::AtMostOnce, 20);
+    pair.drive();
+    pair.crash();
+    pair.call(2, Repeat::Idempotent, 20);
+    pair.run(millis(100));
+    pair.restart();
+    pair.drive(); // without adopt
+    assert_eq!((pair.results[&2], pair.client.stats().sessions_resumed), (Ok(2), 0));
+}
+
+#[test]
+fn a_session_of_which_nothing_was_heard_for_long_is_not_asked_for() {
+    let mut pair = Pair::durable();
+    pair.rule = Box::new(|to, header| match (to, is_reply(&header.kind)) {
+        (Side::Client, true) => Fate::Lose,
+        _ => Fate::Deliver,
+    });
+    pair.call(1, Repeat::AtMostOnce, 600);
+    pair.run(millis(50));
+    pair.crash();
+    pair.run(Duration::from_secs(61));
+    pair.restart();
+    pair.adopt();
+    pair.rule = Box::new(|_, _| Fate::Deliver);
+    pair.drive();
+    let failure = pair.results[&1].unwrap_err();
+    assert_eq!((failure.kind, failure.may_have_executed), (FailureKind::SessionLost, true));
+    assert_eq!(pair.effects[&1], 1);
+}
+
+#[test]
 fn a_restart_between_calls_is_not_noticed() {
     let mut pair = Pair::healthy();
     pair.call(1, Repeat::AtMostOnce, 10);
@@ -598,7 +723,7 @@ fn a_session_that_ended_while_its_client_was_idle_is_replaced_unnoticed() {
     pair.drive();
     assert_eq!(pair.results[&2], Ok(2));
     // The server gave it up early (a full table): the client does not know, and still nothing runs twice or fails.
-    pair.server.on_misbehaviour(pair.client_peer);
+    pair.server.on_misbehaviour(pair.now, pair.client_peer);
     pair.call(3, Repeat::AtMostOnce, 10);
     pair.drive();
     assert_eq!((pair.results[&3], pair.runs[&3]), (Ok(3), 1));
@@ -626,8 +751,8 @@ fn a_reply_to_nothing_is_misbehaviour() {
 }
 
 /// Everything at once, from many seeds: each call ends once, and none that may run at most once runs twice.
-fn storm(seed: u64, broken_cache: bool) -> (u32, usize) {
-    let mut pair = Pair::new(8, broken_cache);
+fn storm(seed: u64, mut pair: Pair) -> Pair {
+    let is_durable = pair.disk.is_some();
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut random = move |below: u64| {
         state ^= state << 13;
@@ -656,10 +781,14 @@ fn storm(seed: u64, broken_cache: bool) -> (u32, usize) {
                 pair.tags.remove(&id);
             }
             1 => pair.break_connection(),
-            2 if tag % 40 == 7 => {
+            2 | 3 if tag % 40 == 7 || is_durable => {
                 pair.crash();
                 pair.run(millis(random(400)));
                 pair.restart();
+                if is_durable {
+                    pair.run(millis(random(2) * random(400)));
+                    pair.adopt();
+                }
             }
             _ => {}
         }
@@ -667,18 +796,61 @@ fn storm(seed: u64, broken_cache: bool) -> (u32, usize) {
     pair.drive();
     pair.run(Duration::from_secs(300));
     assert!(pair.misbehaved.is_empty(), "seed {seed}: {:?}", pair.misbehaved);
-    let worst = pair.runs.iter().filter(|(tag, _)| *tag % 3 != 0).map(|(_, runs)| *runs).max().unwrap();
     assert_eq!(pair.client.orphans_count(), 0, "seed {seed}: every slot comes back");
-    (worst, pair.results.values().filter(|result| result.is_ok()).count())
+    pair
+}
+
+/// Of the requests that may run at most once: the worst, in runs and in durable effects.
+fn worst(pair: &Pair) -> (u32, u32) {
+    let of = |counts: &BTreeMap<u64, u32>| {
+        counts.iter().filter(|(tag, _)| *tag % 3 != 0).map(|(_, count)| *count).max().unwrap_or(0)
+    };
+    (of(&pair.runs), of(&pair.effects))
+}
+
+fn answered(pair: &Pair) -> usize {
+    pair.results.values().filter(|result| result.is_ok()).count()
 }
 
 #[test]
 fn storms_run_nothing_twice() {
     for seed in 1..=40 {
-        let (worst, answered) = storm(seed, false);
-        assert_eq!(worst, 1, "seed {seed}");
-        assert!(answered > 60, "seed {seed}: {answered}");
+        let pair = storm(seed, Pair::new(8, false));
+        assert_eq!(worst(&pair).0, 1, "seed {seed}");
+        assert!(answered(&pair) > 60, "seed {seed}: {}", answered(&pair));
     }
+}
+
+#[test]
+fn storms_with_restarts_have_each_effect_once_and_lose_no_session() {
+    let (mut resumed, mut replays) = (0, 0);
+    for seed in 1..=60 {
+        let pair = storm(seed, Pair::durable());
+        assert_eq!(worst(&pair).1, 1, "seed {seed}");
+        for (tag, result) in &pair.results {
+            let effects = pair.effects.get(tag).copied().unwrap_or(0);
+            assert!(result.is_err() || effects >= 1, "seed {seed}: {tag} was answered and had no effect");
+            let lost = result.is_err_and(|failure| failure.kind == FailureKind::SessionLost);
+            assert!(!lost, "seed {seed}: {tag}: every restart left its records");
+        }
+        assert!(answered(&pair) > 60, "seed {seed}: {}", answered(&pair));
+        resumed += pair.client.stats().sessions_resumed;
+        replays += pair.server.stats().1.replays;
+    }
+    assert!(
+        resumed > 60 && replays > 10,
+        "{resumed} sessions were resumed, {replays} replies came from records"
+    );
+}
+
+#[test]
+fn without_the_records_the_test_above_would_fail() {
+    let is_found = (1..=20).any(|seed| {
+        let mut pair = Pair::durable();
+        pair.forgets_records = true;
+        worst(&storm(seed, pair)).1 > 1
+    });
+    assert!(is_found);
 }
 
 impl Pair {

@@ -4,8 +4,13 @@
 //! lifetime), the oldest giving way first. A resend whose reply bytes are gone is told so and never runs again.
 //! The entry of a request is made before it runs: its states are running, done (reply kept or gone) and dropped (never ran).
 //!
-//! Left over: slots are in memory only; after a restart of the server the session is unknown, and its client is told. Durable
-//! slots come with transactions that carry them. Thread: the owning locality. Start at [`ReplyCache::decide`].
+//! A walk that is being made anyway takes the replies along whose lifetime is over (at most [`WALK_MAX`] each), and a sweeper the rest.
+//! A resend is compared before anything is freed: it may still be answered by a reply that is over and not swept. It moves the
+//! reply to the end of the order of age: whoever asks twice may ask again.
+//!
+//! A session that was resumed after a restart starts from its durable records ([`crate::slot_record`]): their numbers decide, and
+//! numbers between a record and the next request are not counted as skipped, because only what changed something was recorded.
+//! Thread: the owning locality. Start at [`ReplyCache::decide`].
 //!
 //! **Invariant**: `kept_count` and `kept_bytes` are the sums over slots that hold reply bytes (asserted in debug builds when a
 //! session closes and at each sweep).
@@ -33,7 +38,23 @@ pub enum Verdict<B> {
     StillRunning,
     /// Answered long ago; the client has moved on.
     Stale,
+    /// Ran before the server restarted; this is the body of its reply.
+    Replay(Box<[u8]>),
 }
+
+/// What a slot of a resumed session begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResumedSlot {
+    /// Which.
+    pub slot: u16,
+    /// Number of the last request in it that changed something.
+    pub xid: Xid,
+    /// Body of its reply. `None`: not kept.
+    pub result: Option<Box<[u8]>>,
+}
+
+/// Replies over their lifetime that one finished request takes along.
+pub const WALK_MAX: usize = 4;
 
 #[derive(Debug)]
 enum SlotState<B> {
@@ -45,6 +66,8 @@ enum SlotState<B> {
     Done { kept: Option<(B, u64)> },
     /// Was cancelled before it ran.
     Dropped,
+    /// Nothing came in since the server restarted; the number is that of the last request known to have changed something.
+    Resumed { result: Option<Box<[u8]>> },
 }
 
 #[derive(Debug)]
@@ -60,6 +83,7 @@ struct Kept {
     session: SessionId,
     slot: u16,
     bytes: usize,
+    since: Instant,
     until: Instant,
 }
 
@@ -89,6 +113,20 @@ pub struct ReplyCacheStats {
     pub stale: u64,
     /// Replies that gave way before their lifetime was over.
     pub overflows: u64,
+    /// Resends answered from the durable record of a slot.
+    pub replays: u64,
+    /// Replies that were let go because they were over or gave way; most go unasked with the slot's next request.
+    pub freed: u64,
+    /// Sum of the times for which those were kept, in microseconds.
+    pub kept_us: u64,
+}
+
+impl ReplyCacheStats {
+    /// How long a reply was kept on average.
+    #[must_use]
+    pub fn mean_lifetime(&self) -> Duration {
+        Duration::from_micros(self.kept_us.checked_div(self.freed).unwrap_or(0))
+    }
 }
 
 /// The cache of one locality: every slot of every session.
@@ -139,17 +177,38 @@ impl<B: Clone + AsRef<[u8]>> ReplyCache<B> {
         self.slots.insert(session, (0..slots).map(|_| fresh()).collect());
     }
 
-    /// Forgets a session: slots, numbers, replies.
-    pub fn close(&mut self, session: SessionId) {
-        let Some(slots) = self.slots.remove(&session) else { return };
-        for slot in slots {
+    /// Makes the slots of a session that lived before the server restarted. Records of slots that it no longer has are dropped.
+    pub fn open_resumed(&mut self, session: SessionId, slots: u16, records: Vec<ResumedSlot>) {
+        let resumed = || Slot { last_xid: Xid(0), state: SlotState::Resumed { result: None } };
+        self.slots.insert(session, (0..slots).map(|_| resumed()).collect());
+        for ResumedSlot { slot, xid, result } in records {
+            self.set(session, slot, xid, SlotState::Resumed { result });
+        }
+    }
+
+    /// Forgets a session: slots, numbers, replies. The last numbers, for whoever keeps them.
+    pub fn close(&mut self, session: SessionId) -> Vec<ResumedSlot> {
+        let Some(slots) = self.slots.remove(&session) else { return Vec::new() };
+        let mut numbers = Vec::new();
+        for (index, slot) in (0..).zip(slots) {
+            if slot.last_xid != Xid(0) {
+                numbers.push(ResumedSlot { slot: index, xid: slot.last_xid, result: None });
+            }
             self.forget(&slot.state);
         }
         self.tidy();
+        numbers
     }
 
-    /// Decides about request `xid` in `slot`. Changes nothing but counters: [`ReplyCache::begin`] makes the entry.
-    pub fn decide(&mut self, session: SessionId, slot: u16, xid: Xid) -> Result<Verdict<B>, PeerMisbehaved> {
+    /// Decides about request `xid` in `slot`. [`ReplyCache::begin`] makes the entry; here only counters and the age of a reply that is
+    /// asked for again change.
+    pub fn decide(
+        &mut self,
+        now: Instant,
+        session: SessionId,
+        slot: u16,
+        xid: Xid,
+    ) -> Result<Verdict<B>, PeerMisbehaved> {
         self.stats.checks += 1;
         let Some(slots) = self.slots.get(&session) else { return Ok(Verdict::Stale) };
         let slots_count = u16::try_from(slots.len()).unwrap_or(u16::MAX);
@@ -164,18 +223,24 @@ impl<B: Clone + AsRef<[u8]>> ReplyCache<B> {
             (1, SlotState::Running) => {
                 return Err(PeerMisbehaved::SlotBusy { slot, running: last.0, got: xid.0 });
             }
-            (1, _) => Verdict::Execute,
+            (1, _) | (1.., SlotState::Resumed { .. }) => Verdict::Execute,
             (0, SlotState::Running) => Verdict::StillRunning, // twin of the one in progress
             (0, SlotState::Done { kept: Some((reply, _)) }) => Verdict::Resend(reply.clone()), // our reply was lost
             (0, SlotState::Done { kept: None }) => Verdict::ReplyGone, // it ran, and must not run again
             (0, SlotState::Dropped) => Verdict::Dropped,               // overtaken by its own cancellation
+            (0, SlotState::Resumed { result: Some(body) }) => Verdict::Replay(body.clone()), // it ran before the restart
+            (0, SlotState::Resumed { result: None }) => Verdict::ReplyGone,
             (..=0, _) => Verdict::Stale, // answered long ago: the slot's next request says so
             (2.., _) => {
                 return Err(PeerMisbehaved::SkippedXid { slot, last: last.0, got: xid.0 });
             }
         };
         match verdict {
-            Verdict::Resend(_) => self.stats.hits += 1,
+            Verdict::Resend(_) => {
+                self.stats.hits += 1;
+                self.touch(now, session, slot);
+            }
+            Verdict::Replay(_) => self.stats.replays += 1,
             Verdict::StillRunning => self.stats.in_progress_hits += 1,
             Verdict::ReplyGone => self.stats.gone += 1,
             Verdict::Stale | Verdict::Dropped => self.stats.stale += 1,
@@ -201,10 +266,18 @@ impl<B: Clone + AsRef<[u8]>> ReplyCache<B> {
         self.set(session, slot, xid, SlotState::Done { kept: Some((reply, seq)) });
         self.kept_count += 1;
         self.kept_bytes += bytes;
-        self.order.push_back(Kept { seq, session, slot, bytes, until: now + self.bounds.lifetime });
+        self.order.push_back(Kept {
+            seq,
+            session,
+            slot,
+            bytes,
+            since: now,
+            until: now + self.bounds.lifetime,
+        });
+        self.walk(now, WALK_MAX);
         while self.kept_count > self.bounds.count_max || self.kept_bytes > self.bounds.bytes_max {
             let Some(oldest) = self.order.pop_front() else { break };
-            if self.drop_reply(&oldest) {
+            if self.drop_reply(now, &oldest) {
                 self.stats.overflows += 1;
             }
         }
@@ -219,14 +292,35 @@ impl<B: Clone + AsRef<[u8]>> ReplyCache<B> {
 
     /// Lets go of replies that are older than their lifetime.
     pub fn sweep(&mut self, now: Instant) {
-        while let Some(oldest) = self.order.pop_front() {
+        self.walk(now, usize::MAX);
+        self.check_sums();
+    }
+
+    /// Lets go of at most `count_max` places at the old end whose lifetime is over or whose slot went on.
+    fn walk(&mut self, now: Instant, count_max: usize) {
+        for _ in 0..count_max {
+            let Some(oldest) = self.order.pop_front() else { break };
             if oldest.until > now && self.is_kept(&oldest) {
                 self.order.push_front(oldest);
                 break;
             }
-            self.drop_reply(&oldest);
+            self.drop_reply(now, &oldest);
         }
-        self.check_sums();
+    }
+
+    /// A reply was asked for again: it is the youngest now.
+    fn touch(&mut self, now: Instant, session: SessionId, slot: u16) {
+        let seq = self.next_seq;
+        let until = now + self.bounds.lifetime;
+        let entry = self.slots.get_mut(&session).and_then(|slots| slots.get_mut(usize::from(slot)));
+        let Some(Slot { state: SlotState::Done { kept: Some((reply, kept_seq)) }, .. }) = entry else {
+            return;
+        };
+        let bytes = reply.as_ref().len();
+        *kept_seq = seq; // its old place in the order is stale from now on
+        self.next_seq += 1;
+        self.order.push_back(Kept { seq, session, slot, bytes, since: now, until });
+        self.tidy();
     }
 
     fn set(&mut self, session: SessionId, slot: u16, xid: Xid, state: SlotState<B>) {
@@ -253,10 +347,13 @@ impl<B: Clone + AsRef<[u8]>> ReplyCache<B> {
     }
 
     /// Lets go of the reply at `kept`, if it is still there.
-    fn drop_reply(&mut self, kept: &Kept) -> bool {
+    fn drop_reply(&mut self, now: Instant, kept: &Kept) -> bool {
         if !self.is_kept(kept) {
             return false;
         }
+        self.stats.freed += 1;
+        let kept_us = u64::try_from(now.since(kept.since).as_micros()).unwrap_or(u64::MAX);
+        self.stats.kept_us = self.stats.kept_us.saturating_add(kept_us);
         if let Some(slot) =
             self.slots.get_mut(&kept.session).and_then(|slots| slots.get_mut(usize::from(kept.slot)))
         {
@@ -309,24 +406,33 @@ mod tests {
     #[test]
     fn decision_table() {
         let mut c = cache(8, 1000);
-        assert_eq!(c.decide(S, 0, Xid(1)), Ok(Verdict::Execute));
-        assert!(matches!(c.decide(S, 0, Xid(2)), Err(PeerMisbehaved::SkippedXid { last: 0, got: 2, .. })));
-        assert!(matches!(c.decide(S, 4, Xid(1)), Err(PeerMisbehaved::NoSuchSlot { slot: 4, slots: 4 })));
+        assert_eq!(c.decide(at(0), S, 0, Xid(1)), Ok(Verdict::Execute));
+        assert!(matches!(
+            c.decide(at(0), S, 0, Xid(2)),
+            Err(PeerMisbehaved::SkippedXid { last: 0, got: 2, .. })
+        ));
+        assert!(matches!(
+            c.decide(at(0), S, 4, Xid(1)),
+            Err(PeerMisbehaved::NoSuchSlot { slot: 4, slots: 4 })
+        ));
         c.begin(S, 0, Xid(1));
-        assert_eq!(c.decide(S, 0, Xid(1)), Ok(Verdict::StillRunning));
-        assert!(matches!(c.decide(S, 0, Xid(2)), Err(PeerMisbehaved::SlotBusy { running: 1, got: 2, .. })));
-        assert_eq!(c.decide(S, 1, Xid(1)), Ok(Verdict::Execute), "another slot is free");
+        assert_eq!(c.decide(at(0), S, 0, Xid(1)), Ok(Verdict::StillRunning));
+        assert!(matches!(
+            c.decide(at(0), S, 0, Xid(2)),
+            Err(PeerMisbehaved::SlotBusy { running: 1, got: 2, .. })
+        ));
+        assert_eq!(c.decide(at(0), S, 1, Xid(1)), Ok(Verdict::Execute), "another slot is free");
         assert!(c.finish(at(0), S, 0, Xid(1), vec![7]));
-        assert_eq!(c.decide(S, 0, Xid(1)), Ok(Verdict::Resend(vec![7])));
-        assert_eq!(c.decide(S, 0, Xid(2)), Ok(Verdict::Execute));
+        assert_eq!(c.decide(at(0), S, 0, Xid(1)), Ok(Verdict::Resend(vec![7])));
+        assert_eq!(c.decide(at(0), S, 0, Xid(2)), Ok(Verdict::Execute));
         c.begin(S, 0, Xid(2));
-        assert_eq!(c.decide(S, 0, Xid(1)), Ok(Verdict::Stale));
+        assert_eq!(c.decide(at(0), S, 0, Xid(1)), Ok(Verdict::Stale));
         c.drop_request(S, 0, Xid(2));
-        assert_eq!(c.decide(S, 0, Xid(2)), Ok(Verdict::Dropped));
-        assert_eq!(c.decide(S, 0, Xid(3)), Ok(Verdict::Execute));
+        assert_eq!(c.decide(at(0), S, 0, Xid(2)), Ok(Verdict::Dropped));
+        assert_eq!(c.decide(at(0), S, 0, Xid(3)), Ok(Verdict::Execute));
         assert_eq!(c.kept_count(), 0);
         c.close(S);
-        assert_eq!(c.decide(S, 0, Xid(3)), Ok(Verdict::Stale));
+        assert_eq!(c.decide(at(0), S, 0, Xid(3)), Ok(Verdict::Stale));
     }
 
     #[test]
@@ -336,13 +442,13 @@ mod tests {
             c.begin(S, slot, Xid(1));
             c.finish(at(0), S, slot, Xid(1), vec![1]);
         }
-        assert_eq!(c.decide(S, 0, Xid(1)), Ok(Verdict::ReplyGone));
-        assert_eq!(c.decide(S, 1, Xid(1)), Ok(Verdict::Resend(vec![1])));
+        assert_eq!(c.decide(at(0), S, 0, Xid(1)), Ok(Verdict::ReplyGone));
+        assert_eq!(c.decide(at(0), S, 1, Xid(1)), Ok(Verdict::Resend(vec![1])));
         assert_eq!(c.stats().overflows, 1);
         let mut c = cache(100, 10);
         c.begin(S, 0, Xid(1));
         c.finish(at(0), S, 0, Xid(1), vec![1; 11]);
-        assert_eq!(c.decide(S, 0, Xid(1)), Ok(Verdict::ReplyGone), "larger than the whole cache");
+        assert_eq!(c.decide(at(0), S, 0, Xid(1)), Ok(Verdict::ReplyGone), "larger than the whole cache");
         assert_eq!(c.kept_count(), 0);
     }
 
@@ -356,8 +462,60 @@ mod tests {
         c.sweep(at(89));
         assert_eq!(c.kept_count(), 2);
         c.sweep(at(90));
-        assert_eq!(c.decide(S, 0, Xid(1)), Ok(Verdict::ReplyGone));
-        assert_eq!(c.decide(S, 1, Xid(1)), Ok(Verdict::Resend(vec![1])));
+        assert_eq!(c.decide(at(0), S, 0, Xid(1)), Ok(Verdict::ReplyGone));
+        assert_eq!(c.decide(at(0), S, 1, Xid(1)), Ok(Verdict::Resend(vec![1])));
+    }
+
+    #[test]
+    fn a_resumed_slot_goes_on_from_its_record() {
+        let mut c = cache(8, 1000);
+        let ran = ResumedSlot { slot: 0, xid: Xid(7), result: Some([9].into()) };
+        let long = ResumedSlot { slot: 1, xid: Xid(3), result: None };
+        let no_such = ResumedSlot { slot: 9, xid: Xid(3), result: None };
+        c.open_resumed(SessionId(2), 4, vec![ran, long, no_such]);
+        let s = SessionId(2);
+        assert_eq!(c.decide(at(0), s, 0, Xid(7)), Ok(Verdict::Replay([9].into())));
+        assert_eq!(c.decide(at(0), s, 0, Xid(6)), Ok(Verdict::Stale));
+        assert_eq!(c.decide(at(0), s, 1, Xid(3)), Ok(Verdict::ReplyGone));
+        assert_eq!(c.decide(at(0), s, 0, Xid(12)), Ok(Verdict::Execute), "8 to 11 changed nothing");
+        assert_eq!(c.decide(at(0), s, 2, Xid(40)), Ok(Verdict::Execute), "nothing in it changed anything");
+        c.begin(s, 0, Xid(12));
+        assert_eq!(c.decide(at(0), s, 0, Xid(7)), Ok(Verdict::Stale));
+        assert!(matches!(c.decide(at(0), s, 0, Xid(13)), Err(PeerMisbehaved::SlotBusy { .. })));
+        c.finish(at(0), s, 0, Xid(12), vec![1]);
+        assert!(matches!(c.decide(at(0), s, 0, Xid(14)), Err(PeerMisbehaved::SkippedXid { .. })));
+        assert_eq!(c.close(s)[0], ResumedSlot { slot: 0, xid: Xid(12), result: None });
+        c.sweep(at(0));
+    }
+
+    #[test]
+    fn a_reply_that_is_asked_for_again_is_the_youngest() {
+        let mut c = cache(2, 1000);
+        for slot in 0..2 {
+            c.begin(S, slot, Xid(1));
+            c.finish(at(0), S, slot, Xid(1), vec![1]);
+        }
+        assert_eq!(c.decide(at(1), S, 0, Xid(1)), Ok(Verdict::Resend(vec![1])));
+        c.begin(S, 2, Xid(1));
+        c.finish(at(2), S, 2, Xid(1), vec![1]);
+        assert_eq!(c.decide(at(2), S, 1, Xid(1)), Ok(Verdict::ReplyGone), "it was the oldest");
+        assert_eq!(c.decide(at(2), S, 0, Xid(1)), Ok(Verdict::Resend(vec![1])));
+        assert_eq!((c.stats().freed, c.stats().mean_lifetime()), (1, Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn a_walk_takes_along_what_is_over_and_a_resend_is_compared_first() {
+        let mut c = cache(8, 1000);
+        c.begin(S, 0, Xid(1));
+        c.finish(at(0), S, 0, Xid(1), vec![1]);
+        c.begin(S, 1, Xid(1));
+        c.finish(at(1), S, 1, Xid(1), vec![2]);
+        // Over since second 90, and nobody swept: the resend of slot 1 is answered all the same.
+        assert_eq!(c.decide(at(95), S, 1, Xid(1)), Ok(Verdict::Resend(vec![2])));
+        c.begin(S, 2, Xid(1));
+        c.finish(at(95), S, 2, Xid(1), vec![3]);
+        assert_eq!(c.decide(at(95), S, 0, Xid(1)), Ok(Verdict::ReplyGone), "the walk of slot 2 took it");
+        assert_eq!(c.kept_count(), 2);
     }
 
     #[test]

@@ -5,8 +5,11 @@
 //!
 //! A session is opened when the first call to a peer needs one. After a lost connection nothing is sent in it until the
 //! server has confirmed it: the wish for a session is repeated with the same nonce, and the same id in the answer means that the
-//! server still knows every slot. Another id means that it does not (it restarted, or gave the session up): calls that may be
-//! repeated go into the new session, calls that may run at most once and were sent end with `may_have_executed`.
+//! server still knows every slot. A server that restarted and keeps durable slots gives another id with the word `Resumed`: slots
+//! and numbers go on, and every request in flight is sent again, as its server can tell what ran. Another id without that word
+//! means that it cannot (it gave the session up, or keeps nothing): calls that may be repeated go into the new session,
+//! calls that may run at most once and were sent end with `may_have_executed`. Nobody asks for a session back of which nothing
+//! was heard for half its lifetime: so a server that has no record of it knows that nothing ran.
 //!
 //! A call that nobody waits for any more (cancelled, timed out) leaves an orphan in its slot: the server is told, and the slot is
 //! used again only after its answer, or in a new session.
@@ -66,6 +69,8 @@ pub enum Transmit {
         to: Endpoint,
         /// Which wish.
         nonce: Xid,
+        /// There was a session of this number, and the wish is for that one.
+        resume: bool,
     },
     /// A call's request, for the first time or again.
     Request {
@@ -182,6 +187,8 @@ pub struct RequesterStats {
     pub sessions_opened: u64,
     /// Sessions that ended while calls were in them.
     pub sessions_lost: u64,
+    /// Sessions that went on in another incarnation of their server.
+    pub sessions_resumed: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -365,6 +372,7 @@ impl Requester {
         header: &Header,
         slots: u16,
         lifetime: Duration,
+        resumed: bool,
     ) {
         let Some(peer) = self.peers.get_mut(&from.endpoint) else { return };
         if peer.wish.is_none() || header.xid != peer.nonce {
@@ -377,8 +385,13 @@ impl Requester {
         peer.unconfirmed = false;
         peer.reconnect_interval = None;
         match &mut peer.session {
-            Some(session) if session.id == id => {
+            Some(session) if session.id == id || (resumed && usize::from(slots) >= session.slots.len()) => {
                 // The server knows every slot: what is in flight is sent again at once.
+                if session.id != id {
+                    self.stats.sessions_resumed += 1;
+                }
+                session.id = id;
+                session.lifetime = lifetime;
                 session.last_heard = now;
                 session.server = from;
                 let in_flight: Vec<CallId> = session.slots.iter().filter_map(|slot| slot.call).collect();
@@ -489,8 +502,19 @@ impl Requester {
     pub fn on_peer_up(&mut self, now: Instant, up: PeerId) {
         let Some(peer) = self.peers.get_mut(&up.endpoint) else { return };
         if peer.session.as_ref().is_some_and(|session| session.server != up) {
-            peer.unconfirmed = true; // another incarnation: it will not know the session
+            // Another incarnation. If a request that may run at most once was sent to the one before, this one may know
+            // what became of it, but perhaps not at once; everything else is better off in a new session.
+            peer.unconfirmed = true;
+            if !Self::has_doubt(peer, &self.calls) {
+                self.lose_session(now, up.endpoint);
+                let had_wish = self.end_wish(up.endpoint);
+                if had_wish {
+                    self.start_wish(up.endpoint, now);
+                    self.handle_timeouts(now);
+                }
+            }
         }
+        let Some(peer) = self.peers.get_mut(&up.endpoint) else { return };
         if let Some(wish) = &mut peer.wish
             && !wish.sent_on_this_connection
         {
@@ -645,11 +669,25 @@ impl Requester {
             })
     }
 
+    /// True if a call in a slot may have run and must not run twice.
+    fn has_doubt(peer: &Peer, calls: &BTreeMap<CallId, Call>) -> bool {
+        let in_slots = peer.session.iter().flat_map(|session| &session.slots).filter_map(|slot| slot.call);
+        in_slots
+            .filter_map(|id| calls.get(&id))
+            .any(|call| call.spec.repeat == Repeat::AtMostOnce && call.sends > 0 && !is_orphan(call))
+    }
+
+    fn end_wish(&mut self, to: Endpoint) -> bool {
+        let Some(wish) = self.peers.get_mut(&to).and_then(|peer| peer.wish.take()) else { return false };
+        self.timers.remove(&(wish.next_send, Timer::Wish(to)));
+        true
+    }
+
     fn start_wish(&mut self, to: Endpoint, at: Instant) {
         let interval = self.limits.resend_interval;
         let Some(peer) = self.peers.get_mut(&to) else { return };
         if peer.session.is_none() {
-            peer.nonce = peer.nonce.next(); // a new session; with one at hand the same nonce asks whether it still lives
+            peer.nonce = peer.nonce.next(); // a new session; with one at hand the same nonce asks for it
         }
         peer.wish = Some(Wish { next_send: at, interval, sent_on_this_connection: false, refused: false });
         self.timers.insert((at, Timer::Wish(to)));
@@ -661,12 +699,22 @@ impl Requester {
             peer.wish = None; // everybody gave up
             return;
         }
+        let is_too_old = |session: &Session| now.since(session.last_heard) >= session.lifetime / 2;
+        if peer.session.as_ref().is_some_and(is_too_old) {
+            // The server may have forgotten it, records and all: to ask for it back would be to guess.
+            self.lose_session(now, to);
+            if let Some(peer) = self.peers.get_mut(&to) {
+                peer.nonce = peer.nonce.next();
+            }
+        }
+        let Some(peer) = self.peers.get_mut(&to) else { return };
+        let resume = peer.session.is_some();
         let Some(wish) = &mut peer.wish else { return };
         wish.sent_on_this_connection = true;
         wish.next_send = now + wish.interval;
         wish.interval = (wish.interval * 2).min(self.limits.resend_interval_max);
         self.timers.insert((wish.next_send, Timer::Wish(to)));
-        self.transmits.push_back(Transmit::Establish { to, nonce: peer.nonce });
+        self.transmits.push_back(Transmit::Establish { to, nonce: peer.nonce, resume });
     }
 
     fn call_due(&mut self, now: Instant, id: CallId) {

@@ -5,9 +5,15 @@
 //! the client asks for a newer one, or when the table is full and they are idle the longest. Whoever names a session that
 //! ended is told so, and nothing runs: at most once does not depend on any lifetime.
 //!
+//! With durable slots a session outlives its server: [`Responder::adopt`] gets the records of before the restart and parks them by
+//! session; a client that comes back with [`Responder::handle_resume`] goes on where it was. Parked sessions wait for a session's
+//! lifetime; then, or when their client has begun another, they come out of [`Responder::poll_forgotten`], and their records may go.
+//! **Invariant**: while a session is not forgotten, its records stay: a session with records is never evicted.
+//! A client resumes only within half a lifetime of the last word it heard, so that no session means: nothing ran in it.
+//!
 //! Thread: the owning locality. Start at [`Responder::handle_request`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use base::Instant;
@@ -15,7 +21,8 @@ use verbs_net::PeerId;
 
 use crate::item::{Header, SessionId, Xid};
 use crate::misbehaviour::PeerMisbehaved;
-use crate::reply_cache::{ReplyBounds, ReplyCache, ReplyCacheStats, Verdict};
+use crate::reply_cache::{ReplyBounds, ReplyCache, ReplyCacheStats, ResumedSlot, Verdict};
+use crate::slot_record::{SessionName, SlotRecord};
 
 /// Bounds of the answering side.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +35,8 @@ pub struct ResponderLimits {
     pub session_lifetime: Duration,
     /// Of kept replies.
     pub replies: ReplyBounds,
+    /// Records of slots outlive the process: sessions can be resumed, once [`Responder::adopt`] was called.
+    pub durable_slots: bool,
 }
 
 /// Names a request that runs: give it back to [`Responder::finish`] or [`Responder::drop_request`].
@@ -37,10 +46,20 @@ pub struct Ticket {
     pub peer: PeerId,
     /// Its session.
     pub session: SessionId,
+    /// The client's number of the session.
+    pub nonce: Xid,
     /// Slot in it.
     pub slot: u16,
     /// Number in the slot.
     pub xid: Xid,
+}
+
+impl Ticket {
+    /// The session's name over restarts.
+    #[must_use]
+    pub fn name(&self) -> SessionName {
+        SessionName { peer: self.peer, nonce: self.nonce }
+    }
 }
 
 /// What to do with a request or a cancellation.
@@ -50,6 +69,8 @@ pub enum Decision<B> {
     Execute(Ticket),
     /// Send these bytes again.
     Resend(B),
+    /// Answer with this body: the request ran before a restart.
+    Replay(Box<[u8]>),
     /// Answer that the reply is no longer kept.
     ReplyGone,
     /// Answer that it was dropped and never runs.
@@ -65,6 +86,8 @@ pub enum Decision<B> {
 pub enum EstablishDecision {
     /// This session.
     Established(SessionId),
+    /// This session, which goes on from before a restart.
+    Resumed(SessionId),
     /// Every session is busy.
     Refused,
     /// Nothing: an old duplicate.
@@ -84,6 +107,8 @@ pub struct ResponderStats {
     pub sessions_refused: u64,
     /// Requests left unanswered for want of room.
     pub no_room: u64,
+    /// Sessions that went on after a restart.
+    pub sessions_resumed: u64,
 }
 
 #[derive(Debug)]
@@ -93,6 +118,17 @@ struct Session {
     last_heard: Instant,
     running_count: u32,
     connected: bool,
+    /// Its slots have records.
+    has_records: bool,
+    /// It goes on from before a restart.
+    is_resumed: bool,
+}
+
+/// A session with records and without a client.
+#[derive(Debug)]
+struct Parked {
+    until: Instant,
+    slots: Vec<ResumedSlot>,
 }
 
 /// Sessions and reply cache of one locality. `B`: the bytes of a reply.
@@ -102,6 +138,10 @@ pub struct Responder<B> {
     next_session: u64,
     sessions: BTreeMap<SessionId, Session>,
     by_peer: BTreeMap<PeerId, SessionId>,
+    parked: BTreeMap<SessionName, Parked>,
+    forgotten: VecDeque<SessionName>,
+    /// What was before the restart is known.
+    is_adopted: bool,
     cache: ReplyCache<B>,
     next_sweep: Instant,
     stats: ResponderStats,
@@ -118,6 +158,9 @@ impl<B: Clone + AsRef<[u8]>> Responder<B> {
             next_session: (mixed & 0xffff_ffff_0000_0000) | 1,
             sessions: BTreeMap::new(),
             by_peer: BTreeMap::new(),
+            parked: BTreeMap::new(),
+            forgotten: VecDeque::new(),
+            is_adopted: false,
             cache: ReplyCache::new(limits.replies, broken_cache),
             next_sweep: Instant::NEVER,
             stats: ResponderStats::default(),
@@ -142,6 +185,12 @@ impl<B: Clone + AsRef<[u8]>> Responder<B> {
         self.sessions.keys().copied().collect()
     }
 
+    /// Sessions of before a restart whose clients have not come back yet.
+    #[must_use]
+    pub fn parked_count(&self) -> usize {
+        self.parked.len()
+    }
+
     /// Replies kept now.
     #[must_use]
     pub fn replies_kept(&self) -> usize {
@@ -160,35 +209,145 @@ impl<B: Clone + AsRef<[u8]>> Responder<B> {
         self.limits.slots
     }
 
+    /// The records of before the restart, from every device. To be called once, before or after the first clients come.
+    pub fn adopt(&mut self, now: Instant, records: impl IntoIterator<Item = SlotRecord>) {
+        self.is_adopted = true;
+        for SlotRecord { name, slot, xid, result } in records {
+            self.park(now, name, vec![ResumedSlot { slot, xid, result }]);
+        }
+    }
+
+    /// A session whose records are of no use to anybody any more.
+    pub fn poll_forgotten(&mut self) -> Option<SessionName> {
+        self.forgotten.pop_front()
+    }
+
+    /// True if [`Responder::poll_forgotten`] has something.
+    #[must_use]
+    pub fn has_forgotten(&self) -> bool {
+        !self.forgotten.is_empty()
+    }
+
+    /// The request's record is about to be made durable.
+    pub fn on_record(&mut self, now: Instant, ticket: Ticket) {
+        match self.sessions.get_mut(&ticket.session) {
+            Some(session) => session.has_records = true,
+            // The session ended while the request ran: its records go in their time.
+            None => {
+                let record = ResumedSlot { slot: ticket.slot, xid: ticket.xid, result: None };
+                self.park(now, ticket.name(), vec![record]);
+            }
+        }
+    }
+
     /// A peer wants a session. The same nonce again gives the same session (our answer was lost, or the connection was); a
     /// higher one ends the old session; a lower one is an old duplicate.
     pub fn handle_establish(&mut self, now: Instant, from: PeerId, nonce: Xid) -> EstablishDecision {
-        if let Some(id) = self.by_peer.get(&from).copied()
-            && let Some(session) = self.sessions.get_mut(&id)
-        {
-            match nonce.distance_from(session.nonce) {
-                0 => {
-                    session.last_heard = now;
-                    session.connected = true;
-                    return EstablishDecision::Established(id);
-                }
-                1.. => self.end(id),
-                _ => return EstablishDecision::Ignore,
-            }
+        if let Some(decision) = self.known_session(now, from, nonce) {
+            return decision;
         }
+        self.open(now, from, nonce, None)
+    }
+
+    /// A peer wants the session back in which it has sent requests. Here it lived before a restart, or not at all.
+    pub fn handle_resume(&mut self, now: Instant, from: PeerId, nonce: Xid) -> EstablishDecision {
+        if let Some(decision) = self.known_session(now, from, nonce) {
+            return decision;
+        }
+        if !self.limits.durable_slots {
+            return self.open(now, from, nonce, None); // a session without memory: its id says so
+        }
+        if !self.is_adopted {
+            return EstablishDecision::Refused; // its records are not read yet
+        }
+        let slots = self.parked.get(&SessionName { peer: from, nonce }).map(|parked| parked.slots.clone());
+        self.open(now, from, nonce, Some(slots.unwrap_or_default()))
+    }
+
+    /// What there is to say to a wish if the peer has a session.
+    fn known_session(&mut self, now: Instant, from: PeerId, nonce: Xid) -> Option<EstablishDecision> {
+        let id = self.by_peer.get(&from).copied()?;
+        let session = self.sessions.get_mut(&id)?;
+        match nonce.distance_from(session.nonce) {
+            0 => {
+                session.last_heard = now;
+                session.connected = true;
+                // Said again as it was said first: our answer may have been lost.
+                Some(match session.is_resumed {
+                    true => EstablishDecision::Resumed(id),
+                    false => EstablishDecision::Established(id),
+                })
+            }
+            1.. => {
+                self.end(id);
+                None
+            }
+            _ => Some(EstablishDecision::Ignore),
+        }
+    }
+
+    /// `resumed`: the slots that it goes on with.
+    fn open(
+        &mut self,
+        now: Instant,
+        from: PeerId,
+        nonce: Xid,
+        resumed: Option<Vec<ResumedSlot>>,
+    ) -> EstablishDecision {
         if self.sessions.len() >= self.limits.sessions_max && !self.evict() {
             self.stats.sessions_refused += 1;
             return EstablishDecision::Refused;
         }
+        // Earlier sessions of this incarnation: their client has gone on.
+        let first = SessionName { peer: from, nonce: Xid(0) };
+        let earlier: Vec<SessionName> =
+            self.parked.range(first..SessionName { peer: from, nonce }).map(|(name, _)| *name).collect();
+        for name in earlier {
+            self.parked.remove(&name);
+            self.forgotten.push_back(name);
+        }
         let id = SessionId(self.next_session);
         self.next_session += 1;
-        let session = Session { peer: from, nonce, last_heard: now, running_count: 0, connected: true };
+        let had_records = self.parked.remove(&SessionName { peer: from, nonce }).is_some();
+        let session = Session {
+            peer: from,
+            nonce,
+            last_heard: now,
+            running_count: 0,
+            connected: true,
+            has_records: had_records,
+            is_resumed: resumed.is_some(),
+        };
         self.sessions.insert(id, session);
         self.by_peer.insert(from, id);
-        self.cache.open(id, self.limits.slots);
         self.stats.sessions_opened += 1;
         self.next_sweep = self.next_sweep.min(now + self.limits.session_lifetime / 4);
-        EstablishDecision::Established(id)
+        match resumed {
+            None => {
+                self.cache.open(id, self.limits.slots);
+                EstablishDecision::Established(id)
+            }
+            Some(slots) => {
+                self.cache.open_resumed(id, self.limits.slots, slots);
+                self.stats.sessions_resumed += 1;
+                EstablishDecision::Resumed(id)
+            }
+        }
+    }
+
+    /// Keeps what is known of a session without a client, the highest number of each slot.
+    fn park(&mut self, now: Instant, name: SessionName, slots: Vec<ResumedSlot>) {
+        let until = now + self.limits.session_lifetime;
+        let parked = self.parked.entry(name).or_insert_with(|| Parked { until, slots: Vec::new() });
+        parked.until = until;
+        for new in slots {
+            match parked.slots.iter_mut().find(|known| known.slot == new.slot) {
+                Some(known) if known.xid < new.xid => *known = new,
+                Some(_) => {}
+                None => parked.slots.push(new),
+            }
+        }
+        self.next_sweep = self.next_sweep.min(now + self.limits.session_lifetime / 4);
     }
 
     /// A request came in. `has_room`: whether a new one may run or wait; without it, it leaves no trace.
@@ -206,7 +365,7 @@ impl<B: Clone + AsRef<[u8]>> Responder<B> {
         }
         session.last_heard = now;
         session.connected = true;
-        Ok(match self.cache.decide(id, slot, xid)? {
+        Ok(match self.cache.decide(now, id, slot, xid)? {
             Verdict::Execute if !has_room => {
                 self.stats.no_room += 1;
                 Decision::Ignore
@@ -214,9 +373,10 @@ impl<B: Clone + AsRef<[u8]>> Responder<B> {
             Verdict::Execute => {
                 session.running_count += 1;
                 self.cache.begin(id, slot, xid); // before it runs: its twin finds it
-                Decision::Execute(Ticket { peer: from, session: id, slot, xid })
+                Decision::Execute(Ticket { peer: from, session: id, nonce: session.nonce, slot, xid })
             }
             Verdict::Resend(reply) => Decision::Resend(reply),
+            Verdict::Replay(body) => Decision::Replay(body),
             Verdict::ReplyGone => Decision::ReplyGone,
             Verdict::Dropped => Decision::Dropped,
             Verdict::StillRunning | Verdict::Stale => Decision::Ignore,
@@ -243,6 +403,9 @@ impl<B: Clone + AsRef<[u8]>> Responder<B> {
     /// A request ran. True if its reply should be sent: its session still lives.
     pub fn finish(&mut self, now: Instant, ticket: Ticket, reply: B) -> bool {
         self.stopped(ticket);
+        if let Some(session) = self.sessions.get_mut(&ticket.session) {
+            session.last_heard = now; // the client may count its time from this reply
+        }
         self.cache.finish(now, ticket.session, ticket.slot, ticket.xid, reply)
     }
 
@@ -259,10 +422,13 @@ impl<B: Clone + AsRef<[u8]>> Responder<B> {
         }
     }
 
-    /// A peer broke the protocol: its session ends.
-    pub fn on_misbehaviour(&mut self, peer: PeerId) {
-        if let Some(id) = self.by_peer.get(&peer).copied() {
-            self.end(id);
+    /// A peer broke the protocol: its session ends. What its slots' numbers decided stays decided.
+    pub fn on_misbehaviour(&mut self, now: Instant, peer: PeerId) {
+        let Some(id) = self.by_peer.get(&peer).copied() else { return };
+        let Some(session) = self.remove(id) else { return };
+        let numbers = self.cache.close(id);
+        if session.has_records {
+            self.park(now, SessionName { peer, nonce: session.nonce }, numbers);
         }
     }
 
@@ -281,8 +447,14 @@ impl<B: Clone + AsRef<[u8]>> Responder<B> {
         for id in silent {
             self.end(id);
         }
+        let over = self.parked.iter().filter(|(_, parked)| parked.until <= now).map(|(name, _)| *name);
+        for name in over.collect::<Vec<_>>() {
+            self.parked.remove(&name);
+            self.forgotten.push_back(name);
+        }
         self.cache.sweep(now);
-        self.next_sweep = if self.sessions.is_empty() { Instant::NEVER } else { now + lifetime / 4 };
+        let is_empty = self.sessions.is_empty() && self.parked.is_empty();
+        self.next_sweep = if is_empty { Instant::NEVER } else { now + lifetime / 4 };
     }
 
     /// When [`Responder::handle_timeouts`] has to run next.
@@ -297,19 +469,28 @@ impl<B: Clone + AsRef<[u8]>> Responder<B> {
         }
     }
 
+    /// Ends a session whose client is gone or has gone on.
     fn end(&mut self, id: SessionId) {
-        if let Some(session) = self.sessions.remove(&id) {
-            if self.by_peer.get(&session.peer) == Some(&id) {
-                self.by_peer.remove(&session.peer);
-            }
-            self.cache.close(id);
-            self.stats.sessions_ended += 1;
+        let Some(session) = self.remove(id) else { return };
+        self.cache.close(id);
+        if session.has_records {
+            self.forgotten.push_back(SessionName { peer: session.peer, nonce: session.nonce });
         }
     }
 
-    /// Ends the session that is idle the longest, those without a connection first. False if all are busy.
+    fn remove(&mut self, id: SessionId) -> Option<Session> {
+        let session = self.sessions.remove(&id)?;
+        if self.by_peer.get(&session.peer) == Some(&id) {
+            self.by_peer.remove(&session.peer);
+        }
+        self.stats.sessions_ended += 1;
+        Some(session)
+    }
+
+    /// Ends the session that is idle the longest, those without a connection first. False if all are busy or have records.
     fn evict(&mut self) -> bool {
-        let idle = self.sessions.iter().filter(|(_, session)| session.running_count == 0);
+        let idle =
+            self.sessions.iter().filter(|(_, session)| session.running_count == 0 && !session.has_records);
         let Some((id, _)) = idle.min_by_key(|(id, session)| (session.connected, session.last_heard, **id))
         else {
             return false;
@@ -335,7 +516,11 @@ mod tests {
     fn responder(sessions_max: usize) -> Responder<Vec<u8>> {
         let replies = ReplyBounds { count_max: 16, bytes_max: 1000, lifetime: Duration::from_secs(90) };
         let session_lifetime = Duration::from_secs(120);
-        Responder::new(1, ResponderLimits { slots: 4, sessions_max, session_lifetime, replies }, false)
+        Responder::new(
+            1,
+            ResponderLimits { slots: 4, sessions_max, session_lifetime, replies, durable_slots: true },
+            false,
+        )
     }
 
     fn at(seconds: u64) -> Instant {
@@ -420,7 +605,9 @@ mod tests {
         r.handle_timeouts(at(150));
         assert_eq!(r.sessions_count(), 1);
         assert!(r.finish(at(150), ticket, vec![1]));
-        r.handle_timeouts(at(200));
+        r.handle_timeouts(at(269));
+        assert_eq!(r.sessions_count(), 1, "its client may count from the reply");
+        r.handle_timeouts(at(300));
         assert_eq!((r.sessions_count(), r.replies_kept(), r.next_deadline()), (0, 0, None));
     }
 
@@ -444,5 +631,70 @@ mod tests {
             ));
         }
         assert_eq!(r.handle_establish(at(3), d, Xid(1)), EstablishDecision::Refused);
+    }
+
+    fn record(name: SessionName, slot: u16, xid: u64, body: &[u8]) -> SlotRecord {
+        SlotRecord { name, slot, xid: Xid(xid), result: Some(body.into()) }
+    }
+
+    #[test]
+    fn a_session_goes_on_after_a_restart_from_the_highest_record_of_each_slot() {
+        let a = peer(1, 10);
+        let name = SessionName { peer: a, nonce: Xid(3) };
+        let mut r = responder(8);
+        assert_eq!(r.handle_resume(at(0), a, Xid(3)), EstablishDecision::Refused, "records are not read yet");
+        // The records of two devices.
+        r.adopt(at(0), [record(name, 1, 5, &[5]), record(name, 1, 9, &[9]), record(name, 2, 4, &[4])]);
+        let EstablishDecision::Resumed(id) = r.handle_resume(at(1), a, Xid(3)) else { panic!() };
+        let mut ask = |slot, xid| r.handle_request(at(1), a, &request(id, slot, xid), true).unwrap();
+        assert_eq!(ask(1, 9), Decision::Replay([9].into()), "it ran before the restart");
+        assert_eq!(ask(2, 3), Decision::Ignore, "answered long ago");
+        assert!(matches!(ask(1, 10), Decision::Execute(_)));
+        assert!(matches!(ask(2, 8), Decision::Execute(_)), "5 to 7 changed nothing");
+        assert!(matches!(ask(0, 77), Decision::Execute(_)));
+        assert_eq!(r.handle_resume(at(2), a, Xid(3)), EstablishDecision::Resumed(id), "our answer was lost");
+        assert_eq!((r.parked_count(), r.stats().0.sessions_resumed), (0, 1));
+    }
+
+    #[test]
+    fn records_go_when_nobody_can_ask_for_them_any_more() {
+        let (a, b) = (peer(1, 10), peer(2, 10));
+        let mut r = responder(8);
+        let old = SessionName { peer: a, nonce: Xid(3) };
+        r.adopt(at(0), [record(old, 1, 5, &[]), record(SessionName { peer: b, nonce: Xid(1) }, 1, 5, &[])]);
+        open(&mut r, at(1), a, 4);
+        assert_eq!(r.poll_forgotten(), Some(old), "its client has gone on");
+        r.handle_timeouts(at(119));
+        assert_eq!((r.poll_forgotten(), r.parked_count()), (None, 1));
+        r.handle_timeouts(at(150));
+        assert_eq!(r.poll_forgotten(), Some(SessionName { peer: b, nonce: Xid(1) }), "its client never came");
+        assert_eq!((r.poll_forgotten(), r.sessions_count(), r.next_deadline()), (None, 0, None));
+    }
+
+    #[test]
+    fn a_session_with_records_is_not_evicted_and_outlives_misbehaviour() {
+        let (a, b) = (peer(1, 1), peer(2, 1));
+        let mut r = responder(1);
+        r.adopt(at(0), []);
+        let id = open(&mut r, at(0), a, 1);
+        let Ok(Decision::Execute(ticket)) = r.handle_request(at(0), a, &request(id, 0, 1), true) else {
+            panic!()
+        };
+        r.on_record(at(0), ticket);
+        r.finish(at(0), ticket, vec![1]);
+        assert_eq!(r.handle_establish(at(1), b, Xid(1)), EstablishDecision::Refused);
+        r.on_misbehaviour(at(1), a);
+        assert_eq!((r.sessions_count(), r.parked_count(), r.poll_forgotten()), (0, 1, None));
+        let EstablishDecision::Resumed(id) = r.handle_resume(at(2), a, Xid(1)) else { panic!() };
+        assert_eq!(r.handle_request(at(2), a, &request(id, 0, 1), true), Ok(Decision::ReplyGone));
+        // A request that outlives its session leaves a record that goes in its time.
+        let Ok(Decision::Execute(ticket)) = r.handle_request(at(2), a, &request(id, 0, 2), true) else {
+            panic!()
+        };
+        open(&mut r, at(3), a, 2);
+        assert_eq!(r.poll_forgotten(), Some(ticket.name()));
+        r.on_record(at(3), ticket);
+        r.handle_timeouts(at(300));
+        assert_eq!(r.poll_forgotten(), Some(ticket.name()));
     }
 }

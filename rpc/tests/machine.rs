@@ -12,9 +12,10 @@ use std::time::Duration;
 use base::{BlockExtent, Endpoint, Fid, Instant, LayoutWidth, Nid};
 use fops::admin::{Ping, PingReply};
 use fops::component::{ComponentRead, ComponentReadReply, ComponentWrite, ComponentWriteReply};
-use fops::object::{ObjectOpen, ObjectOpenReply, ObjectRecord, OpenMode};
+use fops::object::{ObjectOpen, ObjectOpenReply, ObjectRecord, ObjectUpdate, ObjectUpdateReply, OpenMode};
 use fops::{Fop, FopError, Opcode};
 use futures_util::FutureExt;
+use rpc::slot_record::{KEY_BYTES, SlotRecord, Transaction};
 use rpc::{Bulk, CallError, CallOptions, PeerMisbehaved, RpcConfig, RpcMachine};
 use runtime::{Arena, ArenaConfig, Buffer, Counters, Locality, LocalityConfig, SharedBuffer};
 use verbs_net::{Fabric, LoFabric, PeerId, SimFabric, SimFaults, SimKeys, TmConfig, TransferMachine};
@@ -614,14 +615,12 @@ fn a_restarted_server_gets_what_may_repeat_and_the_rest_is_told() {
     world.start(0, RpcConfig::default());
     world.start(1, RpcConfig::default());
     let options = world.options(60);
-    let source = || Bulk::from_source(vec![world.buffer(4096, 3).freeze()]);
-    let idempotent = source();
     world.call(1, 0, ping(b""), Bulk::none(), options).unwrap();
     world.served(0).delay.set(Duration::from_secs(5));
     let once = world.spawn(1, 0, open(1), Bulk::none(), options);
     world.run_for(Duration::from_millis(100));
     world.nodes[0] = None; // the process dies
-    let again = world.spawn(1, 0, write(2), idempotent, options);
+    let again = world.spawn(1, 0, ping(b"again"), Bulk::none(), options);
     world.run_for(Duration::from_millis(300));
     assert!(once.borrow().is_none(), "it may still come back");
     world.start(0, RpcConfig::default());
@@ -630,6 +629,61 @@ fn a_restarted_server_gets_what_may_repeat_and_the_rest_is_told() {
     let error = once.take().unwrap().unwrap_err();
     assert!(matches!(error, CallError::PeerLost { may_have_executed: true, .. }), "{error:?}");
     assert_eq!(world.served(0).runs.borrow().get(&1), None, "it did not run a second time");
+}
+
+/// The records of slots, as a device would keep them.
+#[derive(Clone, Default)]
+struct Disk(Rc<RefCell<BTreeMap<Vec<u8>, Vec<u8>>>>);
+
+impl Transaction for Disk {
+    fn put_slot(&mut self, key: &[u8; KEY_BYTES], value: &[u8]) {
+        self.0.borrow_mut().insert(key.to_vec(), value.to_vec());
+    }
+}
+
+/// Serves object-update: its effect (a count) is durable with its slot's record; the reply takes five seconds more.
+fn start_durable(world: &mut World, disk: &Disk, effects: &Rc<Cell<u32>>) -> RpcMachine {
+    let rpc = world.start(0, RpcConfig { durable_slots: true, ..RpcConfig::default() });
+    let (disk, effects) = (disk.clone(), Rc::clone(effects));
+    rpc.serve(move |fom, update: ObjectUpdate| {
+        let (mut disk, effects) = (disk.clone(), Rc::clone(&effects));
+        async move {
+            let reply = ObjectUpdateReply { record: update.record };
+            fom.record_in(&mut disk, &reply)?;
+            effects.set(effects.get() + 1);
+            fom.machine().locality().sleep(Duration::from_secs(5)).await;
+            Ok(reply)
+        }
+        .boxed_local()
+    });
+    rpc
+}
+
+#[test]
+fn a_request_whose_effect_was_durable_is_answered_after_a_restart_and_does_not_run_again() {
+    let mut world = World::lo();
+    let (disk, effects) = (Disk::default(), Rc::new(Cell::new(0)));
+    start_durable(&mut world, &disk, &effects).resume_sessions([]);
+    let client = world.start(1, RpcConfig::default());
+    let options = world.options(60);
+    world.call(1, 0, ping(b""), Bulk::none(), options).unwrap();
+    let record = open(77).record;
+    let update = ObjectUpdate { device: FID, expected_version: 76, repair: false, record };
+    let call = world.spawn(1, 0, update, Bulk::none(), options);
+    world.run_for(Duration::from_millis(100));
+    assert_eq!((effects.get(), disk.0.borrow().len()), (1, 1));
+    world.nodes[0] = None; // the process dies before it answers
+    world.run_for(Duration::from_millis(300));
+    let server = start_durable(&mut world, &disk, &effects);
+    world.run_for(Duration::from_secs(2));
+    assert!(call.borrow().is_none(), "its records are not read yet");
+    let records: Vec<SlotRecord> =
+        disk.0.borrow().iter().map(|(key, value)| SlotRecord::parse(key, value).unwrap()).collect();
+    server.resume_sessions(records);
+    world.until("the answer", |_| call.borrow().is_some());
+    assert_eq!(call.take().unwrap().unwrap().0.record.version, 77);
+    assert_eq!((effects.get(), server.stats().executed), (1, 0));
+    assert_eq!((server.stats().reply_cache.replays, client.stats().requester.sessions_resumed), (1, 1));
 }
 
 #[test]

@@ -16,6 +16,7 @@ use rpc::Fom;
 use spdk_stob::{StobId, WritePiece};
 
 use crate::component_extents::{ComponentExtents, check_component};
+use crate::slots::SlotChange;
 use crate::state::State;
 
 /// Generations that one transaction deletes; more take several, oldest first.
@@ -43,8 +44,15 @@ pub(crate) async fn write(
         .zip(parts)
         .map(|(extent, data)| WritePiece { start_block: extent.start, data })
         .collect();
-    match device.domain.write(stob, pieces, &request.checksums).await {
-        Ok(()) => Ok(ComponentWriteReply { free_blocks: device.domain.info().blocks_free }),
+    // Free blocks are a hint: those of before the write are as good as those after it.
+    let reply = ComponentWriteReply { free_blocks: device.domain.info().blocks_free };
+    let mut transaction = device.domain.begin();
+    fom.record_in(&mut SlotChange(&mut transaction), &reply)?;
+    match device.domain.write_with(transaction, stob, pieces, &request.checksums).await {
+        Ok(()) => {
+            fom.phase("durable");
+            Ok(reply)
+        }
         Err(error) => Err(state.refuse(&device, &error, extents.as_slice())),
     }
 }
@@ -78,14 +86,16 @@ pub(crate) async fn delete(
     check_component(request.component)?;
     let mut stobs = device.domain.stobs_of(request.component);
     stobs.retain(|stob| (request.from_generation..request.below_generation).contains(&stob.generation));
+    let reply = ComponentDeleteReply { deleted: wide(stobs.len()) };
+    let mut left = stobs.len();
     for part in stobs.chunks(DELETE_GENERATIONS_MAX) {
-        state.check_serving()?;
-        fom.phase("commit");
+        left -= part.len();
         let mut transaction = device.domain.begin();
         for stob in part {
             transaction.stob_delete(*stob);
         }
-        device.domain.commit(transaction).await.map_err(|error| state.refuse(&device, &error, &[]))?;
+        // It ran once its last part is durable; a part alone may be followed by all of it again.
+        state.commit(&fom, &device, transaction, (left == 0).then_some(&reply)).await?;
     }
-    Ok(ComponentDeleteReply { deleted: wide(stobs.len()) })
+    Ok(reply)
 }

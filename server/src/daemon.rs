@@ -26,7 +26,7 @@ use verbs_net::{Fabric, TmConfig, Token, TransferMachine};
 use crate::device::Device;
 use crate::error::ServerError;
 use crate::state::State;
-use crate::{component_service, object_service};
+use crate::{component_service, object_service, slots};
 
 /// How long a server waits for control when it starts, where nobody chooses.
 pub const START_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
@@ -97,7 +97,8 @@ impl Server {
         let deadline = locality.now() + config.start_timeout;
         let ServerConfig { process, control, epoch, .. } = config;
         let config_version = Rc::new(Cell::new(0));
-        let rpc_config = RpcConfig { config_version: Rc::clone(&config_version), ..config.rpc };
+        let rpc_config =
+            RpcConfig { config_version: Rc::clone(&config_version), durable_slots: true, ..config.rpc };
         let tm_config = TmConfig::new(config.endpoint, true, epoch, config.token, config_version);
         let transfer_machine = TransferMachine::start(locality, fabric, tm_config)?;
         let rpc = RpcMachine::start(locality, transfer_machine, rpc_config);
@@ -125,6 +126,10 @@ impl Server {
         });
         *slot.borrow_mut() = Rc::downgrade(&state);
         register(&state, deadline).await?;
+        // Only now: a request that comes again must find a server that can run it, not one that tells it to come later.
+        state.rpc.resume_sessions(state.devices.values().flat_map(|device| slots::read_all(&device.domain)));
+        let forgetting = slots::forget(state.rpc.clone(), Rc::downgrade(&state));
+        drop(locality.spawn("forget-slots", forgetting)); // it ends with the locality
         for (device, _) in &unopened {
             state.report_loss(*device);
         }

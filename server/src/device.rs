@@ -16,6 +16,8 @@ use crate::refusal::{is_device_loss, refusal};
 
 /// The tree of object records: key = the fid's 16 key bytes, value = format version, encoded record.
 pub(crate) const RECORDS: TreeId = TreeId(1);
+/// The tree of slots of sessions: what of a session outlives the process (`rpc::slot_record` has the bytes).
+pub(crate) const SLOTS: TreeId = TreeId(2);
 /// Format version, the first byte of each record.
 const RECORD_FORMAT: u8 = 1;
 

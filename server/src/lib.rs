@@ -19,6 +19,7 @@ mod keyed_lock;
 mod object_service;
 mod record;
 mod refusal;
+mod slots;
 mod state;
 
 pub use daemon::{START_TIMEOUT_DEFAULT, Server, ServerConfig};

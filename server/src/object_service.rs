@@ -9,11 +9,11 @@ use std::rc::Rc;
 use base::Fid;
 use base::limits::MESSAGE_BYTES_MAX;
 use base::units::{narrow, wide};
-use fops::FopError;
 use fops::object::{
     ObjectDelete, ObjectDeleteReply, ObjectList, ObjectListReply, ObjectOpen, ObjectOpenReply, ObjectRecord,
     ObjectUpdate, ObjectUpdateReply, OpenMode,
 };
+use fops::{FopError, codec};
 use rpc::Fom;
 
 use crate::device::{Device, RECORDS};
@@ -47,8 +47,9 @@ pub(crate) async fn open(
         OpenVerdict::Found(record) => Ok(ObjectOpenReply { record, created: false }),
         OpenVerdict::MadeBefore(record) => Ok(ObjectOpenReply { record, created: true }),
         OpenVerdict::Make(record) => {
-            put(&state, &fom, &device, &record).await?;
-            Ok(ObjectOpenReply { record, created: true })
+            let reply = ObjectOpenReply { record, created: true };
+            put(&state, &fom, &device, &record, &reply).await?;
+            Ok(reply)
         }
     }
 }
@@ -66,8 +67,9 @@ pub(crate) async fn update(
     match decide_update(device.record(object)?, &request)? {
         UpdateVerdict::Keep(record) => Ok(ObjectUpdateReply { record }),
         UpdateVerdict::Put(record) => {
-            put(&state, &fom, &device, &record).await?;
-            Ok(ObjectUpdateReply { record })
+            let reply = ObjectUpdateReply { record };
+            put(&state, &fom, &device, &record, &reply).await?;
+            Ok(reply)
         }
     }
 }
@@ -84,14 +86,13 @@ pub(crate) async fn delete(
     let existed = device
         .record(request.object)?
         .is_some_and(|record| record.deleted && record.version == request.version);
+    let reply = ObjectDeleteReply { existed };
     if existed {
-        state.check_serving()?;
-        fom.phase("commit");
         let mut transaction = device.domain.begin();
         transaction.tree_delete(RECORDS, &request.object.to_key_bytes());
-        device.domain.commit(transaction).await.map_err(|error| state.refuse(&device, &error, &[]))?;
+        state.commit(&fom, &device, transaction, Some(&reply)).await?;
     }
-    Ok(ObjectDeleteReply { existed })
+    Ok(reply)
 }
 
 pub(crate) async fn list(
@@ -121,14 +122,18 @@ pub(crate) async fn list(
     Ok(ObjectListReply { records, more })
 }
 
-/// Puts a record, in one transaction. The caller holds the object's lock.
-async fn put(state: &Rc<State>, fom: &Fom, device: &Device, record: &ObjectRecord) -> Result<(), FopError> {
+/// Puts a record, in one transaction with the slot of the request. The caller holds the object's lock.
+async fn put<R: codec::Encode>(
+    state: &Rc<State>,
+    fom: &Fom,
+    device: &Device,
+    record: &ObjectRecord,
+    reply: &R,
+) -> Result<(), FopError> {
     let value = Device::encode_record(record)?;
-    state.check_serving()?;
-    fom.phase("commit");
     let mut transaction = device.domain.begin();
     transaction.tree_put(RECORDS, &record.object.to_key_bytes(), &value);
-    device.domain.commit(transaction).await.map_err(|error| state.refuse(device, &error, &[]))
+    state.commit(fom, device, transaction, Some(reply)).await
 }
 
 fn pool_version(state: &State) -> Option<Fid> {

@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use base::{BlockExtent, Fid};
 use faces::{ConfClient, Configuration, DeviceState, Heartbeat};
-use fops::FopError;
 use fops::conf::{DeviceEvidence, DeviceHealth};
+use fops::{FopError, codec};
 use rpc::{Fom, RpcMachine};
 use runtime::sync::Notify;
-use spdk_stob::StobError;
+use spdk_stob::{StobError, Transaction};
 
 use crate::device::Device;
+use crate::slots::SlotChange;
 
 /// How long a report of a lost device is tried; after that the heartbeat carries it.
 const REPORT_TIME: Duration = Duration::from_secs(2);
@@ -67,6 +68,27 @@ impl State {
             }
             Some(_) => Ok(()),
         }
+    }
+
+    /// Makes a request's effect durable, if the lease still holds. `reply`: what is answered once it is; it goes into the slot's
+    /// record, in the same transaction. `None`: this is not the last part of the effect.
+    pub(crate) async fn commit<R: codec::Encode>(
+        self: &Rc<State>,
+        fom: &Fom,
+        device: &Device,
+        mut transaction: Transaction,
+        reply: Option<&R>,
+    ) -> Result<(), FopError> {
+        self.check_serving()?;
+        fom.phase("commit");
+        if let Some(reply) = reply {
+            fom.record_in(&mut SlotChange(&mut transaction), reply)?;
+        }
+        device.domain.commit(transaction).await.map_err(|error| self.refuse(device, &error, &[]))?;
+        if reply.is_some() {
+            fom.phase("durable");
+        }
+        Ok(())
     }
 
     fn check_in_service(&self, device: &Device, requester_version: u64) -> Result<(), FopError> {

@@ -27,7 +27,7 @@ pub struct ComponentWriteReply {
     /// Blocks free on the device after the write.
     pub free_blocks: u64,
 }
-fop!(ComponentWrite, ComponentWriteReply, ComponentWrite, "component-write", Idempotent);
+fop!(ComponentWrite, ComponentWriteReply, ComponentWrite, "component-write", AtMostOnce);
 
 /// Reads blocks of a component object into the request's bulk sink: one segment per extent, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -72,4 +72,4 @@ pub struct ComponentDeleteReply {
     /// Generations that were deleted.
     pub deleted: u64,
 }
-fop!(ComponentDelete, ComponentDeleteReply, ComponentDelete, "component-delete", Idempotent);
+fop!(ComponentDelete, ComponentDeleteReply, ComponentDelete, "component-delete", AtMostOnce);

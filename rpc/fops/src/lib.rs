@@ -55,9 +55,9 @@ pub enum Opcode {
 /// Whether a request may run again if its reply was lost and the session with its reply cache is gone too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repeat {
-    /// Running it twice equals running it once.
+    /// Running it twice equals running it once: it changes nothing, or sets what is set anew all the time.
     Idempotent,
-    /// It must not run twice.
+    /// It must not run twice: it changes what others read. Its service records it in the transaction of its effect.
     AtMostOnce,
 }
 

@@ -113,7 +113,7 @@ pub struct ObjectDeleteReply {
     /// True if a record was dropped.
     pub existed: bool,
 }
-fop!(ObjectDelete, ObjectDeleteReply, ObjectDelete, "object-delete", Idempotent);
+fop!(ObjectDelete, ObjectDeleteReply, ObjectDelete, "object-delete", AtMostOnce);
 
 /// Lists records on one device in fid order.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

@@ -283,6 +283,24 @@ impl Transaction {
         self
     }
 
+    /// What it does and under which conditions. Errors: what was wrong in the calls that made it.
+    fn into_parts(self) -> Result<(Vec<Change>, Vec<Condition>), StobError> {
+        if let Some(fault) = self.fault {
+            return Err(StobError::BadRequest(fault));
+        }
+        for change in &self.changes {
+            if let Change::Punch { extent: BlockExtent { start, count }, .. }
+            | Change::Allocate { extent: BlockExtent { start, count }, .. } = *change
+                && BlockExtent::new(start, count).is_none()
+            {
+                return Err(StobError::OutOfRange { start, count });
+            }
+        }
+        let conditions = self.conditions.into_iter();
+        let conditions = conditions.map(|(tree, key, expected)| Condition { tree, key, expected }).collect();
+        Ok((self.changes, conditions))
+    }
+
     fn check(&mut self, key: &[u8], value: &[u8]) {
         if key.is_empty() || key.len() > TREE_KEY_BYTES_MAX || value.len() > TREE_VALUE_BYTES_MAX {
             self.fault.get_or_insert(BadRequest::TreeEntry {
@@ -399,28 +417,16 @@ impl Domain {
     pub async fn commit(&self, transaction: Transaction) -> Result<(), StobError> {
         let shared = &self.shared;
         shared.check_writable()?;
-        if let Some(fault) = transaction.fault {
-            return Err(StobError::BadRequest(fault));
-        }
-        for change in &transaction.changes {
-            if let Change::Punch { extent: BlockExtent { start, count }, .. }
-            | Change::Allocate { extent: BlockExtent { start, count }, .. } = *change
-                && BlockExtent::new(start, count).is_none()
-            {
-                return Err(StobError::OutOfRange { start, count });
-            }
-        }
-        if transaction.changes.is_empty() && transaction.conditions.is_empty() {
+        let (changes, conditions) = transaction.into_parts()?;
+        if changes.is_empty() && conditions.is_empty() {
             return Ok(());
         }
-        let conditions = transaction.conditions.into_iter();
-        let conditions = conditions.map(|(tree, key, expected)| Condition { tree, key, expected }).collect();
         let permit = match shared.permits.try_acquire(1) {
             Some(permit) => permit,
             None => shared.permits.acquire(1).await,
         };
-        let (queued, receiver) = Queued::new(shared, transaction.changes, conditions, Vec::new(), permit)
-            .map_err(|(error, _)| error)?;
+        let (queued, receiver) =
+            Queued::new(shared, changes, conditions, Vec::new(), permit).map_err(|(error, _)| error)?;
         shared.enqueue(Work::Commit(queued));
         receiver.await.unwrap_or(Err(StobError::Closed))
     }

@@ -13,7 +13,7 @@ use base::units::{BLOCK_BYTES, narrow, wide};
 use runtime::SharedBuffer;
 
 use super::commit::{Queued, Work};
-use super::{Domain, Shared, WritePiece};
+use super::{Domain, Shared, Transaction, WritePiece};
 use crate::backend::{DeviceError, WriteParts};
 use crate::error::{BadRequest, StobError};
 use crate::format::change::Change;
@@ -181,16 +181,30 @@ impl Domain {
         pieces: Vec<WritePiece>,
         checksums: &[u32],
     ) -> Result<(), StobError> {
+        self.write_with(self.begin(), stob, pieces, checksums).await
+    }
+
+    /// [`Domain::write`], with further changes in the same transaction: all become durable together or none does.
+    pub async fn write_with(
+        &self,
+        with: Transaction,
+        stob: StobId,
+        pieces: Vec<WritePiece>,
+        checksums: &[u32],
+    ) -> Result<(), StobError> {
         let shared = &self.shared;
         let blocks = checked_blocks(stob, &pieces, checksums)?;
         if blocks == 0 {
-            return shared.check_writable();
+            shared.check_writable()?;
+            return self.commit(with).await;
         }
+        let (more_changes, conditions) = with.into_parts()?;
         let permit = shared.permits.acquire(1).await;
         let extents = self.reserve(stob, &pieces, blocks).await?;
-        let layout = lay_out(stob, &pieces, checksums, &extents);
+        let mut layout = lay_out(stob, &pieces, checksums, &extents);
         drop(pieces);
-        let (transaction, receiver) = match Queued::new(shared, layout.changes, Vec::new(), extents, permit) {
+        layout.changes.extend(more_changes);
+        let (transaction, receiver) = match Queued::new(shared, layout.changes, conditions, extents, permit) {
             Ok(made) => made,
             Err((error, extents)) => {
                 shared.unreserve(&extents);

@@ -16,6 +16,8 @@ pub enum Mutation {
     LoseWrite,
     /// Servers forget what they answered: a request that is sent again runs again.
     ReplyCacheOff,
+    /// A server that restarted does not look at the records of its sessions' slots.
+    SlotRecordsOff,
     /// One of the client's own.
     Client(client::Bug),
 }
@@ -26,6 +28,7 @@ impl Mutation {
         (Mutation::SkipFlush, 8),
         (Mutation::LoseWrite, 8),
         (Mutation::ReplyCacheOff, 8),
+        (Mutation::SlotRecordsOff, 40),
         (Mutation::Client(client::Bug::AbsentIsZero), 8),
         (Mutation::Client(client::Bug::OneReplicaIsEnough), 8),
         (Mutation::Client(client::Bug::StaleParity), 8),

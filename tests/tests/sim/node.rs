@@ -190,6 +190,7 @@ fn start_server(
     config.start_timeout = Duration::from_secs(2);
     config.rpc = RpcConfig {
         broken_reply_cache: around.mutation == Some(Mutation::ReplyCacheOff),
+        broken_slot_records: around.mutation == Some(Mutation::SlotRecordsOff),
         ..RpcConfig::default()
     };
     let slot = Rc::clone(slot);

@@ -4,7 +4,7 @@
 //! hands out the turn. A client that dies keeps its turn for [`FENCE`] (a lock manager would fence it for as long). The first
 //! violation ends the run. Must not know: how the system works.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use base::{Instant, ObjectId};
@@ -40,6 +40,8 @@ pub struct Tally {
 pub struct Oracle {
     objects: BTreeMap<ObjectId, ObjectModel>,
     locked_until: BTreeMap<ObjectId, Instant>,
+    /// Requests whose change became durable at some server, over all its lives.
+    pub durable_requests: BTreeSet<u64>,
     running: BTreeMap<u64, Running>,
     next: u64,
     unknown_changes: BTreeMap<ObjectId, u64>,
@@ -64,6 +66,7 @@ impl Oracle {
         Oracle {
             objects: objects.map(|(id, shape)| (id, ObjectModel::new(shape))).collect(),
             locked_until: BTreeMap::new(),
+            durable_requests: BTreeSet::new(),
             running: BTreeMap::new(),
             next: 1,
             unknown_changes: BTreeMap::new(),

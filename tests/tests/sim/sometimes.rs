@@ -21,6 +21,8 @@ pub const WANTED: &[&str] = &[
     "a device became failed",
     "a request was sent again",
     "a reply came from the reply cache",
+    "a session went on after its server restarted",
+    "a request was answered from the record of its slot",
     "a reply came when nobody waited any more",
     "a call ended at its deadline",
     "a session was lost",

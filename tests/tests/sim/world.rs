@@ -528,10 +528,17 @@ impl World {
             counters.add("a session was lost", stats.requester.sessions_lost);
             counters.add("a reply came from the reply cache", stats.reply_cache.hits);
             counters.add("a request met its twin in progress", stats.reply_cache.in_progress_hits);
-            ran_at_most_once(&rpc.phases()).map_err(|error| format!("{}: {error}", node.name))?;
+            counters.add("a session went on after its server restarted", stats.requester.sessions_resumed);
+            counters.add("a request was answered from the record of its slot", stats.reply_cache.replays);
             let net = rpc.with_transfer_machine(verbs_net::TransferMachine::stats);
             counters.add("a peer's old incarnation was shut out", net.stale_dropped);
             counters.add("bulk came for memory no longer exposed", net.bulk_bytes_late);
+            let phases = rpc.phases();
+            ran_at_most_once(&phases).map_err(|error| format!("{}: {error}", node.name))?;
+            ran_not_again(&phases, &oracle.durable_requests)
+                .map_err(|error| format!("{}: {error}", node.name))?;
+            let durable = phases.iter().filter(|record| record.phase == "durable");
+            oracle.durable_requests.extend(durable.map(|record| record.request_id));
         }
         if let Some(control) = slot.control.borrow().as_ref() {
             for change in control.recent_changes() {
@@ -622,6 +629,18 @@ fn ran_at_most_once(phases: &[rpc::PhaseRecord]) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// No request runs whose change became durable in an earlier life of its server.
+fn ran_not_again(phases: &[rpc::PhaseRecord], durable: &BTreeSet<u64>) -> Result<(), String> {
+    let mut ran = phases.iter().filter(|record| record.phase == "run");
+    match ran.find(|record| durable.contains(&record.request_id)) {
+        Some(record) => Err(format!(
+            "request {:#x} of opcode {} ran again after its change was durable",
+            record.request_id, record.opcode
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Each acknowledgement comes after a flush of its record. The trace may have lost its beginning.
