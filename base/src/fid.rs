@@ -31,6 +31,14 @@ pub enum FidType {
     Process = b'r',
     /// Service inside a process.
     Service = b's',
+    /// Rack: what stands or falls with one feed of power.
+    Rack = b'a',
+    /// Enclosure: one box in a rack.
+    Enclosure = b'e',
+    /// Controller: what the disks of an enclosure hang on.
+    Controller = b'c',
+    /// Disk: the place that a device sits in.
+    Disk = b'd',
     /// Storage device.
     Device = b'k',
     /// Component object: the part of an object that one device holds.

@@ -41,6 +41,12 @@ pub enum Command {
     Rm(RmArgs),
     /// List objects
     Ls(LsArgs),
+    /// Plan, apply, show and take back changes of the cluster file
+    Conf {
+        /// What to do with it.
+        #[command(subcommand)]
+        action: ConfCommand,
+    },
     /// Take a device out of service, or make its accesses fail
     Device {
         /// What to do with it.
@@ -248,6 +254,86 @@ pub struct LsArgs {
     /// Only the ids
     #[arg(short = '1', long)]
     pub ids: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis conf ...`
+#[derive(Debug, Subcommand)]
+pub enum ConfCommand {
+    /// Show what an edited cluster file would change, and when each change takes effect
+    Plan(ConfPlanArgs),
+    /// Put an edited cluster file in force, as one transaction
+    Apply(ConfApplyArgs),
+    /// Print the cluster file in force, or an earlier one, without its credential
+    Show(ConfShowArgs),
+    /// List the transactions that control keeps, newest first
+    History(ConfHistoryArgs),
+    /// Put the cluster file of an earlier transaction in force again
+    Rollback(ConfRollbackArgs),
+}
+
+/// `clovis conf plan`
+#[derive(Debug, Args)]
+pub struct ConfPlanArgs {
+    /// The edited cluster file (default: the cluster's own)
+    pub file: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis conf apply`
+#[derive(Debug, Args)]
+pub struct ConfApplyArgs {
+    /// The edited cluster file (default: the cluster's own)
+    pub file: Option<PathBuf>,
+    /// Why, for the history (at most 200 bytes)
+    #[arg(short = 'm', long, value_name = "TEXT", default_value = "")]
+    pub note: String,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis conf show`
+#[derive(Debug, Args)]
+pub struct ConfShowArgs {
+    /// Number of the transaction; 0 is the one in force
+    #[arg(default_value_t = 0)]
+    pub transaction: u64,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis conf history`
+#[derive(Debug, Args)]
+pub struct ConfHistoryArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis conf rollback`
+#[derive(Debug, Args)]
+pub struct ConfRollbackArgs {
+    /// Number of the transaction
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub transaction: u64,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

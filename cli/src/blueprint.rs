@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use base::units::{KIB, MIB};
 use base::{Endpoint, Fid, FidType, LayoutWidth, limits};
+use faces::ClusterTree;
 use faces::cluster_file::{
     ClusterFile, ClusterId, ClusterSection, ControlSection, Credential, DeviceSection, PoolSection,
     ServerSection, Transport,
@@ -90,6 +91,7 @@ impl Blueprint {
                 .map(|(index, endpoint)| ServerSection {
                     process: process(index),
                     endpoints: vec![*endpoint],
+                    node: None,
                 })
                 .collect(),
             devices: (0..self.devices)
@@ -99,8 +101,10 @@ impl Blueprint {
                     locality: 0,
                     path: PathBuf::from(format!("devices/device-{index}.dev")),
                     size_bytes: self.device_bytes,
+                    disk: None,
                 })
                 .collect(),
+            tree: ClusterTree::default(),
         };
         file.validate().map_err(|error| Failure::new(error.to_string()))?;
         Ok(file)

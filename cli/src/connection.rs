@@ -17,6 +17,7 @@ use fops::Fop;
 use rpc::{Bulk, CallOptions, RpcConfig, RpcMachine};
 use runtime::{
     Arena, ArenaConfig, Counters, Crowd, Locality, LocalityConfig, LocalityHandle, MonotonicClock,
+    SharedBuffer,
 };
 use spdk_stob::{Backend, Domain, FormatParams, OpenOptions, is_nvme_address};
 use verbs_net::{Fabric, TmConfig, TransferMachine};
@@ -37,6 +38,13 @@ pub struct Station {
 /// A number that no other start of a process has had: an incarnation.
 pub fn new_epoch() -> u64 {
     fastrand::Rng::new().u64(1..)
+}
+
+/// Seconds since 1970 by this machine's clock: for people to read, never for a decision. 0 if the clock is before that.
+#[expect(clippy::disallowed_methods, reason = "the time that people know; nothing is decided by it")]
+pub fn unix_s() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 impl Station {
@@ -106,7 +114,26 @@ impl Station {
         self.call_over(&fabric_of(to)?, file, to, fop, within)
     }
 
-    /// The same over a given network.
+    /// One call of a process of the cluster that carries bytes with it, at most 1 MiB.
+    pub fn call_with_source<F: Fop>(
+        &mut self,
+        file: &ClusterFile,
+        to: Endpoint,
+        fop: &F,
+        bytes: &[u8],
+        within: Duration,
+    ) -> Result<F::Reply, Failure> {
+        let rpc = self.rpc(&fabric_of(to)?, file)?;
+        let deadline = self.now() + within;
+        let handle = self.handle();
+        let source = SharedBuffer::copy_from_slice(handle.arena(), bytes, handle.counters())
+            .ok_or_else(|| Failure::new(format!("no buffer for {} bytes", bytes.len())))?;
+        let bulk = Bulk::from_source(vec![source]);
+        let answer = self.wait(rpc.call(to, fop, bulk, CallOptions::until(deadline)))?;
+        answer.map(|answer| answer.reply).map_err(|error| Failure::new(error.to_string()))
+    }
+
+    /// The same as [`Station::call`] over a given network.
     pub fn call_over<F: Fop>(
         &mut self,
         fabric: &Fabric,
@@ -168,6 +195,11 @@ pub fn client_config(file: &ClusterFile, op_timeout: Duration) -> ClientConfig {
 
 /// Reads and checks a cluster file. Errors name the file, the line and what is wrong.
 pub fn load_cluster_file(path: &Path) -> Result<ClusterFile, Failure> {
+    read_cluster_file(path).map(|(_, file)| file)
+}
+
+/// The same, with its text.
+pub fn read_cluster_file(path: &Path) -> Result<(String, ClusterFile), Failure> {
     let text = fs::read_to_string(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => Failure::new(format!(
             "{} does not exist: start a cluster with `clovis cluster start --dir DIR`, then use DIR/clovis.toml",
@@ -175,7 +207,8 @@ pub fn load_cluster_file(path: &Path) -> Result<ClusterFile, Failure> {
         )),
         _ => Failure::new(format!("reading {}: {error}", path.display())),
     })?;
-    ClusterFile::parse(&text).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
+    let file = ClusterFile::parse(&text);
+    file.map(|file| (text, file)).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
 }
 
 /// The cluster file that a command uses: named by a flag or by CLOVIS_CONFIG, else the one in the current folder, else

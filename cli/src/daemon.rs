@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use base::Fid;
-use control::{Control, ControlConfig};
+use control::{Control, ControlConfig, OperatorFile};
 use faces::cluster_file::ClusterFile;
 use futures_channel::oneshot;
 use futures_util::future;
@@ -19,7 +19,9 @@ use signal_hook::iterator::Signals;
 use verbs_net::Fabric;
 
 use crate::args::{ControlArgs, ServerArgs};
-use crate::connection::{Station, device_path, fabric_of, load_cluster_file, new_epoch, open_device, token};
+use crate::connection::{
+    Station, device_path, fabric_of, load_cluster_file, new_epoch, open_device, read_cluster_file, token, unix_s,
+};
 use crate::failure::Failure;
 use crate::output;
 
@@ -64,12 +66,12 @@ fn folder_of(config: &Path) -> &Path {
 
 /// `clovis control`
 pub fn control(args: &ControlArgs) -> Result<(), Failure> {
-    let file = load_cluster_file(&args.config)?;
+    let (text, file) = read_cluster_file(&args.config)?;
     let fabric = fabric_of(file.control.endpoint)?;
     let stop = stop_signal()?;
     let mut station = Station::for_devices("control", [file.control.store.as_path()])?;
     let endpoint = file.control.endpoint;
-    serve_control(&mut station, &fabric, &file, folder_of(&args.config), stop, || {
+    serve_control(&mut station, &fabric, (&text, &file), folder_of(&args.config), stop, || {
         note(&format!("control serves at {endpoint}"));
     })?;
     note("control has stopped");
@@ -125,19 +127,21 @@ fn finish<E: std::fmt::Display>(
     }
 }
 
-/// Serves as the control daemon of the cluster in `folder`; calls `ready` once it does.
+/// Serves as the control daemon of the cluster in `folder`, whose file has this text; calls `ready` once it does.
 pub fn serve_control(
     station: &mut Station,
     fabric: &Fabric,
-    file: &ClusterFile,
+    (text, file): (&str, &ClusterFile),
     folder: &Path,
     stop: oneshot::Receiver<()>,
     ready: impl FnOnce(),
 ) -> Result<(), Failure> {
     let path = device_path(folder, &file.control.store);
     let store = open_device(&path)?;
-    let config =
-        ControlConfig::new(token(&file.cluster.credential), new_epoch(), file.initial_configuration(), store);
+    let credential = file.cluster.credential;
+    let mut config = ControlConfig::new(token(&credential), new_epoch(), file.initial_configuration(), store);
+    let text = ClusterFile::hide_credential(text).map_err(|error| Failure::new(error.to_string()))?;
+    config.file = Some(OperatorFile { text, credential, unix_s: unix_s() });
     let handle = station.handle();
     let started = station.wait(Control::start(&handle, fabric, config))?;
     let control = started.map_err(|error| Failure::new(error.to_string()))?;

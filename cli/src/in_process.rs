@@ -217,10 +217,11 @@ fn start_daemons(
 ) -> Result<(), Failure> {
     let (control_file, control_fabric, control_folder) = (file.clone(), fabric.clone(), folder.to_owned());
     daemons.start(shared, 1, "control".to_owned(), move |station, stop, ready| {
+        let text = control_file.to_toml().map_err(|error| Failure::new(error.to_string()))?;
         daemon::serve_control(
             station,
             &Fabric::Lo(control_fabric),
-            &control_file,
+            (&text, &control_file),
             &control_folder,
             stop,
             ready,

@@ -10,6 +10,7 @@ mod bench;
 mod blueprint;
 mod cluster;
 mod cluster_folder;
+mod conf;
 mod connection;
 mod daemon;
 mod device;
@@ -80,6 +81,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Stat(args) => objects::stat(&args),
         Command::Rm(args) => objects::remove(&args),
         Command::Ls(args) => objects::list(&args),
+        Command::Conf { action } => conf::run(&action),
         Command::Device { action } => device::run(&action),
         Command::Stob { action } => stob::run(&action),
         Command::Bench(args) => bench::run(&args),

@@ -12,10 +12,11 @@ use base::{Endpoint, Fid, FidType, Instant};
 use faces::lease::lost_after;
 use faces::{Configuration, DeviceState};
 use fops::conf::{
-    ClusterStatusReply, DeviceEvidence, DeviceHealth, DeviceReport, DeviceStatus, Heartbeat, HeartbeatReply,
-    ProcessStatus, Register, RegisterReply,
+    ClusterStatusReply, ConfApplyReply, DeviceEvidence, DeviceHealth, DeviceReport, DeviceStatus, Heartbeat,
+    HeartbeatReply, ProcessStatus, Register, RegisterReply,
 };
 
+use crate::transactions::{ApplyRefusal, Reason, Transactions};
 use crate::transition::{DeviceEvent, next_state};
 
 /// A request that control refuses.
@@ -89,6 +90,7 @@ pub struct ControlCore {
     members: BTreeMap<Fid, Member>,
     seats: BTreeMap<Fid, Seat>,
     changes: Vec<StateChange>,
+    transactions: Option<Transactions>,
 }
 
 impl ControlCore {
@@ -107,7 +109,44 @@ impl ControlCore {
             .iter()
             .map(|device| (device.device, Seat { registered: false, heard_at: now, health: None }))
             .collect();
-        ControlCore { configuration, lease, members, seats, changes: Vec::new() }
+        ControlCore { configuration, lease, members, seats, changes: Vec::new(), transactions: None }
+    }
+
+    /// The same with the operator's cluster file, which may then be changed.
+    #[must_use]
+    pub fn with_transactions(self, transactions: Option<Transactions>) -> ControlCore {
+        ControlCore { transactions, ..self }
+    }
+
+    /// The operator's cluster file, if there is one.
+    #[must_use]
+    pub fn transactions(&self) -> Option<&Transactions> {
+        self.transactions.as_ref()
+    }
+
+    /// Puts a cluster file in force: one transaction, one new version. The answer's version has to be durable before anybody
+    /// hears of it. Errors: see [`ApplyRefusal`]; nothing changed then.
+    pub fn handle_apply(
+        &mut self,
+        text: &str,
+        base: u64,
+        reason: Reason,
+    ) -> Result<ConfApplyReply, ApplyRefusal> {
+        let next_version = self.configuration.version + 1;
+        let transactions = self.transactions.as_mut().ok_or(ApplyRefusal::NoFile)?;
+        let changes = transactions.apply(text, base, next_version, reason)?;
+        if changes > 0 {
+            // Everything else that may change waits for a restart of somebody, who then registers it.
+            let given = transactions.file().initial_configuration();
+            self.configuration.profile = given.profile;
+            self.configuration.pool.unit_bytes = given.pool.unit_bytes;
+            self.configuration.version = next_version;
+        }
+        Ok(ConfApplyReply {
+            transaction: transactions.in_force().number,
+            version: self.configuration.version,
+            changes: u32::try_from(changes).unwrap_or(u32::MAX),
+        })
     }
 
     /// The configuration as decided so far; not yet durable, perhaps.
@@ -135,6 +174,7 @@ impl ControlCore {
             found.epoch = request.epoch;
             changed = true;
         }
+        changed |= self.note_moved(request);
         self.members.insert(process, Member { epoch: Some(request.epoch), heard_at: now });
         let mut events = Vec::new();
         for registered in &request.devices {
@@ -151,6 +191,23 @@ impl ControlCore {
         self.apply(changed, &events);
         let lease_ms = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
         Ok(RegisterReply { version: self.configuration.version, lease_ms })
+    }
+
+    /// A server whose address changed in the cluster file registers there after its restart. True if this one did.
+    fn note_moved(&mut self, request: &Register) -> bool {
+        let section = self.transactions.as_ref().and_then(|all| all.file().server(request.process));
+        let Some(first) = section.and_then(|section| section.endpoints.first().copied()) else {
+            return false;
+        };
+        let listens = request.devices.iter().any(|device| device.endpoint == first);
+        let found = self.configuration.processes.iter_mut().find(|found| found.process == request.process);
+        match found {
+            Some(found) if listens && found.endpoint != first => {
+                found.endpoint = first;
+                true
+            }
+            _ => false,
+        }
     }
 
     fn check_register(&self, request: &Register) -> Result<(), Refusal> {
@@ -462,6 +519,40 @@ mod tests {
         assert!(matches!(core.handle_register(at(0), &taken), Err(Refusal::EndpointTaken { .. })));
         assert!(!core.handle_heartbeat(at(0), &heartbeat(&initial, 0, 7)).known);
         assert_eq!(states(&core), "v1 unknown unknown unknown unknown");
+    }
+
+    #[test]
+    fn an_applied_file_is_one_version_and_a_moved_server_moves_when_it_registers() {
+        let text = include_str!("../faces/src/cluster_file_example.toml");
+        let hidden = ClusterFile::hide_credential(text).unwrap();
+        let initial = initial();
+        let why = || Reason { by: initial.control, unix_s: 0, note: String::new() };
+        let credential = faces::Credential::from_bytes([1; 32]);
+        let mut core = ControlCore::new(at(0), initial.clone(), LEASE);
+        assert_eq!(core.handle_apply(&hidden, 1, why()), Err(ApplyRefusal::NoFile));
+        let (transactions, _) = Transactions::start(&hidden, credential, None, 1, why()).unwrap();
+        let mut core = core.with_transactions(Some(transactions));
+        core.handle_register(at(0), &register(&initial, 0, 7)).unwrap();
+        assert_eq!(core.configuration().version, 2);
+        let moved: Endpoint = "127.0.0.1@tcp:12345:34:77".parse().unwrap();
+        let next = hidden.replace("unit_bytes = 65536", "unit_bytes = 8192").replace("34:1\"]", "34:77\"]");
+        let reply = core.handle_apply(&next, 1, why()).unwrap();
+        assert_eq!(reply, ConfApplyReply { transaction: 2, version: 3, changes: 2 });
+        assert_eq!(core.handle_apply(&next, 1, why()).unwrap(), ConfApplyReply { changes: 0, ..reply });
+        assert_eq!(core.configuration().pool.unit_bytes, 8192);
+        assert_eq!(
+            core.configuration().processes[0].endpoint,
+            initial.processes[0].endpoint,
+            "it still serves there"
+        );
+        let mut again = register(&initial, 0, 8);
+        again.devices.iter_mut().for_each(|device| device.endpoint = moved);
+        core.handle_register(at(1), &again).unwrap();
+        assert_eq!((core.configuration().processes[0].endpoint, core.configuration().version), (moved, 4));
+        assert_eq!(core.configuration().pool.devices[0].endpoint, moved);
+        let refused = core.handle_apply(&next.replace("2+1+1", "1+1+1"), 2, why());
+        assert!(matches!(refused, Err(ApplyRefusal::Change { .. })), "{refused:?}");
+        assert_eq!(core.configuration().version, 4);
     }
 
     #[test]

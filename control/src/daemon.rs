@@ -12,14 +12,17 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
+use base::units::wide;
 use base::{Endpoint, Instant};
-use faces::Configuration;
 use faces::lease::{LEASE_DEFAULT, LEASE_MAX, LEASE_MIN};
+use faces::limits::{CLUSTER_FILE_BYTES_MAX, CLUSTER_TEXT_PART_BYTES};
+use faces::{Configuration, Credential};
 use fops::FopError;
 use fops::admin::{Ping, PingReply, Shutdown, ShutdownReply};
 use fops::conf::{
-    ClusterStatus, ClusterStatusReply, ConfGet, ConfGetReply, DeviceReport, DeviceReportReply, Heartbeat,
-    HeartbeatReply, Register, RegisterReply,
+    ClusterStatus, ClusterStatusReply, ConfApply, ConfApplyReply, ConfGet, ConfGetReply, ConfHistory,
+    ConfHistoryReply, ConfText, ConfTextReply, DeviceReport, DeviceReportReply, Heartbeat, HeartbeatReply,
+    Register, RegisterReply,
 };
 use futures_util::FutureExt;
 use rpc::{Fom, RpcConfig, RpcMachine};
@@ -31,10 +34,22 @@ use verbs_net::{Fabric, TmConfig, Token, TransferMachine};
 use crate::core::{ControlCore, Refusal, StateChange};
 use crate::error::ControlError;
 use crate::reconcile::reconcile;
-use crate::store::Store;
+use crate::store::{Store, Stored};
+use crate::transactions::{ApplyRefusal, Reason, Transactions};
 
 /// State changes that are kept for whoever asks.
 pub const CHANGES_KEPT: usize = 1024;
+
+/// The operator's cluster file, as the daemon finds it when it starts.
+#[derive(Clone, Debug)]
+pub struct OperatorFile {
+    /// Its text, as `ClusterFile::hide_credential` makes it.
+    pub text: String,
+    /// The cluster's credential.
+    pub credential: Credential,
+    /// When it was read, in seconds since 1970; 0 if unknown.
+    pub unix_s: u64,
+}
 
 /// What a control daemon needs to start.
 pub struct ControlConfig {
@@ -46,6 +61,8 @@ pub struct ControlConfig {
     pub epoch: u64,
     /// The operator's configuration, as `ClusterFile::initial_configuration` makes it.
     pub configuration: Configuration,
+    /// The file it was made from; without it the cluster file cannot be changed while control runs.
+    pub file: Option<OperatorFile>,
     /// Lease granted to servers, `LEASE_MIN` to `LEASE_MAX`.
     pub lease: Duration,
     /// Device of the durable state: blank, or the store of this cluster.
@@ -68,6 +85,7 @@ impl ControlConfig {
             token,
             epoch,
             configuration,
+            file: None,
             lease: LEASE_DEFAULT,
             store,
             rpc: RpcConfig::default(),
@@ -118,12 +136,10 @@ impl Control {
         config.configuration.check().map_err(ControlError::Configuration)?;
         let cluster = config.configuration.cluster;
         let (store, stored) = Store::open(locality, config.store, cluster).await?;
-        let configuration = match stored.clone() {
-            Some(stored) => reconcile(stored, &config.configuration)?,
-            None => config.configuration,
-        };
-        if stored.as_ref() != Some(&configuration) {
-            store.save(&configuration).await?;
+        let Recovered { configuration, transactions, changed } =
+            recover(stored, &config.configuration, config.file.as_ref(), config.endpoint)?;
+        if changed {
+            store.save(&configuration, transactions.as_ref()).await?;
         }
         let config_version = Rc::new(Cell::new(configuration.version));
         let tm_config =
@@ -135,7 +151,10 @@ impl Control {
             rpc,
             epoch: config.epoch,
             store,
-            core: RefCell::new(ControlCore::new(locality.now(), configuration.clone(), config.lease)),
+            core: RefCell::new(
+                ControlCore::new(locality.now(), configuration.clone(), config.lease)
+                    .with_transactions(transactions),
+            ),
             published: RefCell::new(Rc::new(configuration)),
             store_failed: RefCell::new(None),
             dirty: Notify::new(),
@@ -209,7 +228,56 @@ impl Drop for Control {
     }
 }
 
+struct Recovered {
+    configuration: Configuration,
+    transactions: Option<Transactions>,
+    /// Something is not in the store yet.
+    changed: bool,
+}
+
+/// What the daemon starts with: the store's state, moved to where the cluster file says.
+fn recover(
+    stored: Option<Stored>,
+    given: &Configuration,
+    file: Option<&OperatorFile>,
+    endpoint: Endpoint,
+) -> Result<Recovered, ControlError> {
+    let (stored, stored_transactions) = match stored {
+        Some(stored) => (Some(stored.configuration), stored.transactions),
+        None => (None, None),
+    };
+    let version = stored.as_ref().map_or(given.version, |stored| stored.version);
+    let mut given = given.clone();
+    let mut changed = false;
+    let transactions = match file {
+        None => None,
+        Some(OperatorFile { text, credential, unix_s }) => {
+            let reason = Reason { by: endpoint, unix_s: *unix_s, note: String::new() };
+            let (transactions, new) =
+                Transactions::start(text, *credential, stored_transactions, version, reason)?;
+            changed = new;
+            given = transactions.file().initial_configuration();
+            // What counts is where it listens, whatever an applied file says of its next start.
+            given.control = endpoint;
+            Some(transactions)
+        }
+    };
+    let mut configuration = match stored.clone() {
+        Some(stored) => reconcile(stored, &given)?,
+        None => given,
+    };
+    if let Some(transactions) = &transactions {
+        configuration.version = configuration.version.max(transactions.in_force().version);
+    }
+    changed |= stored.as_ref() != Some(&configuration);
+    Ok(Recovered { configuration, transactions, changed })
+}
+
 fn refused(refusal: Refusal) -> FopError {
+    FopError::NotPermitted { reason: refusal.to_string() }
+}
+
+fn not_permitted(refusal: &ApplyRefusal) -> FopError {
     FopError::NotPermitted { reason: refusal.to_string() }
 }
 
@@ -230,6 +298,11 @@ impl Inner {
         serve(inner, |inner: Rc<Inner>, _fom, _request: ClusterStatus| async move {
             Ok(inner.core.borrow().status(inner.rpc.locality().now()))
         });
+        serve(inner, |inner: Rc<Inner>, _fom, request: ConfText| async move { inner.conf_text(&request) });
+        serve(inner, |inner: Rc<Inner>, fom: Fom, request: ConfApply| async move {
+            inner.conf_apply(&fom, request).await
+        });
+        serve(inner, |inner: Rc<Inner>, _fom, _request: ConfHistory| async move { inner.conf_history() });
         serve(inner, |inner: Rc<Inner>, _fom, request: Ping| async move {
             Ok(PingReply { payload: request.payload, epoch: inner.epoch })
         });
@@ -251,6 +324,67 @@ impl Inner {
             None
         };
         Ok(ConfGetReply { version: published.version, configuration })
+    }
+
+    /// Nothing that is shown here is not durable yet.
+    fn conf_text(&self, request: &ConfText) -> Result<ConfTextReply, FopError> {
+        let core = self.core.borrow();
+        let transactions = core.transactions().ok_or_else(|| not_permitted(&ApplyRefusal::NoFile))?;
+        let durable = self.published.borrow().version;
+        let kept = match request.transaction {
+            0 => transactions.kept().iter().rfind(|kept| kept.record.version <= durable),
+            number => transactions.get(number).filter(|kept| kept.record.version <= durable),
+        };
+        let Some(kept) = kept else {
+            let oldest = transactions.kept().front().map_or(0, |kept| kept.record.number);
+            let reason = format!(
+                "there is no transaction {}: {oldest} to {} are kept",
+                request.transaction,
+                transactions.in_force().number
+            );
+            return Err(FopError::BadRequest { reason });
+        };
+        let text = kept.text.as_bytes();
+        let from = usize::try_from(request.offset).unwrap_or(usize::MAX).min(text.len());
+        let end = from.saturating_add(CLUSTER_TEXT_PART_BYTES).min(text.len());
+        Ok(ConfTextReply {
+            transaction: kept.record.number,
+            total_bytes: kept.record.text_bytes,
+            part: text[from..end].to_vec(),
+        })
+    }
+
+    async fn conf_apply(&self, fom: &Fom, request: ConfApply) -> Result<ConfApplyReply, FopError> {
+        let bytes = fom.bulk_source_bytes();
+        if bytes > wide(CLUSTER_FILE_BYTES_MAX) {
+            let reason =
+                format!("the file has {bytes} bytes; a cluster file has at most {CLUSTER_FILE_BYTES_MAX}");
+            return Err(FopError::BadRequest { reason });
+        }
+        let mut text = Vec::new();
+        for part in fom.pull().await? {
+            text.extend_from_slice(&part);
+        }
+        let text = String::from_utf8(text)
+            .map_err(|error| FopError::BadRequest { reason: format!("the file is not text: {error}") })?;
+        let ConfApply { base, unix_s, note } = request;
+        let reason = Reason { by: fom.peer().endpoint, unix_s, note };
+        let reply = self.core.borrow_mut().handle_apply(&text, base, reason);
+        let reply = reply.map_err(|refusal| match refusal {
+            ApplyRefusal::File(error) => FopError::BadRequest { reason: error.to_string() },
+            other => not_permitted(&other),
+        })?;
+        self.settle(reply.version).await?;
+        Ok(reply)
+    }
+
+    fn conf_history(&self) -> Result<ConfHistoryReply, FopError> {
+        let core = self.core.borrow();
+        let durable = self.published.borrow().version;
+        let transactions = core.transactions().ok_or_else(|| not_permitted(&ApplyRefusal::NoFile))?;
+        let newest_first = transactions.kept().iter().rev().map(|kept| &kept.record);
+        let transactions = newest_first.filter(|record| record.version <= durable).cloned().collect();
+        Ok(ConfHistoryReply { transactions })
     }
 
     async fn register(&self, request: Register) -> Result<RegisterReply, FopError> {
@@ -326,11 +460,14 @@ async fn write_changes(inner: Rc<Inner>) {
     loop {
         inner.dirty.notified().await;
         loop {
-            let next = inner.core.borrow().configuration().clone();
+            let (next, transactions) = {
+                let core = inner.core.borrow();
+                (core.configuration().clone(), core.transactions().cloned())
+            };
             if next.version == inner.published.borrow().version {
                 break;
             }
-            match inner.store.save(&next).await {
+            match inner.store.save(&next, transactions.as_ref()).await {
                 Ok(()) => inner.publish(next),
                 Err(error) => *inner.store_failed.borrow_mut() = Some(error.to_string()),
             }

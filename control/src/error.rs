@@ -2,10 +2,12 @@
 
 use base::{Blame, Blamed};
 use faces::ConfigurationError;
+use fops::codec::CodecError;
 use spdk_stob::StobError;
 use verbs_net::StartError;
 
 use crate::reconcile::Difference;
+use crate::transactions::ApplyRefusal;
 
 /// Why [`crate::Control`] failed.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +35,15 @@ pub enum ControlError {
     /// The store does not open, or refused a write.
     #[error("control's store: {0}")]
     Store(StobError),
+    /// The cluster file says something that it may not.
+    #[error("the cluster file beside the daemon: {0}")]
+    File(#[from] ApplyRefusal),
+    /// A record of the store does not encode or decode.
+    #[error("control's store: a transaction record: {0}")]
+    Record(CodecError),
+    /// The pieces of a transaction in the store do not fit together.
+    #[error("control's store: the pieces of a transaction do not fit together; put back a copy of the store")]
+    StoreBroken,
     /// Written by another version of this program.
     #[error(
         "control's store has format version {found}, this program reads 1: use the program that wrote it"
@@ -48,6 +59,7 @@ impl Blamed for ControlError {
         match self {
             ControlError::Configuration(_)
             | ControlError::Difference(_)
+            | ControlError::File(_)
             | ControlError::Lease { .. }
             | ControlError::Store(StobError::OtherCluster { .. }) => Blame::Caller,
             _ => Blame::Environment,

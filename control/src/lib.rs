@@ -13,8 +13,9 @@ pub mod daemon;
 mod error;
 mod reconcile;
 mod store;
+pub mod transactions;
 pub mod transition;
 
-pub use daemon::{Control, ControlConfig};
+pub use daemon::{Control, ControlConfig, OperatorFile};
 pub use error::ControlError;
 pub use reconcile::Difference;

@@ -1,14 +1,22 @@
-//! Control's durable state: the configuration, in a tree of a domain of its own.
+//! Control's durable state: the configuration and the transactions of the cluster file, in trees of a domain of its own.
 //!
-//! **Invariant**: what was saved is what a restart finds; a save is whole or absent (one transaction). Key, format
+//! **Invariant**: what was saved is what a restart finds; a save is whole or absent (one transaction). Keys, format
 //! version and bytes: docs/configuration.md#controls-store. Left over: a device error, after which control changes nothing.
+
+use std::cell::RefCell;
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Bound;
+use std::rc::Rc;
 
 use base::{Fid, FidType};
 use faces::Configuration;
+use fops::codec;
+use fops::conf::ConfTransaction;
 use runtime::LocalityHandle;
 use spdk_stob::{Backend, Domain, FormatParams, StobError, TreeId};
 
 use crate::error::ControlError;
+use crate::transactions::{Kept, Transactions};
 
 /// The tree of control's state.
 const TREE: TreeId = TreeId(1);
@@ -16,10 +24,27 @@ const TREE: TreeId = TreeId(1);
 const KEY: &[u8] = b"configuration";
 /// Format version before the encoded configuration.
 const FORMAT_VERSION: u32 = 1;
+/// Mark of the cluster file that was last read at a start.
+const SEEN_KEY: &[u8] = b"seen";
+/// The tree of transactions: key = number and part, big endian; part 0 is the record, the others pieces of the text.
+const TRANSACTIONS: TreeId = TreeId(2);
+/// Bytes of a piece of a text.
+const PIECE_BYTES: usize = 128 << 10;
+/// Keys read at a time.
+const PAGE: usize = 16;
 
 /// The open store.
 pub(crate) struct Store {
     domain: Domain,
+    /// Numbers of the transactions that are in it, with the keys of each.
+    saved: RefCell<BTreeSet<(u64, u32)>>,
+}
+
+/// What a store had when it was opened.
+pub(crate) struct Stored {
+    pub(crate) configuration: Configuration,
+    /// Transactions, oldest first, and the mark of the file last read; nothing if none was ever stored.
+    pub(crate) transactions: Option<(VecDeque<Kept>, u64)>,
 }
 
 impl Store {
@@ -30,30 +55,107 @@ impl Store {
         locality: &LocalityHandle,
         backend: Box<dyn Backend>,
         cluster: u64,
-    ) -> Result<(Store, Option<Configuration>), ControlError> {
+    ) -> Result<(Store, Option<Stored>), ControlError> {
         let device = Fid::new(FidType::Root, 0, cluster);
         let params = FormatParams { device, cluster };
         let domain = Domain::open_or_format(locality, backend, params).await.map_err(ControlError::Store)?;
-        let stored = match domain.tree_get(TREE, KEY) {
-            Some(value) => Some(decode(&value)?),
+        let store = Store { domain, saved: RefCell::default() };
+        let stored = match store.domain.tree_get(TREE, KEY) {
+            Some(value) => {
+                Some(Stored { configuration: decode(&value)?, transactions: store.read_transactions()? })
+            }
             None => None,
         };
-        Ok((Store { domain }, stored))
+        Ok((store, stored))
     }
 
-    /// Durable when it returns.
-    pub(crate) async fn save(&self, configuration: &Configuration) -> Result<(), ControlError> {
+    /// Durable when it returns: the configuration, and the transactions that are new or no longer kept.
+    pub(crate) async fn save(
+        &self,
+        configuration: &Configuration,
+        transactions: Option<&Transactions>,
+    ) -> Result<(), ControlError> {
         let mut value = FORMAT_VERSION.to_le_bytes().to_vec();
         value.extend(configuration.to_bytes().map_err(ControlError::Configuration)?);
         let mut transaction = self.domain.begin();
         transaction.tree_put(TREE, KEY, &value);
-        self.domain.commit(transaction).await.map_err(ControlError::Store)
+        let mut saved = self.saved.borrow().clone();
+        if let Some(transactions) = transactions {
+            transaction.tree_put(TREE, SEEN_KEY, &transactions.seen().to_le_bytes());
+            for kept in transactions.kept() {
+                let number = kept.record.number;
+                if saved.contains(&(number, 0)) {
+                    continue;
+                }
+                let record = codec::encode(&kept.record).map_err(ControlError::Record)?;
+                let pieces = kept.text.as_bytes().chunks(PIECE_BYTES);
+                for (part, piece) in (0..).zip([record.as_slice()].into_iter().chain(pieces)) {
+                    transaction.tree_put(TRANSACTIONS, &key_of(number, part), piece);
+                    saved.insert((number, part));
+                }
+            }
+            let oldest = transactions.kept().front().map_or(0, |kept| kept.record.number);
+            let gone: Vec<(u64, u32)> = saved.range(..(oldest, 0)).copied().collect();
+            for (number, part) in gone {
+                transaction.tree_delete(TRANSACTIONS, &key_of(number, part));
+                saved.remove(&(number, part));
+            }
+        }
+        self.domain.commit(transaction).await.map_err(ControlError::Store)?;
+        *self.saved.borrow_mut() = saved;
+        Ok(())
+    }
+
+    fn read_transactions(&self) -> Result<Option<(VecDeque<Kept>, u64)>, ControlError> {
+        let Some(seen) = self.domain.tree_get(TREE, SEEN_KEY) else { return Ok(None) };
+        let broken = || ControlError::StoreBroken;
+        let seen = u64::from_le_bytes(seen.try_into().map_err(|_| broken())?);
+        let mut records: Vec<(ConfTransaction, Vec<u8>)> = Vec::new();
+        let mut saved = BTreeSet::new();
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+            let page = self.domain.tree_range(TRANSACTIONS, from, PAGE);
+            let Some((last, _)) = page.last() else { break };
+            after = Some(last.clone());
+            for (key, value) in page {
+                let (number, part) = number_of(&key).ok_or_else(broken)?;
+                saved.insert((number, part));
+                if part == 0 {
+                    records.push((codec::decode(&value).map_err(ControlError::Record)?, Vec::new()));
+                } else {
+                    records.last_mut().ok_or_else(broken)?.1.extend(value);
+                }
+            }
+        }
+        *self.saved.borrow_mut() = saved;
+        let mut kept = VecDeque::new();
+        for (record, text) in records {
+            let text = String::from_utf8(text).map_err(|_| broken())?;
+            if base::units::wide(text.len()) != record.text_bytes {
+                return Err(broken());
+            }
+            kept.push_back(Kept { record, text: Rc::from(text) });
+        }
+        Ok(Some((kept, seen)))
     }
 
     /// Ends with a checkpoint.
     pub(crate) async fn close(&self) -> Result<(), StobError> {
         self.domain.clone().close().await
     }
+}
+
+fn key_of(number: u64, part: u32) -> [u8; 12] {
+    let mut key = [0; 12];
+    key[..8].copy_from_slice(&number.to_be_bytes());
+    key[8..].copy_from_slice(&part.to_be_bytes());
+    key
+}
+
+fn number_of(key: &[u8]) -> Option<(u64, u32)> {
+    let (number, part) = key.split_first_chunk::<8>()?;
+    Some((u64::from_be_bytes(*number), u32::from_be_bytes(part.try_into().ok()?)))
 }
 
 fn decode(value: &[u8]) -> Result<Configuration, ControlError> {

@@ -11,6 +11,7 @@ use base::units::BLOCK_BYTES;
 use base::{Blame, Blamed, Endpoint, Fid, FidType, LayoutWidth, NetKind, Nid};
 
 use crate::cluster_file::{ClusterFile, Transport};
+use crate::cluster_tree::{PartKind, SERVICES, check_tree};
 use crate::limits::{CLUSTER_FILE_BYTES_MAX, DEVICES_MAX, LOCALITIES_MAX, SERVERS_MAX};
 
 /// Why a cluster file is refused: where and what.
@@ -181,6 +182,50 @@ pub enum ConfigProblem {
         /// As written.
         bytes: u64,
     },
+    /// A part that has to be in another, and is in none.
+    #[error("{what} {fid} needs the {parent} that it is in: write in = \"FID\"")]
+    NoParent {
+        /// Kind of the part.
+        what: &'static str,
+        /// The part.
+        fid: Fid,
+        /// Kind of what it has to be in.
+        parent: &'static str,
+    },
+    /// A part that is in something, and cannot be.
+    #[error("{what} {fid} stands at the top and is in nothing: leave the key out")]
+    NothingAbove {
+        /// Kind of the part.
+        what: &'static str,
+        /// The part.
+        fid: Fid,
+    },
+    /// A part that something is said to be in, and that is not in the file.
+    #[error("there is no [[{what}]] {fid}")]
+    UnknownParent {
+        /// Its kind.
+        what: &'static str,
+        /// As written.
+        fid: Fid,
+    },
+    /// Two devices in one place.
+    #[error("disk {disk} holds two devices; each needs its own")]
+    DoubledDisk {
+        /// The disk.
+        disk: Fid,
+    },
+    /// A service that no server runs.
+    #[error("{name:?} is no service of a server: those are {}", SERVICES.join(", "))]
+    UnknownService {
+        /// As written.
+        name: String,
+    },
+    /// A service twice in one server.
+    #[error("the server has the service {name:?} already")]
+    DoubledService {
+        /// Which.
+        name: String,
+    },
     /// Too few devices for the layout.
     #[error("layout {layout} needs {} devices, each group on its own; the pool has {devices}", layout.width())]
     PoolTooNarrow {
@@ -202,6 +247,8 @@ pub(crate) enum Place {
     ServerEndpoint(usize, usize),
     /// A key of the n-th `[[device]]`.
     Device(usize, &'static str),
+    /// A key of the n-th part of a kind.
+    Part(PartKind, usize, &'static str),
 }
 
 impl fmt::Display for Place {
@@ -211,6 +258,7 @@ impl fmt::Display for Place {
             Place::Server(index, key) => write!(f, "server[{index}].{key}"),
             Place::ServerEndpoint(index, locality) => write!(f, "server[{index}].endpoints[{locality}]"),
             Place::Device(index, key) => write!(f, "device[{index}].{key}"),
+            Place::Part(kind, index, key) => write!(f, "{}[{index}].{key}", kind.word()),
         }
     }
 }
@@ -223,11 +271,11 @@ pub(crate) struct Fault {
     pub(crate) problem: ConfigProblem,
 }
 
-fn fault(place: Place, problem: ConfigProblem) -> Fault {
+pub(crate) fn fault(place: Place, problem: ConfigProblem) -> Fault {
     Fault { place, other: None, problem }
 }
 
-fn check_fid(place: Place, fid: Fid, expected: FidType) -> Result<(), Fault> {
+pub(crate) fn check_fid(place: Place, fid: Fid, expected: FidType) -> Result<(), Fault> {
     if fid.is(expected) { Ok(()) } else { Err(fault(place, ConfigProblem::WrongFidType { fid, expected })) }
 }
 
@@ -273,6 +321,7 @@ pub(crate) fn check(file: &ClusterFile) -> Result<(), Fault> {
     endpoints.add(Place::Key("control.endpoint"), file.control.endpoint)?;
     check_servers(file, &mut endpoints)?;
     check_devices(file)?;
+    check_tree(file)?;
     check_pool(file)
 }
 

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use crate::cluster_check::{self, ConfigError, ConfigProblem, Place};
+use crate::cluster_tree::{ClusterTree, Part, PartKind};
 use crate::configuration::{Configuration, DeviceConfig, DeviceState, PoolConfig, ProcessConfig};
 use crate::limits;
 
@@ -78,6 +79,10 @@ impl Credential {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
+
+/// Stands in the place of the credential where a cluster file is kept or shown; as long as a credential.
+pub const HIDDEN: &str = "----------------- the credential is not kept here --------------";
+const _: () = assert!(HIDDEN.len() == 64);
 
 impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -193,6 +198,9 @@ pub struct ServerSection {
     pub process: Fid,
     /// One endpoint per locality; the first is also where its admin requests go.
     pub endpoints: Vec<Endpoint>,
+    /// The machine it runs on, if the file has nodes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<Fid>,
 }
 
 /// `[[device]]`: one device. Their order in the file is their target index in the pool.
@@ -208,6 +216,9 @@ pub struct DeviceSection {
     pub path: PathBuf,
     /// Size, a multiple of 4096.
     pub size_bytes: u64,
+    /// The disk that it is, if the file says where devices stand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Fid>,
 }
 
 /// A cluster as its operator wrote it.
@@ -225,6 +236,9 @@ pub struct ClusterFile {
     /// The devices by target index.
     #[serde(rename = "device")]
     pub devices: Vec<DeviceSection>,
+    /// Racks, enclosures, controllers, disks, nodes and services.
+    #[serde(flatten)]
+    pub tree: ClusterTree,
 }
 
 impl ClusterFile {
@@ -239,6 +253,21 @@ impl ClusterFile {
         let file = raw.into_file();
         cluster_check::check(&file).map_err(|fault| spans.locate(fault))?;
         Ok(file)
+    }
+
+    /// The text with the credential's place taken by [`HIDDEN`], comments and all: what control keeps and shows.
+    /// Errors: as [`ClusterFile::parse`].
+    pub fn hide_credential(text: &str) -> Result<String, ConfigError> {
+        ClusterFile::parse(text)?;
+        let raw: RawFile = toml::from_str(text).map_err(|error| syntax_error(text, &error))?;
+        let mut hidden = text.to_owned();
+        hidden.replace_range(raw.cluster.credential.span(), &format!("\"{HIDDEN}\""));
+        Ok(hidden)
+    }
+
+    /// Reads a text whose credential is hidden. Errors: as [`ClusterFile::parse`].
+    pub fn parse_hidden(text: &str, credential: Credential) -> Result<ClusterFile, ConfigError> {
+        ClusterFile::parse(&text.replacen(HIDDEN, &credential.to_hex(), 1))
     }
 
     /// Checks a file that was put together by a program. Errors name the key.
@@ -340,6 +369,38 @@ struct RawFile {
     servers: Vec<RawServer>,
     #[serde(default, rename = "device")]
     devices: Vec<RawDevice>,
+    #[serde(default, rename = "rack")]
+    racks: Vec<RawPart>,
+    #[serde(default, rename = "enclosure")]
+    enclosures: Vec<RawPart>,
+    #[serde(default, rename = "controller")]
+    controllers: Vec<RawPart>,
+    #[serde(default, rename = "disk")]
+    disks: Vec<RawPart>,
+    #[serde(default, rename = "node")]
+    nodes: Vec<RawPart>,
+    #[serde(default, rename = "service")]
+    services: Vec<RawPart>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPart {
+    fid: Spanned<Fid>,
+    #[serde(default)]
+    name: Option<Spanned<String>>,
+    #[serde(default, rename = "in")]
+    inside: Option<Spanned<Fid>>,
+}
+
+impl RawPart {
+    fn into_part(self) -> Part {
+        Part {
+            fid: self.fid.into_inner(),
+            name: self.name.map(Spanned::into_inner),
+            inside: self.inside.map(Spanned::into_inner),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -374,6 +435,8 @@ struct RawPool {
 struct RawServer {
     process: Spanned<Fid>,
     endpoints: Spanned<Vec<Spanned<Endpoint>>>,
+    #[serde(default)]
+    node: Option<Spanned<Fid>>,
 }
 
 #[derive(Deserialize)]
@@ -385,11 +448,33 @@ struct RawDevice {
     locality: Option<Spanned<u32>>,
     path: Spanned<PathBuf>,
     size_bytes: Spanned<u64>,
+    #[serde(default)]
+    disk: Option<Spanned<Fid>>,
 }
 
 impl RawFile {
+    fn parts(&self, kind: PartKind) -> &[RawPart] {
+        match kind {
+            PartKind::Rack => &self.racks,
+            PartKind::Enclosure => &self.enclosures,
+            PartKind::Controller => &self.controllers,
+            PartKind::Disk => &self.disks,
+            PartKind::Node => &self.nodes,
+            PartKind::Service => &self.services,
+        }
+    }
+
     fn into_file(self) -> ClusterFile {
+        let parts = |raw: Vec<RawPart>| raw.into_iter().map(RawPart::into_part).collect();
         ClusterFile {
+            tree: ClusterTree {
+                racks: parts(self.racks),
+                enclosures: parts(self.enclosures),
+                controllers: parts(self.controllers),
+                disks: parts(self.disks),
+                nodes: parts(self.nodes),
+                services: parts(self.services),
+            },
             cluster: ClusterSection {
                 name: self.cluster.name.into_inner(),
                 id: self.cluster.id.into_inner(),
@@ -414,6 +499,7 @@ impl RawFile {
                 .map(|server| ServerSection {
                     process: server.process.into_inner(),
                     endpoints: server.endpoints.into_inner().into_iter().map(Spanned::into_inner).collect(),
+                    node: server.node.map(Spanned::into_inner),
                 })
                 .collect(),
             devices: self
@@ -425,6 +511,7 @@ impl RawFile {
                     locality: device.locality.map_or(0, Spanned::into_inner),
                     path: device.path.into_inner(),
                     size_bytes: device.size_bytes.into_inner(),
+                    disk: device.disk.map(Spanned::into_inner),
                 })
                 .collect(),
         }
@@ -457,6 +544,9 @@ impl Spans {
         for (index, server) in raw.servers.iter().enumerate() {
             add(Place::Server(index, "process"), server.process.span());
             add(Place::Server(index, "endpoints"), server.endpoints.span());
+            if let Some(node) = &server.node {
+                add(Place::Server(index, "node"), node.span());
+            }
             for (locality, endpoint) in server.endpoints.get_ref().iter().enumerate() {
                 add(Place::ServerEndpoint(index, locality), endpoint.span());
             }
@@ -469,6 +559,20 @@ impl Spans {
             }
             add(Place::Device(index, "path"), device.path.span());
             add(Place::Device(index, "size_bytes"), device.size_bytes.span());
+            if let Some(disk) = &device.disk {
+                add(Place::Device(index, "disk"), disk.span());
+            }
+        }
+        for kind in PartKind::ALL {
+            for (index, part) in raw.parts(kind).iter().enumerate() {
+                add(Place::Part(kind, index, "fid"), part.fid.span());
+                if let Some(name) = &part.name {
+                    add(Place::Part(kind, index, "name"), name.span());
+                }
+                if let Some(inside) = &part.inside {
+                    add(Place::Part(kind, index, "in"), inside.span());
+                }
+            }
         }
         spans
     }

@@ -7,7 +7,9 @@
 #![forbid(unsafe_code)]
 
 mod cluster_check;
+pub mod cluster_diff;
 pub mod cluster_file;
+pub mod cluster_tree;
 pub mod conf_client;
 pub mod configuration;
 pub mod heartbeat;
@@ -15,7 +17,9 @@ pub mod lease;
 pub mod limits;
 
 pub use cluster_check::{ConfigError, ConfigProblem};
+pub use cluster_diff::{Change, Effect, diff};
 pub use cluster_file::{ClusterFile, ClusterId, Credential, Transport};
+pub use cluster_tree::{ClusterTree, Part, PartKind};
 pub use conf_client::{ConfClient, ConfError};
 pub use configuration::{
     Configuration, ConfigurationError, DeviceConfig, DeviceState, PoolConfig, ProcessConfig,

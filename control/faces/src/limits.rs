@@ -1,6 +1,6 @@
 //! Limits of a configuration, each with its arithmetic. A configuration travels in one message, and that decides them.
 
-use base::limits::MESSAGE_BYTES_MAX;
+use base::limits::{MESSAGE_BYTES_MAX, REQUEST_BULK_BYTES_MAX};
 use base::units::wide;
 
 /// Server processes of a cluster.
@@ -9,8 +9,19 @@ pub const SERVERS_MAX: usize = 256;
 pub const DEVICES_MAX: usize = 768;
 /// Localities (endpoints) of one server process.
 pub const LOCALITIES_MAX: usize = 64;
-/// Bytes of a cluster file: the largest cluster's file has about 200 bytes per device and server.
-pub const CLUSTER_FILE_BYTES_MAX: usize = 1 << 20;
+/// Racks, enclosures, controllers, disks, nodes and services of a cluster together: a disk for each device, and as much again.
+pub const PARTS_MAX: usize = 4096;
+/// Bytes of a cluster file: the largest cluster's file has about 200 bytes per device and server, and 80 per part. With the
+/// configuration it has to fit one record of control's log, 1 MiB.
+pub const CLUSTER_FILE_BYTES_MAX: usize = 512 << 10;
+/// Bytes of a part of a cluster file in one message.
+pub const CLUSTER_TEXT_PART_BYTES: usize = 48 << 10;
+/// Bytes of the note of a transaction.
+pub const NOTE_BYTES_MAX: usize = 200;
+/// Transactions that control keeps.
+pub const TRANSACTIONS_KEPT: usize = 64;
+/// Bytes of the texts of the transactions that control keeps; the one in force is kept however long it is.
+pub const TRANSACTION_TEXT_BYTES_MAX: usize = 768 << 10;
 
 /// Encoded bytes of an endpoint: net kind and number, address, pid, portal, transfer machine id.
 const ENDPOINT_BYTES: usize = 4 + 2 + 4 + 4 + 2 + 2;
@@ -39,5 +50,11 @@ const ITEM_HEADER_ROOM: usize = 1024;
 const _: () =
     assert!(wide(CONFIGURATION_BYTES_MAX + CONF_GET_REPLY_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 const _: () = assert!(wide(CLUSTER_STATUS_BYTES_MAX + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
+const _: () = assert!(wide(CLUSTER_TEXT_PART_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
+const _: () = assert!(wide(CLUSTER_FILE_BYTES_MAX) <= REQUEST_BULK_BYTES_MAX);
+/// Encoded bytes of a `ConfTransaction`: five numbers, endpoint, change count, note with its length.
+const TRANSACTION_BYTES_MAX: usize = 4 * 8 + 4 + ENDPOINT_BYTES + 8 + NOTE_BYTES_MAX;
+const _: () =
+    assert!(wide(8 + TRANSACTIONS_KEPT * TRANSACTION_BYTES_MAX + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 // docs/configuration.md says this number.
 const _: () = assert!(CONFIGURATION_BYTES_MAX == 58_482);

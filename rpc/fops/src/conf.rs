@@ -22,6 +22,83 @@ pub struct ConfGetReply {
 }
 fop!(ConfGet, ConfGetReply, ConfGet, "conf-get", Idempotent);
 
+/// Asks for a part of a cluster file that is or was in force, its credential left out.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ConfText {
+    /// Number of the transaction that brought it; 0 for the one in force.
+    pub transaction: u64,
+    /// First byte wanted.
+    pub offset: u64,
+}
+
+/// A part of the text, as much as a message carries; none at its end.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ConfTextReply {
+    /// Number of the transaction.
+    pub transaction: u64,
+    /// Bytes of the whole text.
+    pub total_bytes: u64,
+    /// The bytes from the offset on.
+    pub part: Vec<u8>,
+}
+fop!(ConfText, ConfTextReply, ConfText, "conf-text", Idempotent);
+
+/// Puts a cluster file in force, as one transaction. The text is the request's bulk source, its credential left out.
+///
+/// Idempotent: a text that says what is in force already changes nothing, whatever the base.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ConfApply {
+    /// Number of the transaction that the change was planned against: another one in force is a refusal.
+    pub base: u64,
+    /// When, in seconds since 1970, by the requester's clock.
+    pub unix_s: u64,
+    /// Why, in the operator's words.
+    pub note: String,
+}
+
+/// It is in force, and durable.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ConfApplyReply {
+    /// Number of the transaction in force.
+    pub transaction: u64,
+    /// Configuration version that holds it.
+    pub version: u64,
+    /// Changes made; 0 if it was in force already.
+    pub changes: u32,
+}
+fop!(ConfApply, ConfApplyReply, ConfApply, "conf-apply", Idempotent);
+
+/// Asks for the transactions that control still has, newest first.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ConfHistory;
+
+/// Transactions, newest first.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ConfHistoryReply {
+    /// As many as control keeps.
+    pub transactions: Vec<ConfTransaction>,
+}
+
+/// One change of the cluster file in force.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ConfTransaction {
+    /// From 1, one more each.
+    pub number: u64,
+    /// Configuration version that holds it.
+    pub version: u64,
+    /// When, in seconds since 1970, by the clock of whoever asked for it; 0 if nobody said.
+    pub unix_s: u64,
+    /// Endpoint of whoever asked for it; control's own if it read the file when it started.
+    pub by: Endpoint,
+    /// Why.
+    pub note: String,
+    /// Keys and sections that changed.
+    pub changes: u32,
+    /// Bytes of the text.
+    pub text_bytes: u64,
+}
+fop!(ConfHistory, ConfHistoryReply, ConfHistory, "conf-history", Idempotent);
+
 /// A server process says that it runs, where, and with which devices.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Register {

@@ -30,6 +30,12 @@ pub enum Opcode {
     DeviceReport = 4,
     /// [`conf::ClusterStatus`]
     ClusterStatus = 5,
+    /// [`conf::ConfText`]
+    ConfText = 6,
+    /// [`conf::ConfApply`]
+    ConfApply = 7,
+    /// [`conf::ConfHistory`]
+    ConfHistory = 8,
     /// [`object::ObjectOpen`]
     ObjectOpen = 16,
     /// [`object::ObjectUpdate`]

@@ -149,6 +149,55 @@ fn bodies_of_control() {
 }
 
 #[test]
+fn bodies_of_cluster_file_changes() {
+    pinned(
+        conf::ConfText { transaction: 3, offset: 5 },
+        agreed!((u64, u64): (3, 5)),
+        "0300000000000000 0500000000000000",
+    );
+    pinned(
+        conf::ConfTextReply { transaction: 3, total_bytes: 7, part: vec![0xaa] },
+        agreed!((u64, u64, Vec<u8>): (3, 7, vec![0xaa])),
+        "0300000000000000 0700000000000000 0100000000000000 aa",
+    );
+    pinned(
+        conf::ConfApply { base: 2, unix_s: 9, note: "ab".to_owned() },
+        agreed!((u64, u64, String): (2, 9, "ab".to_owned())),
+        "0200000000000000 0900000000000000 0200000000000000 6162",
+    );
+    pinned(
+        conf::ConfApplyReply { transaction: 3, version: 4, changes: 5 },
+        agreed!((u64, u64, u32): (3, 4, 5)),
+        "0300000000000000 0400000000000000 05000000",
+    );
+    pinned(conf::ConfHistory, agreed!((): ()), "");
+    let by: Endpoint = "127.0.0.1@tcp2:12345:34:5".parse().unwrap();
+    let record = conf::ConfTransaction {
+        number: 1,
+        version: 2,
+        unix_s: 3,
+        by,
+        note: "n".to_owned(),
+        changes: 4,
+        text_bytes: 5,
+    };
+    let bytes = encode(&record).unwrap();
+    // Endpoints are pinned with the other bodies.
+    let endpoint = encode(&by).unwrap();
+    let mut expected = [1u64, 2, 3].map(u64::to_le_bytes).concat();
+    expected.extend(endpoint);
+    expected.extend(agreed!((String, u32, u64): ("n".to_owned(), 4, 5)));
+    assert_eq!(hex(&bytes), hex(&expected));
+    let reply = conf::ConfHistoryReply { transactions: vec![record] };
+    let bytes = encode(&reply).unwrap();
+    assert_eq!(bytes[..8], 1u64.to_le_bytes());
+    assert_eq!(decode::<conf::ConfHistoryReply>(&bytes).unwrap(), reply);
+    for cut in 0..bytes.len() {
+        assert!(decode::<conf::ConfHistoryReply>(&bytes[..cut]).is_err(), "cut to {cut} bytes");
+    }
+}
+
+#[test]
 fn bodies_of_object_records() {
     pinned(
         object::ObjectOpen { device: FID, mode: object::OpenMode::CreateOrOpen, record: record() },

@@ -188,6 +188,7 @@ pub fn cluster_file(shape: &Shape) -> ClusterFile {
         .map(|index| ServerSection {
             process: process_fid(index),
             endpoints: vec![endpoint(shape.transport, 1 + index)],
+            node: None,
         })
         .collect();
     let devices = (0..shape.servers * shape.devices_per_server)
@@ -197,6 +198,7 @@ pub fn cluster_file(shape: &Shape) -> ClusterFile {
             locality: 0,
             path: format!("device-{index}").into(),
             size_bytes: shape.device_blocks * 4096,
+            disk: None,
         })
         .collect();
     ClusterFile {
@@ -220,6 +222,7 @@ pub fn cluster_file(shape: &Shape) -> ClusterFile {
         },
         servers,
         devices,
+        tree: Default::default(),
     }
 }
 

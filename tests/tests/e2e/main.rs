@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod command_line;
+mod conf;
 mod devices;
 mod interruptions;
 mod objects;

@@ -1,0 +1,271 @@
+//! `clovis conf plan|apply|show|history|rollback`: the cluster file in force at the control daemon, and how it changes.
+//!
+//! What a plan shows is what an apply does: both compare with the text in force, and an apply names the transaction that it was
+//! planned against. Local files are never written. The credential never leaves this machine: texts travel without it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use faces::cluster_file::ClusterFile;
+use faces::{Change, Effect, diff};
+use fops::conf::{ConfApply, ConfApplyReply, ConfHistory, ConfText};
+use serde_json::json;
+
+use crate::args::{ConfApplyArgs, ConfCommand, ConfPlanArgs, ConfShowArgs, ConnectArgs};
+use crate::connection::{Station, find_cluster_file, load_cluster_file, unix_s};
+use crate::failure::Failure;
+use crate::output;
+use crate::table::{Align, Table};
+
+/// A control daemon to talk to.
+struct Desk {
+    station: Station,
+    /// The local cluster file: where control is, and the credential.
+    local: ClusterFile,
+    within: Duration,
+}
+
+/// A text in force at control, now or earlier.
+struct Kept {
+    transaction: u64,
+    text: String,
+    file: ClusterFile,
+}
+
+impl Desk {
+    fn open(args: &ConnectArgs) -> Result<Desk, Failure> {
+        let local = load_cluster_file(&find_cluster_file(args.config.as_deref())?)?;
+        Ok(Desk { station: Station::new("conf")?, local, within: Duration::from_secs(args.timeout) })
+    }
+
+    /// The text of a transaction, 0 for the one in force.
+    fn text(&mut self, transaction: u64) -> Result<Kept, Failure> {
+        let (mut bytes, mut number) = (Vec::new(), transaction);
+        loop {
+            let offset = base::units::wide(bytes.len());
+            let ask = ConfText { transaction: number, offset };
+            let reply = self.station.call(&self.local, self.local.control.endpoint, &ask, self.within)?;
+            // From here on the parts of this very text, also if another comes in force meanwhile.
+            number = reply.transaction;
+            let is_last =
+                reply.part.is_empty() || offset + base::units::wide(reply.part.len()) >= reply.total_bytes;
+            bytes.extend(reply.part);
+            if is_last {
+                break;
+            }
+        }
+        let text = String::from_utf8(bytes)
+            .map_err(|error| Failure::new(format!("control sent a cluster file that is no text: {error}")))?;
+        let file = ClusterFile::parse_hidden(&text, self.local.cluster.credential).map_err(|error| {
+            Failure::new(format!(
+                "control sent a cluster file that this program does not understand: {error}"
+            ))
+        })?;
+        Ok(Kept { transaction: number, text, file })
+    }
+
+    fn apply(&mut self, base: u64, text: &str, note: &str) -> Result<ConfApplyReply, Failure> {
+        let ask = ConfApply { base, unix_s: unix_s(), note: note.to_owned() };
+        let to = self.local.control.endpoint;
+        self.station.call_with_source(&self.local, to, &ask, text.as_bytes(), self.within)
+    }
+}
+
+/// `clovis conf`
+pub fn run(command: &ConfCommand) -> Result<(), Failure> {
+    match command {
+        ConfCommand::Plan(args) => plan(args),
+        ConfCommand::Apply(args) => apply(args),
+        ConfCommand::Show(args) => show(args),
+        ConfCommand::History(args) => history(&args.connect, args.json),
+        ConfCommand::Rollback(args) => {
+            let mut desk = Desk::open(&args.connect)?;
+            let in_force = desk.text(0)?;
+            let wanted = desk.text(args.transaction)?;
+            let changes = diff(&in_force.file, &wanted.file);
+            let note = format!("rollback to {}", wanted.transaction);
+            put_in_force(&mut desk, &in_force, &changes, &wanted.text, &note, args.json)
+        }
+    }
+}
+
+/// The wanted cluster file: its text without the credential, and what it says.
+fn wanted(
+    desk: &Desk,
+    named: Option<&Path>,
+    connect: &ConnectArgs,
+) -> Result<(String, ClusterFile), Failure> {
+    let path = match named {
+        Some(path) => path.to_owned(),
+        None => find_cluster_file(connect.config.as_deref())?,
+    };
+    let doing = || format!("reading {}", path.display());
+    let text = std::fs::read_to_string(&path).map_err(Failure::while_doing(doing()))?;
+    let of_file = |error: faces::ConfigError| Failure::new(format!("{}: {error}", path.display()));
+    // What `conf show` printed may be edited and given back: its credential is the local one.
+    let file = ClusterFile::parse_hidden(&text, desk.local.cluster.credential).map_err(of_file)?;
+    let hidden = if text.contains(faces::cluster_file::HIDDEN) {
+        text
+    } else {
+        ClusterFile::hide_credential(&text).map_err(of_file)?
+    };
+    Ok((hidden, file))
+}
+
+fn plan(args: &ConfPlanArgs) -> Result<(), Failure> {
+    let mut desk = Desk::open(&args.connect)?;
+    let (_, file) = wanted(&desk, args.file.as_deref(), &args.connect)?;
+    let in_force = desk.text(0)?;
+    let changes = diff(&in_force.file, &file);
+    if args.json {
+        output::line(
+            &json!({ "base": in_force.transaction, "changes": changes_json(&changes) }).to_string(),
+        )?;
+    } else if changes.is_empty() {
+        output::line(&format!(
+            "no change: the file says what transaction {} put in force",
+            in_force.transaction
+        ))?;
+    } else {
+        output::print(&changes_text(&changes))?;
+    }
+    refuse(&changes)
+}
+
+/// Errors: one of the changes cannot be made.
+fn refuse(changes: &[Change]) -> Result<(), Failure> {
+    let mut refused = changes.iter().filter(|change| matches!(change.effect, Effect::Refused(_)));
+    match refused.next() {
+        None => Ok(()),
+        Some(first) => Err(Failure::new(format!(
+            "{} of {} changes cannot be made, the first at {}",
+            refused.count() + 1,
+            changes.len(),
+            first.key
+        ))),
+    }
+}
+
+fn apply(args: &ConfApplyArgs) -> Result<(), Failure> {
+    let mut desk = Desk::open(&args.connect)?;
+    let (text, file) = wanted(&desk, args.file.as_deref(), &args.connect)?;
+    let in_force = desk.text(0)?;
+    let changes = diff(&in_force.file, &file);
+    put_in_force(&mut desk, &in_force, &changes, &text, &args.note, args.json)
+}
+
+fn put_in_force(
+    desk: &mut Desk,
+    in_force: &Kept,
+    changes: &[Change],
+    text: &str,
+    note: &str,
+    as_json: bool,
+) -> Result<(), Failure> {
+    if !as_json {
+        output::print(&changes_text(changes))?;
+    }
+    refuse(changes)?;
+    let reply = desk.apply(in_force.transaction, text, note)?;
+    if as_json {
+        return output::line(
+            &json!({ "transaction": reply.transaction, "configuration_version": reply.version,
+                     "changes": changes_json(changes) })
+            .to_string(),
+        );
+    }
+    if reply.changes == 0 {
+        return output::line(&format!("no change: transaction {} is in force", reply.transaction));
+    }
+    output::line(&format!(
+        "transaction {} is in force, configuration version {}",
+        reply.transaction, reply.version
+    ))
+}
+
+fn show(args: &ConfShowArgs) -> Result<(), Failure> {
+    let kept = Desk::open(&args.connect)?.text(args.transaction)?;
+    output::print(&kept.text)
+}
+
+fn history(connect: &ConnectArgs, as_json: bool) -> Result<(), Failure> {
+    let mut desk = Desk::open(connect)?;
+    let reply = desk.station.call(&desk.local, desk.local.control.endpoint, &ConfHistory, desk.within)?;
+    if as_json {
+        let transactions: Vec<_> = reply
+            .transactions
+            .iter()
+            .map(|one| {
+                json!({ "number": one.number, "configuration_version": one.version, "unix_s": one.unix_s,
+                        "by": one.by.to_string(), "changes": one.changes, "note": one.note })
+            })
+            .collect();
+        return output::line(&json!({ "transactions": transactions }).to_string());
+    }
+    let mut table = Table::new(&[
+        ("number", Align::Right),
+        ("version", Align::Right),
+        ("when (UTC)", Align::Left),
+        ("changes", Align::Right),
+        ("by", Align::Left),
+        ("note", Align::Left),
+    ]);
+    for one in &reply.transactions {
+        table.row([
+            one.number.to_string(),
+            one.version.to_string(),
+            time_text(one.unix_s),
+            one.changes.to_string(),
+            one.by.to_string(),
+            one.note.escape_debug().to_string(),
+        ]);
+    }
+    output::print(&table.render())
+}
+
+fn changes_text(changes: &[Change]) -> String {
+    changes.iter().map(|change| format!("{change}\n")).collect()
+}
+
+fn changes_json(changes: &[Change]) -> Vec<serde_json::Value> {
+    let as_json = |change: &Change| {
+        json!({ "key": change.key, "from": change.from, "to": change.to, "effect": change.effect.to_string(),
+                "refused": matches!(change.effect, Effect::Refused(_)) })
+    };
+    changes.iter().map(as_json).collect()
+}
+
+/// Seconds since 1970 as `2026-11-21 07:00:00`; `-` for 0. Source: the civil-from-days arithmetic of the proleptic
+/// Gregorian calendar, with years that begin in March so that the leap day is a year's last.
+pub fn time_text(unix_s: u64) -> String {
+    if unix_s == 0 {
+        return "-".to_owned();
+    }
+    let (days, seconds) = (unix_s / 86_400, unix_s % 86_400);
+    // Days since 0000-03-01; 400 years have 146,097 days.
+    let day = days + 719_468;
+    let (era, in_era) = (day / 146_097, day % 146_097);
+    let year_of_era = (in_era - in_era / 1460 + in_era / 36_524 - in_era / 146_096) / 365;
+    let in_year = in_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_month = (5 * in_year + 2) / 153;
+    let day_of_month = in_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day_of_month:02} {hour:02}:{minute:02}:{second:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::time_text;
+
+    #[test]
+    fn times_for_people() {
+        assert_eq!(time_text(0), "-");
+        assert_eq!(time_text(1), "1970-01-01 00:00:01");
+        assert_eq!(time_text(951_782_400), "2000-02-29 00:00:00");
+        assert_eq!(time_text(951_868_799), "2000-02-29 23:59:59");
+        assert_eq!(time_text(4_107_542_400), "2100-03-01 00:00:00");
+        assert_eq!(time_text(1_798_761_599), "2026-12-31 23:59:59");
+    }
+}

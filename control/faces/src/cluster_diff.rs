@@ -1,0 +1,272 @@
+//! What changes between two cluster files, key by key, and when each change takes effect. Pure.
+//!
+//! Servers, devices and parts are compared by fid, so that their order in the file says nothing; only the order of the devices
+//! does, which is their target index. The one table of what may change is [`effect_of`]. Start at [`diff`].
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use base::Fid;
+
+use crate::cluster_file::ClusterFile;
+use crate::cluster_tree::PartKind;
+
+/// When a change takes effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// At once: clients and servers learn of the new version with their next answer.
+    Now,
+    /// When the server process starts again, with the same file.
+    ServerRestart(Fid),
+    /// When the control daemon starts again, with the same file.
+    ControlRestart,
+    /// Never: why not.
+    Refused(&'static str),
+}
+
+impl fmt::Display for Effect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Effect::Now => f.write_str("now"),
+            Effect::ServerRestart(process) => write!(f, "when server {process} restarts"),
+            Effect::ControlRestart => f.write_str("when control restarts"),
+            Effect::Refused(reason) => write!(f, "refused: {reason}"),
+        }
+    }
+}
+
+/// One key or section that differs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The key, as `pool.unit_bytes` or `server 0x7200000000000001:0x1 endpoints[0]`.
+    pub key: String,
+    /// Before; nothing if it was not there.
+    pub from: Option<String>,
+    /// After; nothing if it is not there any more.
+    pub to: Option<String>,
+    /// When.
+    pub effect: Effect,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (from, to) = (self.from.as_deref(), self.to.as_deref());
+        match (from, to) {
+            (Some(from), Some(to)) => write!(f, "~ {}: {from} -> {to}", self.key)?,
+            (None, to) => write!(f, "+ {}: {}", self.key, to.unwrap_or_default())?,
+            (Some(from), None) => write!(f, "- {}: {from}", self.key)?,
+        }
+        write!(f, "  ({})", self.effect)
+    }
+}
+
+/// What a key belongs to, in the order of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Section {
+    Cluster,
+    Control,
+    Pool,
+    Server,
+    Device,
+    Part(PartKind),
+}
+
+/// Section, whose, which key, which of several.
+type Key = (Section, Fid, &'static str, usize);
+
+/// The key under which a thing that has a fid is there at all.
+const PRESENCE: &str = "";
+
+fn values(file: &ClusterFile) -> BTreeMap<Key, String> {
+    let mut values = BTreeMap::new();
+    let none = Fid::default();
+    let mut add = |section, fid, key, index, value: String| {
+        values.insert((section, fid, key, index), value);
+    };
+    let ClusterFile { cluster, control, pool, servers, devices, tree } = file;
+    add(Section::Cluster, none, "name", 0, cluster.name.clone());
+    add(Section::Cluster, none, "id", 0, format!("{:#x}", cluster.id.0));
+    add(Section::Cluster, none, "profile", 0, cluster.profile.to_string());
+    add(Section::Cluster, none, "transport", 0, cluster.transport.word().to_owned());
+    add(Section::Control, none, "endpoint", 0, control.endpoint.to_string());
+    add(Section::Control, none, "store", 0, control.store.display().to_string());
+    add(Section::Control, none, "store_bytes", 0, control.store_bytes.to_string());
+    add(Section::Pool, none, "fid", 0, pool.fid.to_string());
+    add(Section::Pool, none, "version", 0, pool.version.to_string());
+    add(Section::Pool, none, "layout", 0, pool.layout.to_string());
+    add(Section::Pool, none, "unit_bytes", 0, pool.unit_bytes.to_string());
+    for server in servers {
+        let fid = server.process;
+        add(Section::Server, fid, PRESENCE, 0, format!("{} endpoints", server.endpoints.len()));
+        for (locality, endpoint) in server.endpoints.iter().enumerate() {
+            add(Section::Server, fid, "endpoints", locality, endpoint.to_string());
+        }
+        if let Some(node) = server.node {
+            add(Section::Server, fid, "node", 0, node.to_string());
+        }
+    }
+    for (target, device) in devices.iter().enumerate() {
+        let fid = device.fid;
+        add(Section::Device, fid, PRESENCE, 0, format!("target {target} on server {}", device.server));
+        add(Section::Device, fid, "target", 0, target.to_string());
+        add(Section::Device, fid, "server", 0, device.server.to_string());
+        add(Section::Device, fid, "locality", 0, device.locality.to_string());
+        add(Section::Device, fid, "path", 0, device.path.display().to_string());
+        add(Section::Device, fid, "size_bytes", 0, device.size_bytes.to_string());
+        if let Some(disk) = device.disk {
+            add(Section::Device, fid, "disk", 0, disk.to_string());
+        }
+    }
+    for kind in PartKind::ALL {
+        for part in tree.parts(kind) {
+            let section = Section::Part(kind);
+            let inside = part.inside.map(|fid| format!("in {fid}"));
+            add(section, part.fid, PRESENCE, 0, inside.unwrap_or_else(|| "at the top".to_owned()));
+            if let Some(name) = &part.name {
+                add(section, part.fid, "name", 0, name.clone());
+            }
+            if let Some(inside) = part.inside {
+                add(section, part.fid, "in", 0, inside.to_string());
+            }
+        }
+    }
+    values
+}
+
+/// The table of what may change, and when it takes effect.
+fn effect_of((section, fid, key, _): Key, file: &ClusterFile) -> Effect {
+    let server_of_device =
+        || file.devices.iter().find(|device| device.fid == fid).map(|device| device.server);
+    match (section, key) {
+        (Section::Cluster, "id") => Effect::Refused("another id is another cluster"),
+        (Section::Cluster, "transport") => {
+            Effect::Refused("every endpoint would move at once: make a new cluster on the other transport")
+        }
+        (Section::Control, "store_bytes") => Effect::Refused("a store keeps the size it was made with"),
+        (Section::Control, _) => Effect::ControlRestart,
+        (Section::Pool, "fid" | "version" | "layout") => {
+            Effect::Refused("it needs a new pool version, which is not there yet")
+        }
+        (Section::Server, PRESENCE) => Effect::Refused(
+            "putting in or taking out servers needs a new pool version, which is not there yet",
+        ),
+        (Section::Server, "endpoints") => Effect::ServerRestart(fid),
+        (Section::Device, PRESENCE | "target" | "server") => Effect::Refused(
+            "another set or order of devices needs a new pool version, which is not there yet",
+        ),
+        (Section::Device, "size_bytes") => Effect::Refused("a device keeps the size it was made with"),
+        (Section::Device, "locality" | "path") => match server_of_device() {
+            Some(server) => Effect::ServerRestart(server),
+            None => Effect::Now,
+        },
+        (Section::Cluster | Section::Pool | Section::Server | Section::Device | Section::Part(_), _) => {
+            Effect::Now
+        }
+    }
+}
+
+fn words((section, fid, key, index): Key) -> String {
+    let of_fid = |word: &str| match key {
+        PRESENCE => format!("{word} {fid}"),
+        "endpoints" => format!("{word} {fid} endpoints[{index}]"),
+        _ => format!("{word} {fid} {key}"),
+    };
+    match section {
+        Section::Cluster => format!("cluster.{key}"),
+        Section::Control => format!("control.{key}"),
+        Section::Pool => format!("pool.{key}"),
+        Section::Server => of_fid("server"),
+        Section::Device => of_fid("device"),
+        Section::Part(kind) => of_fid(kind.word()),
+    }
+}
+
+/// Every key that differs from one checked file to another, in the order of the file.
+///
+/// Of a server, device or part that is new or gone, only that is said. The credential is not compared.
+#[must_use]
+pub fn diff(from: &ClusterFile, to: &ClusterFile) -> Vec<Change> {
+    let (before, after) = (values(from), values(to));
+    let mut keys: Vec<Key> = before.keys().chain(after.keys()).copied().collect();
+    keys.sort_unstable();
+    keys.dedup();
+    let is_there = |values: &BTreeMap<Key, String>, (section, fid, ..): Key| {
+        fid == Fid::default() || values.contains_key(&(section, fid, PRESENCE, 0))
+    };
+    let mut changes = Vec::new();
+    for key in keys {
+        let in_both = is_there(&before, key) && is_there(&after, key);
+        // What is there in both is told key by key; what is not, by its presence alone.
+        if in_both == (key.2 == PRESENCE) {
+            continue;
+        }
+        let (from, after) = (before.get(&key).cloned(), after.get(&key).cloned());
+        if from != after {
+            changes.push(Change { key: words(key), from, to: after, effect: effect_of(key, to) });
+        }
+    }
+    changes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster_file::Credential;
+    use crate::cluster_tree::Part;
+
+    fn example() -> ClusterFile {
+        ClusterFile::parse(include_str!("cluster_file_example.toml")).unwrap()
+    }
+
+    #[test]
+    fn each_kind_of_change_is_told_with_its_effect() {
+        let from = example();
+        assert_eq!(diff(&from, &from), []);
+        let mut to = from.clone();
+        to.cluster.name = "other".to_owned();
+        to.cluster.credential = Credential::from_bytes([7; 32]);
+        to.control.store = "elsewhere".into();
+        to.pool.unit_bytes = 4096;
+        to.pool.layout = "1+1+1".parse().unwrap();
+        to.servers[1].endpoints.pop();
+        to.devices[3].locality = 0;
+        to.devices[0].path = "moved".into();
+        to.tree.racks.push(Part { fid: "0x6100000000000001:1".parse().unwrap(), name: None, inside: None });
+        let told: Vec<String> = diff(&from, &to).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            told,
+            [
+                "~ cluster.name: demo -> other  (now)",
+                "~ control.store: control.store -> elsewhere  (when control restarts)",
+                "~ pool.layout: 2+1+1 -> 1+1+1  (refused: it needs a new pool version, which is not there yet)",
+                "~ pool.unit_bytes: 65536 -> 4096  (now)",
+                "- server 0x7200000000000001:0x2 endpoints[1]: 127.0.0.1@tcp:12345:34:3  (when server 0x7200000000000001:0x2 restarts)",
+                "~ device 0x6b00000000000001:0x1 path: device-1 -> moved  (when server 0x7200000000000001:0x1 restarts)",
+                "~ device 0x6b00000000000001:0x4 locality: 1 -> 0  (when server 0x7200000000000001:0x2 restarts)",
+                "+ rack 0x6100000000000001:0x1: at the top  (now)",
+            ]
+        );
+        let back: Vec<String> = diff(&to, &from).iter().map(ToString::to_string).collect();
+        assert_eq!(back.len(), told.len());
+        assert!(back.contains(&"- rack 0x6100000000000001:0x1: at the top  (now)".to_owned()), "{back:?}");
+    }
+
+    #[test]
+    fn devices_in_another_order_and_devices_that_are_gone_are_refused_and_servers_in_another_order_are_nothing()
+     {
+        let from = example();
+        let mut swapped = from.clone();
+        swapped.devices.swap(1, 2);
+        let changes = diff(&from, &swapped);
+        assert_eq!(changes.len(), 2);
+        assert!(changes.iter().all(|change| matches!(change.effect, Effect::Refused(_))), "{changes:?}");
+        let mut fewer = from.clone();
+        fewer.devices.pop();
+        let changes = diff(&from, &fewer);
+        assert_eq!(changes.len(), 1, "one line for a device that is gone: {changes:?}");
+        assert!(changes[0].to_string().starts_with("- device 0x6b00000000000001:0x4: target 3 on server"));
+        let mut servers = from.clone();
+        servers.servers.reverse();
+        assert_eq!(diff(&from, &servers), []);
+    }
+}
