@@ -20,7 +20,8 @@ use verbs_net::Fabric;
 
 use crate::args::{ControlArgs, ServerArgs};
 use crate::connection::{
-    Station, device_path, fabric_of, load_cluster_file, new_epoch, open_device, read_cluster_file, token, unix_s,
+    Station, device_path, fabric_of, load_cluster_file, new_epoch, open_device, read_cluster_file, token,
+    unix_s,
 };
 use crate::failure::Failure;
 use crate::output;
