@@ -47,6 +47,10 @@ pub enum Command {
         #[command(subcommand)]
         action: ConfCommand,
     },
+    /// Show the whole cluster as a tree, with states and what to do next
+    Status(StatusArgs),
+    /// List changes of states, in their order
+    Events(EventsArgs),
     /// Take a device out of service, or make its accesses fail
     Device {
         /// What to do with it.
@@ -255,6 +259,34 @@ pub struct LsArgs {
     #[arg(short = '1', long)]
     pub ids: bool,
     /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis status`
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis events`
+#[derive(Debug, Args)]
+pub struct EventsArgs {
+    /// Only those after this number
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    pub after: u64,
+    /// Go on: print each as it comes, until interrupted
+    #[arg(short, long)]
+    pub follow: bool,
+    /// One JSON object per line
     #[arg(long)]
     pub json: bool,
     /// Cluster.

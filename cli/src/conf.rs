@@ -18,28 +18,34 @@ use crate::output;
 use crate::table::{Align, Table};
 
 /// A control daemon to talk to.
-struct Desk {
-    station: Station,
+pub struct Desk {
+    /// Where the command runs.
+    pub station: Station,
     /// The local cluster file: where control is, and the credential.
-    local: ClusterFile,
-    within: Duration,
+    pub local: ClusterFile,
+    /// How long an answer may take.
+    pub within: Duration,
 }
 
 /// A text in force at control, now or earlier.
-struct Kept {
-    transaction: u64,
-    text: String,
-    file: ClusterFile,
+pub struct Kept {
+    /// Number of its transaction.
+    pub transaction: u64,
+    /// Without the credential.
+    pub text: String,
+    /// What it says.
+    pub file: ClusterFile,
 }
 
 impl Desk {
-    fn open(args: &ConnectArgs) -> Result<Desk, Failure> {
+    /// Reads the local cluster file; nothing is sent yet.
+    pub fn open(args: &ConnectArgs) -> Result<Desk, Failure> {
         let local = load_cluster_file(&find_cluster_file(args.config.as_deref())?)?;
         Ok(Desk { station: Station::new("conf")?, local, within: Duration::from_secs(args.timeout) })
     }
 
     /// The text of a transaction, 0 for the one in force.
-    fn text(&mut self, transaction: u64) -> Result<Kept, Failure> {
+    pub fn text(&mut self, transaction: u64) -> Result<Kept, Failure> {
         let (mut bytes, mut number) = (Vec::new(), transaction);
         loop {
             let offset = base::units::wide(bytes.len());

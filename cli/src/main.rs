@@ -14,6 +14,7 @@ mod conf;
 mod connection;
 mod daemon;
 mod device;
+mod events;
 mod failure;
 mod in_process;
 mod interrupt;
@@ -21,6 +22,7 @@ mod objects;
 mod output;
 mod progress;
 mod quickstart;
+mod status;
 mod stob;
 mod table;
 
@@ -82,6 +84,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Rm(args) => objects::remove(&args),
         Command::Ls(args) => objects::list(&args),
         Command::Conf { action } => conf::run(&action),
+        Command::Status(args) => status::run(&args),
+        Command::Events(args) => events::run(&args),
         Command::Device { action } => device::run(&action),
         Command::Stob { action } => stob::run(&action),
         Command::Bench(args) => bench::run(&args),

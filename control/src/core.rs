@@ -5,11 +5,12 @@
 //! Leases are not durable: after a restart each registered process has one lease's time to be heard.
 //! Thread: none of its own. Start at [`ControlCore::handle_register`] and [`ControlCore::handle_tick`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use base::{Endpoint, Fid, FidType, Instant};
 use faces::lease::lost_after;
+use faces::limits::{FLAP_HOLD_LEASES, FLAP_WINDOW_LEASES, FLAPS_MAX};
 use faces::{Configuration, DeviceState};
 use fops::conf::{
     ClusterStatusReply, ConfApplyReply, DeviceEvidence, DeviceHealth, DeviceReport, DeviceStatus, Heartbeat,
@@ -55,6 +56,8 @@ struct Member {
     /// Incarnation that registered; `None` since a restart of control until it registers again.
     epoch: Option<u64>,
     heard_at: Instant,
+    /// As last told: Unknown, Online or Transient.
+    state: DeviceState,
 }
 
 /// A device as heard of since control started. A process of several localities is heard once for each, so leases are
@@ -65,13 +68,40 @@ struct Seat {
     registered: bool,
     heard_at: Instant,
     health: Option<DeviceHealth>,
+    /// The last times that it was lost while it was Online, oldest first, at most `FLAPS_MAX`.
+    losses: VecDeque<Instant>,
+    /// Since when it is heard again after the last loss.
+    back_since: Option<Instant>,
 }
 
-/// A device that changed its state: for logs and subscribers.
+impl Seat {
+    fn new(now: Instant, registered: bool) -> Seat {
+        Seat { registered, heard_at: now, health: None, losses: VecDeque::new(), back_since: None }
+    }
+
+    /// It is heard. May it come back, or does it flap: was it lost `FLAPS_MAX` times in a short while, and is not back for long?
+    fn may_return(&mut self, now: Instant, lease: Duration) -> bool {
+        let back_since = *self.back_since.get_or_insert(now);
+        self.losses.retain(|lost_at| *lost_at + lease * FLAP_WINDOW_LEASES > now);
+        self.losses.len() < FLAPS_MAX || back_since + lease * FLAP_HOLD_LEASES <= now
+    }
+
+    fn lose(&mut self, now: Instant) {
+        self.back_since = None;
+        if self.losses.len() == FLAPS_MAX {
+            self.losses.pop_front();
+        }
+        self.losses.push_back(now);
+    }
+}
+
+/// A device or process that changed its state: for logs and subscribers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StateChange {
-    /// The device.
-    pub device: Fid,
+    /// The device or process.
+    pub subject: Fid,
+    /// When.
+    pub at: Instant,
     /// Why.
     pub event: DeviceEvent,
     /// From.
@@ -97,18 +127,22 @@ impl ControlCore {
     /// Control starts at `now` with a configuration, fresh or recovered. `lease`: granted to each registration.
     #[must_use]
     pub fn new(now: Instant, configuration: Configuration, lease: Duration) -> ControlCore {
+        let any_online = |process: Fid| {
+            let mut devices = configuration.pool.devices.iter().filter(|device| device.process == process);
+            devices.any(|device| device.state == DeviceState::Online)
+        };
         let members = configuration
             .processes
             .iter()
             .filter(|process| process.epoch != 0)
-            .map(|process| (process.process, Member { epoch: None, heard_at: now }))
+            .map(|process| {
+                let online = any_online(process.process);
+                let state = if online { DeviceState::Online } else { DeviceState::Transient };
+                (process.process, Member { epoch: None, heard_at: now, state })
+            })
             .collect();
-        let seats = configuration
-            .pool
-            .devices
-            .iter()
-            .map(|device| (device.device, Seat { registered: false, heard_at: now, health: None }))
-            .collect();
+        let seats =
+            configuration.pool.devices.iter().map(|device| (device.device, Seat::new(now, false))).collect();
         ControlCore { configuration, lease, members, seats, changes: Vec::new(), transactions: None }
     }
 
@@ -155,7 +189,13 @@ impl ControlCore {
         &self.configuration
     }
 
-    /// Device states that changed since the last call.
+    /// True if states changed since the last [`ControlCore::take_changes`].
+    #[must_use]
+    pub fn has_changes(&self) -> bool {
+        !self.changes.is_empty()
+    }
+
+    /// States of devices and processes that changed since the last call.
     pub fn take_changes(&mut self) -> Vec<StateChange> {
         std::mem::take(&mut self.changes)
     }
@@ -175,20 +215,26 @@ impl ControlCore {
             changed = true;
         }
         changed |= self.note_moved(request);
-        self.members.insert(process, Member { epoch: Some(request.epoch), heard_at: now });
+        let state = self.members.get(&process).map_or(DeviceState::Unknown, |member| member.state);
+        self.members.insert(process, Member { epoch: Some(request.epoch), heard_at: now, state });
         let mut events = Vec::new();
         for registered in &request.devices {
-            self.seats.insert(registered.device, Seat { registered: true, heard_at: now, health: None });
+            let seat = self.seats.entry(registered.device).or_insert_with(|| Seat::new(now, true));
+            (seat.registered, seat.heard_at, seat.health) = (true, now, None);
+            let may_return = seat.may_return(now, self.lease);
             let device =
                 self.configuration.pool.devices.iter_mut().find(|device| device.device == registered.device);
             if let Some(device) = device {
                 let place = (registered.endpoint, registered.size_blocks);
                 changed |= (device.endpoint, device.size_blocks) != place;
                 (device.endpoint, device.size_blocks) = place;
-                events.push((registered.device, DeviceEvent::Registered));
+                if may_return {
+                    events.push((registered.device, DeviceEvent::Registered));
+                }
             }
         }
-        self.apply(changed, &events);
+        self.apply(now, changed, &events);
+        self.note_process(now, process, DeviceEvent::Registered);
         let lease_ms = u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX);
         Ok(RegisterReply { version: self.configuration.version, lease_ms })
     }
@@ -253,19 +299,27 @@ impl ControlCore {
         for health in &request.devices {
             if let Some(seat) = self.seats.get_mut(&health.device) {
                 (seat.heard_at, seat.health) = (now, Some(health.clone()));
+                // A heartbeat of a registered device whose lease was taken as lost in between brings it back.
+                if seat.may_return(now, self.lease) {
+                    events.push((health.device, DeviceEvent::Registered));
+                }
             }
-            // A heartbeat of a registered device whose lease was taken as lost in between brings it back.
-            events.push((health.device, DeviceEvent::Registered));
             if health.failed {
                 events.push((health.device, DeviceEvent::IoError));
             }
         }
-        self.apply(false, &events);
+        self.apply(now, false, &events);
+        self.note_process(now, request.process, DeviceEvent::Registered);
         HeartbeatReply { version: self.configuration.version, known: true }
     }
 
     /// Somebody reports what it saw of a device. `reporter`: its endpoint; only the device's own server proves an I/O error.
-    pub fn handle_evidence(&mut self, report: &DeviceReport, reporter: Endpoint) -> Result<u64, Refusal> {
+    pub fn handle_evidence(
+        &mut self,
+        now: Instant,
+        report: &DeviceReport,
+        reporter: Endpoint,
+    ) -> Result<u64, Refusal> {
         let DeviceReport { device, evidence } = *report;
         let Some(found) = self.configuration.device(device) else {
             return Err(Refusal::UnknownDevice { device, process: Fid::default() });
@@ -277,11 +331,11 @@ impl ControlCore {
             // Evidence of a later version proves nothing to this one.
             _ => DeviceEvent::Unreachable,
         };
-        self.apply(false, &[(device, event)]);
+        self.apply(now, false, &[(device, event)]);
         Ok(self.configuration.version)
     }
 
-    /// Takes leases as lost whose time is over. True if the configuration changed.
+    /// Takes leases as lost whose time is over. True if a state changed.
     pub fn handle_tick(&mut self, now: Instant) -> bool {
         let lost_after = lost_after(self.lease);
         let events: Vec<(Fid, DeviceEvent)> = self
@@ -290,15 +344,45 @@ impl ControlCore {
             .filter(|(_, seat)| seat.heard_at + lost_after <= now)
             .map(|(device, _)| (*device, DeviceEvent::LeaseLost))
             .collect();
-        self.apply(false, &events)
+        for (device, _) in &events {
+            let was_online =
+                self.configuration.device(*device).is_some_and(|d| d.state == DeviceState::Online);
+            if let Some(seat) = self.seats.get_mut(device) {
+                if was_online {
+                    seat.lose(now);
+                }
+                seat.back_since = None;
+            }
+        }
+        let mut changed = self.apply(now, false, &events);
+        let silent = self.members.iter().filter(|(_, member)| member.heard_at + lost_after <= now);
+        let silent: Vec<Fid> = silent.map(|(process, _)| *process).collect();
+        for process in silent {
+            changed |= self.note_process(now, process, DeviceEvent::LeaseLost);
+        }
+        changed
     }
 
-    /// When [`ControlCore::handle_tick`] has work next: the end of the first lease of an Online device.
+    /// Runs an event of a process through the same table. True if its state changed.
+    fn note_process(&mut self, now: Instant, process: Fid, event: DeviceEvent) -> bool {
+        let Some(member) = self.members.get_mut(&process) else { return false };
+        let (from, to) = (member.state, next_state(member.state, event));
+        member.state = to;
+        if from != to {
+            let version = self.configuration.version;
+            self.changes.push(StateChange { subject: process, at: now, event, from, to, version });
+        }
+        from != to
+    }
+
+    /// When [`ControlCore::handle_tick`] has work next: the end of the first lease of an Online device or process.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
         let lost_after = lost_after(self.lease);
         let online = self.configuration.pool.devices.iter().filter(|d| d.state == DeviceState::Online);
-        online.filter_map(|device| Some(self.seats.get(&device.device)?.heard_at + lost_after)).min()
+        let devices = online.filter_map(|device| Some(self.seats.get(&device.device)?.heard_at + lost_after));
+        let members = self.members.values().filter(|member| member.state == DeviceState::Online);
+        devices.chain(members.map(|member| member.heard_at + lost_after)).min()
     }
 
     /// Processes and devices as seen at `now`.
@@ -332,7 +416,7 @@ impl ControlCore {
     }
 
     /// Runs events through the table; one new version for all that change something.
-    fn apply(&mut self, changed_already: bool, events: &[(Fid, DeviceEvent)]) -> bool {
+    fn apply(&mut self, now: Instant, changed_already: bool, events: &[(Fid, DeviceEvent)]) -> bool {
         let version = self.configuration.version + 1;
         let mut changed = changed_already;
         for (fid, event) in events {
@@ -341,7 +425,7 @@ impl ControlCore {
             let (from, to) = (device.state, next_state(device.state, *event));
             if from != to {
                 device.state = to;
-                self.changes.push(StateChange { device: *fid, event: *event, from, to, version });
+                self.changes.push(StateChange { subject: *fid, at: now, event: *event, from, to, version });
                 changed = true;
             }
         }
@@ -432,8 +516,27 @@ mod tests {
         assert_eq!(core.configuration().processes[1].epoch, 9);
         assert!(!core.handle_heartbeat(at(4200), &heartbeat(&initial, 1, 8)).known, "an older incarnation");
         let changes = core.take_changes();
-        assert_eq!(changes.len(), 8);
-        assert_eq!((changes[4].event, changes[4].to), (DeviceEvent::LeaseLost, DeviceState::Transient));
+        let told = |change: &StateChange| {
+            format!("{} {} {} v{}", change.subject, change.event.word(), change.to.word(), change.version)
+        };
+        let told: Vec<String> = changes.iter().map(told).collect();
+        assert_eq!(
+            told,
+            [
+                "0x6b00000000000001:0x1 registered online v2",
+                "0x6b00000000000001:0x2 registered online v2",
+                "0x7200000000000001:0x1 registered online v2",
+                "0x6b00000000000001:0x3 registered online v3",
+                "0x6b00000000000001:0x4 registered online v3",
+                "0x7200000000000001:0x2 registered online v3",
+                "0x6b00000000000001:0x3 lease lost transient v4",
+                "0x6b00000000000001:0x4 lease lost transient v4",
+                "0x7200000000000001:0x2 lease lost transient v4",
+                "0x6b00000000000001:0x3 registered online v5",
+                "0x6b00000000000001:0x4 registered online v5",
+                "0x7200000000000001:0x2 registered online v5",
+            ]
+        );
     }
 
     #[test]
@@ -457,7 +560,7 @@ mod tests {
         let other = initial.pool.devices[2].endpoint;
         let mut report = |index: usize, evidence, reporter| {
             let device = initial.pool.devices[index].device;
-            let version = core.handle_evidence(&DeviceReport { device, evidence }, reporter).unwrap();
+            let version = core.handle_evidence(at(0), &DeviceReport { device, evidence }, reporter).unwrap();
             assert_eq!(version, core.configuration().version);
             states(&core)
         };
@@ -478,7 +581,7 @@ mod tests {
         core.handle_tick(at(100_000));
         assert_eq!(states(&core), "v8 failed failed transient failed");
         let unknown = DeviceReport { device: Fid::default(), evidence: DeviceEvidence::Operator };
-        assert!(core.handle_evidence(&unknown, own).is_err());
+        assert!(core.handle_evidence(at(0), &unknown, own).is_err());
     }
 
     #[test]
@@ -490,7 +593,7 @@ mod tests {
         }
         let report =
             DeviceReport { device: initial.pool.devices[0].device, evidence: DeviceEvidence::Operator };
-        core.handle_evidence(&report, initial.control).unwrap();
+        core.handle_evidence(at(0), &report, initial.control).unwrap();
         let stored = core.configuration().clone();
         let mut core = ControlCore::new(at(50_000), stored, LEASE);
         assert_eq!(states(&core), "v4 failed online online online");
@@ -553,6 +656,39 @@ mod tests {
         let refused = core.handle_apply(&next.replace("2+1+1", "1+1+1"), 2, why());
         assert!(matches!(refused, Err(ApplyRefusal::Change { .. })), "{refused:?}");
         assert_eq!(core.configuration().version, 4);
+    }
+
+    #[test]
+    fn a_flapping_server_comes_back_at_once_twice_and_then_only_when_it_is_steady() {
+        let initial = initial();
+        let mut core = ControlCore::new(at(0), initial.clone(), LEASE);
+        core.handle_register(at(0), &register(&initial, 0, 7)).unwrap();
+        let online = |core: &ControlCore| core.configuration().pool.devices[0].state == DeviceState::Online;
+        let mut now = 0;
+        let mut beat = |core: &mut ControlCore, after: u64| {
+            now += after;
+            core.handle_tick(at(now));
+            assert!(core.handle_heartbeat(at(now), &heartbeat(&initial, 0, 7)).known);
+            online(core)
+        };
+        assert!(beat(&mut core, 4000), "lost once, back at once");
+        assert!(beat(&mut core, 4000), "twice");
+        assert!(!beat(&mut core, 4000), "three times: held back");
+        assert!(!beat(&mut core, 3000) && !beat(&mut core, 2999), "not steady for two leases yet");
+        assert!(beat(&mut core, 1), "steady");
+        // A loss while it is held back begins its time again.
+        assert!(!beat(&mut core, 4000));
+        assert!(
+            !beat(&mut core, 3000)
+                && !beat(&mut core, 3800)
+                && !beat(&mut core, 3000)
+                && beat(&mut core, 3000)
+        );
+        // Long quiet, and all is forgotten.
+        for _ in 0..20 {
+            assert!(beat(&mut core, 3000));
+        }
+        assert!(beat(&mut core, 4000), "lost once, back at once");
     }
 
     #[test]

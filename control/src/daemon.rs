@@ -5,7 +5,7 @@
 //! written go out together in the next write.
 //! Left over: a store that fails. Then nothing changes any more, every request that waits for a version gets `NotServing`,
 //! and leases run out; an operator mends or replaces the store and starts control again.
-//! Bound: [`CHANGES_KEPT`] state changes for status. Thread: one locality. Start at [`Control::start`].
+//! Bound: [`EVENTS_KEPT`] events, numbered, durable with the version that holds them and only then shown. Thread: one locality. Start at [`Control::start`].
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -15,14 +15,16 @@ use std::time::Duration;
 use base::units::wide;
 use base::{Endpoint, Instant};
 use faces::lease::{LEASE_DEFAULT, LEASE_MAX, LEASE_MIN};
-use faces::limits::{CLUSTER_FILE_BYTES_MAX, CLUSTER_TEXT_PART_BYTES};
+use faces::limits::{
+    CLUSTER_FILE_BYTES_MAX, CLUSTER_TEXT_PART_BYTES, EVENTS_KEPT, EVENTS_PAGE, EVENTS_WAIT_MS_MAX,
+};
 use faces::{Configuration, Credential};
 use fops::FopError;
 use fops::admin::{Ping, PingReply, Shutdown, ShutdownReply};
 use fops::conf::{
     ClusterStatus, ClusterStatusReply, ConfApply, ConfApplyReply, ConfGet, ConfGetReply, ConfHistory,
-    ConfHistoryReply, ConfText, ConfTextReply, DeviceReport, DeviceReportReply, Heartbeat, HeartbeatReply,
-    Register, RegisterReply,
+    ConfHistoryReply, ConfText, ConfTextReply, DeviceReport, DeviceReportReply, Event, EventsGet,
+    EventsReply, Heartbeat, HeartbeatReply, Register, RegisterReply,
 };
 use futures_util::FutureExt;
 use rpc::{Fom, RpcConfig, RpcMachine};
@@ -36,9 +38,6 @@ use crate::error::ControlError;
 use crate::reconcile::reconcile;
 use crate::store::{Store, Stored};
 use crate::transactions::{ApplyRefusal, Reason, Transactions};
-
-/// State changes that are kept for whoever asks.
-pub const CHANGES_KEPT: usize = 1024;
 
 /// The operator's cluster file, as the daemon finds it when it starts.
 #[derive(Clone, Debug)]
@@ -106,7 +105,10 @@ struct Inner {
     dirty: Notify,
     /// Rings when `published` or `store_failed` changed.
     settled: Notify,
-    changes: RefCell<VecDeque<StateChange>>,
+    /// Durable events, oldest first.
+    events: RefCell<VecDeque<Event>>,
+    /// Seconds since 1970 when the daemon started, and when that was; 0 if unknown.
+    started: (u64, Instant),
     shutdown: Cell<bool>,
     shutdown_rung: Notify,
 }
@@ -135,11 +137,13 @@ impl Control {
         }
         config.configuration.check().map_err(ControlError::Configuration)?;
         let cluster = config.configuration.cluster;
-        let (store, stored) = Store::open(locality, config.store, cluster).await?;
+        let (store, mut stored) = Store::open(locality, config.store, cluster).await?;
+        let events = stored.as_mut().map(|stored| std::mem::take(&mut stored.events)).unwrap_or_default();
+        let started_unix_s = config.file.as_ref().map_or(0, |file| file.unix_s);
         let Recovered { configuration, transactions, changed } =
             recover(stored, &config.configuration, config.file.as_ref(), config.endpoint)?;
         if changed {
-            store.save(&configuration, transactions.as_ref()).await?;
+            store.save(&configuration, transactions.as_ref(), &[]).await?;
         }
         let config_version = Rc::new(Cell::new(configuration.version));
         let tm_config =
@@ -159,7 +163,8 @@ impl Control {
             store_failed: RefCell::new(None),
             dirty: Notify::new(),
             settled: Notify::new(),
-            changes: RefCell::new(VecDeque::new()),
+            events: RefCell::new(events),
+            started: (started_unix_s, locality.now()),
             shutdown: Cell::new(false),
             shutdown_rung: Notify::new(),
         });
@@ -189,10 +194,10 @@ impl Control {
         self.inner.core.borrow().status(self.inner.rpc.locality().now())
     }
 
-    /// The last [`CHANGES_KEPT`] changes of device states, oldest first.
+    /// The last [`EVENTS_KEPT`] durable events, oldest first, without a gap.
     #[must_use]
-    pub fn recent_changes(&self) -> Vec<StateChange> {
-        self.inner.changes.borrow().iter().copied().collect()
+    pub fn events(&self) -> Vec<Event> {
+        self.inner.events.borrow().iter().cloned().collect()
     }
 
     /// Why the store takes no more changes, if so.
@@ -303,6 +308,9 @@ impl Inner {
             inner.conf_apply(&fom, request).await
         });
         serve(inner, |inner: Rc<Inner>, _fom, _request: ConfHistory| async move { inner.conf_history() });
+        serve(inner, |inner: Rc<Inner>, fom: Fom, request: EventsGet| async move {
+            Ok(inner.events_get(fom.deadline(), &request).await)
+        });
         serve(inner, |inner: Rc<Inner>, _fom, request: Ping| async move {
             Ok(PingReply { payload: request.payload, epoch: inner.epoch })
         });
@@ -406,13 +414,18 @@ impl Inner {
         reporter: Endpoint,
         request: DeviceReport,
     ) -> Result<DeviceReportReply, FopError> {
-        let version = self.core.borrow_mut().handle_evidence(&request, reporter).map_err(refused)?;
+        let now = self.rpc.locality().now();
+        let version = self.core.borrow_mut().handle_evidence(now, &request, reporter).map_err(refused)?;
         self.settle(version).await?;
         Ok(DeviceReportReply { version })
     }
 
     /// Waits until `version` is durable. Error: the store failed.
     async fn settle(&self, version: u64) -> Result<(), FopError> {
+        // An event need not bring a new version; nobody waits for it here, but it is written at once.
+        if self.core.borrow().has_changes() {
+            self.dirty.notify_one();
+        }
         loop {
             if self.published.borrow().version >= version {
                 return Ok(());
@@ -426,13 +439,51 @@ impl Inner {
         }
     }
 
-    fn publish(&self, configuration: Configuration) {
+    fn publish(&self, configuration: Configuration, events: Vec<Event>) {
         self.rpc.config_version().set(configuration.version);
         *self.published.borrow_mut() = Rc::new(configuration);
-        let mut kept = self.changes.borrow_mut();
-        kept.extend(self.core.borrow_mut().take_changes());
-        while kept.len() > CHANGES_KEPT {
+        let mut kept = self.events.borrow_mut();
+        kept.extend(events);
+        while kept.len() > EVENTS_KEPT {
             kept.pop_front();
+        }
+    }
+
+    /// Numbers changes that are about to become durable.
+    fn number(&self, changes: &[StateChange]) -> Vec<Event> {
+        let first = self.events.borrow().back().map_or(0, |last| last.number) + 1;
+        let (started_unix_s, started_at) = self.started;
+        let unix_s = |at: Instant| match started_unix_s {
+            0 => 0,
+            started => started + at.since(started_at).as_secs(),
+        };
+        let event = |(number, change): (u64, &StateChange)| Event {
+            number,
+            version: change.version,
+            unix_s: unix_s(change.at),
+            subject: change.subject,
+            cause: change.event.word().to_owned(),
+            from: change.from.word().to_owned(),
+            to: change.to.word().to_owned(),
+        };
+        (first..).zip(changes).map(event).collect()
+    }
+
+    async fn events_get(&self, deadline: Instant, request: &EventsGet) -> EventsReply {
+        let locality = self.rpc.locality().clone();
+        let wait = Duration::from_millis(u64::from(request.wait_ms.min(EVENTS_WAIT_MS_MAX)));
+        let until = (locality.now() + wait).min(deadline);
+        let newest = || self.events.borrow().back().map_or(0, |last| last.number);
+        while newest() <= request.after && locality.now() < until {
+            // Either way it is looked again: something became durable, or time is up.
+            let _rung = locality.timeout_at(until, self.settled.notified()).await;
+        }
+        let events = self.events.borrow();
+        let wanted = events.iter().filter(|event| event.number > request.after);
+        EventsReply {
+            oldest: events.front().map_or(0, |first| first.number),
+            newest: newest(),
+            events: wanted.take(EVENTS_PAGE).cloned().collect(),
         }
     }
 }
@@ -464,11 +515,13 @@ async fn write_changes(inner: Rc<Inner>) {
                 let core = inner.core.borrow();
                 (core.configuration().clone(), core.transactions().cloned())
             };
-            if next.version == inner.published.borrow().version {
+            let changes = inner.core.borrow_mut().take_changes();
+            if next.version == inner.published.borrow().version && changes.is_empty() {
                 break;
             }
-            match inner.store.save(&next, transactions.as_ref()).await {
-                Ok(()) => inner.publish(next),
+            let events = inner.number(&changes);
+            match inner.store.save(&next, transactions.as_ref(), &events).await {
+                Ok(()) => inner.publish(next, events),
                 Err(error) => *inner.store_failed.borrow_mut() = Some(error.to_string()),
             }
             inner.settled.notify_waiters();

@@ -10,8 +10,9 @@ use std::rc::Rc;
 
 use base::{Fid, FidType};
 use faces::Configuration;
+use faces::limits::EVENTS_KEPT;
 use fops::codec;
-use fops::conf::ConfTransaction;
+use fops::conf::{ConfTransaction, Event};
 use runtime::LocalityHandle;
 use spdk_stob::{Backend, Domain, FormatParams, StobError, TreeId};
 
@@ -28,6 +29,8 @@ const FORMAT_VERSION: u32 = 1;
 const SEEN_KEY: &[u8] = b"seen";
 /// The tree of transactions: key = number and part, big endian; part 0 is the record, the others pieces of the text.
 const TRANSACTIONS: TreeId = TreeId(2);
+/// The tree of events: key = number, big endian; value = the encoded event.
+const EVENTS: TreeId = TreeId(3);
 /// Bytes of a piece of a text.
 const PIECE_BYTES: usize = 128 << 10;
 /// Keys read at a time.
@@ -45,6 +48,8 @@ pub(crate) struct Stored {
     pub(crate) configuration: Configuration,
     /// Transactions, oldest first, and the mark of the file last read; nothing if none was ever stored.
     pub(crate) transactions: Option<(VecDeque<Kept>, u64)>,
+    /// Oldest first, at most [`EVENTS_KEPT`].
+    pub(crate) events: VecDeque<Event>,
 }
 
 impl Store {
@@ -61,19 +66,22 @@ impl Store {
         let domain = Domain::open_or_format(locality, backend, params).await.map_err(ControlError::Store)?;
         let store = Store { domain, saved: RefCell::default() };
         let stored = match store.domain.tree_get(TREE, KEY) {
-            Some(value) => {
-                Some(Stored { configuration: decode(&value)?, transactions: store.read_transactions()? })
-            }
+            Some(value) => Some(Stored {
+                configuration: decode(&value)?,
+                transactions: store.read_transactions()?,
+                events: store.read_events()?,
+            }),
             None => None,
         };
         Ok((store, stored))
     }
 
-    /// Durable when it returns: the configuration, and the transactions that are new or no longer kept.
+    /// Durable when it returns: the configuration, the transactions that are new or no longer kept, and new events.
     pub(crate) async fn save(
         &self,
         configuration: &Configuration,
         transactions: Option<&Transactions>,
+        events: &[Event],
     ) -> Result<(), ControlError> {
         let mut value = FORMAT_VERSION.to_le_bytes().to_vec();
         value.extend(configuration.to_bytes().map_err(ControlError::Configuration)?);
@@ -101,9 +109,22 @@ impl Store {
                 saved.remove(&(number, part));
             }
         }
+        for event in events {
+            let value = codec::encode(event).map_err(ControlError::Record)?;
+            transaction.tree_put(EVENTS, &event.number.to_be_bytes(), &value);
+            let gone = event.number.saturating_sub(base::units::wide(EVENTS_KEPT));
+            if gone > 0 {
+                transaction.tree_delete(EVENTS, &gone.to_be_bytes());
+            }
+        }
         self.domain.commit(transaction).await.map_err(ControlError::Store)?;
         *self.saved.borrow_mut() = saved;
         Ok(())
+    }
+
+    fn read_events(&self) -> Result<VecDeque<Event>, ControlError> {
+        let all = self.domain.tree_range(EVENTS, Bound::Unbounded, EVENTS_KEPT);
+        all.iter().map(|(_, value)| codec::decode(value).map_err(ControlError::Record)).collect()
     }
 
     fn read_transactions(&self) -> Result<Option<(VecDeque<Kept>, u64)>, ControlError> {

@@ -32,6 +32,19 @@ impl DeviceEvent {
         DeviceEvent::Unreachable,
         DeviceEvent::Operator,
     ];
+
+    /// The word for `fops::conf::Event`, at most 16 letters.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            DeviceEvent::Registered => "registered",
+            DeviceEvent::LeaseLost => "lease lost",
+            DeviceEvent::IoError => "i/o error",
+            DeviceEvent::IoErrorHeard => "i/o error heard",
+            DeviceEvent::Unreachable => "unreachable",
+            DeviceEvent::Operator => "operator",
+        }
+    }
 }
 
 /// Every state, in the order of the table.

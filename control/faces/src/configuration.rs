@@ -49,6 +49,30 @@ impl DeviceState {
             DeviceState::Rebalance => "rebalance",
         }
     }
+
+    /// Every state, the liveliest first.
+    pub const BY_LIFE: [DeviceState; 7] = [
+        DeviceState::Online,
+        DeviceState::Rebalance,
+        DeviceState::Repair,
+        DeviceState::Transient,
+        DeviceState::Unknown,
+        DeviceState::Repaired,
+        DeviceState::Failed,
+    ];
+
+    /// State of a thing that is made of others (a node, a rack): that of its liveliest part; Unknown if it has none.
+    #[must_use]
+    pub fn of_parts(parts: impl IntoIterator<Item = DeviceState>) -> DeviceState {
+        let rank = |state: &DeviceState| Self::BY_LIFE.iter().position(|other| other == state);
+        parts.into_iter().min_by_key(rank).unwrap_or(DeviceState::Unknown)
+    }
+
+    /// Inverse of [`DeviceState::word`].
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<DeviceState> {
+        Self::BY_LIFE.into_iter().find(|state| state.word() == word)
+    }
 }
 
 /// One device of the pool. Its position in [`PoolConfig::devices`] is its target index.
@@ -270,6 +294,18 @@ mod tests {
         assert_eq!(configuration.to_bytes().unwrap().len(), CONFIGURATION_BYTES_MAX);
         configuration.pool.devices.push(device);
         assert!(matches!(configuration.to_bytes(), Err(ConfigurationError::TooMany { what: "devices", .. })));
+    }
+
+    #[test]
+    fn a_thing_is_as_alive_as_its_liveliest_part() {
+        for (index, livelier) in DeviceState::BY_LIFE.into_iter().enumerate() {
+            assert_eq!(DeviceState::from_word(livelier.word()), Some(livelier));
+            for other in &DeviceState::BY_LIFE[index..] {
+                assert_eq!(DeviceState::of_parts([*other, livelier]), livelier);
+            }
+        }
+        assert_eq!(DeviceState::of_parts([]), DeviceState::Unknown);
+        assert_eq!(DeviceState::from_word("down"), None);
     }
 
     #[test]

@@ -23,6 +23,19 @@ pub const TRANSACTIONS_KEPT: usize = 64;
 /// Bytes of the texts of the transactions that control keeps; the one in force is kept however long it is.
 pub const TRANSACTION_TEXT_BYTES_MAX: usize = 768 << 10;
 
+/// Changes of states that control keeps.
+pub const EVENTS_KEPT: usize = 1024;
+/// Events of one answer.
+pub const EVENTS_PAGE: usize = 256;
+/// Longest wait for an event that a request may ask of control, in milliseconds.
+pub const EVENTS_WAIT_MS_MAX: u32 = 30_000;
+/// Losses of a device within [`FLAP_WINDOW_LEASES`] from which on its return is held back.
+pub const FLAPS_MAX: usize = 3;
+/// Losses are counted for so many lengths of the lease.
+pub const FLAP_WINDOW_LEASES: u32 = 20;
+/// A flapping device is taken back after its server was heard for so many lengths of the lease without a gap.
+pub const FLAP_HOLD_LEASES: u32 = 2;
+
 /// Encoded bytes of an endpoint: net kind and number, address, pid, portal, transfer machine id.
 const ENDPOINT_BYTES: usize = 4 + 2 + 4 + 4 + 2 + 2;
 /// Encoded bytes of a fid.
@@ -54,6 +67,9 @@ const _: () = assert!(wide(CLUSTER_TEXT_PART_BYTES + ITEM_HEADER_ROOM) <= MESSAG
 const _: () = assert!(wide(CLUSTER_FILE_BYTES_MAX) <= REQUEST_BULK_BYTES_MAX);
 /// Encoded bytes of a `ConfTransaction`: five numbers, endpoint, change count, note with its length.
 const TRANSACTION_BYTES_MAX: usize = 4 * 8 + 4 + ENDPOINT_BYTES + 8 + NOTE_BYTES_MAX;
+/// Encoded bytes of an `Event`: three numbers, fid, three words of at most 16 bytes.
+const EVENT_BYTES_MAX: usize = 3 * 8 + FID_BYTES + 3 * (8 + 16);
+const _: () = assert!(wide(3 * 8 + EVENTS_PAGE * EVENT_BYTES_MAX + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 const _: () =
     assert!(wide(8 + TRANSACTIONS_KEPT * TRANSACTION_BYTES_MAX + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 // docs/configuration.md says this number.

@@ -99,6 +99,46 @@ pub struct ConfTransaction {
 }
 fop!(ConfHistory, ConfHistoryReply, ConfHistory, "conf-history", Idempotent);
 
+/// Asks for the changes of states after a number: a subscriber that was away catches up with the same request.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct EventsGet {
+    /// The last number that the requester has, 0 for none.
+    pub after: u64,
+    /// How long control may wait for one to come if there is none yet, in milliseconds.
+    pub wait_ms: u32,
+}
+
+/// Events in their order, without a gap from the first on.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct EventsReply {
+    /// Number of the oldest that control keeps: what is between the requester's last and this one is gone.
+    pub oldest: u64,
+    /// Number of the newest.
+    pub newest: u64,
+    /// As many as a message carries.
+    pub events: Vec<Event>,
+}
+fop!(EventsGet, EventsReply, EventsGet, "events-get", Idempotent);
+
+/// Something changed its state.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Event {
+    /// From 1, one more each.
+    pub number: u64,
+    /// Configuration version that holds it, or the one in force if it holds nothing of it.
+    pub version: u64,
+    /// When, in seconds since 1970 by control's clock; 0 if it has none.
+    pub unix_s: u64,
+    /// A device or a process.
+    pub subject: Fid,
+    /// Word of what happened to it.
+    pub cause: String,
+    /// Word of the state before.
+    pub from: String,
+    /// Word of the state after.
+    pub to: String,
+}
+
 /// A server process says that it runs, where, and with which devices.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Register {

@@ -36,6 +36,8 @@ pub enum Opcode {
     ConfApply = 7,
     /// [`conf::ConfHistory`]
     ConfHistory = 8,
+    /// [`conf::EventsGet`]
+    EventsGet = 9,
     /// [`object::ObjectOpen`]
     ObjectOpen = 16,
     /// [`object::ObjectUpdate`]

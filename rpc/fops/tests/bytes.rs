@@ -198,6 +198,33 @@ fn bodies_of_cluster_file_changes() {
 }
 
 #[test]
+fn bodies_of_events() {
+    pinned(
+        conf::EventsGet { after: 3, wait_ms: 5 },
+        agreed!((u64, u32): (3, 5)),
+        "0300000000000000 05000000",
+    );
+    let event = conf::Event {
+        number: 1,
+        version: 2,
+        unix_s: 3,
+        subject: FID,
+        cause: "c".to_owned(),
+        from: "f".to_owned(),
+        to: "t".to_owned(),
+    };
+    pinned(
+        conf::EventsReply { oldest: 1, newest: 4, events: vec![event] },
+        agreed!((u64, u64, Vec<(u64, u64, u64, RawFid, String, String, String)>):
+            (1, 4, vec![(1, 2, 3, RAW, "c".to_owned(), "f".to_owned(), "t".to_owned())])),
+        &format!(
+            "0100000000000000 0400000000000000 0100000000000000 0100000000000000 0200000000000000 0300000000000000
+             {FID_HEX} 0100000000000000 63 0100000000000000 66 0100000000000000 74"
+        ),
+    );
+}
+
+#[test]
 fn bodies_of_object_records() {
     pinned(
         object::ObjectOpen { device: FID, mode: object::OpenMode::CreateOrOpen, record: record() },

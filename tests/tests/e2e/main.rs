@@ -12,3 +12,4 @@ mod objects;
 mod peers;
 mod quickstart;
 mod refusals;
+mod states;

@@ -534,12 +534,23 @@ impl World {
             counters.add("bulk came for memory no longer exposed", net.bulk_bytes_late);
         }
         if let Some(control) = slot.control.borrow().as_ref() {
-            for change in control.recent_changes() {
-                match change.to {
-                    DeviceState::Transient => oracle.sometimes.reached("a device became transient"),
-                    DeviceState::Failed => oracle.sometimes.reached("a device became failed"),
+            let events = control.events();
+            for event in &events {
+                match (event.subject.is(base::FidType::Device), event.to.as_str()) {
+                    (true, "transient") => oracle.sometimes.reached("a device became transient"),
+                    (true, "failed") => oracle.sometimes.reached("a device became failed"),
                     _ => {}
                 }
+            }
+            if let Some(pair) = events.windows(2).find(|pair| pair[1].number != pair[0].number + 1) {
+                return Err(format!("event {} follows {}", pair[1].number, pair[0].number));
+            }
+            let version = control.configuration().version;
+            if let Some(event) = events.iter().find(|event| event.version > version) {
+                return Err(format!(
+                    "event {} is of version {}, told before {version}",
+                    event.number, event.version
+                ));
             }
         }
         let server = slot.server.borrow();

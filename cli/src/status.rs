@@ -1,0 +1,270 @@
+//! `clovis status`: the cluster as control sees it, as a tree, and what an operator should do next.
+//!
+//! What is asked: the cluster file in force and the states of processes and devices; nodes, racks, enclosures and controllers are as
+//! alive as their liveliest part (docs/ha.md#other-things). Start at [`Picture::of`].
+
+use base::Fid;
+use base::units::BLOCK_BYTES;
+use faces::cluster_file::{ClusterFile, DeviceSection};
+use faces::{DeviceState, PartKind};
+use fops::conf::{ClusterStatus, ClusterStatusReply};
+use serde_json::{Value, json};
+
+use crate::args::StatusArgs;
+use crate::conf::Desk;
+use crate::daemon::server_name;
+use crate::failure::Failure;
+use crate::output;
+use crate::table::bytes_text;
+
+/// `clovis status`
+pub fn run(args: &StatusArgs) -> Result<(), Failure> {
+    let mut desk = Desk::open(&args.connect)?;
+    let in_force = desk.text(0)?;
+    let to = desk.local.control.endpoint;
+    let status = desk.station.call(&desk.local, to, &ClusterStatus, desk.within)?;
+    let picture = Picture::of(&in_force.file, &status);
+    if args.json {
+        return output::line(&picture.json(in_force.transaction).to_string());
+    }
+    output::print(&picture.text(in_force.transaction))
+}
+
+/// A file and the states of what is in it.
+struct Picture<'a> {
+    file: &'a ClusterFile,
+    status: &'a ClusterStatusReply,
+}
+
+/// One line of the tree and what is below it.
+struct Branch {
+    text: String,
+    below: Vec<Branch>,
+}
+
+impl Picture<'_> {
+    fn of<'a>(file: &'a ClusterFile, status: &'a ClusterStatusReply) -> Picture<'a> {
+        Picture { file, status }
+    }
+
+    fn device_state(&self, device: Fid) -> DeviceState {
+        let found = self.status.devices.iter().find(|one| one.device == device);
+        found.and_then(|one| DeviceState::from_word(&one.state)).unwrap_or(DeviceState::Unknown)
+    }
+
+    fn process_state(&self, process: Fid) -> DeviceState {
+        match self.status.processes.iter().find(|one| one.process == process) {
+            Some(one) if one.alive => DeviceState::Online,
+            Some(one) if one.silent_ms.is_some() => DeviceState::Transient,
+            _ => DeviceState::Unknown,
+        }
+    }
+
+    /// The devices of the disks below a part of where things stand.
+    fn devices_below(&self, kind: PartKind, part: Fid) -> Vec<Fid> {
+        let tree = &self.file.tree;
+        let is_below = |disk: Fid| {
+            let mut at = (PartKind::Disk, Some(disk));
+            while let (now, Some(fid)) = at {
+                if (now, fid) == (kind, part) {
+                    return true;
+                }
+                let inside = tree.part(now, fid).and_then(|found| found.inside);
+                let above = match now {
+                    PartKind::Disk => PartKind::Controller,
+                    PartKind::Controller => PartKind::Enclosure,
+                    PartKind::Enclosure => PartKind::Rack,
+                    _ => return false,
+                };
+                at = (above, inside);
+            }
+            false
+        };
+        let devices = self.file.devices.iter();
+        devices.filter(|device| device.disk.is_some_and(is_below)).map(|device| device.fid).collect()
+    }
+
+    /// State and count of online ones, of devices.
+    fn summary(&self, devices: &[Fid]) -> String {
+        let online = devices.iter().filter(|fid| self.device_state(**fid) == DeviceState::Online).count();
+        let state = DeviceState::of_parts(devices.iter().map(|fid| self.device_state(*fid)));
+        format!("{}, {online} of {} devices online", state.word(), devices.len())
+    }
+
+    fn device_branch(&self, target: usize, device: &DeviceSection) -> Branch {
+        let seen = self.status.devices.iter().find(|one| one.device == device.fid);
+        let size = |blocks: u64| bytes_text(blocks.saturating_mul(BLOCK_BYTES));
+        let mut text =
+            format!("target {target}  device {}  {}", device.fid, self.device_state(device.fid).word());
+        if let Some(seen) = seen.filter(|seen| seen.size_blocks > 0) {
+            text.push_str(&format!("  {}", size(seen.size_blocks)));
+            if let Some(free) = seen.free_blocks {
+                text.push_str(&format!(", {} free", size(free)));
+            }
+            if seen.errors > 0 {
+                text.push_str(&format!(", {} errors", seen.errors));
+            }
+        }
+        Branch { text, below: Vec::new() }
+    }
+
+    fn servers(&self, node: Option<Fid>) -> Vec<Branch> {
+        let servers = self.file.servers.iter().filter(|server| server.node == node);
+        let branch = |server: &faces::cluster_file::ServerSection| {
+            let process = server.process;
+            let state = self.process_state(process).word();
+            let devices = self.file.devices.iter().enumerate().filter(|(_, device)| device.server == process);
+            let endpoint = server.endpoints.first().map(ToString::to_string).unwrap_or_default();
+            Branch {
+                text: format!("{}  process {process}  {state}  {endpoint}", server_name(process)),
+                below: devices.map(|(target, device)| self.device_branch(target, device)).collect(),
+            }
+        };
+        servers.map(branch).collect()
+    }
+
+    fn places(&self, kind: PartKind, inside: Option<Fid>) -> Vec<Branch> {
+        let parts = self.file.tree.parts(kind).iter().filter(|part| part.inside == inside);
+        let branch = |part: &faces::Part| {
+            let name = part.name.as_deref().map(|name| format!(" {name:?}")).unwrap_or_default();
+            let summary = self.summary(&self.devices_below(kind, part.fid));
+            let below = match kind {
+                PartKind::Rack => self.places(PartKind::Enclosure, Some(part.fid)),
+                PartKind::Enclosure => self.places(PartKind::Controller, Some(part.fid)),
+                _ => Vec::new(),
+            };
+            Branch { text: format!("{} {}{name}  {summary}", kind.word(), part.fid), below }
+        };
+        parts.map(branch).collect()
+    }
+
+    fn tree(&self) -> Vec<Branch> {
+        let control = self.file.control.endpoint;
+        let mut branches = vec![Branch { text: format!("control  serving  {control}"), below: Vec::new() }];
+        for node in &self.file.tree.nodes {
+            let below = self.servers(Some(node.fid));
+            let of_node =
+                |server: Fid| self.file.server(server).is_some_and(|found| found.node == Some(node.fid));
+            let processes = self.file.servers.iter().filter(|server| of_node(server.process));
+            let state = DeviceState::of_parts(processes.map(|server| self.process_state(server.process)));
+            let name = node.name.as_deref().map(|name| format!(" {name:?}")).unwrap_or_default();
+            branches.push(Branch { text: format!("node {}{name}  {}", node.fid, state.word()), below });
+        }
+        branches.extend(self.servers(None));
+        branches.extend(self.places(PartKind::Rack, None));
+        branches
+    }
+
+    /// What an operator should do, the most pressing first.
+    fn advice(&self) -> Vec<String> {
+        let mut advice = Vec::new();
+        let layout = self.file.pool.layout;
+        let in_state = |wanted: DeviceState| -> Vec<Fid> {
+            let devices = self.file.devices.iter().map(|device| device.fid);
+            devices.filter(|fid| self.device_state(*fid) == wanted).collect()
+        };
+        let failed = in_state(DeviceState::Failed);
+        let away: usize = in_state(DeviceState::Transient).len() + in_state(DeviceState::Unknown).len();
+        let parity = usize::try_from(layout.parity()).unwrap_or(usize::MAX);
+        if failed.len() + away > parity {
+            advice.push(format!(
+                "{} devices are failed or away, and layout {layout} reads without {parity}: some objects cannot be read until \
+                 servers come back",
+                failed.len() + away
+            ));
+        }
+        for server in &self.file.servers {
+            let (name, process) = (server_name(server.process), server.process);
+            match self.process_state(process) {
+                DeviceState::Transient => advice.push(format!(
+                    "{name} is silent: start it with `clovis server --process {process}` on its machine, or `clovis cluster start`"
+                )),
+                DeviceState::Unknown => advice.push(format!(
+                    "{name} was not heard since control started: start it with `clovis server --process {process}`"
+                )),
+                _ => {}
+            }
+        }
+        if !failed.is_empty() {
+            let names: Vec<String> = failed.iter().map(ToString::to_string).collect();
+            let left = parity.saturating_sub(failed.len());
+            advice.push(format!(
+                "failed: device {}; its bytes are rebuilt on each read, and {left} more may fail; repair is not there yet",
+                names.join(", ")
+            ));
+        }
+        for rack in &self.file.tree.racks {
+            let count = self.devices_below(PartKind::Rack, rack.fid).len();
+            if count > parity {
+                advice.push(format!(
+                    "rack {} holds {count} devices, and layout {layout} reads without {parity}: its loss would take objects with it",
+                    rack.fid
+                ));
+            }
+        }
+        advice
+    }
+
+    fn text(&self, transaction: u64) -> String {
+        let all: Vec<Fid> = self.file.devices.iter().map(|device| device.fid).collect();
+        let mut text = format!(
+            "cluster {}  layout {}  configuration {}, transaction {transaction}\npool {}  {}\n",
+            self.file.cluster.name,
+            self.file.pool.layout,
+            self.status.version,
+            self.file.pool.fid,
+            self.summary(&all)
+        );
+        draw(&self.tree(), "", &mut text);
+        let advice = self.advice();
+        text.push_str(if advice.is_empty() { "\nNothing to do.\n" } else { "\nWhat to do next:\n" });
+        for line in advice {
+            text.push_str(&format!("  - {line}\n"));
+        }
+        text
+    }
+
+    fn json(&self, transaction: u64) -> Value {
+        let processes = self.file.servers.iter().map(|server| {
+            json!({ "fid": server.process.to_string(), "name": server_name(server.process),
+                    "node": server.node.map(|node| node.to_string()), "state": self.process_state(server.process).word() })
+        });
+        let devices = self.file.devices.iter().enumerate().map(|(target, device)| {
+            let seen = self.status.devices.iter().find(|one| one.device == device.fid);
+            json!({ "target": target, "fid": device.fid.to_string(), "process": device.server.to_string(),
+                    "disk": device.disk.map(|disk| disk.to_string()), "state": self.device_state(device.fid).word(),
+                    "size_blocks": seen.map_or(0, |seen| seen.size_blocks),
+                    "free_blocks": seen.and_then(|seen| seen.free_blocks), "errors": seen.map_or(0, |seen| seen.errors) })
+        });
+        let places =
+            PartKind::ALL.into_iter().filter(|kind| *kind != PartKind::Node && *kind != PartKind::Service);
+        let places = places.flat_map(|kind| {
+            self.file.tree.parts(kind).iter().map(move |part| {
+                let devices = self.devices_below(kind, part.fid);
+                let state = DeviceState::of_parts(devices.iter().map(|fid| self.device_state(*fid)));
+                json!({ "kind": kind.word(), "fid": part.fid.to_string(), "name": part.name,
+                        "in": part.inside.map(|inside| inside.to_string()), "state": state.word(),
+                        "devices": devices.len() })
+            })
+        });
+        json!({
+            "cluster": self.file.cluster.name,
+            "layout": self.file.pool.layout.to_string(),
+            "configuration_version": self.status.version,
+            "transaction": transaction,
+            "processes": processes.collect::<Vec<_>>(),
+            "devices": devices.collect::<Vec<_>>(),
+            "places": places.collect::<Vec<_>>(),
+            "advice": self.advice(),
+        })
+    }
+}
+
+fn draw(branches: &[Branch], indent: &str, text: &mut String) {
+    for (index, branch) in branches.iter().enumerate() {
+        let is_last = index + 1 == branches.len();
+        let (mark, further) = if is_last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
+        text.push_str(&format!("{indent}{mark}{}\n", branch.text));
+        draw(&branch.below, &format!("{indent}{further}"), text);
+    }
+}
