@@ -53,6 +53,12 @@ pub enum Command {
         #[command(subcommand)]
         action: StobCommand,
     },
+    /// Look at networks, and try them: list, ping, selftest
+    Net {
+        /// What to do.
+        #[command(subcommand)]
+        action: crate::net::NetCommand,
+    },
     /// Measure this machine against peers and limits, as ratios
     Bench(crate::bench::BenchArgs),
 }

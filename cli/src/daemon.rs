@@ -13,6 +13,7 @@ use control::{Control, ControlConfig};
 use faces::cluster_file::ClusterFile;
 use futures_channel::oneshot;
 use futures_util::future;
+use runtime::StopFlag;
 use server::{Server, ServerConfig};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -33,24 +34,37 @@ pub fn server_name(process: Fid) -> String {
 
 /// Resolves once the process is asked to end by SIGTERM or SIGINT.
 fn stop_signal() -> Result<oneshot::Receiver<()>, Failure> {
+    let (sender, receiver) = oneshot::channel();
+    on_signal(move || {
+        // An error: nobody listens any more, the daemon is stopping already.
+        let _ = sender.send(());
+    })?;
+    Ok(receiver)
+}
+
+/// Sets `stop` once the process is asked to end by SIGTERM or SIGINT.
+pub fn stop_on_signal(stop: &StopFlag) -> Result<(), Failure> {
+    let stop = stop.clone();
+    on_signal(move || stop.stop())
+}
+
+fn on_signal(first: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
     let mut signals =
         Signals::new([SIGTERM, SIGINT]).map_err(Failure::while_doing("listening to signals"))?;
-    let (sender, receiver) = oneshot::channel();
     std::thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
-            let mut sender = Some(sender);
+            let mut first = Some(first);
             for _ in signals.forever() {
-                match sender.take() {
-                    // Nobody listens any more: the daemon is stopping already.
-                    Some(sender) => drop(sender.send(())),
+                match first.take() {
+                    Some(first) => first(),
                     // A second signal: whoever asks twice does not want to wait.
                     None => std::process::exit(130),
                 }
             }
         })
-        .map_err(Failure::while_doing("starting the signal thread"))?;
-    Ok(receiver)
+        .map(drop)
+        .map_err(Failure::while_doing("starting the signal thread"))
 }
 
 /// A line for the log. A daemon whose log is full, or read by nobody, serves nevertheless.

@@ -16,12 +16,14 @@ mod device;
 mod failure;
 mod in_process;
 mod interrupt;
+mod net;
 mod objects;
 mod output;
 mod progress;
 mod quickstart;
 mod stob;
 mod table;
+mod traffic;
 
 use std::process::ExitCode;
 
@@ -82,6 +84,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Ls(args) => objects::list(&args),
         Command::Device { action } => device::run(&action),
         Command::Stob { action } => stob::run(&action),
+        Command::Net { action } => net::run(&action),
         Command::Bench(args) => bench::run(&args),
     }
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::machine::{Machine, OTHERS_MAX};
 use super::pairs::{Estimate, Pair, Sample, Verdict, median, shortcomings};
 use crate::table::{Align, Table};
+use crate::traffic::Usage;
 
 /// What an experiment used for each MiB that it moved, summed over its samples.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,13 +30,18 @@ pub struct Costs {
 impl Costs {
     /// The figures of the data path and of the whole process now, to subtract from later ones.
     pub fn now(counters: &Counters, cpu: Duration) -> Costs {
+        Costs::of(&Usage::now(counters, cpu), 0)
+    }
+
+    /// What `usage` says was used to move `bytes`.
+    pub fn of(usage: &Usage, bytes: u64) -> Costs {
         Costs {
-            bytes: 0,
-            cpu_seconds: cpu.as_secs_f64(),
-            copied_bytes: Some(counters.copied_bytes.get()),
-            registrations: Some(counters.registrations.get()),
-            syscalls: Some(counters.syscalls.get()),
-            doorbells: Some(counters.doorbells.get()),
+            bytes,
+            cpu_seconds: usage.cpu.as_secs_f64(),
+            copied_bytes: Some(usage.copied_bytes),
+            registrations: Some(usage.registrations),
+            syscalls: Some(usage.syscalls),
+            doorbells: Some(usage.doorbells),
         }
     }
 

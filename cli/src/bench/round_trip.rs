@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use runtime::MonotonicClock;
 
-use super::net::{MESSAGE_BYTES, Running, free_endpoint};
+use super::net::{MESSAGE_BYTES, Running};
 use super::pairs::Sample;
 use super::peer::{Absent, find_program, output};
 use crate::failure::Failure;
+use crate::traffic::free_endpoint;
 
 /// How long a peer's server may take until it listens.
 const LISTENS_WITHIN: Duration = Duration::from_secs(10);

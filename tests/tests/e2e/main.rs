@@ -7,6 +7,7 @@
 mod command_line;
 mod devices;
 mod interruptions;
+mod net;
 mod objects;
 mod peers;
 mod quickstart;

@@ -1,0 +1,71 @@
+//! Messages that the net did not take yet, in order.
+
+use std::collections::VecDeque;
+
+use runtime::SharedBuffer;
+use verbs_net::{BulkCookie, Lane, PeerId, Refused};
+
+use super::side::Context;
+
+/// One message with what goes with it.
+#[derive(Debug)]
+pub struct Letter {
+    /// Receiver.
+    pub to: PeerId,
+    /// Credits.
+    pub lane: Lane,
+    /// What the receiver may touch.
+    pub exposes: Option<BulkCookie>,
+    /// What of the receiver's this message ends.
+    pub invalidates: Option<BulkCookie>,
+    /// The bytes.
+    pub message: SharedBuffer,
+}
+
+/// The queue. Its length is bounded by what its owner has in flight.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    waiting: VecDeque<Letter>,
+}
+
+impl Outbox {
+    /// Sends a message now or, in order, when the net takes it. Errors: the net will never take it.
+    pub fn send(&mut self, context: &mut Context<'_>, letter: Letter) -> Result<(), Refused> {
+        self.waiting.push_back(letter);
+        self.retry(context)
+    }
+
+    /// Tries again. Errors: the net refused a message for good; it is dropped, and the others go on.
+    pub fn retry(&mut self, context: &mut Context<'_>) -> Result<(), Refused> {
+        let mut refused_for_good = None;
+        // The letters of a peer without credits wait; those of other peers do not wait for it.
+        let mut blocked: Vec<PeerId> = Vec::new();
+        for _ in 0..self.waiting.len() {
+            let Some(letter) = self.waiting.pop_front() else { break };
+            if blocked.contains(&letter.to) {
+                self.waiting.push_back(letter);
+                continue;
+            }
+            let Letter { to, lane, exposes, invalidates, message } = letter;
+            if let Err((refused, message)) = context.send(to, lane, exposes, invalidates, message) {
+                if refused.is_permanent() {
+                    refused_for_good.get_or_insert(refused);
+                    continue;
+                }
+                blocked.push(to);
+                self.waiting.push_back(Letter { to, lane, exposes, invalidates, message });
+            }
+        }
+        refused_for_good.map_or(Ok(()), Err)
+    }
+
+    /// Drops what waits for a peer.
+    pub fn forget(&mut self, peer: PeerId) {
+        self.waiting.retain(|letter| letter.to != peer);
+    }
+
+    /// Drops everything.
+    pub fn clear(&mut self) {
+        self.waiting.clear();
+    }
+}

@@ -1,0 +1,203 @@
+//! `clovis net`: what is listed, who answers, and traffic between two processes.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use clovis_tests::cluster::RunningCluster;
+use clovis_tests::processes::{Finished, Process, free_port, run};
+use clovis_tests::{binary, folder, wait};
+use serde_json::Value;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn clovis(arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary::clovis());
+    command.args(arguments).env_remove("CLOVIS_CONFIG");
+    command
+}
+
+fn finished(arguments: &[&str]) -> Finished {
+    let folder = folder("net");
+    run(&mut clovis(arguments), folder.path(), LIMIT)
+}
+
+fn json(finished: &Finished) -> Value {
+    serde_json::from_str(finished.text()).expect("one JSON object")
+}
+
+/// A selftest server on a free port, and its endpoint. Ports that clovis can name begin at 4096.
+fn server(scratch: &std::path::Path, arguments: &[&str]) -> (Process, String) {
+    let port = loop {
+        let port = free_port();
+        if port >= 4096 {
+            break port;
+        }
+    };
+    let offset = port - 4096;
+    let endpoint = format!("127.0.0.1@tcp:12345:{}:{}", 32 + offset / 4096, offset % 4096);
+    let mut command = clovis(&["net", "selftest", "server", &endpoint]);
+    let process = Process::start(command.args(arguments), scratch);
+    wait::until("the server's first line", LIMIT, || {
+        process.said().contains("selftest serves at").then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", process.said()));
+    (process, endpoint)
+}
+
+#[test]
+fn list_names_loopback_and_says_what_there_is_of_rdma() {
+    let listed = json(&finished(&["net", "list", "--json"]).succeeded());
+    let tcp = listed["tcp"].as_array().unwrap();
+    assert!(tcp.iter().any(|one| one["nid"] == "127.0.0.1@tcp" && one["interface"] == "lo"), "{listed}");
+    let rdma = &listed["rdma"];
+    // Devices, or the reason why there are none: never neither.
+    let is_empty = rdma["devices"].as_array().unwrap().is_empty();
+    assert_eq!(is_empty, rdma["why_none"].as_str().is_some_and(|why| !why.is_empty()), "{listed}");
+    assert!(finished(&["net", "list"]).succeeded().text().contains("127.0.0.1@tcp"));
+}
+
+#[test]
+fn two_processes_move_verified_bulk_and_count_it() {
+    let scratch = folder("net-selftest");
+    let (mut process, endpoint) = server(scratch.path(), &[]);
+    for (what, bulk_bytes) in [("write", 1_u64 << 20), ("read", 3 << 19), ("ping", 0)] {
+        let size = if bulk_bytes == 0 { "4K".to_owned() } else { bulk_bytes.to_string() };
+        let client = finished(&[
+            "net",
+            "selftest",
+            "client",
+            &endpoint,
+            "--what",
+            what,
+            "--bulk-size",
+            &size,
+            "--count",
+            "40",
+            "--concurrency",
+            "4",
+            "--verify",
+            "full",
+            "--json",
+        ]);
+        let found = json(&client.succeeded());
+        assert_eq!(found["operations"], 40, "{found}");
+        assert_eq!(found["bulk_bytes"], bulk_bytes);
+        for kind in ["wrong_content", "transfer_failed", "timed_out", "peer_lost"] {
+            assert_eq!(found["errors"][kind], 0, "{found}");
+        }
+        let latency = |name: &str| found["latency_us"][name].as_f64().unwrap();
+        assert!(
+            latency("p50") > 1.0 && latency("p50") <= latency("p99") && latency("p99") <= latency("p99.9"),
+            "{found}"
+        );
+        for side in ["client", "server_side"] {
+            assert!(found[side]["syscalls"].as_u64().unwrap() > 0, "TCP takes system calls: {found}");
+            assert_eq!(found[side]["registrations"], 0, "{found}");
+            // Messages are copied, bulk is received in place.
+            assert!(found[side]["copied_bytes_per_operation"].as_f64().unwrap() < 1024.0, "{found}");
+        }
+    }
+    process.ask_to_end().unwrap();
+    assert!(process.wait(LIMIT).unwrap().success(), "{}", process.said());
+}
+
+#[test]
+fn a_server_for_one_client_ends_with_it_and_a_lost_one_is_named() {
+    let scratch = folder("net-once");
+    let (mut process, endpoint) = server(scratch.path(), &["--once"]);
+    let _ = finished(&["net", "selftest", "client", &endpoint, "--what", "ping", "--count", "3"]).succeeded();
+    assert!(process.wait(LIMIT).unwrap().success(), "{}", process.said());
+    let gone = finished(&[
+        "net",
+        "selftest",
+        "client",
+        &endpoint,
+        "--what",
+        "ping",
+        "--count",
+        "3",
+        "--timeout",
+        "5",
+    ]);
+    assert!(gone.refused().contains(&endpoint), "the message does not name the peer: {}", gone.stderr);
+}
+
+#[test]
+fn another_credential_is_refused_with_the_reason() {
+    let cluster = RunningCluster::start(
+        "net-credential",
+        &["--device-size", "16M", "--servers", "1", "--layout", "1+0+0"],
+    );
+    let config = cluster.dir().join("clovis.toml");
+    let scratch = folder("net-credential-server");
+    let (_process, endpoint) = server(scratch.path(), &["--config", config.to_str().unwrap()]);
+    let stranger = finished(&["net", "selftest", "client", &endpoint, "--what", "ping", "--count", "3"]);
+    assert!(stranger.refused().contains("credential"), "{}", stranger.stderr);
+    let one_of_us = finished(&[
+        "net",
+        "selftest",
+        "client",
+        &endpoint,
+        "--what",
+        "ping",
+        "--count",
+        "3",
+        "--config",
+        config.to_str().unwrap(),
+    ]);
+    let _ = one_of_us.succeeded();
+    // The daemons of the cluster answer pings to those who know it.
+    let text = fs::read_to_string(&config).unwrap();
+    let daemons = text.split('"').filter(|word| word.parse::<base::Endpoint>().is_ok()).count();
+    let pinged = json(&cluster.run(&["net", "ping", "127.0.0.1@tcp", "--count", "2", "--json"]).succeeded());
+    let answers = pinged["answers"].as_array().unwrap();
+    assert_eq!(answers.len(), daemons, "{pinged}");
+    assert!(answers.iter().all(|answer| answer["pings"] == 2 && answer["least_us"].as_f64().unwrap() > 1.0));
+}
+
+#[test]
+fn both_roles_in_one_process_over_each_net() {
+    let address = format!("127.0.0.1@tcp:12345:40:{}", std::process::id() % 4096);
+    for endpoint in ["0@lo", address.as_str()] {
+        let found = json(
+            &finished(&[
+                "net",
+                "selftest",
+                "alone",
+                endpoint,
+                "--what",
+                "read",
+                "--bulk-size",
+                "64K",
+                "--count",
+                "50",
+                "--verify",
+                "simple",
+                "--json",
+            ])
+            .succeeded(),
+        );
+        assert_eq!(
+            (&found["operations"], &found["errors"]["wrong_content"]),
+            (&50.into(), &0.into()),
+            "{endpoint}: {found}"
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_is_refused_before_anything_moves() {
+    for (arguments, word) in [
+        (vec!["client", "127.0.0.1"], "ADDRESS@NET"),
+        (vec!["client", "127.0.0.1@tcp", "--bulk-size", "1000"], "4K"),
+        (vec!["client", "127.0.0.1@tcp", "--bulk-size", "16M", "--concurrency", "256"], "in flight"),
+        (vec!["client", "127.0.0.1@tcp", "--message-size", "8"], "message"),
+        (vec!["client", "127.0.0.1@tcp", "--count", "3", "--duration", "1"], "duration"),
+        (vec!["server", "3@sim"], "sim"),
+    ] {
+        let arguments: Vec<&str> = ["net", "selftest"].into_iter().chain(arguments).collect();
+        let refused = finished(&arguments);
+        assert!(refused.refused().contains(word), "{arguments:?}: {}", refused.stderr);
+    }
+}
