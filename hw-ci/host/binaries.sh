@@ -17,5 +17,5 @@ build_guest_binaries() {
         say "none needed"
         return 0
     fi
-    no_binaries='not built yet'
+    build_rdma_binaries
 }
