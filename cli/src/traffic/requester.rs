@@ -266,8 +266,14 @@ impl Requester {
                     Status::WrongContent => Err(Wrong::Content),
                     Status::TransferFailed => Err(Wrong::Transfer),
                 };
-                // No such request: the answer came after its time was over, and that was counted.
-                let Some(request) = self.in_flight.remove(&message.number) else { return Ok(()) };
+                let Some(request) = self.in_flight.remove(&message.number) else {
+                    // Its time was over, and that was counted. The peer is done with its memory now.
+                    let late = self.coming_back.iter().find(|(_, ended)| ended.number == message.number);
+                    if let Some(cookie) = late.map(|(cookie, _)| *cookie) {
+                        context.machine.settle(cookie);
+                    }
+                    return Ok(());
+                };
                 if let (None, Some(started)) = (self.connect, self.started) {
                     self.connect = Some(now - started);
                 }
@@ -296,7 +302,7 @@ impl Requester {
         let Some(cookie) = request.cookie else {
             return self.finish(context, ended, Vec::new());
         };
-        match context.retract(cookie, is_answered) {
+        match context.retract(cookie, is_answered)? {
             Some(parts) => self.finish(context, ended, parts),
             None => {
                 self.coming_back.insert(cookie, ended);
@@ -461,6 +467,10 @@ impl Side for Requester {
             Event::Message { bytes, .. } => self.on_message(context, &bytes),
             Event::Writable(_) => self.outbox.retry(context).map_err(|refused| refused_text(&refused)),
             Event::PeerLost { error, .. } => self.on_lost(context, &error.to_string()),
+            Event::Retracted { cookie, parts } => match self.coming_back.remove(&cookie) {
+                Some(ended) => self.finish(context, ended, parts),
+                None => Ok(()),
+            },
             Event::PeerUp(..) | Event::TransferDone { .. } => Ok(()),
         }
     }

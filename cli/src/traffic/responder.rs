@@ -229,7 +229,7 @@ impl Side for Responder {
                 self.is_done |= self.once && peer.epoch != 0;
                 Ok(())
             }
-            Event::PeerUp(..) => Ok(()),
+            Event::PeerUp(..) | Event::Retracted { .. } => Ok(()),
         }
     }
 

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use base::Instant;
 use runtime::{Arena, Counters, Driver, Locality, MonotonicClock, SharedBuffer, StopFlag};
-use verbs_net::{BulkCookie, Event, Lane, PeerId, Refused, TransferMachine};
+use verbs_net::{
+    BulkCookie, Event, Lane, PeerId, Refused, Retract, Retraction, SendOptions, TransferMachine,
+};
 
 use super::usage::Usage;
 use crate::failure::Failure;
@@ -61,16 +63,27 @@ impl Context<'_> {
         &mut self,
         to: PeerId,
         lane: Lane,
-        _exposes: Option<BulkCookie>,
-        _invalidates: Option<BulkCookie>,
+        exposes: Option<BulkCookie>,
+        invalidates: Option<BulkCookie>,
         message: SharedBuffer,
     ) -> Result<(), (Refused, SharedBuffer)> {
-        self.machine.try_send_on(self.now, to, lane, message)
+        let options = SendOptions { lane, exposes: exposes.as_slice(), invalidates };
+        self.machine.try_send_with(self.now, to, options, message)
     }
 
-    /// Ends an exposure. `None`: the memory comes later, with an event. `is_answered`: the peer has said that it is done with it.
-    pub fn retract(&mut self, cookie: BulkCookie, _is_answered: bool) -> Option<Vec<SharedBuffer>> {
-        self.machine.retract(cookie)
+    /// Ends an exposure. `None`: the memory comes later, with `Event::Retracted`. `is_answered`: the peer has said that it is done with it.
+    /// Errors: there is no such exposure.
+    pub fn retract(
+        &mut self,
+        cookie: BulkCookie,
+        is_answered: bool,
+    ) -> Result<Option<Vec<SharedBuffer>>, Failure> {
+        let how = if is_answered { Retract::Answered } else { Retract::Abandoned };
+        match self.machine.retract(self.now, cookie, how) {
+            Retraction::Done(parts) => Ok(Some(parts)),
+            Retraction::Pending => Ok(None),
+            Retraction::Unknown => Err(Failure::new("an exposure ended by itself")),
+        }
     }
 }
 
