@@ -6,15 +6,44 @@
 GUEST_BINARIES=$VM/bin
 no_binaries=''
 
+# Programs of SPDK itself, copied beside ours where pkg-config finds an SPDK.
+readonly SPDK_PROGRAMS=(spdk_nvme_perf spdk_nvme_identify)
+no_stob_binaries=''
+
+# Where SPDK is installed, or nothing. hw-ci/README.md says what an installation must offer.
+spdk_folder() { pkg-config --exists spdk_nvme spdk_env_dpdk spdk_syslibs 2>/dev/null && pkg-config --variable=libdir spdk_nvme; }
+
+# The storage programs: `clovis`, and the examples of spdk-stob that measure a device and prove power cuts; with SPDK if there is one.
+build_stob_binaries() {
+    local folder='' options=() program
+    rm -f -- "$GUEST_BINARIES/spdk" "${SPDK_PROGRAMS[@]/#/$GUEST_BINARIES/}"
+    if folder=$(spdk_folder); then
+        folder=$(readlink -f -- "$folder/../bin")
+        say "SPDK: $(pkg-config --modversion spdk_nvme) (spdk_nvme), programs in $folder"
+        options=(--features clovis/spdk,spdk-stob/spdk)
+        for program in "${SPDK_PROGRAMS[@]}"; do
+            [ ! -x "$folder/$program" ] || cp -- "$folder/$program" "$GUEST_BINARIES/"
+        done
+    fi
+    if ! cargo build --release -p clovis -p spdk-stob --bins --examples "${options[@]}"; then
+        no_stob_binaries='the storage programs do not build'
+        return
+    fi
+    cp -- "$TARGET/release/clovis" "$TARGET"/release/examples/{power_cut,device_rate} "$GUEST_BINARIES/"
+    [ -z "$folder" ] || touch "$GUEST_BINARIES/spdk"
+}
+
 # The lanes, so that nothing is built that none of them needs.
 build_guest_binaries() {
-    local lane wanted=no
+    local lane wanted=no stob_wanted=no
     mkdir -p -- "$GUEST_BINARIES"
     for lane in "$@"; do
         case " $(lane_says "$lane" needs) " in *' clovis '*) wanted=yes ;; esac
+        case " $(lane_says "$lane" needs) " in *' stob '*) stob_wanted=yes ;; esac
     done
+    [ "$stob_wanted" = no ] || build_stob_binaries
     if [ "$wanted" = no ]; then
-        say "none needed"
+        [ "$stob_wanted" = yes ] || say "none needed"
         return 0
     fi
     no_binaries='not built yet'

@@ -46,7 +46,15 @@ start_machine() {
         qemu+=' -cpu max'
     fi
     if [ -n "$(lane_says "$lane" disk)" ]; then
-        qemu+=" -drive file=$results/nvme$number.img,if=none,id=nv0,format=raw,cache=writeback,discard=unmap"
+        if [ "$(lane_says "$lane" write-log)" = yes ]; then
+            # Everything that the device was told, in order, so that any loss of what was not flushed can be played afterwards.
+            : >"$results/nvme$number.$phase.log"
+            qemu+=" -drive driver=blklogwrites,if=none,id=nv0,cache=writeback,log-super-update-interval=1"
+            qemu+=",file.driver=file,file.filename=$results/nvme$number.img"
+            qemu+=",log.driver=file,log.filename=$results/nvme$number.$phase.log"
+        else
+            qemu+=" -drive file=$results/nvme$number.img,if=none,id=nv0,format=raw,cache=writeback,discard=unmap"
+        fi
         qemu+=' -device nvme,drive=nv0,serial=clovis'
     fi
     if [ "$count" -gt 1 ]; then
@@ -54,6 +62,7 @@ start_machine() {
         qemu+=" -netdev stream,id=n0,server=$([ "$number" = 1 ] && printf on || printf off),addr.type=unix,addr.path=$link"
     fi
     [ -z "$(lane_says "$lane" qemu)" ] || qemu+=" $(lane_says "$lane" qemu)"
+    [ -z "$(lane_says "$lane" kernel)" ] || options+=(--append "$(lane_says "$lane" kernel)")
     local command="bash '$HW_CI/guest/run' '$lane' '$phase' '$number' '$count' '$GUEST_BINARIES'"
     # Through cat: qemu would truncate a file again and again. setsid: the whole group can be ended, and only it.
     PATH="$VENV/bin:$PATH" setsid bash -c '"$@" </dev/null 2>&1 | cat' _ \
@@ -91,8 +100,12 @@ boot_lane() {
             fi
         done
         watch_machines "$lane" "$results" "$count" "$deadline" "$phase" || return 1
+        # What only this side can do between two phases, with the device at rest. Its checks go the same way.
+        if [ -f "$HW_CI/lanes/$lane.$phase.host" ]; then
+            RESULTS=$results BINARIES=$GUEST_BINARIES HW_CI=$HW_CI bash "$HW_CI/lanes/$lane.$phase.host" || return 1
+        fi
     done
-    [ -z "$size" ] || rm -f -- "$results"/nvme*.img
+    [ -z "$size" ] || rm -f -- "$results"/nvme*.img "$results"/nvme*.log "$results"/before.img
 }
 
 wait_for_link() {
