@@ -11,21 +11,28 @@ readonly SPDK_PROGRAMS=(spdk_nvme_perf spdk_nvme_identify)
 no_stob_binaries=''
 
 # Where SPDK is installed, or nothing. hw-ci/README.md says what an installation must offer.
-spdk_folder() { pkg-config --exists spdk_nvme spdk_env_dpdk spdk_syslibs 2>/dev/null && pkg-config --variable=libdir spdk_nvme; }
+spdk_folder() {
+    local folder
+    pkg-config --exists spdk_nvme spdk_env_dpdk spdk_syslibs 2>/dev/null || return 1
+    # Its .pc files name no folders but in flags.
+    folder=$(pkg-config --libs-only-L spdk_nvme)
+    folder=${folder%% *}
+    readlink -f -- "${folder#-L}/.."
+}
 
 # The storage programs: `clovis`, and the examples of spdk-stob that measure a device and prove power cuts; with SPDK if there is one.
 build_stob_binaries() {
     local folder='' options=() program
     rm -f -- "$GUEST_BINARIES/spdk" "${SPDK_PROGRAMS[@]/#/$GUEST_BINARIES/}"
     if folder=$(spdk_folder); then
-        folder=$(readlink -f -- "$folder/../bin")
-        say "SPDK: $(pkg-config --modversion spdk_nvme) (spdk_nvme), programs in $folder"
-        options=(--features clovis/spdk,spdk-stob/spdk)
+        say "SPDK in $folder: library version $(pkg-config --modversion spdk_nvme)"
+        options=(--features spdk)
         for program in "${SPDK_PROGRAMS[@]}"; do
-            [ ! -x "$folder/$program" ] || cp -- "$folder/$program" "$GUEST_BINARIES/"
+            [ ! -x "$folder/bin/$program" ] || cp -- "$folder/bin/$program" "$GUEST_BINARIES/"
         done
     fi
-    if ! cargo build --release -p clovis -p spdk-stob --bins --examples "${options[@]}"; then
+    # One by one: together, the features that examples need of others' crates would build everything anew.
+    if ! cargo build --release -p clovis --bins "${options[@]}" || ! cargo build --release -p spdk-stob --examples "${options[@]}"; then
         no_stob_binaries='the storage programs do not build'
         return
     fi

@@ -102,7 +102,7 @@ boot_lane() {
         watch_machines "$lane" "$results" "$count" "$deadline" "$phase" || return 1
         # What only this side can do between two phases, with the device at rest. Its checks go the same way.
         if [ -f "$HW_CI/lanes/$lane.$phase.host" ]; then
-            RESULTS=$results BINARIES=$GUEST_BINARIES HW_CI=$HW_CI bash "$HW_CI/lanes/$lane.$phase.host" || return 1
+            env RESULTS="$results" BINARIES="$GUEST_BINARIES" HW_CI="$HW_CI" bash "$HW_CI/lanes/$lane.$phase.host" || return 1
         fi
     done
     [ -z "$size" ] || rm -f -- "$results"/nvme*.img "$results"/nvme*.log "$results"/before.img

@@ -3,9 +3,10 @@
     write_log.py BEFORE LOG FOLDER COUNT SEED
 
 BEFORE is the device's image before the run, LOG what QEMU's blklogwrites wrote during it (the format of Linux's
-dm-log-writes: every write, flush and discard, in the order of their completion). Makes COUNT images FOLDER/cut-N.img: all of
-them hold everything up to the last flush; of what came after, the first holds nothing, the second all, the others a random
-part, some writes of it torn at a sector. Prints a line for each. The images are sparse copies.
+dm-log-writes: every write, flush and discard, in the order of their completion). Makes COUNT images FOLDER/end-N.img of the cut
+that happened, and COUNT images FOLDER/mid-N.img of cuts just before some flush of the second half of the run was done. Each
+holds everything up to the flush before its cut; of what came after that, the first of a kind holds nothing, the second all,
+the others a random part, with some writes torn at a sector. Prints a line for each. The images are sparse copies.
 """
 
 import os
@@ -55,38 +56,46 @@ def apply(image, entry, kept=None):
         image.write(bytes(length))
 
 
+def make(path, before, durable, tail, rule, chance):
+    """Copies `before` and plays `durable` whole and `tail` by `rule`: lose, keep, or any."""
+    subprocess.run(["cp", "--sparse=always", before, path], check=True)
+    kept = lost = torn = 0
+    with open(path, "r+b") as image:
+        for entry in durable:
+            apply(image, entry)
+        for entry in tail:
+            sectors = entry[2] // SECTOR
+            verdict = rule if rule != "any" else chance.choice(["lose", "keep", "keep", "tear"])
+            if verdict == "keep":
+                apply(image, entry)
+                kept += 1
+            elif verdict == "tear" and entry[1] is not None and sectors > 1:
+                apply(image, entry, chance.randrange(1, sectors) * SECTOR)
+                torn += 1
+            else:
+                lost += 1
+    print(f"{path.stem}: after {len(durable)} entries {kept} kept, {lost} lost, {torn} torn")
+
+
 def main():
     before, log, folder, count, seed = sys.argv[1:6]
     folder = pathlib.Path(folder)
     everything = list(entries(log))
-    last = max((index for index, entry in enumerate(everything) if entry[3] & (FLUSH | FUA)), default=-1)
-    durable, tail = everything[: last + 1], everything[last + 1 :]
-    flushes = sum(1 for entry in everything if entry[3] & FLUSH)
-    print(f"log: {len(everything)} entries, {flushes} flushes, {len(tail)} after the last of them")
-    base = folder / "durable.img"
-    subprocess.run(["cp", "--sparse=always", before, base], check=True)
-    with open(base, "r+b") as image:
-        for entry in durable:
-            apply(image, entry)
+    flushes = [index for index, entry in enumerate(everything) if entry[3] & FLUSH]
+    if len(flushes) < 4:
+        sys.exit(f"{len(flushes)} flushes in {len(everything)} entries: too few")
+    tail = len(everything) - 1 - flushes[-1]
+    print(f"log: {len(everything)} entries, {len(flushes)} flushes, {tail} after the last of them")
     chance = random.Random(int(seed))
+    rules = {0: "lose", 1: "keep"}
+    middle = [(a, b) for a, b in zip(flushes, flushes[1:]) if a >= len(everything) // 2 and b > a + 1]
     for number in range(int(count)):
-        path = folder / f"cut-{number}.img"
-        subprocess.run(["cp", "--sparse=always", base, path], check=True)
-        kept = lost = torn = 0
-        with open(path, "r+b") as image:
-            for entry in tail:
-                sectors = entry[2] // SECTOR
-                verdict = {0: "lose", 1: "keep"}.get(number) or chance.choice(["lose", "keep", "keep", "tear"])
-                if verdict == "keep":
-                    apply(image, entry)
-                    kept += 1
-                elif verdict == "tear" and entry[1] is not None and sectors > 1:
-                    apply(image, entry, chance.randrange(1, sectors) * SECTOR)
-                    torn += 1
-                else:
-                    lost += 1
-        print(f"cut-{number}: {kept} kept, {lost} lost, {torn} torn")
-    base.unlink()
+        rule = rules.get(number, "any")
+        end = flushes[-1] + 1
+        make(folder / f"end-{number}.img", before, everything[:end], everything[end:], rule, chance)
+        if middle:
+            last, cut = chance.choice(middle)
+            make(folder / f"mid-{number}.img", before, everything[: last + 1], everything[last + 1 : cut], rule, chance)
 
 
 main()
