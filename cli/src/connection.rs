@@ -45,19 +45,12 @@ impl Station {
         Station::for_devices(name, [])
     }
 
-    /// As [`Station::new`], its buffers in huge pages if one of `devices` is driven by SPDK and there are enough: without
-    /// an IOMMU nothing else works, and SPDK says so when it gets other memory.
+    /// As [`Station::new`], with memory that `devices` can work with.
     pub fn for_devices<'a>(
         name: &str,
         devices: impl IntoIterator<Item = &'a Path>,
     ) -> Result<Station, Failure> {
-        let config = ArenaConfig { capacity_bytes: ARENA_BYTES };
-        let in_huge_pages =
-            if devices.into_iter().any(is_nvme_address) { Arena::in_huge_pages(config).ok() } else { None };
-        let arena = match in_huge_pages {
-            Some(arena) => arena,
-            None => Arena::new(config).map_err(Failure::while_doing("reserving memory for buffers"))?,
-        };
+        let arena = arena_for(ARENA_BYTES, devices)?;
         let config = LocalityConfig {
             index: 0,
             name: name.to_owned(),
@@ -229,6 +222,18 @@ pub fn fabric_of(endpoint: Endpoint) -> Result<Fabric, Failure> {
 pub fn create_device(path: &Path, size_bytes: u64) -> Result<(), Failure> {
     // The error names the file.
     spdk_stob::create_device_file(path, size_bytes).map_err(|error| Failure::new(error.to_string()))
+}
+
+/// Memory for buffers; in huge pages if one of `devices` is driven by SPDK and there are enough: without an IOMMU nothing else
+/// works, and SPDK says so when it gets other memory.
+pub fn arena_for<'a>(bytes: u64, devices: impl IntoIterator<Item = &'a Path>) -> Result<Arena, Failure> {
+    let config = ArenaConfig { capacity_bytes: bytes };
+    let in_huge_pages =
+        if devices.into_iter().any(is_nvme_address) { Arena::in_huge_pages(config).ok() } else { None };
+    match in_huge_pages {
+        Some(arena) => Ok(arena),
+        None => Arena::new(config).map_err(Failure::while_doing("reserving memory for buffers")),
+    }
 }
 
 /// Where a device of the cluster in `folder` is: NVMe addresses as they are, paths from the folder.

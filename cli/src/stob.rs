@@ -9,13 +9,12 @@ use std::sync::Arc;
 
 use base::units::{BLOCK_BYTES, MIB};
 use base::{Fid, FidType};
-use runtime::{Arena, ArenaConfig, Counters, Locality, LocalityConfig, LocalityHandle, MonotonicClock};
+use runtime::{Counters, Locality, LocalityConfig, LocalityHandle, MonotonicClock};
 use serde_json::{Value, json};
-use spdk_stob::{
-    Backend, CheckReport, Domain, FormatParams, OpenOptions, StobError, UringFile, create_device_file,
-};
+use spdk_stob::{Backend, CheckReport, Domain, FormatParams, StobError, create_device_file};
 
 use crate::args::{StobCheckArgs, StobCommand, StobDeviceArgs, StobFormatArgs};
+use crate::connection::{arena_for, open_device};
 use crate::failure::Failure;
 use crate::output;
 
@@ -29,10 +28,9 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// A locality with an arena of its own.
-    pub fn new() -> Result<Desk, Failure> {
-        let arena = Arena::new(ArenaConfig { capacity_bytes: ARENA_BYTES })
-            .map_err(Failure::while_doing("reserving memory for buffers"))?;
+    /// A locality with an arena of its own, as `device` needs it.
+    pub fn new(device: &Path) -> Result<Desk, Failure> {
+        let arena = arena_for(ARENA_BYTES, [device])?;
         let config = LocalityConfig {
             index: 0,
             name: "stob".to_owned(),
@@ -55,12 +53,9 @@ impl Desk {
     }
 }
 
-/// Opens and locks a device.
+/// Opens and locks a device: a file, a block device, or an NVMe controller through SPDK.
 pub fn open(path: &Path) -> Result<Box<dyn Backend>, Failure> {
-    match UringFile::open(path, OpenOptions::default()) {
-        Ok(file) => Ok(Box::new(file)),
-        Err(error) => Err(Failure::new(error.to_string())),
-    }
+    open_device(path)
 }
 
 fn told(path: &Path) -> impl FnOnce(StobError) -> Failure {
@@ -81,7 +76,7 @@ fn format(args: &StobFormatArgs) -> Result<(), Failure> {
     if let Some(size) = args.size {
         create_device_file(&args.device, size).map_err(|error| Failure::new(error.to_string()))?;
     }
-    let mut desk = Desk::new()?;
+    let mut desk = Desk::new(&args.device)?;
     let handle = desk.handle();
     let params = FormatParams {
         device: args.fid.unwrap_or_else(|| Fid::new(FidType::Device, 0, handle.random_u64() >> 8)),
@@ -126,7 +121,7 @@ fn format(args: &StobFormatArgs) -> Result<(), Failure> {
 
 fn info(args: &StobDeviceArgs) -> Result<(), Failure> {
     let backend = open(&args.device)?;
-    let mut desk = Desk::new()?;
+    let mut desk = Desk::new(&args.device)?;
     let handle = desk.handle();
     let copies = desk.run(spdk_stob::inspect(&handle, backend))?;
     let newest =
@@ -180,7 +175,7 @@ fn info(args: &StobDeviceArgs) -> Result<(), Failure> {
 }
 
 fn check(args: &StobCheckArgs) -> Result<(), Failure> {
-    let mut desk = Desk::new()?;
+    let mut desk = Desk::new(&args.device)?;
     let handle = desk.handle();
     let backend = open(&args.device)?;
     let mut report =
@@ -260,7 +255,7 @@ fn text_of(report: &CheckReport) -> String {
 
 fn dump(path: &Path) -> Result<(), Failure> {
     let backend = open(path)?;
-    let mut desk = Desk::new()?;
+    let mut desk = Desk::new(path)?;
     let handle = desk.handle();
     let failed = RefCell::new(None);
     let mut stdout = std::io::BufWriter::new(std::io::stdout().lock());
@@ -315,7 +310,7 @@ mod tests {
         format(&format_args(&device, None, true)).unwrap();
         info(&StobDeviceArgs { device: device.clone(), json: true }).unwrap();
 
-        let mut desk = Desk::new().unwrap();
+        let mut desk = Desk::new(&device).unwrap();
         let handle = desk.handle();
         let content = [7; 4096];
         let backend = open(&device).unwrap();
