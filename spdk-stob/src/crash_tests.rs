@@ -424,10 +424,29 @@ fn a_lost_record_is_caught() {
 }
 
 #[test]
+fn a_checkpoint_over_the_one_in_use_is_caught() {
+    assert_caught(Mutation::CheckpointInPlace);
+}
+
+#[test]
 fn a_condition_is_refused_and_changes_nothing() {
+    conditions_hold(None);
+}
+
+#[test]
+fn a_condition_that_nobody_looks_at_is_caught() {
+    assert!(catch_unwind(|| conditions_hold(Some(Mutation::SkipCondition))).is_err());
+}
+
+fn conditions_hold(mutation: Option<Mutation>) {
     let arena = arena();
-    let (mut sim, _disk, domain) = crate::testing::formatted(1, &arena, 64);
+    let regions = small_regions(64);
+    let disk = SimDisk::new(1, regions.size_blocks, SimFaults::default());
+    let mut sim = SimLocality::new(1, Instant::ZERO, &arena);
+    let (handle, backend) = (sim.handle(), Box::new(disk.backend()));
     sim.block(async move {
+        let tuning = tuned(regions, mutation);
+        let domain = Domain::format_tuned(&handle, backend, PARAMS, tuning).await.unwrap();
         let put = |value: &[u8], expected: Option<&[u8]>| {
             let mut transaction = domain.begin();
             transaction.require(TREE, b"k", expected).tree_put(TREE, b"k", value);

@@ -282,9 +282,25 @@ fn a_full_device_refuses_with_numbers_and_can_be_emptied() {
 
 #[test]
 fn a_reader_keeps_its_blocks_although_they_are_overwritten_meanwhile() {
+    readers_keep_their_blocks(None);
+}
+
+#[test]
+fn blocks_taken_from_their_readers_are_caught() {
+    let caught = std::panic::catch_unwind(|| readers_keep_their_blocks(Some(Mutation::SkipLimbo)));
+    assert!(caught.is_err());
+}
+
+fn readers_keep_their_blocks(mutation: Option<Mutation>) {
     let arena = arena();
     for seed in 0..20 {
-        let (mut sim, disk, domain) = formatted(seed, &arena, 40);
+        let regions = small_regions(40);
+        let disk = SimDisk::new(seed, regions.size_blocks, SimFaults::default());
+        let mut sim = SimLocality::new(seed, Instant::ZERO, &arena);
+        let (handle, backend) = (sim.handle(), Box::new(disk.backend()));
+        let tuning = tuned(regions, mutation);
+        let domain =
+            sim.block(async move { Domain::format_tuned(&handle, backend, PARAMS, tuning).await }).unwrap();
         let (task, memory) = (domain.clone(), arena.clone());
         sim.block(async move { write(&task, &memory, 1, 1, &[(0, 16)]).await }).unwrap();
         disk.slow_down(50);

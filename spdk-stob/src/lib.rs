@@ -45,4 +45,7 @@ mod crash_tests;
 mod domain_tests;
 #[cfg(test)]
 #[allow(clippy::cast_possible_truncation)] // the numbers of tests are small
+mod exhaustive_tests;
+#[cfg(test)]
+#[allow(clippy::cast_possible_truncation)] // the numbers of tests are small
 mod testing;

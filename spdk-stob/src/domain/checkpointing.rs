@@ -28,6 +28,19 @@ impl Committer {
             replay: self.next,
             ..old
         };
+        #[cfg(test)]
+        let new = match self.shared.mutation {
+            Some(Mutation::CheckpointInPlace) => Superblock { checkpoint_area: old.checkpoint_area, ..new },
+            Some(Mutation::ReplayTooLate) => {
+                let replay = crate::format::superblock::LogPosition {
+                    block: new.replay.block + 1,
+                    sequence: new.replay.sequence + 1,
+                    ..new.replay
+                };
+                Superblock { replay, ..new }
+            }
+            _ => new,
+        };
         self.write_pieces(&new).await?;
         #[cfg(test)]
         if self.shared.is_mutated(Mutation::ReleaseLogEarly) {
@@ -36,7 +49,13 @@ impl Committer {
             self.shared.device.flush().await?;
             return Ok(());
         }
-        self.flush().await?;
+        #[cfg(test)]
+        let is_flushed = !self.shared.is_mutated(Mutation::CheckpointUnflushed);
+        #[cfg(not(test))]
+        let is_flushed = true;
+        if is_flushed {
+            self.flush().await?;
+        }
         self.write_superblocks(&new).await?;
         self.shared.superblock.set(new);
         self.shared.checkpoints.set(self.shared.checkpoints.get() + 1);

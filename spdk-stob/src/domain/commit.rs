@@ -103,6 +103,8 @@ impl Queued {
 pub(super) enum Work {
     /// Data is on the device (or there is none): make it durable.
     Commit(Queued),
+    /// Everything before this is done: end all doubt about it.
+    Flush(oneshot::Sender<Result<(), StobError>>),
     /// Everything before this is done: take a checkpoint and end.
     Close(oneshot::Sender<Result<(), StobError>>),
 }
@@ -139,6 +141,10 @@ impl Committer {
                 Next::Stop => return,
                 Next::Confirm => self.confirm().await,
                 Next::Work(Work::Commit(first)) => self.commit_group(first).await,
+                Next::Work(Work::Flush(sender)) => {
+                    let result = self.end_doubt().await.map_err(|error| self.fail(error));
+                    drop(sender.send(result)); // who asked may be gone
+                }
                 Next::Work(Work::Close(sender)) => {
                     let result = match self.shared.check_writable() {
                         Ok(()) => self.checkpoint().await.map_err(|error| self.fail(error)),
@@ -289,6 +295,10 @@ impl Committer {
         self.shared.check_writable()?;
         let state = self.shared.state.borrow();
         for Condition { tree, key, expected } in &queued.conditions {
+            #[cfg(test)]
+            if self.shared.is_mutated(Mutation::SkipCondition) {
+                continue;
+            }
             let current = match overlay.get(&(*tree, key.clone())) {
                 Some(value) => value.as_deref(),
                 None => state.metadata.tree_get(*tree, key),
@@ -347,7 +357,15 @@ impl Committer {
                 change.encode(&mut self.scratch);
             }
         }
-        let change_count = group.iter().map(|queued| queued.changes.len()).sum::<usize>();
+        #[allow(unused_mut)]
+        let mut change_count = group.iter().map(|queued| queued.changes.len()).sum::<usize>();
+        #[cfg(test)]
+        if self.shared.is_mutated(Mutation::LostChange)
+            && let Some(last) = group.last().and_then(|queued| queued.changes.last())
+        {
+            self.scratch.truncate(self.scratch.len() - last.encoded_bytes());
+            change_count -= 1;
+        }
         let sequence = self.write_record(RecordKind::Group, change_count).await?;
         self.is_doubtful = group.iter().any(|queued| !queued.reserved.is_empty());
         Ok(sequence)
@@ -361,11 +379,15 @@ impl Committer {
             let mut state = self.shared.state.borrow_mut();
             for mut queued in group {
                 for change in std::mem::take(&mut queued.changes) {
+                    #[cfg(test)]
+                    let change = self.shared.mutated_change(change);
                     state.metadata.apply(change, &mut freed);
                 }
                 state.settle(&queued.reserved);
                 answers.push(queued);
             }
+            #[cfg(test)]
+            self.shared.mutate_state(&mut state, &mut freed);
             #[cfg(test)]
             if self.shared.is_mutated(Mutation::ReuseBeforeFlush) {
                 freed.clear(); // done early
@@ -377,6 +399,14 @@ impl Committer {
             self.shared.note(TraceEvent::Acknowledged { transaction: queued.number, sequence });
             queued.answer(Ok(()));
         }
+    }
+
+    /// A confirmation, and a flush of it.
+    async fn end_doubt(&mut self) -> Result<(), DeviceError> {
+        if self.shared.check_writable().is_ok() && self.is_doubtful {
+            self.confirm().await;
+        }
+        self.flush().await
     }
 
     /// A record that says: the flush of the record before it has completed. Needs no flush: it is a hint for recovery.

@@ -425,6 +425,15 @@ impl Domain {
         receiver.await.unwrap_or(Err(StobError::Closed))
     }
 
+    /// Ends all doubt about what was acknowledged before: it is durable without, and after this recovery need not look at the data of the last
+    /// group any more. Errors: [`StobError::Device`], [`StobError::Poisoned`].
+    pub async fn flush(&self) -> Result<(), StobError> {
+        self.shared.check_writable()?;
+        let (sender, receiver) = oneshot::channel();
+        self.shared.enqueue(Work::Flush(sender));
+        receiver.await.unwrap_or(Err(StobError::Closed))
+    }
+
     /// Finishes what is queued, takes a checkpoint and lets go of the device, for all clones.
     /// Errors: [`StobError::Poisoned`], [`StobError::Device`]; the device is let go of all the same, and recovery does the rest.
     pub async fn close(self) -> Result<(), StobError> {

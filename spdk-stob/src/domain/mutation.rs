@@ -3,6 +3,7 @@
 use base::BlockExtent;
 
 use super::Shared;
+use super::space::State;
 use crate::format::change::Change;
 
 /// A seeded bug.
@@ -24,9 +25,69 @@ pub(crate) enum Mutation {
     LoseRecord,
     /// Reads are not verified.
     SkipReadVerification,
+    /// The map gets a wrong checksum for the first block of each write.
+    WrongChecksum,
+    /// Blocks given to a write stay free.
+    DoubledExtent,
+    /// Blocks of a deleted stob never become free.
+    LeakedExtent,
+    /// Snapshots do not count as owners.
+    SnapshotOwnsNothing,
+    /// Recovery forgets holes.
+    LosePunch,
+    /// The superblock goes out before the checkpoint that it names is durable.
+    CheckpointUnflushed,
+    /// A checkpoint overwrites the one in use.
+    CheckpointInPlace,
+    /// A checkpoint says that one record more is in it.
+    ReplayTooLate,
+    /// A record is written without its last change.
+    LostChange,
+    /// Conditions are not looked at.
+    SkipCondition,
+    /// Freed blocks are free at once, whoever still reads them.
+    SkipLimbo,
+}
+
+impl Mutation {
+    /// Those that [`crate::exhaustive_tests`] have to catch.
+    pub(crate) const SHOWN_BY_SHORT_WORKLOADS: [Mutation; 12] = [
+        Mutation::SkipFlush,
+        Mutation::AnswerBeforeFlush,
+        Mutation::TrustTail,
+        Mutation::LoseRecord,
+        Mutation::WrongChecksum,
+        Mutation::DoubledExtent,
+        Mutation::LeakedExtent,
+        Mutation::SnapshotOwnsNothing,
+        Mutation::LosePunch,
+        Mutation::CheckpointUnflushed,
+        Mutation::ReplayTooLate,
+        Mutation::LostChange,
+    ];
 }
 
 impl Shared {
+    /// What is applied instead of `change`.
+    pub(super) fn mutated_change(&self, mut change: Change) -> Change {
+        if let (Some(Mutation::WrongChecksum), Change::Map { checksums, .. }) = (self.mutation, &mut change) {
+            checksums[0] ^= 1;
+        }
+        change
+    }
+
+    /// What else happens after a group was applied.
+    pub(super) fn mutate_state(&self, state: &mut State, freed: &mut Vec<BlockExtent>) {
+        match self.mutation {
+            Some(Mutation::LeakedExtent) => freed.clear(),
+            Some(Mutation::SnapshotOwnsNothing) => {
+                let used = state.metadata.used_blocks();
+                state.metadata.set_shared(crate::shared_blocks::SharedBlocks::default(), used);
+            }
+            _ => {}
+        }
+    }
+
     pub(super) fn is_mutated(&self, mutation: Mutation) -> bool {
         self.mutation == Some(mutation)
     }

@@ -283,7 +283,7 @@ async fn replay(
         else {
             break;
         };
-        let mut changes = Vec::new();
+        let mut changes: Vec<Change> = Vec::new();
         let rest = apply_changes(
             body,
             &regions,
@@ -292,6 +292,10 @@ async fn replay(
         )?;
         if !rest.is_empty() || wide(changes.len()) != u64::from(header.change_count) {
             return Err(damaged(Damage::Entry { kind: 0 }));
+        }
+        #[cfg(test)]
+        if tuning.mutation == Some(Mutation::LosePunch) {
+            changes.retain(|change| !matches!(change, Change::Punch { .. }));
         }
         // This record was written after the flush of the one before: that one is beyond doubt.
         if let Some(Doubtful { changes, .. }) = doubtful.take() {
@@ -492,11 +496,17 @@ impl Committer {
     ) -> Result<Committer, StobError> {
         let _ = tuning; // only tests have a use for it
         let Start { superblock, metadata, replayed, repaired_superblock } = start;
+        #[allow(unused_mut)]
+        let mut state = State::new(metadata, &superblock.regions)?;
+        #[cfg(test)]
+        {
+            state.skip_limbo = tuning.mutation == Some(Mutation::SkipLimbo);
+        }
         let shared = Shared {
             locality: locality.clone(),
             device,
             superblock: Cell::new(superblock),
-            state: RefCell::new(State::new(metadata, &superblock.regions)?),
+            state: RefCell::new(state),
             queue: RefCell::new(VecDeque::new()),
             work: Notify::new(),
             space_freed: Notify::new(),

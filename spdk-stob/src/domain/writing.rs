@@ -224,6 +224,12 @@ impl Domain {
                 let kept = pieces.iter().flat_map(|piece| state.metadata.kept_inside(stob, piece.extent()));
                 let kept_blocks = kept.map(|extent| extent.count).sum();
                 let extents = state.reserve(blocks, kept_blocks, lane(stob));
+                #[cfg(test)]
+                if shared.is_mutated(super::mutation::Mutation::DoubledExtent) {
+                    for extent in extents.iter().flatten() {
+                        assert!(state.free.release(*extent));
+                    }
+                }
                 let refusal = state.no_space(blocks);
                 let is_busy = shared.in_flight.get() > 0 || state.limbo_blocks() > 0;
                 (extents.ok_or(refusal), is_busy)
