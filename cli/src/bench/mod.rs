@@ -14,6 +14,7 @@ mod pairs;
 mod peer;
 mod report;
 mod round_trip;
+mod stob;
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -53,6 +54,8 @@ pub enum What {
     Net,
     /// Writing and reading a 1 GiB object against cp
     Object,
+    /// One device against fio on the same file, and its trees against redb
+    Stob,
     /// CPU time of an idle cluster
     Idle,
     /// Everything
@@ -97,6 +100,9 @@ pub fn run(args: &BenchArgs) -> Result<(), Failure> {
     }
     if wants(What::Object) {
         report.comparisons.extend(object::run(&plan)?);
+    }
+    if wants(What::Stob) {
+        report.comparisons.extend(stob::run(&plan, args.dir.as_deref())?);
     }
     if wants(What::Idle) {
         report.figures.extend(idle::run(&plan)?);

@@ -212,6 +212,7 @@ impl Committer {
             Err(error) => return self.fail_group(group, error),
         };
         self.shared.note(TraceEvent::Flushed { sequence });
+        self.shared.groups.set(self.shared.groups.get() + 1);
         self.apply_and_answer(group, sequence);
         if self.log_free_blocks() < self.shared.regions().log.count / CHECKPOINT_AT_PART
             && let Err(error) = self.checkpoint().await

@@ -104,6 +104,8 @@ pub struct DomainInfo {
     pub sequence: u64,
     /// Checkpoints taken since the domain was opened.
     pub checkpoints: u64,
+    /// Groups of transactions committed since then, each with one record and one flush.
+    pub groups: u64,
     /// Groups replayed from the log when it was opened.
     pub recovered_records: u64,
     /// True if the log ended in a group that was never acknowledged and was dropped.
@@ -149,6 +151,7 @@ struct Shared {
     next_transaction: Cell<u64>,
     checkpoints: Cell<u64>,
     bad_blocks: Cell<u64>,
+    groups: Cell<u64>,
     recovered: Recovered,
     trace: RefCell<Trace>,
     #[cfg(test)]
@@ -310,6 +313,7 @@ impl Domain {
             blocks_bad: self.shared.bad_blocks.get(),
             sequence: superblock.sequence,
             checkpoints: self.shared.checkpoints.get(),
+            groups: self.shared.groups.get(),
             recovered_records: self.shared.recovered.records,
             dropped_tail: self.shared.recovered.dropped_tail,
             repaired_superblock: self.shared.recovered.repaired_superblock,

@@ -518,6 +518,7 @@ impl Committer {
             next_transaction: Cell::new(0),
             checkpoints: Cell::new(0),
             bad_blocks: Cell::new(0),
+            groups: Cell::new(0),
             recovered: Recovered {
                 records: replayed.records,
                 dropped_tail: replayed.dropped_tail,
