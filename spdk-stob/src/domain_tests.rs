@@ -626,7 +626,7 @@ fn devices_that_are_not_ours_or_not_whole_are_refused() {
     };
     newer(0, &disk);
     newer(last, &disk);
-    assert_eq!(refused(&disk), StobError::Version { found: 9, supported: 1 });
+    assert_eq!(refused(&disk), StobError::Version { found: 9, supported: 2 });
     disk.rot(0, 800);
     disk.rot(last, 800);
     assert_eq!(refused(&disk), StobError::Damaged { what: Damage::Superblocks });

@@ -164,6 +164,17 @@ impl Extents {
         }
     }
 
+    /// The extents of a checkpoint, all at once: many times faster than one after the other. `None`: they are not in order, or overlap.
+    #[must_use]
+    pub fn from_sorted(extents: Vec<(ExtentKey, Mapped)>) -> Option<Extents> {
+        let follows = |pair: &[(ExtentKey, Mapped)]| {
+            let end = ExtentKey { stob: pair[0].0.stob, start: pair[0].0.start + pair[0].1.blocks() };
+            pair[0].0 < pair[1].0 && end <= pair[1].0
+        };
+        let encoded_bytes = extents.iter().map(|(_, mapped)| wide(map_bytes(mapped.checksums.len()))).sum();
+        extents.windows(2).all(follows).then(|| Extents { map: extents.into_iter().collect(), encoded_bytes })
+    }
+
     /// Puts an extent in its place, where nothing is.
     pub fn insert(&mut self, key: ExtentKey, mapped: Mapped) {
         self.encoded_bytes += wide(map_bytes(mapped.checksums.len()));

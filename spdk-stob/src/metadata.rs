@@ -101,6 +101,34 @@ pub struct Metadata {
     tree_bytes: u64,
 }
 
+/// Makes the state out of the changes of a checkpoint.
+#[derive(Debug, Default)]
+pub struct Loader {
+    metadata: Metadata,
+    extents: Vec<(ExtentKey, Mapped)>,
+}
+
+impl Loader {
+    /// Takes the next change of the checkpoint.
+    pub fn push(&mut self, change: Change, freed: &mut Vec<BlockExtent>) {
+        match change {
+            Change::Map { stob, start, device_start, checksums } => {
+                let blocks = wide(checksums.len());
+                self.metadata.used_blocks += blocks;
+                self.metadata.stobs.entry(stob).or_default().blocks += blocks;
+                self.extents.push((ExtentKey { stob, start }, Mapped { device_start, checksums: checksums.into() }));
+            }
+            other => self.metadata.apply(other, freed),
+        }
+    }
+
+    /// The state. `None`: the extents are not in order, or overlap.
+    #[must_use]
+    pub fn finish(self) -> Option<Metadata> {
+        Some(Metadata { extents: Extents::from_sorted(self.extents)?, ..self.metadata })
+    }
+}
+
 /// Where [`Metadata::encode_from`] goes on. Valid as long as nothing is applied.
 #[derive(Clone, Debug, Default)]
 pub enum Cursor {
@@ -187,7 +215,9 @@ impl Metadata {
             blocks += dropped.count;
             shared.remove_owner(dropped, freed);
         });
-        self.used_blocks -= freed[first_freed..].iter().map(|extent| extent.count).sum::<u64>();
+        // Saturating: a device whose counts are wrong must not end the process; opening compares the sums.
+        let freed_blocks = freed[first_freed..].iter().map(|extent| extent.count).sum::<u64>();
+        self.used_blocks = self.used_blocks.saturating_sub(freed_blocks);
         let mut unkept = 0;
         self.with_stob(stob, |info| {
             info.blocks -= blocks;
@@ -554,19 +584,20 @@ mod tests {
             for enough in [1, 100, 1000] {
                 assert_eq!(encode(&metadata, enough), bytes);
             }
-            let mut again = Metadata::default();
+            let mut loader = Loader::default();
             let mut rest = &bytes[..];
             let mut freed = Vec::new();
             loop {
                 match Change::decode(rest) {
                     Ok((change, used)) => {
-                        again.apply(change, &mut freed);
+                        loader.push(change, &mut freed);
                         rest = &rest[used..];
                     }
                     Err(DecodeFault::Incomplete) if rest.is_empty() => break,
                     Err(fault) => panic!("{fault:?}"),
                 }
             }
+            let again = loader.finish().unwrap();
             assert!(freed.is_empty());
             again.verify().unwrap();
             assert_eq!(again.used_blocks(), metadata.used_blocks());

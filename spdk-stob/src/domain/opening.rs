@@ -34,7 +34,7 @@ use crate::limits::{
     CHECKPOINT_AT_PART, DEVICE_BLOCKS_MIN, DEVICE_OPERATION_BLOCKS_MAX, RECORD_BYTES_MAX,
     TRANSACTIONS_WAITING_MAX,
 };
-use crate::metadata::Metadata;
+use crate::metadata::{Loader, Metadata};
 use crate::trace::Trace;
 
 #[cfg(test)]
@@ -146,6 +146,8 @@ fn apply_changes<'bytes>(
                         Some(BlockExtent { start: *device_start, count: wide(checksums.len()) })
                     }
                     Change::Shared { extent, .. } => Some(*extent),
+                    // Admission never keeps more than there is.
+                    Change::Allocate { extent, .. } if extent.count > regions.data.count => Some(*extent),
                     _ => None,
                 };
                 if let Some(extent) = owned
@@ -170,7 +172,7 @@ async fn read_checkpoint(
     superblock: &Superblock,
 ) -> Result<Metadata, StobError> {
     let area = superblock.regions.checkpoints[usize::from(superblock.checkpoint_area == 1)];
-    let mut metadata = Metadata::default();
+    let mut loader = Loader::default();
     let mut freed = Vec::new();
     let mut carried: Vec<u8> = Vec::new();
     let (mut left, mut place, mut index) = (superblock.checkpoint_bytes, area.start, 0);
@@ -185,8 +187,8 @@ async fn read_checkpoint(
         let rest = apply_changes(
             &carried,
             &superblock.regions,
-            |change| !matches!(change, Change::Snapshot { .. }),
-            |change| metadata.apply(change, &mut freed),
+            is_of_checkpoint,
+            |change| loader.push(change, &mut freed),
         )?;
         let used = carried.len() - rest.len();
         carried.drain(..used);
@@ -200,7 +202,19 @@ async fn read_checkpoint(
     if !carried.is_empty() {
         return Err(damaged(Damage::Checkpoint { piece: index }));
     }
-    Ok(metadata)
+    loader.finish().ok_or(damaged(Damage::Checkpoint { piece: index }))
+}
+
+/// A checkpoint makes; it takes nothing away again.
+fn is_of_checkpoint(change: &Change) -> bool {
+    matches!(
+        change,
+        Change::Map { .. }
+            | Change::StobCreate { .. }
+            | Change::Allocate { .. }
+            | Change::Shared { .. }
+            | Change::TreePut { .. }
+    )
 }
 
 /// A part of the log ring in memory.

@@ -46,11 +46,21 @@ impl State {
             }
         }
         for (_, mapped) in metadata.extents_from(ExtentKey::default()) {
+            if metadata.shared().is_empty() {
+                if !free.take(mapped.device_extent()) {
+                    return Err(damaged(mapped.device_extent()));
+                }
+                continue;
+            }
             for (part, owners) in metadata.shared().parts(mapped.device_extent()) {
                 if owners == 1 && !free.take(part) {
                     return Err(damaged(part));
                 }
             }
+        }
+        let used = regions.data.count - free.free_blocks();
+        if used != metadata.used_blocks() || metadata.kept_blocks() > free.free_blocks() {
+            return Err(damaged(regions.data));
         }
         Ok(State {
             metadata,

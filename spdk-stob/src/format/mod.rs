@@ -11,7 +11,7 @@ pub mod regions;
 pub mod superblock;
 
 /// Version of every structure on the device. Steps of the ladder are in docs/disk.md.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Zero bytes up to the next multiple of `to`, a power of two.
 pub(crate) const fn padding(len: usize, to: usize) -> usize {

@@ -163,7 +163,7 @@ pub fn seal(start: RecordStart, record: &mut Vec<u8>) -> RecordHeader {
     record.resize(record.len() + padding(record.len(), narrow(BLOCK_BYTES)), 0);
     let mut bytes = HeaderBytes {
         magic: RECORD_MAGIC,
-        // Both are small by construction: the version is 1 and a body is below RECORD_BYTES_MAX.
+        // Both are small by construction: the version is 2 and a body is below RECORD_BYTES_MAX.
         version: u16::try_from(FORMAT_VERSION).unwrap_or(u16::MAX).into(),
         kind: start.kind.to_number().into(),
         body_bytes: u32::try_from(body_bytes).unwrap_or(u32::MAX).into(),
@@ -217,7 +217,7 @@ mod tests {
             words,
             [
                 u64::from_le_bytes(*b"CLOVISLR"),
-                0x0000_0008_0001_0001, // body bytes, kind, version
+                0x0000_0008_0001_0002, // body bytes, kind, version
                 0x1122_3344_5566_7788,
                 3,
                 10,
@@ -227,7 +227,7 @@ mod tests {
                 0x0505_0505_0505_0505,
             ]
         );
-        assert_eq!((header.body_checksum, header.checksum), (0x459f_dcc3, 0xaca3_66d8));
+        assert_eq!((header.body_checksum, header.checksum), (0x459f_dcc3, 0x45fc_0dd7));
         assert_eq!(record.len(), 4096);
     }
 

@@ -203,7 +203,7 @@ pub(crate) mod tests {
         let mut expected = [0u64; 32];
         expected[..20].copy_from_slice(&[
             u64::from_le_bytes(*b"CLOVISSB"),
-            0x0000_1000_0000_0001, // block bytes, version
+            0x0000_1000_0000_0002, // block bytes, version
             0x1122_3344_5566_7788,
             0x6b00_0000_0000_0001, // device: type 'k'
             2,
@@ -223,7 +223,7 @@ pub(crate) mod tests {
             5,
             0,
         ]);
-        expected[31] = 0x1b5e_257e_0000_0000; // checksum
+        expected[31] = 0x4d07_c92c_0000_0000; // checksum
         assert_eq!(words, expected);
         assert_eq!(Superblock::parse(&bytes), Ok(example()));
     }
@@ -244,9 +244,9 @@ pub(crate) mod tests {
     #[test]
     fn other_versions_are_told_apart_from_damage() {
         let mut bytes = example().to_bytes();
-        bytes[8] = 2;
+        bytes[8] = 3;
         let checksum = crc32c(&bytes[..SUPERBLOCK_BYTES - 4]);
         bytes[SUPERBLOCK_BYTES - 4..].copy_from_slice(&checksum.to_le_bytes());
-        assert_eq!(Superblock::parse(&bytes), Err(SuperblockFault::Version(2)));
+        assert_eq!(Superblock::parse(&bytes), Err(SuperblockFault::Version(3)));
     }
 }
