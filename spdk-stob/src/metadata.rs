@@ -116,7 +116,8 @@ impl Loader {
                 let blocks = wide(checksums.len());
                 self.metadata.used_blocks += blocks;
                 self.metadata.stobs.entry(stob).or_default().blocks += blocks;
-                self.extents.push((ExtentKey { stob, start }, Mapped { device_start, checksums: checksums.into() }));
+                self.extents
+                    .push((ExtentKey { stob, start }, Mapped { device_start, checksums: checksums.into() }));
             }
             other => self.metadata.apply(other, freed),
         }

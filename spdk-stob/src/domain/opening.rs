@@ -184,12 +184,9 @@ async fn read_checkpoint(
         let body =
             checkpoint::open(name, body_bytes, piece).ok_or(damaged(Damage::Checkpoint { piece: index }))?;
         carried.extend_from_slice(body);
-        let rest = apply_changes(
-            &carried,
-            &superblock.regions,
-            is_of_checkpoint,
-            |change| loader.push(change, &mut freed),
-        )?;
+        let rest = apply_changes(&carried, &superblock.regions, is_of_checkpoint, |change| {
+            loader.push(change, &mut freed)
+        })?;
         let used = carried.len() - rest.len();
         carried.drain(..used);
         left -= wide(body_bytes);
