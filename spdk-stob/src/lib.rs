@@ -8,8 +8,8 @@
 //! Must not know: networks, rpc, layouts. Time and randomness come from the locality; the device stands behind
 //! [`backend::Backend`]. Thread: a domain belongs to one locality and is `!Send`. Bounds: [`limits`].
 //!
-//! Left over: metadata is held in memory whole, and a checkpoint writes all of it (docs/disk.md#costs; issue 4 brings
-//! paged trees). Start reading at `domain`, then `metadata` and `format`.
+//! Left over: metadata is held in memory whole, and a checkpoint writes all of it (docs/disk.md#costs; docs/rfd/0007
+//! has what replaces that). Start reading at `domain`, then `metadata` and `format`.
 #![forbid(unsafe_code)]
 
 pub mod allocator;
