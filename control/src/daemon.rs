@@ -230,6 +230,7 @@ impl Inner {
         serve(inner, |inner: Rc<Inner>, _fom, _request: ClusterStatus| async move {
             Ok(inner.core.borrow().status(inner.rpc.locality().now()))
         });
+        inner.rpc.serve_net_faults();
         serve(inner, |inner: Rc<Inner>, _fom, request: Ping| async move {
             Ok(PingReply { payload: request.payload, epoch: inner.epoch })
         });
