@@ -31,6 +31,8 @@ pub mod stats;
 mod transfer;
 
 pub use backend::lo::LoFabric;
+pub use backend::verbs::VerbsFabric;
+pub use verbs_sys;
 pub use backend::sim::{SimFabric, SimFaults, SimStats};
 pub use backend::sim_hardware::SimKeys;
 pub use descriptor::{BulkCookie, BulkDescriptor, ParseDescriptorError};

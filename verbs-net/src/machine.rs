@@ -17,6 +17,7 @@ use crate::hello::Token;
 use crate::limits::NetTimes;
 use crate::protocol::{Carriage, Protocol, ProtocolConfig};
 use crate::stats::NetStats;
+use crate::backend::verbs::VerbsFabric;
 use crate::{LoFabric, SimFabric};
 
 /// What carries the frames.
@@ -26,6 +27,8 @@ pub enum Fabric {
     Lo(LoFabric),
     /// TCP over IPv4.
     Tcp,
+    /// RDMA: InfiniBand, RoCE or soft-RoCE.
+    Verbs(VerbsFabric),
     /// The seeded simulation, one thread.
     Sim(SimFabric),
 }
@@ -35,6 +38,7 @@ impl Fabric {
         match self {
             Fabric::Lo(_) => NetKind::Lo,
             Fabric::Tcp => NetKind::Tcp,
+            Fabric::Verbs(_) => NetKind::O2ib,
             Fabric::Sim(_) => NetKind::Sim,
         }
     }
@@ -217,7 +221,7 @@ impl TransferMachine {
         config: TmConfig,
     ) -> Result<TransferMachine, StartError> {
         let endpoint = config.endpoint;
-        if endpoint.nid.net.kind == NetKind::O2ib {
+        if endpoint.nid.net.kind == NetKind::O2ib && !matches!(fabric, Fabric::Verbs(_)) {
             return Err(StartError::NoRdma { endpoint });
         }
         if endpoint.nid.net.kind != fabric.net() {
@@ -237,7 +241,10 @@ impl TransferMachine {
             carriage: Carriage {
                 streams: matches!(fabric, Fabric::Tcp),
                 loses_frames: matches!(fabric, Fabric::Sim(sim) if sim.remote_keys().is_none()),
-                remote_access: matches!(fabric, Fabric::Sim(sim) if sim.remote_keys().is_some()),
+                remote_access: match fabric {
+                    Fabric::Sim(sim) => sim.remote_keys().is_some(),
+                    other => matches!(other, Fabric::Verbs(_)),
+                },
                 net: fabric.net(),
             },
             seed: locality.random_u64(),

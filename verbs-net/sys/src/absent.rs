@@ -92,6 +92,9 @@ impl Nic {
     pub fn conceal(&mut self, _: ExposureId) -> Option<SharedBuffer> {
         match self.0 {}
     }
+    pub fn is_exposed(&self, _: ExposureId) -> bool {
+        match self.0 {}
+    }
     pub fn arm(&mut self) {
         match self.0 {}
     }

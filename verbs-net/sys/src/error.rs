@@ -61,6 +61,12 @@ pub enum RdmaError {
         /// What is missing.
         what: &'static str,
     },
+    /// A word of the environment.
+    #[error("CLOVIS_RDMA_WITHOUT: {word:?} is not one of windows, srq, extended, inline")]
+    BadWord {
+        /// The word.
+        word: String,
+    },
     /// A call failed.
     #[error("{call} failed: {source}")]
     Call {

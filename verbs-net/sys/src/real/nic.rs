@@ -537,6 +537,12 @@ impl Nic {
         Some(exposure.memory)
     }
 
+    /// True until an exposure has ended.
+    #[must_use]
+    pub fn is_exposed(&self, id: ExposureId) -> bool {
+        self.exposures.get(id.0).is_some()
+    }
+
     /// The window is invalid, or the queue pair is gone: the memory is ours again.
     pub(super) fn end_exposure(&mut self, name: u64) {
         let Some(exposure) = self.exposures.remove(name) else { return };
