@@ -10,6 +10,7 @@ use base::{Endpoint, Instant, NetKind, Nid};
 use runtime::{Arena, Buffer, LocalityHandle, SharedBuffer};
 
 use crate::backend::Backend;
+use crate::backend::verbs::VerbsFabric;
 use crate::descriptor::{BulkCookie, BulkDescriptor};
 use crate::error::{NetError, Refused, StartError, fabric_word};
 use crate::exposure::{Retract, Retraction};
@@ -17,7 +18,6 @@ use crate::hello::Token;
 use crate::limits::NetTimes;
 use crate::protocol::{Carriage, Protocol, ProtocolConfig};
 use crate::stats::NetStats;
-use crate::backend::verbs::VerbsFabric;
 use crate::{LoFabric, SimFabric};
 
 /// What carries the frames.
@@ -422,7 +422,14 @@ impl TransferMachine {
     /// Counts since the start.
     #[must_use]
     pub fn stats(&self) -> NetStats {
-        self.protocol.stats.clone()
+        let mut stats = self.protocol.stats.clone();
+        if let Some(counts) = self.backend.device_counts() {
+            stats.work_requests = counts.work_requests;
+            stats.completions = counts.completions;
+            stats.doorbells = counts.doorbells;
+            stats.registrations = counts.registrations;
+        }
+        stats
     }
 }
 

@@ -79,6 +79,14 @@ impl Backend {
         }
     }
 
+    /// What the device of this machine has counted, where there is one.
+    pub(crate) fn device_counts(&self) -> Option<verbs_sys::NicCounts> {
+        match self {
+            Backend::Verbs(backend) => Some(backend.counts()),
+            Backend::Lo(_) | Backend::Sim(_) | Backend::Tcp(_) => None,
+        }
+    }
+
     pub(crate) fn wait_fd(&self) -> Option<RawFd> {
         match self {
             Backend::Tcp(backend) => Some(backend.wait_fd()),

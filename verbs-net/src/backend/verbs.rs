@@ -22,8 +22,8 @@ use base::{Endpoint, Instant};
 use runtime::poller::{Interest, PollEvent, Poller};
 use runtime::{Arena, ArenaConfig, Buffer, Counters, LocalityHandle, SharedBuffer};
 use verbs_sys::{
-    AsyncEvent, Completed, CompletionError, ConnectionEvent, ConnectionManager, Library, Memory, Nic, NicConfig,
-    QueuePairId, RdmaError, Without,
+    AsyncEvent, Completed, CompletionError, ConnectionEvent, ConnectionManager, Library, Memory, Nic,
+    NicConfig, QueuePairId, RdmaError, Without,
 };
 
 use crate::connection::{ConnectionId, Payload, Phase};
@@ -144,7 +144,8 @@ impl VerbsBackend {
         let address = endpoint.nid.ipv4().ok_or(StartError::PortalWithoutPort { endpoint })?;
         let mut manager = fabric.library.connection_manager().map_err(failed)?;
         let device = manager.bind_device(address).map_err(failed)?;
-        let arena = Arena::new(ArenaConfig { capacity_bytes: MESSAGE_MEMORY_BYTES }).map_err(io("message memory"))?;
+        let arena =
+            Arena::new(ArenaConfig { capacity_bytes: MESSAGE_MEMORY_BYTES }).map_err(io("message memory"))?;
         let mut nic = fabric
             .library
             .open_nic(NicConfig {
@@ -200,11 +201,6 @@ impl VerbsBackend {
         };
         backend.refill(None, 1);
         Ok(backend)
-    }
-
-    /// Makes another arena's buffers usable.
-    pub(crate) fn register(&mut self, arena: &Arena) -> Result<(), RdmaError> {
-        self.nic.register(arena)
     }
 
     pub(crate) fn counts(&self) -> verbs_sys::NicCounts {
@@ -385,12 +381,18 @@ impl VerbsBackend {
     }
 
     /// A completion error ends the connection: which operation, which peer and why is in the error.
-    fn note_failure(&mut self, protocol: &mut Protocol, now: Instant, id: ConnectionId, error: CompletionError) {
+    fn note_failure(
+        &mut self,
+        protocol: &mut Protocol,
+        now: Instant,
+        id: ConnectionId,
+        error: CompletionError,
+    ) {
         let error = match error {
             CompletionError::RetryExceeded | CompletionError::ReceiverNotReady => NetError::RemoteTimeout,
-            CompletionError::RemoteAccess | CompletionError::RemoteInvalid | CompletionError::RemoteOperation => {
-                NetError::RemoteDropped
-            }
+            CompletionError::RemoteAccess
+            | CompletionError::RemoteInvalid
+            | CompletionError::RemoteOperation => NetError::RemoteDropped,
             other => NetError::Local(LocalError::Completion { error: other }),
         };
         protocol.handle_closed(now, id, error);
@@ -524,7 +526,9 @@ impl VerbsBackend {
         payload: Payload,
     ) {
         match self.links.get_mut(&id) {
-            Some(link) if link.fetching.is_some() => link.stalled.push_back((frame, Stalled::Payload(payload))),
+            Some(link) if link.fetching.is_some() => {
+                link.stalled.push_back((frame, Stalled::Payload(payload)))
+            }
             _ => protocol.handle_frame(now, id, &frame, payload),
         }
     }
@@ -633,7 +637,8 @@ impl VerbsBackend {
             }
             ConnectionEvent::Failed(id, what) => {
                 use verbs_sys::ConnectionFailure as F;
-                let (F::Address(code) | F::Route(code) | F::Unreachable(code) | F::Connect(code)) = what else {
+                let (F::Address(code) | F::Route(code) | F::Unreachable(code) | F::Connect(code)) = what
+                else {
                     return;
                 };
                 self.handle_dial_failed(protocol, now, id, std::io::Error::from_raw_os_error(code).kind());

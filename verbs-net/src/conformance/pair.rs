@@ -21,7 +21,8 @@ static VERBS_PORTS: AtomicU32 = AtomicU32::new(0);
 
 /// The address of an RDMA device, or why there is none: `CLOVIS_RDMA_ADDRESS`, else the first of a RoCE v2 GID.
 fn rdma_address() -> Result<std::net::Ipv4Addr, String> {
-    let devices = VerbsFabric::open().and_then(|fabric| fabric.devices()).map_err(|error| error.to_string())?;
+    let devices =
+        VerbsFabric::open().and_then(|fabric| fabric.devices()).map_err(|error| error.to_string())?;
     if let Ok(named) = std::env::var("CLOVIS_RDMA_ADDRESS") {
         return named.parse().map_err(|_| format!("CLOVIS_RDMA_ADDRESS: {named:?} is no IPv4 address"));
     }
@@ -126,7 +127,9 @@ impl World {
             Kind::Verbs => {
                 let nid = Nid::new(base::NetKind::O2ib, u32::from(rdma_address().unwrap()));
                 // Ports of rdma-cm are not those of TCP: the process id keeps two runs apart.
-                let port = 10_000 + (std::process::id() % 200) * 200 + VERBS_PORTS.fetch_add(1, Ordering::Relaxed) % 200;
+                let port = 10_000
+                    + (std::process::id() % 200) * 200
+                    + VERBS_PORTS.fetch_add(1, Ordering::Relaxed) % 200;
                 Endpoint::from_port(nid, port as u16).unwrap()
             }
             Kind::Tcp => {

@@ -51,7 +51,12 @@ impl Bindings {
 
 impl VerbsBackend {
     /// Binds what a message exposes, and answers its extension.
-    pub(super) fn bind_all(&mut self, protocol: &mut Protocol, id: ConnectionId, cookies: &[BulkCookie]) -> Vec<u8> {
+    pub(super) fn bind_all(
+        &mut self,
+        protocol: &mut Protocol,
+        id: ConnectionId,
+        cookies: &[BulkCookie],
+    ) -> Vec<u8> {
         let mut extension = Vec::new();
         for cookie in cookies {
             if let Some(exposure) = self.bind(protocol, id, *cookie) {
@@ -61,7 +66,12 @@ impl VerbsBackend {
         extension
     }
 
-    fn bind(&mut self, protocol: &mut Protocol, id: ConnectionId, cookie: BulkCookie) -> Option<RemoteExposure> {
+    fn bind(
+        &mut self,
+        protocol: &mut Protocol,
+        id: ConnectionId,
+        cookie: BulkCookie,
+    ) -> Option<RemoteExposure> {
         let pair = self.links.get(&id)?.pair?;
         let view = protocol.exposure_view(cookie)?;
         let (key, remote_access) = (view.key, view.access);
@@ -113,7 +123,11 @@ impl VerbsBackend {
         }
         let bound = self.bindings.bound.get(&(id, cookie))?;
         let are_windows = self.bindings.uses_windows;
-        protocol.handle_bound(id, cookie, if are_windows { BindingScope::Window } else { BindingScope::Pool });
+        protocol.handle_bound(
+            id,
+            cookie,
+            if are_windows { BindingScope::Window } else { BindingScope::Pool },
+        );
         let segments = bound.segments.iter().copied().collect();
         debug_assert!(bound.segments.iter().all(|segment| narrow(u64::from(segment.bytes)) > 0));
         Some(RemoteExposure { cookie, key, access: remote_access, are_windows, segments })

@@ -93,7 +93,13 @@ impl Prefix {
 impl VerbsBackend {
     // ---- coming up
 
-    pub(super) fn dial(&mut self, protocol: &mut Protocol, now: Instant, id: ConnectionId, endpoint: Endpoint) {
+    pub(super) fn dial(
+        &mut self,
+        protocol: &mut Protocol,
+        now: Instant,
+        id: ConnectionId,
+        endpoint: Endpoint,
+    ) {
         let dialled = match (endpoint.socket_address(), self.is_removed) {
             (Some(to), false) => self.manager.dial(self.address, to).map_err(|error| error.kind()),
             (_, true) => Err(io::ErrorKind::NotConnected),
@@ -109,7 +115,11 @@ impl VerbsBackend {
     }
 
     /// A queue pair for a link, with receives, before the peer can send.
-    fn open_pair(&mut self, id: ConnectionId, cm: verbs_sys::ConnectionId) -> Result<QueuePairId, verbs_sys::RdmaError> {
+    fn open_pair(
+        &mut self,
+        id: ConnectionId,
+        cm: verbs_sys::ConnectionId,
+    ) -> Result<QueuePairId, verbs_sys::RdmaError> {
         let pair = self.nic.create_queue_pair()?;
         if let Some(link) = self.links.get_mut(&id) {
             link.pair = Some(pair);
@@ -120,7 +130,12 @@ impl VerbsBackend {
         Ok(pair)
     }
 
-    pub(super) fn handle_route(&mut self, protocol: &mut Protocol, now: Instant, cm: verbs_sys::ConnectionId) {
+    pub(super) fn handle_route(
+        &mut self,
+        protocol: &mut Protocol,
+        now: Instant,
+        cm: verbs_sys::ConnectionId,
+    ) {
         let Some(id) = self.by_id.get(&cm).copied() else { return };
         let prefix = Prefix::ours(protocol.epoch);
         let connected = self
@@ -131,7 +146,12 @@ impl VerbsBackend {
         }
     }
 
-    pub(super) fn handle_accepted(&mut self, protocol: &mut Protocol, now: Instant, cm: verbs_sys::ConnectionId) {
+    pub(super) fn handle_accepted(
+        &mut self,
+        protocol: &mut Protocol,
+        now: Instant,
+        cm: verbs_sys::ConnectionId,
+    ) {
         let Some(id) = self.by_id.get(&cm).copied() else { return };
         let Some(pair) = self.links.get(&id).and_then(|link| link.pair) else { return };
         match self.manager.finish(cm, &mut self.nic, pair) {
@@ -234,7 +254,10 @@ impl VerbsBackend {
         }
         self.bindings.forget(id);
         // Anything the core still says about it was said before.
-        if protocol.connection(id).is_some_and(|connection| connection.phase == crate::connection::Phase::Ended) {
+        if protocol
+            .connection(id)
+            .is_some_and(|connection| connection.phase == crate::connection::Phase::Ended)
+        {
             protocol.forget(id);
         }
     }
@@ -258,7 +281,10 @@ impl VerbsBackend {
     fn send(&mut self, protocol: &mut Protocol, id: ConnectionId, mut outgoing: Outgoing) {
         match (&outgoing.body, &outgoing.payload) {
             (FrameBody::PullRequest { transfer, .. }, _) => return self.start_reads(protocol, *transfer),
-            (FrameBody::PushData { cookie, transfer, segment_index, offset_bytes, .. }, Payload::Bytes(payload)) => {
+            (
+                FrameBody::PushData { cookie, transfer, segment_index, offset_bytes, .. },
+                Payload::Bytes(payload),
+            ) => {
                 let segment = protocol.remote_segment(id, *cookie, usize::from(*segment_index));
                 let Some(segment) = segment else {
                     let error = NetError::Local(LocalError::NoRemoteSegments { cookie: *cookie });

@@ -119,7 +119,8 @@ impl VerbsBackend {
         let FrameBody::Put { extension_bytes, .. } = frame.body else { return Ok(()) };
         let bad = |what| PeerMisbehaved::BadExtension { what };
         let extension_bytes = narrow(u64::from(extension_bytes));
-        let (extension, offer) = rest.split_at_checked(extension_bytes).ok_or(bad("cut short before an offer"))?;
+        let (extension, offer) =
+            rest.split_at_checked(extension_bytes).ok_or(bad("cut short before an offer"))?;
         let offer = RawOffer::read_from_bytes(offer).map_err(|_| bad("length of an offer"))?;
         let bytes = frame.payload_len() - extension_bytes;
         let is_good = offer.magic.get() == OFFER
