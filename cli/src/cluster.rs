@@ -9,12 +9,14 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use base::nid::NetKind;
 use base::units::MIB;
 use base::{Endpoint, Fid, LayoutWidth, Nid, endpoint};
 use faces::cluster_file::{ClusterFile, Transport as FileTransport};
 use fops::admin::Shutdown;
 use fops::conf::{ClusterStatus, ClusterStatusReply};
 use serde_json::json;
+use verbs_net::VerbsFabric;
 
 use crate::args::{ClusterDirArgs, ClusterStartArgs, ClusterStatusArgs, Transport};
 use crate::blueprint::Blueprint;
@@ -35,11 +37,6 @@ const CONTROL_NAME: &str = "control";
 
 /// `clovis cluster start`
 pub fn start(args: &ClusterStartArgs) -> Result<(), Failure> {
-    if args.transport == Transport::Verbs {
-        return Err(Failure::new(
-            "the verbs transport is not in this build: start the cluster with --transport tcp",
-        ));
-    }
     let folder = ClusterFolder::new(&args.dir)?;
     let is_ours = folder.create_root()?;
     let _lock = folder.lock()?;
@@ -149,18 +146,22 @@ fn make(args: &ClusterStartArgs, folder: &ClusterFolder, is_ours: bool) -> Resul
 
 fn plan(args: &ClusterStartArgs, folder: &ClusterFolder) -> Result<ClusterFile, Failure> {
     let servers = args.servers.unwrap_or(4);
+    let (transport, nid) = match args.transport {
+        Transport::Tcp => (FileTransport::Tcp, Nid::tcp(Ipv4Addr::LOCALHOST)),
+        Transport::Verbs => (FileTransport::O2ib, Nid::new(NetKind::O2ib, u32::from(rdma_address()?))),
+    };
     let blueprint = Blueprint {
         name: folder
             .root()
             .file_name()
             .map_or_else(|| "clovis".to_owned(), |name| name.to_string_lossy().into_owned()),
-        transport: FileTransport::Tcp,
+        transport,
         width: args.layout.unwrap_or(LayoutWidth::DEFAULT),
         servers,
         devices: servers * args.devices_per_server.unwrap_or(2),
         device_bytes: args.device_size.unwrap_or(512 * MIB),
     };
-    blueprint.draw(&choose_endpoints(args.first_port, servers + 1)?)
+    blueprint.draw(&choose_endpoints(nid, args.first_port, servers + 1)?)
 }
 
 /// Fills an empty folder: sub-folders, device files, and last the configuration.
@@ -175,17 +176,30 @@ fn fill(folder: &ClusterFolder, file: &ClusterFile) -> Result<(), Failure> {
     folder.write_config(&file.to_toml().map_err(|error| Failure::new(error.to_string()))?)
 }
 
-/// Endpoints on loopback whose ports are free now. Errors: a port of a row that was asked for is in use.
-fn choose_endpoints(first_port: Option<u16>, count: u32) -> Result<Vec<Endpoint>, Failure> {
-    let nid = Nid::tcp(Ipv4Addr::LOCALHOST);
-    let free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+/// The address of this machine's first RDMA device: that of its RoCE v2 GID.
+fn rdma_address() -> Result<Ipv4Addr, Failure> {
+    let devices = VerbsFabric::open().and_then(|fabric| fabric.devices());
+    let devices = devices.map_err(|error| Failure::new(format!("--transport verbs: {error}")))?;
+    let gids = devices.iter().flat_map(|device| &device.ports).flat_map(|port| &port.gids);
+    gids.filter(|gid| gid.kind == verbs_net::verbs_sys::GidKind::RoceV2)
+        .find_map(|gid| gid.ipv4())
+        .ok_or_else(|| {
+            Failure::new("--transport verbs: no RDMA device has an IPv4 address: give its interface one")
+        })
+}
+
+/// Endpoints on one address whose ports are free now (rdma-cm's ports are not TCP's, but a port free for one is as a
+/// rule free for the other). Errors: a port of a row that was asked for is in use.
+fn choose_endpoints(nid: Nid, first_port: Option<u16>, count: u32) -> Result<Vec<Endpoint>, Failure> {
+    let address = nid.ipv4().unwrap_or(Ipv4Addr::LOCALHOST);
+    let free = |port: u16| TcpListener::bind((address, port));
     let mut endpoints = Vec::new();
     if let Some(first) = first_port {
         for offset in 0..count {
             let port = u16::try_from(u32::from(first) + offset)
                 .map_err(|_| Failure::new(format!("{count} ports from {first} on go beyond 65535")))?;
             free(port)
-                .map_err(|error| Failure::new(format!("port {port} on 127.0.0.1 is in use: {error}")))?;
+                .map_err(|error| Failure::new(format!("port {port} on {address} is in use: {error}")))?;
             endpoints.extend(Endpoint::from_port(nid, port));
         }
         return Ok(endpoints);
@@ -478,13 +492,13 @@ mod tests {
     fn a_port_in_use_is_named() {
         let holder = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = holder.local_addr().unwrap().port();
-        let refusal = choose_endpoints(Some(port), 1).unwrap_err().to_string();
+        let refusal = choose_endpoints(Nid::tcp(Ipv4Addr::LOCALHOST), Some(port), 1).unwrap_err().to_string();
         assert!(refusal.contains(&format!("port {port} on 127.0.0.1 is in use")), "{refusal}");
     }
 
     #[test]
     fn chosen_endpoints_are_distinct_and_below_the_kernels_range() {
-        let endpoints = choose_endpoints(None, 5).unwrap();
+        let endpoints = choose_endpoints(Nid::tcp(Ipv4Addr::LOCALHOST), None, 5).unwrap();
         let ports: std::collections::BTreeSet<_> = endpoints.iter().filter_map(Endpoint::port).collect();
         assert_eq!(ports.len(), 5);
         assert!(ports.iter().all(|port| *port < 32_768));

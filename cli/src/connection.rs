@@ -20,7 +20,7 @@ use runtime::{
     SharedBuffer,
 };
 use spdk_stob::{Backend, Domain, FormatParams, OpenOptions, is_nvme_address};
-use verbs_net::{Fabric, TmConfig, TransferMachine};
+use verbs_net::{Fabric, TmConfig, TransferMachine, VerbsFabric};
 
 use crate::args::ConnectArgs;
 use crate::failure::Failure;
@@ -241,9 +241,9 @@ pub fn connect(args: &ConnectArgs, read_verify: bool) -> Result<(Station, Client
 pub fn fabric_of(endpoint: Endpoint) -> Result<Fabric, Failure> {
     match endpoint.nid.net.kind {
         NetKind::Tcp => Ok(Fabric::Tcp),
-        NetKind::O2ib => Err(Failure::new(format!(
-            "{endpoint} is on o2ib, and this build has no RDMA: use an endpoint @tcp"
-        ))),
+        NetKind::O2ib => VerbsFabric::open()
+            .map(Fabric::Verbs)
+            .map_err(|error| Failure::new(format!("{endpoint} is on o2ib: {error}"))),
         _ => Err(Failure::new(format!(
             "{endpoint} lives inside one process (@{}): other processes reach only endpoints @tcp",
             endpoint.nid.net

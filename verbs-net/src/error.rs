@@ -52,6 +52,14 @@ pub enum StartError {
         /// The endpoint asked for.
         endpoint: Endpoint,
     },
+    /// RDMA could not be opened for it.
+    #[error("{endpoint}: {message}")]
+    Rdma {
+        /// The endpoint asked for.
+        endpoint: Endpoint,
+        /// What was missing, and what to do.
+        message: String,
+    },
     /// Epoch 0 means "any incarnation" and cannot be one.
     #[error("{endpoint}: epoch 0 stands for any incarnation; start with a nonzero epoch")]
     EpochZero {
@@ -366,6 +374,15 @@ pub enum LocalError {
     /// No memory came free before the deadline.
     #[error("no buffer came free before the deadline: the arena is too small for the load")]
     NoMemory,
+    /// The RDMA device was taken away.
+    #[error("the RDMA device was removed")]
+    DeviceRemoved,
+    /// A work request failed on our side.
+    #[error("RDMA: {error}")]
+    Completion {
+        /// How.
+        error: verbs_sys::CompletionError,
+    },
     /// A socket call failed.
     #[error("socket: {kind}")]
     Socket {

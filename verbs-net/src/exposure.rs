@@ -122,10 +122,11 @@ impl ExposureTable {
     }
 
     /// Exposes buffers to be pushed into.
-    pub(crate) fn expose_sink(&mut self, parts: Vec<Buffer>, key: u64) -> BulkDescriptor {
+    pub(crate) fn expose_sink(&mut self, parts: Vec<Buffer>, key: u64, is_shared: bool) -> BulkDescriptor {
         let segments = segment_lengths(parts.iter().map(|part| part.len()));
         self.sink_count += 1;
-        self.insert(Exposure::Sink(parts.into_iter().map(SinkPart::Own).collect()), segments, key)
+        let own = |part: Buffer| if is_shared { SinkPart::Taken(part.freeze()) } else { SinkPart::Own(part) };
+        self.insert(Exposure::Sink(parts.into_iter().map(own).collect()), segments, key)
     }
 
     fn insert(&mut self, exposure: Exposure, segments: SmallVec<[u32; 16]>, key: u64) -> BulkDescriptor {
@@ -225,13 +226,20 @@ impl ExposureTable {
                 parts: parts.iter().map(ExposedPart::Source).collect(),
             },
             Exposure::Sink(parts) => {
-                let own = parts.iter().filter_map(|part| match part {
-                    SinkPart::Own(buffer) => Some(ExposedPart::Sink(buffer)),
-                    SinkPart::Taken(_) => None,
+                let parts = parts.iter().map(|part| match part {
+                    SinkPart::Own(buffer) => ExposedPart::Sink(buffer),
+                    SinkPart::Taken(buffer) => ExposedPart::Source(buffer),
                 });
-                ExposureView { key, access: RemoteAccess::Write, parts: own.collect() }
+                ExposureView { key, access: RemoteAccess::Write, parts: parts.collect() }
             }
         })
+    }
+
+    /// True while hardware of that connection may touch the memory.
+    pub(crate) fn is_bound(&self, cookie: BulkCookie, connection: ConnectionId) -> bool {
+        let slot = self.slots.get((cookie.0 & 0xffff_ffff) as usize);
+        slot.filter(|slot| u64::from(slot.generation) == cookie.0 >> 32 && slot.exposure.is_some())
+            .is_some_and(|slot| slot.bindings.iter().any(|binding| binding.connection == connection))
     }
 
     /// Hardware of that connection may touch the memory from now on.

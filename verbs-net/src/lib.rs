@@ -34,6 +34,7 @@ mod transfer;
 pub use backend::lo::LoFabric;
 pub use backend::sim::{SimFabric, SimFaults, SimStats};
 pub use backend::sim_hardware::SimKeys;
+pub use backend::verbs::VerbsFabric;
 pub use descriptor::{BulkCookie, BulkDescriptor, ParseDescriptorError};
 pub use error::{LocalError, NakReason, NetError, PeerMisbehaved, RefuseReason, Refused, StartError};
 pub use exposure::{Retract, Retraction};
@@ -45,3 +46,4 @@ pub use machine::{
     is_dynamic, local_nid_towards,
 };
 pub use stats::NetStats;
+pub use verbs_sys;

@@ -10,6 +10,7 @@ use base::{Endpoint, Instant, NetKind, Nid};
 use runtime::{Arena, Buffer, LocalityHandle, SharedBuffer};
 
 use crate::backend::Backend;
+use crate::backend::verbs::VerbsFabric;
 use crate::descriptor::{BulkCookie, BulkDescriptor};
 use crate::error::{NetError, Refused, StartError, fabric_word};
 use crate::exposure::{Retract, Retraction};
@@ -27,6 +28,8 @@ pub enum Fabric {
     Lo(LoFabric),
     /// TCP over IPv4.
     Tcp,
+    /// RDMA: InfiniBand, RoCE or soft-RoCE.
+    Verbs(VerbsFabric),
     /// The seeded simulation, one thread.
     Sim(SimFabric),
 }
@@ -36,6 +39,7 @@ impl Fabric {
         match self {
             Fabric::Lo(_) => NetKind::Lo,
             Fabric::Tcp => NetKind::Tcp,
+            Fabric::Verbs(_) => NetKind::O2ib,
             Fabric::Sim(_) => NetKind::Sim,
         }
     }
@@ -218,7 +222,7 @@ impl TransferMachine {
         config: TmConfig,
     ) -> Result<TransferMachine, StartError> {
         let endpoint = config.endpoint;
-        if endpoint.nid.net.kind == NetKind::O2ib {
+        if endpoint.nid.net.kind == NetKind::O2ib && !matches!(fabric, Fabric::Verbs(_)) {
             return Err(StartError::NoRdma { endpoint });
         }
         if endpoint.nid.net.kind != fabric.net() {
@@ -238,7 +242,10 @@ impl TransferMachine {
             carriage: Carriage {
                 streams: matches!(fabric, Fabric::Tcp),
                 loses_frames: matches!(fabric, Fabric::Sim(sim) if sim.remote_keys().is_none()),
-                remote_access: matches!(fabric, Fabric::Sim(sim) if sim.remote_keys().is_some()),
+                remote_access: match fabric {
+                    Fabric::Sim(sim) => sim.remote_keys().is_some(),
+                    other => matches!(other, Fabric::Verbs(_)),
+                },
                 net: fabric.net(),
             },
             seed: locality.random_u64(),
@@ -435,7 +442,14 @@ impl TransferMachine {
     /// Counts since the start.
     #[must_use]
     pub fn stats(&self) -> NetStats {
-        self.protocol.stats.clone()
+        let mut stats = self.protocol.stats.clone();
+        if let Some(counts) = self.backend.device_counts() {
+            stats.work_requests = counts.work_requests;
+            stats.completions = counts.completions;
+            stats.doorbells = counts.doorbells;
+            stats.registrations = counts.registrations;
+        }
+        stats
     }
 }
 

@@ -424,7 +424,7 @@ impl Protocol {
         if is_dynamic(endpoint) {
             return Err(Refused::NotConnected);
         }
-        if self.carriage.net == NetKind::Tcp && endpoint.port().is_none() {
+        if matches!(self.carriage.net, NetKind::Tcp | NetKind::O2ib) && endpoint.port().is_none() {
             return Err(Refused::PortalWithoutPort);
         }
         Ok(())
@@ -937,7 +937,9 @@ impl Protocol {
 
     pub(crate) fn expose_sink(&mut self, parts: Vec<Buffer>) -> BulkDescriptor {
         let key = self.random.u64(..);
-        self.exposures.expose_sink(parts, key)
+        // Over verbs the device holds the memory together with us, so it is shared from the start.
+        let is_shared = self.carriage.net == NetKind::O2ib;
+        self.exposures.expose_sink(parts, key, is_shared)
     }
 
     /// Ends an exposure: the memory at once, or later by `Event::Retracted` if hardware may still touch it.
@@ -969,6 +971,11 @@ impl Protocol {
     /// Remote access: the exposure is bound for the hardware of that connection. Call before the message is posted.
     pub(crate) fn handle_bound(&mut self, id: ConnectionId, cookie: BulkCookie, scope: BindingScope) {
         self.exposures.bind(cookie, id, scope);
+    }
+
+    /// Remote access: true while hardware of that connection may touch the exposure, as far as the core knows.
+    pub(crate) fn is_bound(&self, cookie: BulkCookie, id: ConnectionId) -> bool {
+        self.exposures.is_bound(cookie, id)
     }
 
     /// Remote access: the windows of an exposure are invalid on that connection, by our own invalidation or by the peer's

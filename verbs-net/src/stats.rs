@@ -47,6 +47,14 @@ pub struct NetStats {
     pub sends_refused: u64,
     /// Transfers that ended in an error.
     pub transfers_failed: u64,
+    /// Work requests posted to a device, receives included.
+    pub work_requests: u64,
+    /// Completions taken from a device.
+    pub completions: u64,
+    /// Batches told to a device.
+    pub doorbells: u64,
+    /// Memory regions registered with a device.
+    pub registrations: u64,
     /// The last refusal by us: who (as claimed) and why.
     pub last_refused: Option<(Endpoint, RefuseReason)>,
     /// The last breach of protocol: who (where known) and what.

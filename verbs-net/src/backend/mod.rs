@@ -5,6 +5,7 @@ pub(crate) mod packet;
 pub(crate) mod sim;
 pub(crate) mod sim_hardware;
 pub(crate) mod tcp;
+pub(crate) mod verbs;
 
 use std::os::fd::RawFd;
 
@@ -19,12 +20,14 @@ use packet::PacketBackend;
 use sim::SimWire;
 use sim_hardware::Hardware;
 use tcp::TcpBackend;
+use verbs::VerbsBackend;
 
 /// One of the known backends: enum dispatch, the set is closed.
 pub(crate) enum Backend {
     Lo(PacketBackend<LoWire>),
     Sim(PacketBackend<SimWire>),
     Tcp(Box<TcpBackend>),
+    Verbs(Box<VerbsBackend>),
 }
 
 impl Backend {
@@ -43,6 +46,9 @@ impl Backend {
                 let wire = fabric.attach(endpoint, listen)?;
                 Backend::Sim(PacketBackend::new(endpoint, wire, fabric.remote_keys().map(Hardware::new)))
             }
+            Fabric::Verbs(fabric) => {
+                Backend::Verbs(Box::new(VerbsBackend::start(locality, fabric, endpoint, listen)?))
+            }
             Fabric::Tcp => Backend::Tcp(Box::new(TcpBackend::start(locality, endpoint, listen)?)),
         })
     }
@@ -52,6 +58,7 @@ impl Backend {
             Backend::Lo(backend) => backend.poll(protocol, now, budget),
             Backend::Sim(backend) => backend.poll(protocol, now, budget),
             Backend::Tcp(backend) => backend.poll(protocol, now, budget),
+            Backend::Verbs(backend) => backend.poll(protocol, now, budget),
         }
     }
 
@@ -60,26 +67,38 @@ impl Backend {
             Backend::Lo(backend) => backend.flush(protocol, now),
             Backend::Sim(backend) => backend.flush(protocol, now),
             Backend::Tcp(backend) => backend.flush(protocol, now),
+            Backend::Verbs(backend) => backend.flush(protocol, now),
         }
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         match self {
             Backend::Sim(backend) => backend.next_deadline(),
+            Backend::Verbs(backend) => backend.next_deadline(),
             Backend::Lo(_) | Backend::Tcp(_) => None,
+        }
+    }
+
+    /// What the device of this machine has counted, where there is one.
+    pub(crate) fn device_counts(&self) -> Option<verbs_sys::NicCounts> {
+        match self {
+            Backend::Verbs(backend) => Some(backend.counts()),
+            Backend::Lo(_) | Backend::Sim(_) | Backend::Tcp(_) => None,
         }
     }
 
     pub(crate) fn wait_fd(&self) -> Option<RawFd> {
         match self {
             Backend::Tcp(backend) => Some(backend.wait_fd()),
+            Backend::Verbs(backend) => Some(backend.wait_fd()),
             Backend::Lo(_) | Backend::Sim(_) => None,
         }
     }
 
-    pub(crate) fn before_sleep(&self) -> bool {
+    pub(crate) fn before_sleep(&mut self) -> bool {
         match self {
             Backend::Lo(backend) => !backend.has_work(),
+            Backend::Verbs(backend) => backend.before_sleep(),
             Backend::Sim(_) | Backend::Tcp(_) => true,
         }
     }

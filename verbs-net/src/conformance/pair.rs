@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use base::{Endpoint, Instant, Nid};
@@ -13,7 +14,31 @@ use runtime::{Arena, ArenaConfig, Buffer, Counters, Locality, LocalityConfig, Mo
 use crate::{
     BulkCookie, BulkDescriptor, Event, Fabric, Lane, LoFabric, NetError, NetTimes, PeerId, Retract,
     Retraction, SendOptions, SimFabric, SimKeys, StartError, TmConfig, TransferId, TransferMachine,
+    VerbsFabric,
 };
+
+static VERBS_PORTS: AtomicU32 = AtomicU32::new(0);
+
+/// The address of an RDMA device, or why there is none: `CLOVIS_RDMA_ADDRESS`, else the first of a RoCE v2 GID.
+fn rdma_address() -> Result<std::net::Ipv4Addr, String> {
+    let devices =
+        VerbsFabric::open().and_then(|fabric| fabric.devices()).map_err(|error| error.to_string())?;
+    if let Ok(named) = std::env::var("CLOVIS_RDMA_ADDRESS") {
+        return named.parse().map_err(|_| format!("CLOVIS_RDMA_ADDRESS: {named:?} is no IPv4 address"));
+    }
+    let gids = devices.iter().flat_map(|device| &device.ports).flat_map(|port| &port.gids);
+    let found = gids.filter(|gid| gid.kind == verbs_sys::GidKind::RoceV2).find_map(|gid| gid.ipv4());
+    found.ok_or_else(|| "no RDMA device has an IPv4 address".to_owned())
+}
+
+/// True where the verbs tests can run; else says why not, which is a failure where `CLOVIS_REQUIRE_RDMA=1`.
+pub(super) fn has_rdma() -> bool {
+    let Err(reason) = rdma_address() else { return true };
+    let is_required = std::env::var("CLOVIS_REQUIRE_RDMA").is_ok_and(|value| value == "1");
+    assert!(!is_required, "RDMA is required: {reason}");
+    eprintln!("skipped: {reason}");
+    false
+}
 
 pub(super) const TOKEN: [u8; 32] = [0x5a; 32];
 
@@ -25,12 +50,19 @@ pub(super) enum Kind {
     /// The simulation with RDMA's shape: memory windows, or keys of a pool.
     Windows,
     Pool,
+    /// A real RDMA device.
+    Verbs,
 }
 
 impl Kind {
+    /// On the real clock, with descriptors to wait for.
+    pub(super) fn is_real(self) -> bool {
+        matches!(self, Kind::Tcp | Kind::Verbs)
+    }
+
     /// Hardware moves the bulk.
     pub(super) fn has_remote_access(self) -> bool {
-        matches!(self, Kind::Windows | Kind::Pool)
+        matches!(self, Kind::Windows | Kind::Pool | Kind::Verbs)
     }
 }
 
@@ -56,6 +88,7 @@ impl World {
         let fabric = match kind {
             Kind::Lo => Fabric::Lo(LoFabric::new()),
             Kind::Tcp => Fabric::Tcp,
+            Kind::Verbs => Fabric::Verbs(VerbsFabric::open().unwrap()),
             Kind::Sim => Fabric::Sim(SimFabric::new(seed)),
             Kind::Windows => Fabric::Sim(SimFabric::with_remote_access(seed, SimKeys::Windows)),
             Kind::Pool => Fabric::Sim(SimFabric::with_remote_access(seed, SimKeys::Pool)),
@@ -80,7 +113,7 @@ impl World {
     }
 
     pub(super) fn now(&self) -> Instant {
-        if self.kind == Kind::Tcp { self.clock.now() } else { self.virtual_now.get() }
+        if self.kind.is_real() { self.clock.now() } else { self.virtual_now.get() }
     }
 
     /// An endpoint of this world. Over tcp its port is held until [`World::start`].
@@ -90,6 +123,14 @@ impl World {
             Kind::Lo => Endpoint { nid: Nid::LOOPBACK, pid: 12345, portal: 34, tmid: address as u16 },
             Kind::Sim | Kind::Windows | Kind::Pool => {
                 Endpoint { nid: Nid::new(base::NetKind::Sim, address), pid: 12345, portal: 34, tmid: 0 }
+            }
+            Kind::Verbs => {
+                let nid = Nid::new(base::NetKind::O2ib, u32::from(rdma_address().unwrap()));
+                // Ports of rdma-cm are not those of TCP: the process id keeps two runs apart.
+                let port = 10_000
+                    + (std::process::id() % 200) * 200
+                    + VERBS_PORTS.fetch_add(1, Ordering::Relaxed) % 200;
+                Endpoint::from_port(nid, port as u16).unwrap()
             }
             Kind::Tcp => {
                 let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -132,7 +173,7 @@ impl World {
     /// Turns all nodes until `done`; panics if that takes too long.
     pub(super) fn drive(&self, nodes: &mut [&mut Node], mut done: impl FnMut(&mut [&mut Node]) -> bool) {
         let start = self.now();
-        let limit = if self.kind == Kind::Tcp { 20 } else { 10_000 };
+        let limit = if self.kind.is_real() { 20 } else { 10_000 };
         loop {
             let mut progressed = false;
             for node in nodes.iter_mut() {
@@ -169,7 +210,7 @@ impl World {
                 return;
             }
             let next = next_deadline(nodes).unwrap_or(Instant::NEVER).min(end);
-            if self.kind == Kind::Tcp {
+            if self.kind.is_real() {
                 self.wait_fds(nodes, next.since(self.now()));
             } else {
                 self.virtual_now.set(next.max(self.now()));
@@ -180,7 +221,7 @@ impl World {
     /// Sleeps or jumps to the next deadline; false if there is none.
     fn wait(&self, nodes: &mut [&mut Node]) -> bool {
         let next = next_deadline(nodes);
-        if self.kind == Kind::Tcp {
+        if self.kind.is_real() {
             let limit = Duration::from_millis(500);
             let wait = next.map_or(limit, |at| at.since(self.now()).min(limit));
             self.wait_fds(nodes, wait);

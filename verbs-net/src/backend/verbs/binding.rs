@@ -1,0 +1,170 @@
+//! What of ours is bound for which connection: memory windows or pool keys, from the message that tells of them to their end.
+
+use std::collections::BTreeMap;
+
+use base::units::narrow;
+use verbs_sys::{Access, ExposureId, Work};
+
+use super::{Tag, VerbsBackend};
+use crate::connection::ConnectionId;
+use crate::descriptor::BulkCookie;
+use crate::exposure::{BindingScope, ExposedPart};
+use crate::protocol::Protocol;
+use crate::remote::{RemoteAccess, RemoteExposure, RemoteSegment, encode_exposure};
+
+struct Bound {
+    exposures: Vec<ExposureId>,
+    segments: Vec<RemoteSegment>,
+    is_revoked: bool,
+}
+
+/// All bindings of one machine.
+pub(super) struct Bindings {
+    uses_windows: bool,
+    bound: BTreeMap<(ConnectionId, BulkCookie), Bound>,
+    of: BTreeMap<ExposureId, (ConnectionId, BulkCookie)>,
+}
+
+impl Bindings {
+    pub(super) fn new(uses_windows: bool) -> Bindings {
+        Bindings { uses_windows, bound: BTreeMap::new(), of: BTreeMap::new() }
+    }
+
+    /// One range has ended; answers the exposure if that was its last.
+    pub(super) fn handle_concealed(&mut self, exposure: ExposureId) -> Option<(ConnectionId, BulkCookie)> {
+        let name = self.of.remove(&exposure)?;
+        let bound = self.bound.get_mut(&name)?;
+        bound.exposures.retain(|other| *other != exposure);
+        if !bound.exposures.is_empty() {
+            return None;
+        }
+        self.bound.remove(&name);
+        Some(name)
+    }
+
+    /// The connection is gone.
+    pub(super) fn forget(&mut self, id: ConnectionId) {
+        self.bound.retain(|(connection, _), _| *connection != id);
+        self.of.retain(|_, (connection, _)| *connection != id);
+    }
+}
+
+impl VerbsBackend {
+    /// Binds what a message exposes, and answers its extension.
+    pub(super) fn bind_all(
+        &mut self,
+        protocol: &mut Protocol,
+        id: ConnectionId,
+        cookies: &[BulkCookie],
+    ) -> Vec<u8> {
+        let mut extension = Vec::new();
+        for cookie in cookies {
+            if let Some(exposure) = self.bind(protocol, id, *cookie) {
+                encode_exposure(&exposure, &mut extension);
+            }
+        }
+        extension
+    }
+
+    fn bind(
+        &mut self,
+        protocol: &mut Protocol,
+        id: ConnectionId,
+        cookie: BulkCookie,
+    ) -> Option<RemoteExposure> {
+        let pair = self.links.get(&id)?.pair?;
+        let view = protocol.exposure_view(cookie)?;
+        let (key, remote_access) = (view.key, view.access);
+        let parts: Vec<_> = view
+            .parts
+            .iter()
+            .filter_map(|part| match part {
+                ExposedPart::Source(part) => Some((*part).clone()),
+                // Sinks of this net are shared from the start (`Protocol::expose_sink`).
+                ExposedPart::Sink(_) => None,
+            })
+            .collect();
+        drop(view);
+        let access = match remote_access {
+            RemoteAccess::Read => Access::Read,
+            RemoteAccess::Write => Access::Write,
+        };
+        // A resend over the same connection finds the keys of the first sending.
+        if !self.bindings.bound.contains_key(&(id, cookie)) {
+            let mut bound = Bound { exposures: Vec::new(), segments: Vec::new(), is_revoked: false };
+            for part in parts {
+                let exposed = self.nic.expose(pair, part, access);
+                let Ok((exposure, segment)) = exposed else {
+                    // No window or no memory to pin: what was bound ends, and the message goes without.
+                    for exposure in bound.exposures {
+                        self.bindings.of.remove(&exposure);
+                        if self.nic.conceal(exposure).is_none() {
+                            let tag = self.tag(Tag::Invalidate);
+                            self.queue(id, tag, Work::Invalidate(exposure));
+                        }
+                    }
+                    return None;
+                };
+                bound.exposures.push(exposure);
+                bound.segments.push(RemoteSegment {
+                    address: segment.address,
+                    rkey: segment.key,
+                    bytes: segment.bytes,
+                });
+                self.bindings.of.insert(exposure, (id, cookie));
+            }
+            if self.bindings.uses_windows {
+                for exposure in bound.exposures.clone() {
+                    let tag = self.tag(Tag::Bind);
+                    self.queue(id, tag, Work::Bind(exposure));
+                }
+            }
+            self.bindings.bound.insert((id, cookie), bound);
+        }
+        let bound = self.bindings.bound.get(&(id, cookie))?;
+        let are_windows = self.bindings.uses_windows;
+        protocol.handle_bound(
+            id,
+            cookie,
+            if are_windows { BindingScope::Window } else { BindingScope::Pool },
+        );
+        let segments = bound.segments.iter().copied().collect();
+        debug_assert!(bound.segments.iter().all(|segment| narrow(u64::from(segment.bytes)) > 0));
+        Some(RemoteExposure { cookie, key, access: remote_access, are_windows, segments })
+    }
+
+    /// The core wants an exposure's windows gone on that connection; the last `Concealed` tells it.
+    pub(super) fn revoke(&mut self, protocol: &mut Protocol, id: ConnectionId, cookie: BulkCookie) {
+        let Some(bound) = self.bindings.bound.get_mut(&(id, cookie)) else {
+            return protocol.handle_revoked(id, cookie);
+        };
+        if std::mem::replace(&mut bound.is_revoked, true) {
+            return;
+        }
+        for exposure in bound.exposures.clone() {
+            let tag = self.tag(Tag::Invalidate);
+            self.queue(id, tag, Work::Invalidate(exposure));
+        }
+    }
+
+    /// Pool keys: what the core counts as done is no longer ours to hold.
+    pub(super) fn conceal_settled(&mut self, protocol: &mut Protocol) {
+        if self.bindings.uses_windows {
+            return;
+        }
+        let settled: Vec<(ConnectionId, BulkCookie)> = self
+            .bindings
+            .bound
+            .keys()
+            .copied()
+            .filter(|(id, cookie)| !protocol.is_bound(*cookie, *id))
+            .collect();
+        for name in settled {
+            let Some(bound) = self.bindings.bound.remove(&name) else { continue };
+            for exposure in bound.exposures {
+                self.bindings.of.remove(&exposure);
+                drop(self.nic.conceal(exposure));
+            }
+        }
+    }
+}

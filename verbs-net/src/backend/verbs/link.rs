@@ -1,0 +1,382 @@
+//! One connection: its rdma-cm id, its queue pair, what waits to be posted; coming up and going down.
+
+use std::collections::VecDeque;
+use std::io;
+
+use base::{Endpoint, Instant};
+use smallvec::SmallVec;
+use verbs_sys::{CompletionError, Memory, QueuePairId, Remote, Work};
+use zerocopy::little_endian::{U16, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::rendezvous::{self, Fetching, Offered};
+use super::{ReadJob, Tag, VerbsBackend};
+use crate::connection::{ConnectionId, Outgoing, Payload};
+use crate::error::{LocalError, NetError};
+use crate::frame::{Frame, FrameBody, HEADER_BYTES, MAGIC, VERSION, VERSION_MIN};
+use crate::protocol::Protocol;
+
+pub(super) struct Link {
+    pub(super) id: verbs_sys::ConnectionId,
+    pub(super) pair: Option<QueuePairId>,
+    /// The peer can receive.
+    pub(super) is_ready: bool,
+    pub(super) queue: VecDeque<(u64, Work)>,
+    /// A long message of the peer that is being read, and what came behind it.
+    pub(super) fetching: Option<Fetching>,
+    pub(super) stalled: VecDeque<(Frame, Stalled)>,
+    /// Long messages of ours that the peer has not yet read.
+    pub(super) offered: Vec<Offered>,
+    pub(super) next_offer: u64,
+}
+
+/// What came behind a long message.
+pub(super) enum Stalled {
+    Payload(Payload),
+    /// Another long message: what stood behind its header.
+    Offer(Box<[u8]>),
+}
+
+impl Link {
+    fn new(id: verbs_sys::ConnectionId) -> Link {
+        Link {
+            id,
+            pair: None,
+            is_ready: false,
+            queue: VecDeque::new(),
+            fetching: None,
+            stalled: VecDeque::new(),
+            offered: Vec::new(),
+            next_offer: 1,
+        }
+    }
+}
+
+/// What goes with the request for a connection: enough to turn strangers away before memory is spent on them. The hello itself follows as the
+/// first SEND.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct Prefix {
+    magic: U16,
+    version_min: u8,
+    version_max: u8,
+    reserved: [u8; 4],
+    epoch: U64,
+    reserved_more: [u8; 40],
+}
+
+const _: () = assert!(size_of::<Prefix>() == 56);
+
+impl Prefix {
+    fn ours(epoch: u64) -> Prefix {
+        Prefix {
+            magic: MAGIC.into(),
+            version_min: VERSION_MIN,
+            version_max: VERSION,
+            reserved: [0; 4],
+            epoch: epoch.into(),
+            reserved_more: [0; 40],
+        }
+    }
+
+    /// True if this may be one of ours, of any version: the hello decides the rest.
+    pub(super) fn is_plausible(bytes: &[u8]) -> bool {
+        Prefix::read_from_prefix(bytes).is_ok_and(|(prefix, _)| {
+            prefix.magic.get() == MAGIC
+                && prefix.version_min >= 1
+                && prefix.version_min <= prefix.version_max
+                && prefix.epoch.get() != 0
+        })
+    }
+}
+
+impl VerbsBackend {
+    // ---- coming up
+
+    pub(super) fn dial(
+        &mut self,
+        protocol: &mut Protocol,
+        now: Instant,
+        id: ConnectionId,
+        endpoint: Endpoint,
+    ) {
+        let dialled = match (endpoint.socket_address(), self.is_removed) {
+            (Some(to), false) => self.manager.dial(self.address, to).map_err(|error| error.kind()),
+            (_, true) => Err(io::ErrorKind::NotConnected),
+            (None, _) => Err(io::ErrorKind::AddrNotAvailable),
+        };
+        match dialled {
+            Ok(cm) => {
+                self.by_id.insert(cm, id);
+                self.links.insert(id, Link::new(cm));
+            }
+            Err(cause) => protocol.handle_closed(now, id, NetError::Unreachable { endpoint, cause }),
+        }
+    }
+
+    /// A queue pair for a link, with receives, before the peer can send.
+    fn open_pair(
+        &mut self,
+        id: ConnectionId,
+        cm: verbs_sys::ConnectionId,
+    ) -> Result<QueuePairId, verbs_sys::RdmaError> {
+        let pair = self.nic.create_queue_pair()?;
+        if let Some(link) = self.links.get_mut(&id) {
+            link.pair = Some(pair);
+        }
+        self.by_pair.insert(pair, id);
+        self.manager.prepare(cm, &mut self.nic, pair)?;
+        self.refill(Some(pair), 1);
+        Ok(pair)
+    }
+
+    pub(super) fn handle_route(
+        &mut self,
+        protocol: &mut Protocol,
+        now: Instant,
+        cm: verbs_sys::ConnectionId,
+    ) {
+        let Some(id) = self.by_id.get(&cm).copied() else { return };
+        let prefix = Prefix::ours(protocol.epoch);
+        let connected = self
+            .open_pair(id, cm)
+            .and_then(|pair| self.manager.connect(cm, &mut self.nic, pair, prefix.as_bytes()));
+        if let Err(error) = connected {
+            self.handle_dial_failed(protocol, now, cm, error.kind());
+        }
+    }
+
+    pub(super) fn handle_accepted(
+        &mut self,
+        protocol: &mut Protocol,
+        now: Instant,
+        cm: verbs_sys::ConnectionId,
+    ) {
+        let Some(id) = self.by_id.get(&cm).copied() else { return };
+        let Some(pair) = self.links.get(&id).and_then(|link| link.pair) else { return };
+        match self.manager.finish(cm, &mut self.nic, pair) {
+            Ok(()) => {
+                if let Some(link) = self.links.get_mut(&id) {
+                    link.is_ready = true;
+                }
+                self.backlog.insert(id);
+            }
+            Err(error) => self.handle_dial_failed(protocol, now, cm, error.kind()),
+        }
+    }
+
+    pub(super) fn handle_dial_failed(
+        &mut self,
+        protocol: &mut Protocol,
+        now: Instant,
+        cm: verbs_sys::ConnectionId,
+        cause: io::ErrorKind,
+    ) {
+        let Some(id) = self.by_id.get(&cm).copied() else { return };
+        let error = match protocol.connection(id).and_then(|found| found.endpoint) {
+            Some(endpoint) => NetError::Unreachable { endpoint, cause },
+            None => NetError::Local(LocalError::Socket { kind: cause }),
+        };
+        protocol.handle_closed(now, id, error);
+        self.tear_down(protocol, now, id);
+    }
+
+    /// A stranger asks for a connection.
+    pub(super) fn handle_request(
+        &mut self,
+        protocol: &mut Protocol,
+        now: Instant,
+        cm: verbs_sys::ConnectionId,
+        private_data: &[u8],
+    ) {
+        if !Prefix::is_plausible(private_data) {
+            protocol.stats.accepts += 1;
+            protocol.stats.misbehaved += 1;
+            self.manager.reject(cm, &[]);
+            return;
+        }
+        let Some(id) = protocol.accept(now) else {
+            self.manager.reject(cm, &[]);
+            return;
+        };
+        self.by_id.insert(cm, id);
+        self.links.insert(id, Link::new(cm));
+        let prefix = Prefix::ours(protocol.epoch);
+        let accepted = self
+            .open_pair(id, cm)
+            .and_then(|pair| self.manager.accept(cm, &mut self.nic, pair, prefix.as_bytes()));
+        if let Err(error) = accepted {
+            self.handle_dial_failed(protocol, now, cm, error.kind());
+        }
+    }
+
+    // ---- going down
+
+    /// Ends connections whose last word has left, or that have waited long enough for it.
+    pub(super) fn end_lingering(&mut self, protocol: &mut Protocol, now: Instant) {
+        if self.closing.is_empty() {
+            return;
+        }
+        for (id, until) in self.closing.clone() {
+            let is_over = match self.links.get(&id) {
+                None => true,
+                Some(link) => match link.pair.filter(|_| link.is_ready) {
+                    None => true,
+                    Some(pair) => {
+                        self.nic.is_failed(pair) || link.queue.is_empty() && self.nic.in_flight(pair) == 0
+                    }
+                },
+            };
+            if is_over || now >= until {
+                self.tear_down(protocol, now, id);
+            }
+        }
+    }
+
+    /// Destroys a connection. Whatever it held is ours again when this returns.
+    pub(super) fn tear_down(&mut self, protocol: &mut Protocol, now: Instant, id: ConnectionId) {
+        self.closing.remove(&id);
+        self.backlog.remove(&id);
+        if let Some(mut link) = self.links.remove(&id) {
+            self.manager.disconnect(link.id);
+            self.by_id.remove(&link.id);
+            if let Some(pair) = link.pair {
+                self.nic.destroy_queue_pair(pair);
+                // Its flushed operations and ended exposures.
+                while self.poll_completions(protocol, now, super::POLL_ENTRIES) > 0 {}
+                self.by_pair.remove(&pair);
+            }
+            self.manager.destroy(link.id);
+            for (tag, work) in std::mem::take(&mut link.queue) {
+                drop(work);
+                self.handle_work(protocol, now, tag, Memory::None, Err(CompletionError::Flushed));
+            }
+        }
+        self.bindings.forget(id);
+        // Anything the core still says about it was said before.
+        if protocol
+            .connection(id)
+            .is_some_and(|connection| connection.phase == crate::connection::Phase::Ended)
+        {
+            protocol.forget(id);
+        }
+    }
+
+    // ---- sending
+
+    /// Moves the frames of a connection to its queue, as work requests.
+    pub(super) fn take_outbox(&mut self, protocol: &mut Protocol, id: ConnectionId) {
+        loop {
+            let Some(connection) = protocol.connection(id) else { return };
+            connection.is_dirty = false;
+            if !self.links.contains_key(&id) {
+                // Not dialled yet, or gone.
+                return;
+            }
+            let Some(outgoing) = connection.outbox.pop_front() else { return };
+            self.send(protocol, id, outgoing);
+        }
+    }
+
+    fn send(&mut self, protocol: &mut Protocol, id: ConnectionId, mut outgoing: Outgoing) {
+        match (&outgoing.body, &outgoing.payload) {
+            (FrameBody::PullRequest { transfer, .. }, _) => return self.start_reads(protocol, *transfer),
+            (
+                FrameBody::PushData { cookie, transfer, segment_index, offset_bytes, .. },
+                Payload::Bytes(payload),
+            ) => {
+                let segment = protocol.remote_segment(id, *cookie, usize::from(*segment_index));
+                let Some(segment) = segment else {
+                    let error = NetError::Local(LocalError::NoRemoteSegments { cookie: *cookie });
+                    return protocol.handle_transfer_failed(*transfer, error);
+                };
+                let to = Remote { address: segment.address + u64::from(*offset_bytes), key: segment.rkey };
+                let (transfer, completes) = (*transfer, outgoing.completes);
+                let from = payload.clone();
+                let tag = self.tag(Tag::Write { transfer, completes });
+                return self.queue(id, tag, Work::Write { from, to });
+            }
+            _ => {}
+        }
+        let exposes = std::mem::take(&mut outgoing.exposes);
+        let extension = self.bind_all(protocol, id, &exposes);
+        if !extension.is_empty() {
+            outgoing.extend(extension);
+        }
+        let ended = outgoing.invalidates.and_then(|cookie| protocol.take_remote(id, cookie));
+        let invalidates = ended.and_then(|ended| match &ended.segments[..] {
+            [only] if ended.are_windows => Some(only.rkey),
+            _ => None,
+        });
+        let Some(connection) = protocol.connection(id) else { return };
+        let frame = connection.stamp(&outgoing);
+        let mut head: SmallVec<[u8; 128]> = SmallVec::from_slice(&frame.encode());
+        let payload = match outgoing.payload {
+            Payload::None => None,
+            Payload::Hello(hello) => {
+                head.extend_from_slice(&hello[..]);
+                None
+            }
+            Payload::Bytes(bytes) => Some(bytes),
+            Payload::Extended { extension, message } => {
+                head.extend_from_slice(&extension);
+                Some(message)
+            }
+        };
+        if let Some(message) = payload.clone().filter(|_| rendezvous::is_long(&frame)) {
+            return self.offer(protocol, id, head, message);
+        }
+        debug_assert!(head.len() >= HEADER_BYTES);
+        let tag = self.tag(Tag::Frame);
+        self.queue(id, tag, Work::Send { head, payload, invalidates });
+    }
+
+    pub(super) fn queue(&mut self, id: ConnectionId, tag: u64, work: Work) {
+        if let Some(link) = self.links.get_mut(&id) {
+            link.queue.push_back((tag, work));
+            self.backlog.insert(id);
+        }
+    }
+
+    /// A pull as READs, one per segment, within the device's budget.
+    fn start_reads(&mut self, protocol: &mut Protocol, transfer: u64) {
+        let Some(lent) = protocol.lend_pull(transfer) else { return };
+        let segments: Option<Vec<_>> = (0..lent.buffers.len())
+            .map(|index| protocol.remote_segment(lent.connection, lent.cookie, index))
+            .collect();
+        let Some(segments) = segments else {
+            let error = NetError::Local(LocalError::NoRemoteSegments { cookie: lent.cookie });
+            return protocol.handle_transfer_failed(transfer, error);
+        };
+        self.next_tag += 1;
+        let job = self.next_tag;
+        let missing = segments.len();
+        let buffers = (0..missing).map(|_| None).collect();
+        self.jobs.insert(job, ReadJob { transfer, buffers, missing, error: None });
+        for (index, (into, segment)) in lent.buffers.into_iter().zip(segments).enumerate() {
+            let tag = self.tag(Tag::Read { job, index, bytes: into.len() });
+            let from = Remote { address: segment.address, key: segment.rkey };
+            self.reads.push_back((lent.connection, tag, Work::Read { into, from }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_is_recognised_and_padding_is_not() {
+        let ours = Prefix::ours(7);
+        assert!(Prefix::is_plausible(ours.as_bytes()));
+        let mut padded = ours.as_bytes().to_vec();
+        padded.extend_from_slice(&[0; 8]);
+        assert!(Prefix::is_plausible(&padded));
+        assert!(!Prefix::is_plausible(&ours.as_bytes()[..55]) && !Prefix::is_plausible(&[0; 56]));
+        for (at, value) in [(0, 0), (2, 0), (3, 0), (8, 0)] {
+            let mut wrong = ours.as_bytes().to_vec();
+            wrong[at] = value;
+            assert!(!Prefix::is_plausible(&wrong), "{at}");
+        }
+    }
+}
