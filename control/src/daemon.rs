@@ -311,6 +311,7 @@ impl Inner {
         serve(inner, |inner: Rc<Inner>, fom: Fom, request: EventsGet| async move {
             Ok(inner.events_get(fom.deadline(), &request).await)
         });
+        inner.rpc.serve_net_faults();
         serve(inner, |inner: Rc<Inner>, _fom, request: Ping| async move {
             Ok(PingReply { payload: request.payload, epoch: inner.epoch })
         });

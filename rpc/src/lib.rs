@@ -23,6 +23,7 @@ pub mod item;
 pub mod limits;
 pub mod machine;
 pub mod misbehaviour;
+mod net_fault;
 #[cfg(test)]
 mod pair;
 pub mod reply_cache;

@@ -304,6 +304,10 @@ impl RpcMachine {
         look(&self.0.tm.borrow())
     }
 
+    pub(crate) fn with_transfer_machine_mut<T>(&self, change: impl FnOnce(&mut TransferMachine) -> T) -> T {
+        change(&mut self.0.tm.borrow_mut())
+    }
+
     /// The last phases of requests, oldest first.
     #[must_use]
     pub fn phases(&self) -> Vec<PhaseRecord> {

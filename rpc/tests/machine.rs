@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::{BlockExtent, Endpoint, Fid, Instant, LayoutWidth, Nid};
-use fops::admin::{Ping, PingReply};
+use fops::admin::{NetFault, NetFaultRequest, Ping, PingReply};
 use fops::component::{ComponentRead, ComponentReadReply, ComponentWrite, ComponentWriteReply};
 use fops::object::{ObjectOpen, ObjectOpenReply, ObjectRecord, ObjectUpdate, ObjectUpdateReply, OpenMode};
 use fops::{Fop, FopError, Opcode};
@@ -548,6 +548,32 @@ fn a_handler_that_panics_stops_its_locality() {
     server.serve(|_, _: fops::admin::Shutdown| async { panic!("a bug in a handler") }.boxed_local());
     let options = world.options(10);
     let _ = world.call(1, 0, fops::admin::Shutdown, Bulk::none(), options);
+}
+
+/// The answer to the rule that drops it is lost, and the resend brings it: the rule was added once.
+#[test]
+fn a_running_machine_takes_fault_rules_and_counts_them() {
+    let mut world = World::lo();
+    world.start(0, RpcConfig::default()).serve_net_faults();
+    world.start(1, RpcConfig::default());
+    let options = world.options(60);
+    world.call(1, 0, ping(b""), Bulk::none(), options).unwrap();
+    let ask = |request| NetFault { request };
+    let add = |rule: &str| ask(NetFaultRequest::Add { rule: rule.to_owned() });
+    let (reply, ..) = world.call(1, 0, add("drop kind=message count=1"), Bulk::none(), options).unwrap();
+    let line = "drop kind=message count=1".to_owned();
+    assert_eq!((reply.rules.len(), &reply.rules[0].rule, reply.rules[0].fired), (1, &line, 0));
+    assert!(world.node(1).rpc.stats().requester.resends >= 1);
+    let (reply, ..) = world.call(1, 0, ask(NetFaultRequest::List), Bulk::none(), options).unwrap();
+    assert_eq!((reply.rules.len(), reply.rules[0].fired), (1, 1));
+    let error = world.call(1, 0, add("lose kind=message"), Bulk::none(), options).unwrap_err();
+    assert!(
+        matches!(&error, CallError::Fop(FopError::BadRequest { reason }) if reason.contains("duplicate")),
+        "{error}"
+    );
+    let id = Some(reply.rules[0].id);
+    let (reply, ..) = world.call(1, 0, ask(NetFaultRequest::Clear { id }), Bulk::none(), options).unwrap();
+    assert_eq!(reply.rules, []);
 }
 
 #[test]

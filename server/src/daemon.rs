@@ -264,6 +264,7 @@ async fn register(state: &Rc<State>, deadline: Instant) -> Result<(), ServerErro
 type StateSlot = Rc<RefCell<Weak<State>>>;
 
 fn serve_all(rpc: &RpcMachine, slot: &StateSlot) {
+    rpc.serve_net_faults();
     serve(rpc, slot, object_service::open);
     serve(rpc, slot, object_service::update);
     serve(rpc, slot, object_service::delete);

@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 use crate::descriptor::BulkCookie;
 use crate::error::PeerMisbehaved;
-use crate::frame::{Frame, FrameBody, VERSION_MIN, counter_distance};
+use crate::frame::{CHECKSUM_AT, Frame, FrameBody, HEADER_BYTES, VERSION_MIN, counter_distance};
 use crate::hello::HELLO_BYTES;
 use crate::limits::{CREDIT_RESERVE, CREDIT_WINDOW, EXPOSES_MAX, NetTimes, ms};
 use crate::machine::{Lane, TransferId};
@@ -72,12 +72,20 @@ pub(crate) struct Outgoing {
     /// invalidate.
     pub(crate) exposes: Exposes,
     pub(crate) invalidates: Option<BulkCookie>,
+    /// By a fault rule: its checksum goes out wrong.
+    pub(crate) is_damaged: bool,
 }
 
 /// Exposures that one message carries.
 pub(crate) type Exposes = SmallVec<[BulkCookie; EXPOSES_MAX]>;
 
 impl Outgoing {
+    /// The same frame once more.
+    pub(crate) fn twin(&self) -> Outgoing {
+        let (payload, exposes) = (self.payload.clone(), self.exposes.clone());
+        Outgoing { payload, exposes, body: self.body, ..*self }
+    }
+
     /// Puts remote segments in front of a message.
     pub(crate) fn extend(&mut self, extension: Vec<u8>) {
         if let (FrameBody::Put { extension_bytes, .. }, Payload::Bytes(message)) =
@@ -136,6 +144,8 @@ pub(crate) struct Connection {
     returned: u32,
 
     pub(crate) outbox: VecDeque<Outgoing>,
+    /// Frames that a fault rule delays, and all behind them, with the time of each.
+    pub(crate) held: VecDeque<(Instant, Outgoing)>,
     /// In the protocol's list of connections to flush.
     pub(crate) is_dirty: bool,
     /// Bytes wait in the backend for a slow peer.
@@ -179,6 +189,7 @@ impl Connection {
             consumed: 0,
             returned: 0,
             outbox: VecDeque::new(),
+            held: VecDeque::new(),
             is_dirty: false,
             is_backlogged: false,
             transfers: 0,
@@ -255,6 +266,15 @@ impl Connection {
             payload_bytes: u32::try_from(outgoing.payload.len()).unwrap_or(u32::MAX),
             body: outgoing.body,
         }
+    }
+
+    /// The header's bytes as they leave.
+    pub(crate) fn seal(&mut self, outgoing: &Outgoing) -> [u8; HEADER_BYTES] {
+        let mut bytes = self.stamp(outgoing).encode();
+        if outgoing.is_damaged {
+            bytes[CHECKSUM_AT] ^= 1;
+        }
+        bytes
     }
 
     /// True if the peer owes us something: credits, transfers, or room for bytes.

@@ -23,6 +23,9 @@ pub const VERSION_MIN: u8 = 1;
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 64;
 
+/// Where the checksum stands in a header.
+pub(crate) const CHECKSUM_AT: usize = 20;
+
 /// `flags` bit 0 of PushData: answer with PushAck when all of the transfer has arrived (nets that lose frames).
 const FLAG_ACK_WANTED: u16 = 1;
 

@@ -20,6 +20,7 @@ mod connection;
 pub mod descriptor;
 pub mod error;
 mod exposure;
+pub mod fault;
 pub mod frame;
 pub mod hello;
 pub mod limits;
@@ -36,6 +37,7 @@ pub use backend::sim_hardware::SimKeys;
 pub use descriptor::{BulkCookie, BulkDescriptor, ParseDescriptorError};
 pub use error::{LocalError, NakReason, NetError, PeerMisbehaved, RefuseReason, Refused, StartError};
 pub use exposure::{Retract, Retraction};
+pub use fault::{FaultError, FaultId, FaultRule, FaultStatus};
 pub use hello::Token;
 pub use limits::NetTimes;
 pub use machine::{

@@ -25,6 +25,8 @@ pub const BULK_PIECE_BYTES: u32 = 1 << 20;
 pub const TRANSFERS_MAX: usize = 16 * 1024;
 /// Exposures of one machine: a request has at most two.
 pub const EXPOSURES_MAX: usize = 64 * 1024;
+/// Fault rules of one machine: each send looks at all of them.
+pub const FAULT_RULES_MAX: usize = 64;
 /// Exposures that one message may carry: a request has at most a source and a sink.
 pub const EXPOSES_MAX: usize = 2;
 /// Exposures of one peer that a connection remembers: four windows' worth of requests with both.

@@ -13,6 +13,7 @@ use crate::backend::Backend;
 use crate::descriptor::{BulkCookie, BulkDescriptor};
 use crate::error::{NetError, Refused, StartError, fabric_word};
 use crate::exposure::{Retract, Retraction};
+use crate::fault::{FaultError, FaultId, FaultRule, FaultStatus};
 use crate::hello::Token;
 use crate::limits::NetTimes;
 use crate::protocol::{Carriage, Protocol, ProtocolConfig};
@@ -399,6 +400,25 @@ impl TransferMachine {
     /// False: something arrived meanwhile, poll instead of sleeping.
     pub fn before_sleep(&mut self) -> bool {
         !self.protocol.has_events() && self.protocol.dirty.is_empty() && self.backend.before_sleep()
+    }
+
+    /// Adds a fault rule for frames that leave this machine.
+    ///
+    /// # Errors
+    /// `TooMany`.
+    pub fn fault_add(&mut self, rule: FaultRule) -> Result<FaultId, FaultError> {
+        self.protocol.fault_add(rule)
+    }
+
+    /// The fault rules in force, with their counters.
+    #[must_use]
+    pub fn fault_list(&self) -> Vec<FaultStatus> {
+        self.protocol.fault_list()
+    }
+
+    /// Ends one fault rule, or all; answers how many. What a delay holds back still leaves at its time.
+    pub fn fault_clear(&mut self, id: Option<FaultId>) -> usize {
+        self.protocol.fault_clear(id)
     }
 
     /// Ends the connection to a peer (epoch 0: any incarnation). Its transfers end as canceled; no `PeerLost` follows.

@@ -24,6 +24,7 @@ use crate::connection::{
 use crate::descriptor::{BulkCookie, BulkDescriptor};
 use crate::error::{LocalError, NakReason, NetError, PeerMisbehaved, RefuseReason, Refused};
 use crate::exposure::{BindingScope, ExposureTable, ExposureView, Retract, Retraction, SinkPart};
+use crate::fault::{FaultAction, FaultError, FaultId, FaultRule, FaultRules, FaultStatus};
 use crate::frame::{Frame, FrameBody, VERSION, VERSION_MIN};
 use crate::hello::{Hello, Token};
 use crate::limits::{
@@ -143,6 +144,11 @@ pub(crate) struct Protocol {
     events: VecDeque<Queued>,
     /// No timer is due before.
     next_timer: Instant,
+    faults: FaultRules,
+    /// There are fault rules, or frames that one holds back: the one flag that a send looks at.
+    is_faulty: bool,
+    /// The time of the last poll: delays count from there.
+    seen_now: Instant,
 }
 
 pub(crate) struct ProtocolConfig {
@@ -186,6 +192,9 @@ impl Protocol {
             memory_queue: VecDeque::new(),
             events: VecDeque::new(),
             next_timer: Instant::NEVER,
+            faults: FaultRules::new(config.seed),
+            is_faulty: false,
+            seen_now: Instant::ZERO,
         }
     }
 
@@ -240,10 +249,89 @@ impl Protocol {
     /// Queues a frame and puts the connection on the list to flush.
     fn post(&mut self, id: ConnectionId, body: FrameBody, payload: Payload, completes: Option<TransferId>) {
         let exposes = Exposes::new();
-        self.post_outgoing(id, Outgoing { body, payload, completes, exposes, invalidates: None });
+        self.post_outgoing(
+            id,
+            Outgoing { body, payload, completes, exposes, invalidates: None, is_damaged: false },
+        );
     }
 
     fn post_outgoing(&mut self, id: ConnectionId, outgoing: Outgoing) {
+        if self.is_faulty {
+            return self.post_faulty(id, outgoing);
+        }
+        self.push_outgoing(id, outgoing);
+    }
+
+    /// The boundary between core and backend while there are fault rules, or frames that one of them holds back.
+    fn post_faulty(&mut self, id: ConnectionId, mut outgoing: Outgoing) {
+        let Some(connection) = self.connection(id) else { return };
+        let (endpoint, held_until) = (connection.endpoint, connection.held.back().map(|(at, _)| *at));
+        let mut leaves_at = held_until;
+        let mut twin = None;
+        match self.faults.judge(endpoint, &outgoing.body) {
+            None => {}
+            Some(FaultAction::Drop) => {
+                if let FrameBody::PushData { transfer, .. } = outgoing.body
+                    && let Some(found) = self.transfers.get_mut(&transfer)
+                {
+                    found.is_incomplete = true;
+                }
+                return;
+            }
+            Some(FaultAction::Delay(time)) => leaves_at = leaves_at.max(Some(self.seen_now + time)),
+            Some(FaultAction::Duplicate) => twin = Some(outgoing.twin()),
+            Some(FaultAction::Corrupt) => outgoing.is_damaged = true,
+        }
+        for frame in [Some(outgoing), twin].into_iter().flatten() {
+            match (leaves_at, self.connection(id)) {
+                (Some(at), Some(connection)) => {
+                    connection.held.push_back((at, frame));
+                    self.set_timer(at);
+                }
+                _ => self.push_outgoing(id, frame),
+            }
+        }
+    }
+
+    /// Lets go of the frames whose delay is over.
+    fn release_held(&mut self, now: Instant) {
+        let mut is_holding = false;
+        for slot in 0..self.slots.len() {
+            let Slot { generation, connection: Some(connection) } = &mut self.slots[slot] else { continue };
+            let id = ConnectionId(u64::from(*generation) << 32 | wide(slot));
+            let due = connection.held.iter().take_while(|(at, _)| *at <= now).count();
+            let frames: Vec<Outgoing> = connection.held.drain(..due).map(|(_, frame)| frame).collect();
+            let next = connection.held.front().map(|(at, _)| *at);
+            for frame in frames {
+                self.push_outgoing(id, frame);
+            }
+            if let Some(next) = next {
+                is_holding = true;
+                self.set_timer(next);
+            }
+        }
+        self.is_faulty = is_holding || !self.faults.is_empty();
+    }
+
+    pub(crate) fn fault_add(&mut self, rule: FaultRule) -> Result<FaultId, FaultError> {
+        let id = self.faults.add(rule)?;
+        self.is_faulty = true;
+        Ok(id)
+    }
+
+    pub(crate) fn fault_list(&self) -> Vec<FaultStatus> {
+        self.faults.list()
+    }
+
+    /// What a rule that goes has held back still leaves at its time.
+    pub(crate) fn fault_clear(&mut self, id: Option<FaultId>) -> usize {
+        let count = self.faults.clear(id);
+        let now = self.seen_now;
+        self.release_held(now);
+        count
+    }
+
+    fn push_outgoing(&mut self, id: ConnectionId, outgoing: Outgoing) {
         let Some(connection) = self.connection(id) else { return };
         connection.outbox.push_back(outgoing);
         if !connection.is_dirty {
@@ -356,7 +444,8 @@ impl Protocol {
         self.stats.messages_sent += 1;
         let body = FrameBody::Put { sequence, extension_bytes: 0 };
         let payload = Payload::Bytes(message);
-        self.post_outgoing(id, Outgoing { body, payload, completes: None, exposes, invalidates });
+        let outgoing = Outgoing { body, payload, completes: None, exposes, invalidates, is_damaged: false };
+        self.post_outgoing(id, outgoing);
     }
 
     /// Dials now, or when the pause after the last failure is over.
@@ -494,6 +583,7 @@ impl Protocol {
         let endpoint = connection.endpoint;
         // Nothing may follow what we could not understand, and a stranger gets no answer.
         connection.outbox.clear();
+        connection.held.clear();
         self.stats.misbehaved += 1;
         self.stats.last_misbehaved = Some((endpoint, what));
         self.lose(now, id, NetError::Protocol(what));
@@ -1126,7 +1216,11 @@ impl Protocol {
         if let Err(error) = self.check_remote(connection, to, RemoteAccess::Write) {
             return self.fail_at_once(id, error);
         }
-        self.insert_transfer(now, id, Transfer { connection, deadline, kind: TransferKind::Push });
+        self.insert_transfer(
+            now,
+            id,
+            Transfer { connection, deadline, kind: TransferKind::Push, is_incomplete: false },
+        );
         // At most BULK_SEGMENTS_MAX segments of 1 MiB.
         let total_bytes = parts
             .iter()
@@ -1163,6 +1257,9 @@ impl Protocol {
 
     /// The last frame of a push has been handed to the net.
     pub(crate) fn handle_handed(&mut self, id: TransferId) {
+        if self.transfers.get(&id.0).is_some_and(|transfer| transfer.is_incomplete) {
+            return;
+        }
         self.finish(id.0, Ok(()));
     }
 
@@ -1359,10 +1456,14 @@ impl Protocol {
 
     /// Everything that is due at `now`. Walks all tables, but only when a timer is due.
     pub(crate) fn handle_timers(&mut self, now: Instant) {
+        self.seen_now = now;
         if now < self.next_timer {
             return;
         }
         self.next_timer = Instant::NEVER;
+        if self.is_faulty {
+            self.release_held(now);
+        }
         self.expire_transfers(now);
         self.expire_exposures(now);
         self.expire_connections(now);

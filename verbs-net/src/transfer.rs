@@ -44,6 +44,8 @@ pub(crate) struct Transfer {
     pub(crate) connection: ConnectionId,
     pub(crate) deadline: Instant,
     pub(crate) kind: TransferKind,
+    /// A fault rule dropped a piece of it: it ends at its deadline.
+    pub(crate) is_incomplete: bool,
 }
 
 impl Transfer {
@@ -68,7 +70,7 @@ impl Transfer {
         };
         let kind =
             TransferKind::Pull { segments, missing_bytes: from.total_bytes(), request, is_requested: false };
-        Transfer { connection, deadline, kind }
+        Transfer { connection, deadline, kind, is_incomplete: false }
     }
 
     pub(crate) fn is_pull(&self) -> bool {

@@ -19,6 +19,52 @@ pub struct DeviceFault {
 pub struct DeviceFaultReply;
 fop!(DeviceFault, DeviceFaultReply, DeviceFault, "device-fault", Idempotent);
 
+/// Adds, lists or clears fault rules of the answering machine's net: what it does to frames that leave it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct NetFault {
+    /// What to do first.
+    pub request: NetFaultRequest,
+}
+
+/// What to do with fault rules.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum NetFaultRequest {
+    /// One more rule.
+    Add {
+        /// Its line: `ACTION [peer=NID|*@NET] [kind=message|bulk|control|all] [one-in=N] [count=N] [ms=N]`.
+        rule: String,
+    },
+    /// Only the list.
+    List,
+    /// One rule less, or none left.
+    Clear {
+        /// Which; `None`: all.
+        id: Option<u64>,
+    },
+}
+
+/// The rules in force after the request.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct NetFaultReply {
+    /// In order of their age.
+    pub rules: Vec<NetFaultStatus>,
+}
+
+/// One rule with its counters.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct NetFaultStatus {
+    /// Its name.
+    pub id: u64,
+    /// Its line.
+    pub rule: String,
+    /// Frames of its peers and kind.
+    pub matched: u64,
+    /// Frames that it did something to.
+    pub fired: u64,
+}
+// At most once: a rule that is added twice fires twice as often.
+fop!(NetFault, NetFaultReply, NetFault, "net-fault", AtMostOnce);
+
 /// Asks whether the process answers.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Ping {

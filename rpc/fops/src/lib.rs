@@ -58,6 +58,8 @@ pub enum Opcode {
     Ping = 49,
     /// [`admin::Shutdown`]
     Shutdown = 50,
+    /// [`admin::NetFault`]
+    NetFault = 51,
 }
 
 /// Whether a request may run again if its reply was lost and the session with its reply cache is gone too.

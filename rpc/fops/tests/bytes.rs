@@ -309,6 +309,25 @@ fn bodies_of_components_and_admin() {
     );
     pinned(admin::Shutdown, Vec::new(), "");
     pinned(admin::ShutdownReply, Vec::new(), "");
+    let rule = || "drop".to_owned();
+    pinned(
+        admin::NetFault { request: admin::NetFaultRequest::Add { rule: rule() } },
+        agreed!((u32, String): (0, rule())),
+        "00000000 0400000000000000 64726f70",
+    );
+    pinned(admin::NetFault { request: admin::NetFaultRequest::List }, agreed!((u32,): (1,)), "01000000");
+    pinned(
+        admin::NetFault { request: admin::NetFaultRequest::Clear { id: Some(7) } },
+        agreed!((u32, Option<u64>): (2, Some(7))),
+        "02000000 01 0700000000000000",
+    );
+    pinned(
+        admin::NetFaultReply {
+            rules: vec![admin::NetFaultStatus { id: 7, rule: rule(), matched: 9, fired: 8 }],
+        },
+        agreed!((Vec<(u64, String, u64, u64)>,): (vec![(7, rule(), 9, 8)],)),
+        "0100000000000000 0700000000000000 0400000000000000 64726f70 0900000000000000 0800000000000000",
+    );
 }
 
 /// The numbers of errors are those of their order in the enum: appended to, never reordered.
@@ -391,6 +410,7 @@ fn opcodes_are_pinned() {
         (O::DeviceFault, 48),
         (O::Ping, 49),
         (O::Shutdown, 50),
+        (O::NetFault, 51),
     ];
     for (opcode, number) in numbers {
         assert_eq!(opcode as u16, number, "{opcode:?}");
@@ -449,6 +469,8 @@ fn decode_as_everything(bytes: &[u8]) {
     one::<admin::PingReply>(bytes);
     one::<admin::Shutdown>(bytes);
     one::<admin::ShutdownReply>(bytes);
+    one::<admin::NetFault>(bytes);
+    one::<admin::NetFaultReply>(bytes);
     one::<FopError>(bytes);
 }
 

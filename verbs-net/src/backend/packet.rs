@@ -264,7 +264,7 @@ impl<W: PacketWire> PacketBackend<W> {
                 }
             }
             let Some(connection) = protocol.connection(id) else { return };
-            let header = connection.stamp(&outgoing).encode();
+            let header = connection.seal(&outgoing);
             let traits = match outgoing.body {
                 FrameBody::Put { .. } => ParcelTraits::Message,
                 _ => ParcelTraits::Ordered,

@@ -2,6 +2,7 @@
 
 #![allow(clippy::cast_possible_truncation)] // small numbers of tests
 
+mod faults;
 mod hostile;
 mod pair;
 mod remote;
@@ -429,6 +430,8 @@ fn start_says_what_is_wrong(kind: Kind) {
     }
 }
 
+use faults::{bulk_dropped_by_a_rule_ends_at_its_deadline, rules_drop_delay_double_and_damage};
+
 macro_rules! conformance {
     ($($test:ident),* $(,)?) => {
         mod lo { $(#[test] fn $test() { super::$test(super::Kind::Lo); })* }
@@ -458,4 +461,6 @@ conformance!(
     a_silent_peer_is_pinged_and_then_lost,
     idle_machines_ask_for_nothing,
     start_says_what_is_wrong,
+    rules_drop_delay_double_and_damage,
+    bulk_dropped_by_a_rule_ends_at_its_deadline,
 );

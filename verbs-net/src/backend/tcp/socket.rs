@@ -128,7 +128,7 @@ impl Socket {
     /// Moves frames of the connection here, stamped with the credits of this moment.
     pub(super) fn take_outbox(&mut self, connection: &mut Connection) {
         while let Some(outgoing) = connection.outbox.pop_front() {
-            let header = connection.stamp(&outgoing).encode();
+            let header = connection.seal(&outgoing);
             let Outgoing { payload, completes, .. } = outgoing;
             self.unsent.push_back(Unsent { header, payload, completes });
         }
