@@ -221,6 +221,8 @@ impl Control {
 
     /// Finishes what runs and closes the store. Errors: the store's last checkpoint failed; nothing acknowledged is lost.
     pub async fn stop(mut self) -> Result<(), ControlError> {
+        self.inner.shutdown.set(true);
+        self.inner.settled.notify_waiters();
         self.inner.rpc.drain().await;
         self.tasks.drain(..).for_each(Task::cancel);
         self.inner.store.close().await.map_err(ControlError::Store)
@@ -318,6 +320,7 @@ impl Inner {
         serve(inner, |inner: Rc<Inner>, _fom, _request: Shutdown| async move {
             inner.shutdown.set(true);
             inner.shutdown_rung.notify_waiters();
+            inner.settled.notify_waiters();
             Ok(ShutdownReply)
         });
     }
@@ -475,7 +478,8 @@ impl Inner {
         let wait = Duration::from_millis(u64::from(request.wait_ms.min(EVENTS_WAIT_MS_MAX)));
         let until = (locality.now() + wait).min(deadline);
         let newest = || self.events.borrow().back().map_or(0, |last| last.number);
-        while newest() <= request.after && locality.now() < until {
+        // A daemon that is to stop does not wait for those who wait for it.
+        while newest() <= request.after && locality.now() < until && !self.shutdown.get() {
             // Either way it is looked again: something became durable, or time is up.
             let _rung = locality.timeout_at(until, self.settled.notified()).await;
         }

@@ -18,15 +18,15 @@ build_rdma_binaries() {
     local profile=${CLOVIS_VM_PROFILE:-release} folder clovis_features=()
     folder=$([ "$profile" = dev ] && printf debug || printf '%s' "$profile")
     RDMA_FEATURE=(--features rdma)
-    grep -q '^rdma = ' cli/Cargo.toml && clovis_features=(--features rdma)
+    ! grep -q '^rdma = ' cli/Cargo.toml || clovis_features+=(--features rdma)
     # What the storage lanes' clovis has, this one has too: there is one of it.
-    [ ! -e "$GUEST_BINARIES/spdk" ] || clovis_features=(--features rdma,spdk)
+    [ ! -e "$GUEST_BINARIES/spdk" ] || clovis_features+=(--features spdk)
     if cargo build --profile "$profile" -p clovis --bin clovis "${clovis_features[@]}" && build_test_binary verbs-sys device verbs-sys.device; then
         cp -- "$TARGET/$folder/clovis" "$GUEST_BINARIES/"
     else
         no_binaries='clovis does not build with RDMA'
         return 0
     fi
-    [ "${#clovis_features[@]}" -gt 0 ] || RDMA_FEATURE=()
+    grep -q '^rdma = ' verbs-net/Cargo.toml || RDMA_FEATURE=()
     build_test_binary verbs-net lib verbs-net.lib || no_binaries='the tests of verbs-net do not build with RDMA'
 }
