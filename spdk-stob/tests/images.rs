@@ -8,7 +8,6 @@
 //! are reached: opening, checking and repairing may refuse, and never panic, hang or allocate without bound.
 //! `CLOVIS_FUZZ_COUNT=N` runs so many; a failing seed is printed and goes into [`CORPUS`].
 #![forbid(unsafe_code)]
-
 #![allow(clippy::unwrap_used)] // a test's failure is its panic
 
 use std::collections::BTreeMap;
