@@ -2,9 +2,9 @@
 //!
 //! What it does: takes C structures apart into trusted values (`request`), keeps each operation's states (`op`), runs every instance on one
 //! background thread of its own (`instance`, `work`), and brings the helpers that programs lean on (`memory`, `helpers`). Must not
-//! know: layouts, requests, servers; anything below [`client`]. The headers in `ffi/include` are the source of truth, `abi` mirrors them.
+//! know: layouts, requests, servers; anything below `client`. The headers in `ffi/include` are the source of truth, `abi` mirrors them.
 //!
-//! Threads: C calls come on any thread. They post to the instance's thread through a `runtime::mailbox` and wait on the
+//! Threads: C calls come on any thread. They post to the instance's thread through a mailbox and wait on the
 //! operation's own lock. Callbacks run on that thread, before or after the launch returns.
 //!
 //! Global state: only what the C interface forces, since those calls carry no instance: the memory of `m0_bufvec_alloc` (`memory`), the
