@@ -30,8 +30,7 @@ const WAIT: Duration = Duration::from_secs(20);
 
 fn arena(device: &str) -> Result<Arena, Failure> {
     let config = ArenaConfig { capacity_bytes: 64 * MIB };
-    let in_huge_pages =
-        is_nvme_address(device.as_ref()).then(|| Arena::in_huge_pages(config).ok()).flatten();
+    let in_huge_pages = is_nvme_address(device.as_ref()).then(|| Arena::in_huge_pages(config).ok()).flatten();
     Ok(in_huge_pages.map_or_else(|| Arena::new(config), Ok)?)
 }
 
