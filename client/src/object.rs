@@ -188,8 +188,26 @@ impl Object {
         self.read_unbounded(extent).await
     }
 
+    /// [`Object::read`], refused if any byte of `extent` was never written: [`ClientError::Hole`]. Holes are seen in whole blocks.
+    pub async fn read_written(&self, extent: ByteExtent) -> Result<Vec<SharedBuffer>, ClientError> {
+        check_length(extent)?;
+        self.0.store.refresh().await;
+        let _memory = self.0.store.memory(extent.count).await;
+        let (parts, has_holes) = self.read_and_look(extent).await?;
+        let found: u64 = parts.iter().map(|part| wide(part.len())).sum();
+        if has_holes || found < extent.count {
+            return Err(ClientError::Hole { object: self.0.object, extent });
+        }
+        Ok(parts)
+    }
+
     /// [`Object::read`] for callers that hold the memory permit already.
     pub(crate) async fn read_unbounded(&self, extent: ByteExtent) -> Result<Vec<SharedBuffer>, ClientError> {
+        Ok(self.read_and_look(extent).await?.0)
+    }
+
+    /// The bytes up to the object's end, and whether there were holes among them.
+    async fn read_and_look(&self, extent: ByteExtent) -> Result<(Vec<SharedBuffer>, bool), ClientError> {
         let deadline = self.0.store.deadline();
         let mut wait = limits::RETRY_WAIT_MIN;
         loop {
@@ -197,12 +215,12 @@ impl Object {
             let end = extent.end().min(view.size_bytes);
             let clipped = ByteExtent { start: extent.start.min(end), count: end - extent.start.min(end) };
             let error = match read_view(&view, clipped, deadline).await {
-                Ok((parts, false)) => return Ok(parts),
+                Ok((parts, false)) => return Ok((parts, false)),
                 // Holes, or what is left after another client replaced the object and dropped this generation?
                 Ok((parts, true)) => {
                     self.reload().await?;
                     if self.record().generation == view.name.generation {
-                        return Ok(parts);
+                        return Ok((parts, true));
                     }
                     continue;
                 }

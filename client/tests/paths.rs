@@ -284,7 +284,10 @@ fn writes_that_append_together_leave_every_byte_and_the_parity() {
             for target in lost {
                 world.set_mode(*target, Mode::Eio);
             }
-            assert!(world.run(get(other.clone(), id(seed))).unwrap() == content, "seed {seed}, lost {lost:?}");
+            assert!(
+                world.run(get(other.clone(), id(seed))).unwrap() == content,
+                "seed {seed}, lost {lost:?}"
+            );
             for target in lost {
                 world.set_mode(*target, Mode::Healthy);
             }
@@ -314,6 +317,21 @@ fn holes_read_as_zeros_and_stay_holes() {
     let read = join(&world.run(async move { reader.read(extent(0, 6 * GROUP)).await }).unwrap());
     assert_eq!(read.len(), 5 * GROUP + 4096 + 8192);
     assert!(read[..5 * GROUP + 4096].iter().all(|byte| *byte == 0) && read[5 * GROUP + 4096..] == content);
+    for (start, count, is_written) in [
+        (5 * GROUP + 4096, 8192, true),
+        (0, 4096, false),
+        (5 * GROUP, 8192, false),
+        (5 * GROUP + 8192, 8192, false),
+    ] {
+        let reader = open.clone();
+        let read = world.run(async move { reader.read_written(extent(start, count)).await });
+        match read {
+            Ok(read) => assert!(is_written && join(&read) == content, "{start}"),
+            Err(error) => {
+                assert!(!is_written && matches!(error, ClientError::Hole { .. }), "{start}: {error}")
+            }
+        }
+    }
 }
 
 #[test]
