@@ -11,7 +11,12 @@ build_test_binary() {
     cargo pkgid -p "$package" >/dev/null 2>&1 || return 0
     built=$(cargo test --no-run --profile "${CLOVIS_VM_PROFILE:-release}" -p "$package" "${selection[@]}" "${RDMA_FEATURE[@]}" --message-format=json-render-diagnostics) || return 1
     built=$(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' <<<"$built" | tail -n 1)
-    [ -n "$built" ] && cp -- "$built" "$GUEST_BINARIES/$name"
+    [ -n "$built" ] && to_guest "$built" "$name"
+}
+
+# Without debugging information: a guest reads every page through 9p.
+to_guest() {
+    cp -- "$1" "$GUEST_BINARIES/$2" && { strip --strip-debug "$GUEST_BINARIES/$2" 2>/dev/null || true; }
 }
 
 build_rdma_binaries() {
@@ -22,7 +27,7 @@ build_rdma_binaries() {
     # What the storage lanes' clovis has, this one has too: there is one of it.
     [ ! -e "$GUEST_BINARIES/spdk" ] || clovis_features+=(--features spdk)
     if cargo build --profile "$profile" -p clovis --bin clovis "${clovis_features[@]}" && build_test_binary verbs-sys device verbs-sys.device; then
-        cp -- "$TARGET/$folder/clovis" "$GUEST_BINARIES/"
+        to_guest "$TARGET/$folder/clovis" clovis
     else
         no_binaries='clovis does not build with RDMA'
         return 0
