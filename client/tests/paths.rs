@@ -455,7 +455,7 @@ fn wrong_arguments_are_refused() {
     world.run(async move {
         let open = maker.create(id(1), None).await.unwrap();
         let two = || parts(&maker, &[7; 8192], 4096);
-        assert!(matches!(open.write(extent(100, 8192), two()).await, Err(ClientError::NotAligned { .. })));
+        assert!(matches!(open.allocate(extent(100, 8192)).await, Err(ClientError::NotAligned { .. })));
         assert!(matches!(
             open.write(extent(0, 4096), two()).await,
             Err(ClientError::PartsLength { bytes: 8192, .. })

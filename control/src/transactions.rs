@@ -1,4 +1,4 @@
-//! The cluster file in force and those before it: each change is one numbered transaction. Pure; [`crate::store`] keeps them.
+//! The cluster file in force and those before it: each change is one numbered transaction. Pure; `store` keeps them.
 //!
 //! Bound: [`TRANSACTIONS_KEPT`] transactions and [`TRANSACTION_TEXT_BYTES_MAX`] bytes of their texts; the one in force is kept
 //! however long it is. **Invariant**: numbers grow by one; the last one is in force. **Invariant**: no text holds the credential.

@@ -1,5 +1,4 @@
 /* As programs of 2016 to 2017 were written: entities are made without naming a pool, the op is a local array, results in op_sm. */
-#define CLOVIS_API 2017
 #include "clovis/clovis.h"
 #include "clovis/clovis_internal.h"
 #include "clovis/clovis_idx.h"

@@ -21,8 +21,9 @@ spdk_folder() {
 }
 
 # The storage programs: `clovis`, and the examples of spdk-stob that measure a device and prove power cuts; with SPDK if there is one.
+# $1 yes: lanes with RDMA are chosen too, so `clovis` is built with both (rdma_binaries.sh): there is one of it.
 build_stob_binaries() {
-    local folder='' options=() program
+    local with_rdma=$1 folder='' options=() program
     rm -f -- "$GUEST_BINARIES/spdk" "${SPDK_PROGRAMS[@]/#/$GUEST_BINARIES/}"
     if folder=$(spdk_folder); then
         say "SPDK in $folder: library version $(pkg-config --modversion spdk_nvme)"
@@ -32,11 +33,13 @@ build_stob_binaries() {
         done
     fi
     # One by one: together, the features that examples need of others' crates would build everything anew.
-    if ! cargo build --release -p clovis --bins "${options[@]}" || ! cargo build --release -p spdk-stob --examples "${options[@]}"; then
+    if { [ "$with_rdma" = no ] && ! cargo build --release -p clovis --bins "${options[@]}"; } ||
+        ! cargo build --release -p spdk-stob --example power_cut --example device_rate "${options[@]}"; then
         no_stob_binaries='the storage programs do not build'
         return
     fi
-    cp -- "$TARGET/release/clovis" "$TARGET"/release/examples/{power_cut,device_rate} "$GUEST_BINARIES/"
+    [ "$with_rdma" = yes ] || cp -- "$TARGET/release/clovis" "$GUEST_BINARIES/"
+    cp -- "$TARGET"/release/examples/{power_cut,device_rate} "$GUEST_BINARIES/"
     [ -z "$folder" ] || touch "$GUEST_BINARIES/spdk"
 }
 
@@ -48,10 +51,10 @@ build_guest_binaries() {
         case " $(lane_says "$lane" needs) " in *' clovis '*) wanted=yes ;; esac
         case " $(lane_says "$lane" needs) " in *' stob '*) stob_wanted=yes ;; esac
     done
-    [ "$stob_wanted" = no ] || build_stob_binaries
+    [ "$stob_wanted" = no ] || build_stob_binaries "$wanted"
     if [ "$wanted" = no ]; then
         [ "$stob_wanted" = yes ] || say "none needed"
         return 0
     fi
-    build_rdma_binaries
+    build_rdma_binaries "${@/%/.sh}"
 }

@@ -214,7 +214,11 @@ impl World {
 type Outcome<R> = Rc<RefCell<Option<Result<(R, Vec<SharedBuffer>, u64), CallError>>>>;
 
 fn serve(rpc: &RpcMachine, served: &Rc<Served>, epoch: u64) {
+    let state = Rc::clone(served);
     rpc.serve(move |_, ping: Ping| {
+        if let [tag] = ping.payload[..] {
+            *state.runs.borrow_mut().entry(tag.into()).or_default() += 1;
+        }
         async move { Ok(PingReply { payload: ping.payload, epoch }) }.boxed_local()
     });
     let state = Rc::clone(served);
@@ -586,7 +590,7 @@ fn one_way_fops_run_without_a_reply() {
     let is_refused = Rc::new(Cell::new(false));
     let refused = Rc::clone(&is_refused);
     let _ = world.node(1).locality.handle().spawn("one-way", async move {
-        rpc.send_one_way(to, &write(77)).await.unwrap();
+        rpc.send_one_way(to, &ping(&[77])).await.unwrap();
         refused.set(rpc.send_one_way(to, &open(1)).await.is_err());
     });
     world.until("it ran", |world| world.served(0).runs.borrow().get(&77) == Some(&1));

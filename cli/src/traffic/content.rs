@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     fn parts(check: Check, seed: u64) -> Vec<SharedBuffer> {
-        let arena = Arena::new(ArenaConfig { capacity_bytes: 1 << 20 }).unwrap();
+        let arena = Arena::new(ArenaConfig { capacity_bytes: 4 << 20 }).unwrap();
         let mut start = 0;
         let mut parts = Vec::new();
         for bytes in [8192, 4096] {
@@ -105,7 +105,7 @@ mod tests {
     }
 
     fn damaged(parts: &[SharedBuffer], part: usize, at: usize) -> Vec<SharedBuffer> {
-        let arena = Arena::new(ArenaConfig { capacity_bytes: 1 << 20 }).unwrap();
+        let arena = Arena::new(ArenaConfig { capacity_bytes: 4 << 20 }).unwrap();
         let copy = |(index, bytes): (usize, &SharedBuffer)| {
             let mut buffer = arena.try_alloc(bytes.len()).unwrap();
             buffer.copy_from_slice(bytes);

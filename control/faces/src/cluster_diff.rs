@@ -1,7 +1,7 @@
 //! What changes between two cluster files, key by key, and when each change takes effect. Pure.
 //!
 //! Servers, devices and parts are compared by fid, so that their order in the file says nothing; only the order of the devices
-//! does, which is their target index. The one table of what may change is [`effect_of`]. Start at [`diff`].
+//! does, which is their target index. The one table of what may change is `effect_of`. Start at [`diff`].
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -16,7 +16,13 @@
 
 #include "lib/vec.h"
 #include "lib/types.h"
+#include "lib/assert.h"
+#include "lib/buf.h"
 #include "lib/misc.h"
+#include "lib/mutex.h"
+#include "lib/semaphore.h"
+#include "lib/string.h"
+#include "lib/trace.h"
 #include "lib/memory.h"
 #include "lib/time.h"
 #include "lib/thread.h"
@@ -378,10 +384,20 @@ int m0_clovis_obj_lock_get(struct m0_clovis_obj *obj, struct m0_clovis_rm_lock_r
 int m0_clovis_obj_lock_get_sync(struct m0_clovis_obj *obj, struct m0_clovis_rm_lock_req *req, const struct m0_uint128 *group);
 void m0_clovis_obj_lock_put(struct m0_clovis_rm_lock_req *req);
 
-/* Programs of 2016 and 2017 (-DCLOVIS_API=2017) make entities without naming a pool. */
-#if defined(CLOVIS_API) && CLOVIS_API <= 2017
-#define m0_clovis_entity_create(entity, op) m0_clovis_entity_create(NULL, (entity), (op))
-#endif
+/*
+ * Programs of 2016 to early 2018 make entities without naming a pool, and the oldest make objects without a layout id: the calls
+ * take those arguments, too. The functions themselves have all of them.
+ */
+#define m0_clovis_entity_create(...) M0_CAT(m0_clovis_create_, M0_COUNT_PARAMS(__VA_ARGS__))(__VA_ARGS__)
+#define m0_clovis_create_2(entity, op) (m0_clovis_entity_create)(NULL, (entity), (op))
+#define m0_clovis_create_3(...) (m0_clovis_entity_create)(__VA_ARGS__)
+#define m0_clovis_create_4(...) (m0_clovis_entity_create)(__VA_ARGS__)
+#define m0_clovis_create_5(...) (m0_clovis_entity_create)(__VA_ARGS__)
+#define m0_clovis_obj_init(...) M0_CAT(m0_clovis_init_, M0_COUNT_PARAMS(__VA_ARGS__))(__VA_ARGS__)
+#define m0_clovis_init_3(obj, realm, id) (m0_clovis_obj_init)((obj), (realm), (id), 0)
+#define m0_clovis_init_4(...) (m0_clovis_obj_init)(__VA_ARGS__)
+#define m0_clovis_init_5(...) (m0_clovis_obj_init)(__VA_ARGS__)
+#define m0_clovis_init_6(...) (m0_clovis_obj_init)(__VA_ARGS__)
 
 #ifdef __cplusplus
 }

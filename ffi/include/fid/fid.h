@@ -40,7 +40,13 @@ enum { M0_FID_STR_LEN = 64 };
 #endif
 #define M0_FID_TINIT(type, container, key) \
 	M0_FID_INIT(((uint64_t)(unsigned char)(type) << 56) | ((uint64_t)(container) & 0x00ffffffffffffffULL), (key))
+#ifdef __cplusplus
+/* An object, since the address of it is taken. */
+static const struct m0_fid m0_fid_none_ __attribute__((unused)) = {0, 0};
+#define M0_FID0 m0_fid_none_
+#else
 #define M0_FID0 M0_FID_INIT(0, 0)
+#endif
 #define M0_FID_BUF(fid) M0_BUF_INIT(sizeof *(fid), (fid))
 #define FID_TYPE_MASK_ 0xff00000000000000ULL
 

@@ -30,9 +30,9 @@ __attribute__((noreturn, unused)) static inline void m0_assertion_failed_(const 
 #define M0_IMPOSSIBLE(...) m0_assertion_failed_("impossible: " #__VA_ARGS__, __FILE__, __LINE__, __func__)
 #define _0C(condition) (condition)
 
-/* At compile time: usable inside an expression, and as a declaration. */
-#define M0_BASSERT(condition) ((void)sizeof(char[(condition) ? 1 : -1]))
-#define M0_CASSERT(condition) (sizeof(char[(condition) ? 1 : -1]) - 1)
+/* At compile time: CASSERT is a statement, BASSERT a declaration, inside functions and outside. */
+#define M0_CASSERT(condition) ((void)sizeof(char[(condition) ? 1 : -1]))
+#define M0_BASSERT(condition) extern char m0_build_assertion_[(condition) ? 1 : -1] __attribute__((unused))
 #ifdef __cplusplus
 #define M0_BUILD_CHECK_(condition) static_assert(condition, #condition)
 #else

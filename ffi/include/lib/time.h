@@ -11,10 +11,9 @@ extern "C" {
 
 typedef uint64_t m0_time_t;
 
-enum {
-	M0_TIME_ONE_SECOND = 1000000000,
-	M0_TIME_ONE_MSEC = M0_TIME_ONE_SECOND / 1000
-};
+/* Of 64 bits, so that products of them are, too. */
+#define M0_TIME_ONE_SECOND INT64_C(1000000000)
+#define M0_TIME_ONE_MSEC (M0_TIME_ONE_SECOND / 1000)
 
 #define TIME_F "%" PRIu64 ".%09" PRIu64
 #define TIME_P(t) m0_time_seconds(t), m0_time_nanoseconds(t)

@@ -1,6 +1,6 @@
 /*
  * A program's own trace. Levels from WARN on go to standard error as one line each; with CLOVIS_TRACE=debug in the environment all do.
- * M0_ENTRY and M0_LEAVE check their formats and print nothing.
+ * M0_ENTRY and M0_LEAVE check their formats and print nothing. A program may define M0_TRACE_SUBSYSTEM, before this or after: it is not looked at.
  */
 #ifndef CLOVIS_INCLUDE_LIB_TRACE_H
 #define CLOVIS_INCLUDE_LIB_TRACE_H
@@ -41,10 +41,6 @@ enum m0_trace_subsystem {
 	M0_TRACE_SUBSYS_HSM = 1 << 10,
 	M0_TRACE_SUBSYS_DIX = 1 << 11
 };
-
-#ifndef M0_TRACE_SUBSYSTEM
-#define M0_TRACE_SUBSYSTEM M0_TRACE_SUBSYS_OTHER
-#endif
 
 /* One finished line of a program's trace. */
 void m0_trace_text(unsigned level, const char *file, int line, const char *function, const char *text);

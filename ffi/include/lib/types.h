@@ -5,6 +5,8 @@
 #include "lib/cdefs.h"
 #include <limits.h>
 #include <sys/types.h>
+#include <sys/time.h>
+#include <unistd.h>
 #include <pthread.h>
 
 #ifdef __cplusplus

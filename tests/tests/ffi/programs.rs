@@ -126,6 +126,48 @@ fn programs_of_several_styles_run_unchanged() {
     assert!(!figures.contains(" 0 foreign bytes copied") && !figures.contains(" 0 bytes lent"), "{figures}");
 }
 
+/// Programs as strangers wrote them (ffi/tests/strangers), with nothing but the flags that pkg-config gives and the define flags of old.
+#[test]
+fn programs_of_strangers_compile_unchanged_and_run() {
+    if !have("pkg-config", "programs of strangers") {
+        return;
+    }
+    let cluster = RunningCluster::start("ffi-strangers", &["--device-size", "128M"]);
+    let folder = cluster.scratch();
+    let mut sources: Vec<PathBuf> = std::fs::read_dir(root().join("ffi/tests/strangers"))
+        .expect("the folder can be listed")
+        .map(|entry| entry.expect("an entry").path())
+        .collect();
+    sources.sort();
+    assert!(sources.len() > 6, "programs are missing: {sources:?}");
+    for (number, (source, package)) in
+        (100..).zip(sources.iter().zip(["mero", "motr", "clovis"].into_iter().cycle()))
+    {
+        let flags_of = |what: &str| {
+            let mut command = Command::new("pkg-config");
+            command.args([what, package]).env("PKG_CONFIG_PATH", prefix().join("lib/pkgconfig"));
+            let finished = processes::run(&mut command, folder, PROGRAM_LIMIT).succeeded();
+            finished.text().split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let program = folder.join(source.file_stem().expect("a source has a name"));
+        let (source_text, out) = (source.display().to_string(), program.display().to_string());
+        let (cflags, libs) = (flags_of("--cflags"), flags_of("--libs"));
+        let mut arguments: Vec<&str> = OLD_FLAGS.to_vec();
+        arguments.extend(cflags.iter().map(String::as_str));
+        arguments.extend([source_text.as_str(), "-o", &out]);
+        arguments.extend(libs.iter().map(String::as_str));
+        let is_c = source.extension().is_some_and(|extension| extension == "c");
+        if !is_c && !have("g++", "a program of a stranger in C++") {
+            continue;
+        }
+        compile(if is_c { "gcc" } else { "g++" }, &arguments, folder);
+        let mut command = command(&cluster, &program);
+        command.arg(format!("127.0.0.1@tcp:12345:44:{number}")).arg(control_endpoint(&cluster));
+        command.args(["0x7000000000000001:0", "<0x7200000000000000:0>"]);
+        let _ = processes::run(&mut command, folder, PROGRAM_LIMIT).succeeded();
+    }
+}
+
 #[test]
 fn programs_are_clean_under_sanitizers_and_valgrind() {
     let cluster = RunningCluster::start("ffi-checkers", &["--device-size", "128M"]);
