@@ -5,6 +5,7 @@
 mod faults;
 mod hostile;
 mod pair;
+mod portals;
 mod remote;
 mod simulated;
 mod threads;
@@ -471,6 +472,10 @@ fn start_says_what_is_wrong(kind: Kind) {
 }
 
 use faults::{bulk_dropped_by_a_rule_ends_at_its_deadline, rules_drop_delay_double_and_damage};
+use portals::{
+    a_lazy_portal_keeps_what_comes_early, a_ping_tells_what_a_peer_is, gets_are_answered_from_descriptors,
+    operations_end_with_their_peer, puts_land_in_descriptors_and_are_acknowledged,
+};
 
 macro_rules! conformance {
     ($($test:ident),* $(,)?) => {
@@ -507,4 +512,9 @@ conformance!(
     start_says_what_is_wrong,
     rules_drop_delay_double_and_damage,
     bulk_dropped_by_a_rule_ends_at_its_deadline,
+    puts_land_in_descriptors_and_are_acknowledged,
+    gets_are_answered_from_descriptors,
+    a_lazy_portal_keeps_what_comes_early,
+    operations_end_with_their_peer,
+    a_ping_tells_what_a_peer_is,
 );
