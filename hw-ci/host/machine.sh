@@ -10,7 +10,7 @@
 machine_groups=()
 
 # What udev would load for devices that no lane looks at: half of the time to boot, where the machine is emulated.
-readonly NO_MODULES=ahci,libata,sr_mod,sg,scsi_mod,kvm,kvm_amd,kvm_intel,ccp,psmouse,evdev,aesni_intel,i2c_i801,lpc_ich,iTCO_wdt,i6300esb,pcspkr,button
+readonly NO_MODULES=ahci,libata,sr_mod,sg,scsi_mod,kvm,kvm_amd,kvm_intel,ccp,psmouse,evdev,aesni_intel,i2c_i801,lpc_ich,iTCO_wdt,i6300esb,pcspkr,button,powernow_k8
 
 # Emulation costs a factor of ten to fifty. A KVM that only emulates itself (nested, paravirtual) does not boot Debian's kernels, so it
 # is tried, once for each host kernel, with a short limit.
@@ -54,8 +54,6 @@ start_machine() {
     if [ "$(accelerator)" = tcg ]; then
         options+=(--disable-kvm)
         qemu+=' -cpu max'
-        # The emulated processor offers SVM, and KVM, which udev would load for it, took 80 s of a boot and once 180 s.
-        options+=(--append modprobe.blacklist=kvm_amd,kvm_intel,powernow_k8)
         # The kernel counts timer ticks against a short loop and panics if there are too few, which on a busy host is nobody's fault.
         # (Under KVM it does not count them.)
         options+=(--append no_timer_check)
