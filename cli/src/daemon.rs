@@ -75,6 +75,20 @@ fn note(line: &str) {
     let _ = output::line(line);
 }
 
+/// What a daemon moved in its life, and what that cost: the figures of DESIGN.md section 3.5 that devices and networks count.
+fn counts(station: &Station) -> String {
+    let handle = station.handle();
+    let counters = handle.counters();
+    format!(
+        "{} bytes of bulk received, {} bytes copied, {} memory registrations, {} doorbells, {} system calls",
+        counters.bulk_bytes.get(),
+        counters.copied_bytes.get(),
+        counters.registrations.get(),
+        counters.doorbells.get(),
+        counters.syscalls.get(),
+    )
+}
+
 fn folder_of(config: &Path) -> &Path {
     config.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
@@ -114,7 +128,7 @@ pub fn server(args: &ServerArgs) -> Result<(), Failure> {
     serve_server(&mut station, &fabric, &file, args.process, folder_of(&args.config), stop, || {
         note(&format!("{name} serves at {endpoint}"));
     })?;
-    note(&format!("{name} has stopped"));
+    note(&format!("{name} has stopped: {}", counts(&station)));
     Ok(())
 }
 

@@ -11,24 +11,20 @@ copied() {
     export PATH="/run/work/bin:$PATH"
 }
 
-# verbs_works ADDRESS: whether this clovis can use the device of an address; else the reason is in $why_no_verbs.
-verbs_works() {
-    local listed
-    listed=$(clovis net list --json 2>&1) || { why_no_verbs="clovis net list: $listed"; return 1; }
-    printf '%s\n' "$listed" >"$RESULTS/net-list.$PHASE.$MACHINE.txt"
-    why_no_verbs=$(python3 -c '
-import json, sys
-rdma = json.load(sys.stdin)["rdma"]
-print("" if sys.argv[1] in json.dumps(rdma["devices"]) else rdma.get("why_none") or "no device has the address " + sys.argv[1])
-' "$1" <<<"$listed")
-    [ -z "$why_no_verbs" ]
+# What clovis says about the networks here, for the reader of the results.
+list_networks() { clovis net list --json >"$RESULTS/net-list.$PHASE.$MACHINE.json" 2>&1 || true; }
+
+# conformance NAME SECONDS [FILTER]: the suite of verbs-net's backends over the device of $CLOVIS_RDMA_ADDRESS. No device is a failure.
+conformance() {
+    copied verbs-net.lib
+    CLOVIS_REQUIRE_RDMA=1 rust_tests "$1" "$2" verbs-net.lib "${3:-verbs::}"
 }
 
 # selftest_server ENDPOINT [OPTIONS...]: in the background; its process id in $selftest_server.
 selftest_server() {
     clovis net selftest server "$@" >"$RESULTS/selftest-server.$PHASE.$MACHINE.log" 2>&1 &
     selftest_server=$!
-    until_true 60 grep -q 'selftest serves at' "$RESULTS/selftest-server.$PHASE.$MACHINE.log" || {
+    until_true 120 grep -q 'selftest serves at' "$RESULTS/selftest-server.$PHASE.$MACHINE.log" || {
         record FAILED "the selftest server serves: $(tail -n 1 "$RESULTS/selftest-server.$PHASE.$MACHINE.log")"
         return 1
     }
@@ -53,3 +49,20 @@ of_selftest() {
 
 # selftest_holds NAME WHAT EXPRESSION: a condition on its JSON.
 selftest_holds() { check_that "$2 ($1: $3)" [ "$(of_selftest "$1" "$3" 2>&1)" = True ]; }
+
+# steady NAME WHAT ADDRESS OPTIONS...: a bulk run after its warm-up: nothing is registered and no bulk byte is copied, on both sides.
+steady() {
+    local name=$1 what=$2 address=$3 side
+    shift 3
+    selftest "$name" 120 "$address@o2ib" --what "$what" "$@" || return
+    figure "$name" "$(of_selftest "$name" 'bytes_per_second / 1e6')" MB/s
+    for side in client server_side; do
+        selftest_holds "$name" "no registration in steady state, $side" "$side[\"registrations\"] == 0"
+        # What is copied are the messages, as they are built; the end of the run brings a few of its own.
+        selftest_holds "$name" "no bulk byte is copied, $side" "$side[\"copied_bytes\"] <= (operations + 8) * message_bytes"
+        for count in doorbells work_requests completions syscalls; do
+            figure "$name.$side.$count" "$(of_selftest "$name" "$side.get(\"${count}_per_operation\")")" /op
+        done
+        figure "$name.$side.cpu" "$(of_selftest "$name" "$side[\"cpu_us_per_operation\"]")" us/op
+    done
+}

@@ -53,3 +53,12 @@ listens() { ss -Hltn "sport = :$1" | grep -q .; }
 
 # The line of results of perftest, column $1 of it.
 perftest_column() { awk -v column="$1" '/^ *[0-9]+ +[0-9]+ +[0-9.]+/ { value = $column } END { print value }'; }
+
+# rping over rdma-cm, both ends here.
+rping_both() {
+    local server
+    rping -s -a "$1" -C 10 &
+    server=$!
+    until_true 20 sh -c 'rdma resource show cm_id | grep -q LISTEN' || return 1
+    rping -c -a "$1" -C 10 -v && wait "$server"
+}

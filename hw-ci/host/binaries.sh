@@ -9,6 +9,7 @@ no_binaries=''
 # Programs of SPDK itself, copied beside ours where pkg-config finds an SPDK.
 readonly SPDK_PROGRAMS=(spdk_nvme_perf spdk_nvme_identify)
 no_stob_binaries=''
+readonly NO_SPDK='no SPDK on this host (pkg-config finds no spdk_nvme); hw-ci/README.md says what it must offer'
 
 # Where SPDK is installed, or nothing. hw-ci/README.md says what an installation must offer.
 spdk_folder() {
@@ -21,8 +22,9 @@ spdk_folder() {
 }
 
 # The storage programs: `clovis`, and the examples of spdk-stob that measure a device and prove power cuts; with SPDK if there is one.
+# $1 yes: lanes with RDMA are chosen too, so `clovis` is built with both (rdma_binaries.sh): there is one of it.
 build_stob_binaries() {
-    local folder='' options=() program
+    local with_rdma=$1 folder='' options=() program
     rm -f -- "$GUEST_BINARIES/spdk" "${SPDK_PROGRAMS[@]/#/$GUEST_BINARIES/}"
     if folder=$(spdk_folder); then
         say "SPDK in $folder: library version $(pkg-config --modversion spdk_nvme)"
@@ -32,11 +34,13 @@ build_stob_binaries() {
         done
     fi
     # One by one: together, the features that examples need of others' crates would build everything anew.
-    if ! cargo build --release -p clovis --bins "${options[@]}" || ! cargo build --release -p spdk-stob --examples "${options[@]}"; then
+    if { [ "$with_rdma" = no ] && ! cargo build --release -p clovis --bins "${options[@]}"; } ||
+        ! cargo build --release -p spdk-stob --example power_cut --example device_rate "${options[@]}"; then
         no_stob_binaries='the storage programs do not build'
         return
     fi
-    cp -- "$TARGET/release/clovis" "$TARGET"/release/examples/{power_cut,device_rate} "$GUEST_BINARIES/"
+    [ "$with_rdma" = yes ] || cp -- "$TARGET/release/clovis" "$GUEST_BINARIES/"
+    cp -- "$TARGET"/release/examples/{power_cut,device_rate} "$GUEST_BINARIES/"
     [ -z "$folder" ] || touch "$GUEST_BINARIES/spdk"
 }
 
@@ -45,13 +49,14 @@ build_guest_binaries() {
     local lane wanted=no stob_wanted=no
     mkdir -p -- "$GUEST_BINARIES"
     for lane in "$@"; do
+        case " $(lane_says "$lane" needs) " in *' spdk '*) spdk_folder >/dev/null || continue ;; esac
         case " $(lane_says "$lane" needs) " in *' clovis '*) wanted=yes ;; esac
         case " $(lane_says "$lane" needs) " in *' stob '*) stob_wanted=yes ;; esac
     done
-    [ "$stob_wanted" = no ] || build_stob_binaries
+    [ "$stob_wanted" = no ] || build_stob_binaries "$wanted"
     if [ "$wanted" = no ]; then
         [ "$stob_wanted" = yes ] || say "none needed"
         return 0
     fi
-    build_rdma_binaries
+    build_rdma_binaries "${@/%/.sh}"
 }

@@ -17,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+mod discovery;
 pub mod error;
 pub mod fom;
 pub mod item;
@@ -33,6 +34,7 @@ pub mod slot_record;
 pub mod trace;
 
 pub use config::{Answer, Authorise, Bulk, CallOptions, RpcConfig};
+pub use discovery::DiscoverError;
 pub use error::{CallError, Cause};
 pub use fom::Fom;
 pub use machine::{RpcMachine, RpcStats};

@@ -35,6 +35,7 @@ use verbs_net::{
 };
 
 use crate::config::{Answer, Bulk, CallOptions, RpcConfig};
+use crate::discovery::Discoveries;
 use crate::error::{CallError, Cause};
 use crate::fom::{Fom, FomInner};
 use crate::item::{HEADER_BYTES, Header, Kind, SessionId, Status, Xid};
@@ -122,6 +123,7 @@ struct Inner {
     forgotten_rung: Notify,
     trace: RefCell<PhaseRing>,
     figures: RefCell<Figures>,
+    discoveries: Discoveries,
 }
 
 #[derive(Default)]
@@ -147,11 +149,13 @@ struct Parcel {
     exposes: Cookies,
     /// A reply: the exposure of its request that ends with it.
     invalidates: Option<BulkCookie>,
+    /// The request's id, for the eyes of the net: its header data.
+    request_id: u64,
 }
 
 impl From<SharedBuffer> for Parcel {
     fn from(message: SharedBuffer) -> Parcel {
-        Parcel { message, exposes: Cookies::new(), invalidates: None }
+        Parcel { message, exposes: Cookies::new(), invalidates: None, request_id: 0 }
     }
 }
 
@@ -242,6 +246,7 @@ impl RpcMachine {
             forgotten_rung: Notify::new(),
             trace: RefCell::new(PhaseRing::new(config.trace_records)),
             figures: RefCell::default(),
+            discoveries: Discoveries::default(),
             config,
         };
         let machine = RpcMachine(Rc::new(inner));
@@ -312,6 +317,10 @@ impl RpcMachine {
     #[must_use]
     pub fn phases(&self) -> Vec<PhaseRecord> {
         self.0.trace.borrow().iter().copied().collect()
+    }
+
+    pub(crate) fn discoveries(&self) -> &Discoveries {
+        &self.0.discoveries
     }
 
     pub(crate) fn bulk_try(&self) -> Duration {
@@ -578,7 +587,8 @@ impl RpcMachine {
         record.header.seal(&mut item);
         let shared = item.freeze();
         record.message = Message::Sent(shared.clone());
-        Some(Parcel { message: shared, exposes: record.exposes.clone(), invalidates: None })
+        let (exposes, request_id) = (record.exposes.clone(), record.header.request_id);
+        Some(Parcel { message: shared, exposes, invalidates: None, request_id })
     }
 
     fn end_call(
@@ -675,10 +685,11 @@ impl RpcMachine {
         is_reply: IsReply,
         parcel: Parcel,
     ) -> Result<(), (Refused, Parcel)> {
-        let Parcel { message, exposes, invalidates } = parcel;
-        let options = SendOptions { lane: lane(is_reply), exposes: &exposes, invalidates };
+        let Parcel { message, exposes, invalidates, request_id } = parcel;
+        let options =
+            SendOptions { exposes: &exposes, invalidates, header_data: request_id, lane: lane(is_reply) };
         let result = self.0.tm.borrow_mut().try_send_with(now, to, options, message);
-        result.map_err(|(refused, message)| (refused, Parcel { message, exposes, invalidates }))
+        result.map_err(|(refused, message)| (refused, Parcel { message, exposes, invalidates, request_id }))
     }
 
     fn keep(&self, waiting: &mut Waiting, to: PeerId, parcel: Parcel) -> bool {
@@ -744,7 +755,7 @@ impl RpcMachine {
 
     fn handle_event(&self, now: Instant, event: Event) {
         match event {
-            Event::Message { from, bytes } => self.on_message(now, from, bytes),
+            Event::Message { from, bytes, .. } => self.on_message(now, from, bytes),
             Event::PeerUp(peer, version) => {
                 self.see_config_version(version);
                 self.0.troubles.borrow_mut().remove(&peer.endpoint);
@@ -766,6 +777,9 @@ impl RpcMachine {
                 }
             }
             Event::Writable(peer) => self.on_writable(now, peer.endpoint),
+            Event::Discovered { peer, result } => self.0.discoveries.on_discovered(peer, &result),
+            // Nothing of ours is attached or bound besides messages and bulk.
+            Event::Portal(_) => {}
             Event::Retracted { cookie, parts } => {
                 // Nobody waits for abandoned memory: it goes back to the arena here.
                 self.0.abandoned.borrow_mut().retain(|_, cookies| {
@@ -1151,7 +1165,8 @@ impl RpcMachine {
                 // A sink before a source: it is what the requester waits for. A resent reply names none: the requester's own
                 // invalidation or the end of the connection takes care of that.
                 let invalidates = fom.0.sink.as_ref().or(fom.0.source.as_ref()).map(BulkDescriptor::cookie);
-                let parcel = Parcel { message, exposes: Cookies::new(), invalidates };
+                let (exposes, request_id) = (Cookies::new(), fom.request_id());
+                let parcel = Parcel { message, exposes, invalidates, request_id };
                 let _ = self.send(now, ticket.peer, true, parcel); // lost: the resend finds it in the cache
             }
         }

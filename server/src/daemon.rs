@@ -29,7 +29,7 @@ use crate::state::State;
 use crate::{component_service, object_service, slots};
 
 /// How long a server waits for control when it starts, where nobody chooses.
-pub const START_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+pub const START_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 
 /// What a server needs to start.
 pub struct ServerConfig {

@@ -102,7 +102,7 @@ fn main() -> Result<(), Failure> {
     let mut started = clock.now();
     drive(&mut server, &clock, |server, event| {
         match event {
-            Some(Event::Message { from, bytes }) => {
+            Some(Event::Message { from, bytes, .. }) => {
                 source = Some((from, BulkDescriptor::parse(&bytes)?));
                 started = clock.now();
             }

@@ -76,6 +76,13 @@ pub(crate) struct Outgoing {
     pub(crate) is_damaged: bool,
 }
 
+/// An ACK or REPLY, and the number of what it answers, whose credit goes back with it.
+pub(crate) struct Owed {
+    pub(crate) body: FrameBody,
+    pub(crate) payload: Payload,
+    pub(crate) answers: u32,
+}
+
 /// Exposures that one message carries.
 pub(crate) type Exposes = SmallVec<[BulkCookie; EXPOSES_MAX]>;
 
@@ -128,6 +135,9 @@ pub(crate) struct Connection {
     pub(crate) endpoint: Option<Endpoint>,
     /// The peer's epoch; 0 until its hello.
     pub(crate) epoch: u64,
+    /// Random, in our hello and in the peer's: both stamp their frames with the other's, so that frames of another connection are told apart.
+    pub(crate) nonce: u64,
+    pub(crate) peer_nonce: u64,
     /// Agreed version; [`VERSION_MIN`] until then.
     pub(crate) version: u8,
     /// Start of the present phase.
@@ -142,8 +152,13 @@ pub(crate) struct Connection {
     /// Number of the peer's last message that the layer above has taken, and what we last told the peer.
     consumed: u32,
     returned: u32,
+    /// The highest number that has come, and which of those below it have (bit 0: itself).
+    received: u32,
+    received_bits: u64,
 
     pub(crate) outbox: VecDeque<Outgoing>,
+    /// ACKs and REPLYs that wait for a credit: at most a window of them, because what they answer holds a credit until then.
+    pub(crate) owed: VecDeque<Owed>,
     /// Frames that a fault rule delays, and all behind them, with the time of each.
     pub(crate) held: VecDeque<(Instant, Outgoing)>,
     /// In the protocol's list of connections to flush.
@@ -180,6 +195,8 @@ impl Connection {
             phase,
             endpoint,
             epoch: 0,
+            nonce: 0,
+            peer_nonce: 0,
             version: VERSION_MIN,
             since: now,
             is_dialled: phase == Phase::Dialing,
@@ -188,7 +205,10 @@ impl Connection {
             window: CREDIT_WINDOW,
             consumed: 0,
             returned: 0,
+            received: 0,
+            received_bits: 1,
             outbox: VecDeque::new(),
+            owed: VecDeque::new(),
             held: VecDeque::new(),
             is_dirty: false,
             is_backlogged: false,
@@ -244,6 +264,24 @@ impl Connection {
         Ok(())
     }
 
+    /// Notes that number `sequence` has come. False: it had come before.
+    pub(crate) fn receive(&mut self, sequence: u32) -> bool {
+        let ahead = counter_distance(self.received, sequence);
+        if ahead > 0 {
+            let ahead = ahead.unsigned_abs();
+            self.received_bits = self.received_bits.checked_shl(ahead).unwrap_or(0) | 1;
+            self.received = sequence;
+            return true;
+        }
+        // Older than all that a window can hold: it has been consumed, or given up.
+        let bit = 1u64.checked_shl(ahead.unsigned_abs()).unwrap_or(0);
+        if bit == 0 || self.received_bits & bit != 0 {
+            return false;
+        }
+        self.received_bits |= bit;
+        true
+    }
+
     /// The layer above has taken message `sequence`, or a ping says that it will never come. True: tell the peer.
     pub(crate) fn consume(&mut self, sequence: u32) -> bool {
         if counter_distance(self.consumed, sequence) > 0 {
@@ -261,7 +299,7 @@ impl Connection {
         Frame {
             version: if is_hello { VERSION_MIN } else { self.version },
             credits: self.consumed,
-            to_epoch: self.epoch,
+            to_epoch: self.epoch ^ self.peer_nonce,
             // Payloads are bounded by BUFFER_BYTES_MAX.
             payload_bytes: u32::try_from(outgoing.payload.len()).unwrap_or(u32::MAX),
             body: outgoing.body,
@@ -373,6 +411,27 @@ mod tests {
         assert!(connection.consume(20));
         connection.consume(3);
         assert_eq!(connection.consumed, 20, "a late message takes nothing back");
+    }
+
+    #[test]
+    fn each_number_comes_once_in_whatever_order() {
+        let mut connection = up();
+        for (sequence, is_new) in [
+            (1, true),
+            (1, false),
+            (3, true),
+            (2, true),
+            (2, false),
+            (40, true),
+            (9, true),
+            (3, false),
+            (200, true),
+            (9, false),
+        ] {
+            assert_eq!(connection.receive(sequence), is_new, "{sequence}");
+        }
+        let mut connection = Connection { received: u32::MAX, ..up() };
+        assert!(connection.receive(1) && connection.receive(0) && !connection.receive(u32::MAX));
     }
 
     #[test]

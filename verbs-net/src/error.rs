@@ -120,6 +120,12 @@ pub enum Refused {
     /// RDMA asked for where there is none. Permanent.
     #[error("{}", NO_RDMA_ADVICE)]
     NoRdma,
+    /// Too many operations wait for their acknowledgement or reply. Wait for one of them to end.
+    #[error("too many operations wait for their acknowledgement or reply: wait for one to end")]
+    OperationsWaiting,
+    /// The descriptor is gone, spent, or has no memory for it. Permanent.
+    #[error("the memory descriptor is gone, spent, or has no memory for the operation")]
+    Descriptor,
     /// The peer is this machine. Permanent.
     #[error("a transfer machine does not send to itself")]
     Myself,
@@ -129,7 +135,7 @@ impl Refused {
     /// True if waiting does not help: no `Writable` will follow.
     #[must_use]
     pub const fn is_permanent(self) -> bool {
-        !matches!(self, Refused::NoCredit | Refused::QueueFull)
+        !matches!(self, Refused::NoCredit | Refused::QueueFull | Refused::OperationsWaiting)
     }
 }
 
@@ -201,13 +207,19 @@ pub enum NakReason {
     /// A segment or length outside of it.
     #[error("the segment or length is outside of the exposed memory")]
     OutOfRange = 4,
+    /// No entry of the portal matches.
+    #[error("no entry of the portal matches")]
+    NoMatch = 5,
+    /// The entry that matches has no room for it, and may not cut it.
+    #[error("it is too long for the entry that matches")]
+    TooLong = 6,
 }
 
 impl TryFrom<u32> for NakReason {
     type Error = u32;
     fn try_from(code: u32) -> Result<NakReason, u32> {
         use NakReason as R;
-        [R::NotExposed, R::WrongKey, R::WrongDirection, R::OutOfRange]
+        [R::NotExposed, R::WrongKey, R::WrongDirection, R::OutOfRange, R::NoMatch, R::TooLong]
             .into_iter()
             .find(|reason| *reason as u32 == code)
             .ok_or(code)
@@ -277,7 +289,9 @@ pub enum PeerMisbehaved {
         what: &'static str,
     },
     /// Meant for another incarnation of us.
-    #[error("frame for epoch {got:#x}, this is {want:#x}")]
+    #[error(
+        "frame stamped {got:#x}, this connection's stamp is {want:#x}: meant for an earlier incarnation, or replayed from an earlier connection"
+    )]
     WrongEpoch {
         /// In the frame.
         got: u64,
@@ -319,6 +333,20 @@ pub enum PeerMisbehaved {
     BadExtension {
         /// Which part.
         what: &'static str,
+    },
+    /// A portal beyond the last.
+    #[error("{kind:?} frame for portal {portal}: there are {}", base::endpoint::PORTALS)]
+    NoSuchPortal {
+        /// The frame.
+        kind: FrameKind,
+        /// The portal named.
+        portal: u8,
+    },
+    /// A number that this connection has carried before.
+    #[error("message {sequence} comes a second time on its connection: replayed")]
+    Replayed {
+        /// Its number.
+        sequence: u32,
     },
     /// An unknown code in a Reject or Nak.
     #[error("unknown reason code {code} in a {kind:?} frame")]
@@ -433,6 +461,12 @@ pub enum NetError {
         /// Why.
         reason: RefuseReason,
     },
+    /// The peer's answer to a ping is not one.
+    #[error(transparent)]
+    BadInfo {
+        /// What is wrong with it.
+        error: crate::discovery::ParseInfoError,
+    },
     /// RDMA asked for where there is none.
     #[error("{endpoint}: {NO_RDMA_ADVICE}")]
     NoRdma {
@@ -455,7 +489,10 @@ impl NetError {
             NetError::Refused { reason } => {
                 matches!(reason, RefuseReason::TooMany | RefuseReason::Race | RefuseReason::StaleEpoch)
             }
-            NetError::RemoteError { .. } | NetError::Canceled | NetError::NoRdma { .. } => false,
+            NetError::RemoteError { .. }
+            | NetError::Canceled
+            | NetError::NoRdma { .. }
+            | NetError::BadInfo { .. } => false,
         }
     }
 
@@ -468,6 +505,7 @@ impl NetError {
             | NetError::Stale
             | NetError::RemoteError { .. }
             | NetError::Protocol(_)
+            | NetError::BadInfo { .. }
             | NetError::Canceled => true,
             NetError::Local(_)
             | NetError::Unreachable { .. }
@@ -480,7 +518,7 @@ impl NetError {
 impl Blamed for NetError {
     fn blame(&self) -> Blame {
         match self {
-            NetError::Protocol(_) => Blame::Peer,
+            NetError::Protocol(_) | NetError::BadInfo { .. } => Blame::Peer,
             NetError::Local(LocalError::PartLength { .. }) | NetError::Canceled => Blame::Caller,
             _ => Blame::Environment,
         }

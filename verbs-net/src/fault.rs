@@ -231,7 +231,10 @@ impl fmt::Display for FaultRule {
 impl FaultKind {
     fn covers(self, body: &FrameBody) -> bool {
         let kind = match body {
-            FrameBody::Put { .. } => FaultKind::Message,
+            FrameBody::Put { .. }
+            | FrameBody::Get { .. }
+            | FrameBody::Reply { .. }
+            | FrameBody::Ack { .. } => FaultKind::Message,
             FrameBody::PullRequest { .. }
             | FrameBody::PullData { .. }
             | FrameBody::PushData { .. }
@@ -355,7 +358,8 @@ mod tests {
         let mut rules = FaultRules::new(1);
         let here: Endpoint = "10.0.0.7@tcp:1:34:0".parse().unwrap();
         let there: Endpoint = "10.0.0.8@tcp:1:34:0".parse().unwrap();
-        let message = FrameBody::Put { sequence: 1, extension_bytes: 0 };
+        let target = crate::frame::PutTarget::message(0, 0);
+        let message = FrameBody::Put { sequence: 1, extension_bytes: 0, target };
         let one = rules.add("drop peer=10.0.0.7@tcp kind=message count=2".parse().unwrap()).unwrap();
         for want in [Some(FaultAction::Drop), Some(FaultAction::Drop), None] {
             assert_eq!(rules.judge(Some(here), &message), want);

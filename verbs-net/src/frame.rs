@@ -4,6 +4,7 @@
 //! to the same bytes: a header with any stray bit is refused.
 
 use base::checksum::crc32c;
+use base::endpoint::PORTALS;
 use base::limits::{BULK_SEGMENTS_MAX, MESSAGE_BYTES_MAX};
 use base::units::narrow;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -11,7 +12,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::error::{NakReason, PeerMisbehaved, RefuseReason};
 use crate::hello::HELLO_BYTES;
-use crate::limits::BULK_PIECE_BYTES;
+use crate::limits::{BULK_PIECE_BYTES, GET_BYTES_MAX};
+use crate::portal::PORTAL_MESSAGES;
 use crate::remote::EXTENSION_BYTES_MAX;
 
 /// `CL` in the order of the bytes on the wire.
@@ -60,13 +62,19 @@ pub enum FrameKind {
     Pong = 12,
     /// The sender ends the connection.
     Close = 13,
+    /// Asks for bytes of a descriptor.
+    Get = 14,
+    /// The bytes that a Get asked for.
+    Reply = 15,
+    /// A Put has been placed.
+    Ack = 16,
 }
 
 impl TryFrom<u8> for FrameKind {
     type Error = u8;
     fn try_from(code: u8) -> Result<FrameKind, u8> {
         use FrameKind as K;
-        const KINDS: [FrameKind; 13] = [
+        const KINDS: [FrameKind; 16] = [
             K::Hello,
             K::HelloAck,
             K::Reject,
@@ -80,6 +88,9 @@ impl TryFrom<u8> for FrameKind {
             K::Ping,
             K::Pong,
             K::Close,
+            K::Get,
+            K::Reply,
+            K::Ack,
         ];
         code.checked_sub(1).and_then(|index| KINDS.get(usize::from(index)).copied()).ok_or(code)
     }
@@ -138,6 +149,7 @@ pub(crate) enum FrameBody {
     Put {
         sequence: u32,
         extension_bytes: u32,
+        target: PutTarget,
     },
     PullRequest {
         cookie: u64,
@@ -177,6 +189,48 @@ pub(crate) enum FrameBody {
         nonce: u64,
     },
     Close,
+    /// `bytes`: most that the asking side has room for.
+    Get {
+        sequence: u32,
+        portal: u8,
+        match_bits: u64,
+        operation: u64,
+        offset_bytes: u32,
+        bytes: u32,
+    },
+    /// The payload is what the descriptor gave, perhaps less than was asked for.
+    Reply {
+        sequence: u32,
+        operation: u64,
+        offset_bytes: u32,
+    },
+    /// `bytes` of it were placed at `offset_bytes`.
+    Ack {
+        sequence: u32,
+        operation: u64,
+        offset_bytes: u32,
+        bytes: u32,
+    },
+}
+
+/// Where a Put goes, in the words of portals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PutTarget {
+    pub(crate) portal: u8,
+    pub(crate) match_bits: u64,
+    /// Handed to the receiver beside the bytes.
+    pub(crate) header_data: u64,
+    /// For descriptors whose sender chooses.
+    pub(crate) offset_bytes: u32,
+    /// To be named in the Ack; 0: none is wanted.
+    pub(crate) operation: u64,
+}
+
+impl PutTarget {
+    /// A message: what the layer above sends, received whole.
+    pub(crate) const fn message(match_bits: u64, header_data: u64) -> PutTarget {
+        PutTarget { portal: PORTAL_MESSAGES, match_bits, header_data, offset_bytes: 0, operation: 0 }
+    }
 }
 
 impl FrameBody {
@@ -195,7 +249,33 @@ impl FrameBody {
             FrameBody::Ping { .. } => FrameKind::Ping,
             FrameBody::Pong { .. } => FrameKind::Pong,
             FrameBody::Close => FrameKind::Close,
+            FrameBody::Get { .. } => FrameKind::Get,
+            FrameBody::Reply { .. } => FrameKind::Reply,
+            FrameBody::Ack { .. } => FrameKind::Ack,
         }
+    }
+
+    /// The number of a frame that takes a credit.
+    pub(crate) const fn sequence(&self) -> Option<u32> {
+        match self {
+            FrameBody::Put { sequence, .. }
+            | FrameBody::Get { sequence, .. }
+            | FrameBody::Reply { sequence, .. }
+            | FrameBody::Ack { sequence, .. } => Some(*sequence),
+            _ => None,
+        }
+    }
+
+    /// The same frame under another number.
+    pub(crate) const fn renumbered(mut self, number: u32) -> FrameBody {
+        match &mut self {
+            FrameBody::Put { sequence, .. }
+            | FrameBody::Get { sequence, .. }
+            | FrameBody::Reply { sequence, .. }
+            | FrameBody::Ack { sequence, .. } => *sequence = number,
+            _ => {}
+        }
+        self
     }
 
     /// Payload bytes that this frame may have: least and most.
@@ -207,6 +287,7 @@ impl FrameBody {
                 (*extension_bytes + 1, *extension_bytes + MESSAGE_BYTES_MAX as u32)
             }
             FrameBody::PullData { .. } | FrameBody::PushData { .. } => (1, BULK_PIECE_BYTES),
+            FrameBody::Reply { .. } => (0, GET_BYTES_MAX as u32),
             _ => (0, 0),
         }
     }
@@ -231,9 +312,33 @@ impl Frame {
                 raw.total = (reason as u32).into();
                 raw.cookie = epoch.into();
             }
-            FrameBody::Put { sequence, extension_bytes } => {
+            FrameBody::Put { sequence, extension_bytes, target } => {
                 raw.sequence = sequence.into();
                 raw.total = extension_bytes.into();
+                raw.segment_index = target.portal;
+                raw.cookie = target.match_bits.into();
+                raw.key = target.header_data.into();
+                raw.transfer = target.operation.into();
+                raw.offset_bytes = target.offset_bytes.into();
+            }
+            FrameBody::Get { sequence, portal, match_bits, operation, offset_bytes, bytes } => {
+                raw.sequence = sequence.into();
+                raw.segment_index = portal;
+                raw.cookie = match_bits.into();
+                raw.transfer = operation.into();
+                raw.offset_bytes = offset_bytes.into();
+                raw.total = bytes.into();
+            }
+            FrameBody::Reply { sequence, operation, offset_bytes } => {
+                raw.sequence = sequence.into();
+                raw.transfer = operation.into();
+                raw.offset_bytes = offset_bytes.into();
+            }
+            FrameBody::Ack { sequence, operation, offset_bytes, bytes } => {
+                raw.sequence = sequence.into();
+                raw.transfer = operation.into();
+                raw.offset_bytes = offset_bytes.into();
+                raw.total = bytes.into();
             }
             FrameBody::PullRequest { cookie, key, transfer, segment_index, segment_count } => {
                 raw.cookie = cookie.into();
@@ -348,7 +453,14 @@ impl Frame {
                 if code > EXTENSION_BYTES_MAX as u32 {
                     return Err(PeerMisbehaved::BadExtension { what: "length" });
                 }
-                FrameBody::Put { sequence: raw.sequence.get(), extension_bytes: code }
+                let target = PutTarget {
+                    portal: check_portal(kind, raw)?,
+                    match_bits: raw.cookie.get(),
+                    header_data: raw.key.get(),
+                    offset_bytes,
+                    operation: raw.transfer.get(),
+                };
+                FrameBody::Put { sequence: raw.sequence.get(), extension_bytes: code, target }
             }
             FrameKind::PullRequest => {
                 let segment_count = raw.segment_count;
@@ -389,6 +501,30 @@ impl Frame {
             FrameKind::Ping => FrameBody::Ping { sequence: raw.sequence.get(), nonce: raw.cookie.get() },
             FrameKind::Pong => FrameBody::Pong { nonce: raw.cookie.get() },
             FrameKind::Close => FrameBody::Close,
+            FrameKind::Get => {
+                if code > GET_BYTES_MAX as u32 {
+                    let max = GET_BYTES_MAX as u32;
+                    return Err(PeerMisbehaved::PayloadLength { kind, got: code, max });
+                }
+                FrameBody::Get {
+                    sequence: raw.sequence.get(),
+                    portal: check_portal(kind, raw)?,
+                    match_bits: raw.cookie.get(),
+                    operation: raw.transfer.get(),
+                    offset_bytes,
+                    bytes: code,
+                }
+            }
+            FrameKind::Reply => {
+                let (sequence, operation) = (raw.sequence.get(), raw.transfer.get());
+                FrameBody::Reply { sequence, operation, offset_bytes }
+            }
+            FrameKind::Ack => FrameBody::Ack {
+                sequence: raw.sequence.get(),
+                operation: raw.transfer.get(),
+                offset_bytes,
+                bytes: code,
+            },
         })
     }
 
@@ -396,6 +532,12 @@ impl Frame {
     pub(crate) fn payload_len(&self) -> usize {
         narrow(u64::from(self.payload_bytes))
     }
+}
+
+/// A portal that can be: the net has [`PORTALS`].
+fn check_portal(kind: FrameKind, raw: &RawHeader) -> Result<u8, PeerMisbehaved> {
+    let portal = raw.segment_index;
+    if u16::from(portal) < PORTALS { Ok(portal) } else { Err(PeerMisbehaved::NoSuchPortal { kind, portal }) }
 }
 
 /// Distance from `from` to `to` of two wrapping counters; negative if `to` is behind.
@@ -417,13 +559,17 @@ mod tests {
             body,
         };
         let hello = u32::try_from(HELLO_BYTES).unwrap();
+        let put = |extension_bytes, target| FrameBody::Put { sequence: 7, extension_bytes, target };
+        let to_portal =
+            PutTarget { portal: 9, match_bits: 0x21, header_data: 0x31, offset_bytes: 64, operation: 0x41 };
         vec![
             ("hello", frame(hello, FrameBody::Hello)),
             ("hello_ack", frame(hello, FrameBody::HelloAck)),
             ("reject", frame(0, FrameBody::Reject { reason: RefuseReason::Token, epoch: 9 })),
             ("noop", frame(0, FrameBody::Noop)),
-            ("put", frame(64, FrameBody::Put { sequence: 7, extension_bytes: 0 })),
-            ("put_extended", frame(104, FrameBody::Put { sequence: 7, extension_bytes: 40 })),
+            ("put", frame(64, put(0, PutTarget::message(0, 0x31)))),
+            ("put_to_portal", frame(64, put(0, to_portal))),
+            ("put_extended", frame(104, put(40, PutTarget::message(0, 0x31)))),
             (
                 "pull_request",
                 frame(
@@ -461,6 +607,22 @@ mod tests {
             ("ping", frame(0, FrameBody::Ping { sequence: 7, nonce: 0x51 })),
             ("pong", frame(0, FrameBody::Pong { nonce: 0x51 })),
             ("close", frame(0, FrameBody::Close)),
+            (
+                "get",
+                frame(
+                    0,
+                    FrameBody::Get {
+                        sequence: 7,
+                        portal: 9,
+                        match_bits: 0x21,
+                        operation: 0x41,
+                        offset_bytes: 64,
+                        bytes: 128,
+                    },
+                ),
+            ),
+            ("reply", frame(100, FrameBody::Reply { sequence: 7, operation: 0x41, offset_bytes: 64 })),
+            ("ack", frame(0, FrameBody::Ack { sequence: 7, operation: 0x41, offset_bytes: 64, bytes: 60 })),
         ]
     }
 
@@ -515,11 +677,17 @@ mod tests {
             seal(RawHeader { payload_bytes: 1.into(), ..close }),
             Err(PeerMisbehaved::PayloadLength { kind, got: 1, max: 0 })
         );
-        assert_eq!(seal(RawHeader { kind: 14, ..close }), Err(PeerMisbehaved::UnknownType { got: 14 }));
+        assert_eq!(seal(RawHeader { kind: 17, ..close }), Err(PeerMisbehaved::UnknownType { got: 17 }));
         assert_eq!(
             seal(RawHeader { version: 2, ..close }),
             Err(PeerMisbehaved::BadVersion { got: 2, want: 1 })
         );
+        let kind = FrameKind::Get;
+        let get = RawHeader { kind: kind as u8, segment_index: 64, ..close };
+        assert_eq!(seal(get), Err(PeerMisbehaved::NoSuchPortal { kind, portal: 64 }));
+        let got = u32::try_from(GET_BYTES_MAX).unwrap() + 1;
+        let get = RawHeader { segment_index: 9, total: got.into(), ..get };
+        assert!(matches!(seal(get), Err(PeerMisbehaved::PayloadLength { .. })));
         let kind = FrameKind::Put;
         let put = RawHeader { kind: kind as u8, payload_bytes: 40.into(), total: 40.into(), ..close };
         assert_eq!(
@@ -547,7 +715,7 @@ mod tests {
             header[32..].copy_from_slice(&rest);
             header[..2].copy_from_slice(&MAGIC.to_le_bytes());
             header[2] = 1;
-            header[3] = 1 + bytes[3] % 14;
+            header[3] = 1 + bytes[3] % 17;
             header[20..24].fill(0);
             let sum = crc32c(&header);
             header[20..24].copy_from_slice(&sum.to_le_bytes());

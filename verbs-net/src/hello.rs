@@ -8,6 +8,7 @@ use base::{Endpoint, endpoint};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::discovery::Features;
 use crate::error::PeerMisbehaved;
 use crate::frame::{VERSION, VERSION_MIN};
 use crate::limits::CREDIT_WINDOW_CLAIM_MAX;
@@ -55,8 +56,14 @@ pub(crate) struct Hello {
     pub(crate) window: u32,
     pub(crate) epoch: u64,
     pub(crate) config_version: u64,
+    /// Who it is: the endpoint with its primary nid.
     pub(crate) endpoint: Endpoint,
     pub(crate) token: Token,
+    pub(crate) features: Features,
+    /// The nid that this connection is made from, or to.
+    pub(crate) rail: Nid,
+    /// Random, for this connection alone: the other side stamps its frames with it.
+    pub(crate) nonce: u64,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -64,7 +71,7 @@ pub(crate) struct Hello {
 struct RawHello {
     version_min: u8,
     version_max: u8,
-    reserved: U16,
+    features: U16,
     window: U32,
     epoch: U64,
     config_version: U64,
@@ -75,7 +82,10 @@ struct RawHello {
     portal: U16,
     tmid: U16,
     token: [u8; 32],
-    reserved_more: [u8; 16],
+    rail_kind: U16,
+    rail_number: U16,
+    rail_address: U32,
+    nonce: U64,
 }
 
 const _: () = assert!(size_of::<RawHello>() == HELLO_BYTES);
@@ -83,30 +93,42 @@ const _: () = assert!(size_of::<RawHello>() == HELLO_BYTES);
 const NETS: [(u16, NetKind); 4] =
     [(1, NetKind::Lo), (2, NetKind::Tcp), (3, NetKind::O2ib), (4, NetKind::Sim)];
 
+/// A net's kind as it is written.
+pub(crate) fn net_code(kind: NetKind) -> u16 {
+    NETS.iter().find(|(_, known)| *known == kind).map_or(0, |(code, _)| *code)
+}
+
+/// The kind of a net that was read.
+pub(crate) fn kind_of_code(code: u16) -> Option<NetKind> {
+    NETS.iter().find(|(known, _)| *known == code).map(|(_, kind)| *kind)
+}
+
 impl Hello {
     pub(crate) fn encode(&self) -> [u8; HELLO_BYTES] {
         let nid = self.endpoint.nid;
-        let net_kind = NETS.iter().find(|(_, kind)| *kind == nid.net.kind).map_or(0, |(code, _)| *code);
         let raw = RawHello {
             version_min: self.version_min,
             version_max: self.version_max,
-            reserved: 0.into(),
+            features: self.features.bits().into(),
             window: self.window.into(),
             epoch: self.epoch.into(),
             config_version: self.config_version.into(),
-            net_kind: net_kind.into(),
+            net_kind: net_code(nid.net.kind).into(),
             net_number: nid.net.number.into(),
             address: nid.address.into(),
             pid: self.endpoint.pid.into(),
             portal: self.endpoint.portal.into(),
             tmid: self.endpoint.tmid.into(),
             token: self.token.0,
-            reserved_more: [0; 16],
+            rail_kind: net_code(self.rail.net.kind).into(),
+            rail_number: self.rail.net.number.into(),
+            rail_address: self.rail.address.into(),
+            nonce: self.nonce.into(),
         };
         zerocopy::transmute!(raw)
     }
 
-    /// Parses shape and ranges. Reserved bytes are ignored: later versions may use them in a hello of version 1.
+    /// Parses shape and ranges. Unknown feature bits are kept: they mean something to later versions.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Hello, PeerMisbehaved> {
         let bad = |what| PeerMisbehaved::BadHello { what };
         let raw = RawHello::read_from_bytes(bytes).map_err(|_| bad("length"))?;
@@ -120,15 +142,13 @@ impl Hello {
         if raw.epoch.get() == 0 {
             return Err(bad("epoch 0"));
         }
-        let kind = NETS
-            .iter()
-            .find(|(code, _)| *code == raw.net_kind.get())
-            .map(|(_, kind)| *kind)
-            .ok_or(bad("net"))?;
+        let kind = kind_of_code(raw.net_kind.get()).ok_or(bad("net"))?;
         if raw.portal.get() >= endpoint::PORTALS || raw.tmid.get() > endpoint::TMID_MAX {
             return Err(bad("endpoint"));
         }
         let nid = Nid { net: Net { kind, number: raw.net_number.get() }, address: raw.address.get() };
+        let rail_kind = kind_of_code(raw.rail_kind.get()).ok_or(bad("net of the rail"))?;
+        let rail_net = Net { kind: rail_kind, number: raw.rail_number.get() };
         Ok(Hello {
             version_min: raw.version_min,
             version_max: raw.version_max,
@@ -137,6 +157,9 @@ impl Hello {
             config_version: raw.config_version.get(),
             endpoint: Endpoint { nid, pid: raw.pid.get(), portal: raw.portal.get(), tmid: raw.tmid.get() },
             token: Token(raw.token),
+            features: Features::from_bits_retain(raw.features.get()),
+            rail: Nid { net: rail_net, address: raw.rail_address.get() },
+            nonce: raw.nonce.get(),
         })
     }
 
@@ -165,6 +188,9 @@ mod tests {
             config_version: 5,
             endpoint: "10.0.0.7@tcp1:12345:34:7".parse().unwrap(),
             token: Token::new(std::array::from_fn(|index| u8::try_from(index).unwrap() | 0x80)),
+            features: Features::MULTI_RAIL | Features::DISCOVERY,
+            rail: "10.0.1.7@tcp1".parse().unwrap(),
+            nonce: 0x6162_6364_6566_6768,
         }
     }
 
@@ -180,7 +206,7 @@ mod tests {
         let parsed = Hello::parse(&bytes).unwrap();
         assert_eq!(parsed.encode(), bytes);
         assert!(Hello::parse(&bytes[..80]).is_err());
-        for (at, value) in [(0, 0), (0, 2), (4, 0), (24, 9), (36, 64), (39, 0x10)] {
+        for (at, value) in [(0, 0), (0, 2), (4, 0), (24, 9), (36, 64), (39, 0x10), (72, 0)] {
             let mut wrong = bytes;
             wrong[at] = value;
             assert!(Hello::parse(&wrong).is_err(), "byte {at} = {value}");

@@ -18,6 +18,7 @@ mod backend;
 mod conformance;
 mod connection;
 pub mod descriptor;
+pub mod discovery;
 pub mod error;
 mod exposure;
 pub mod fault;
@@ -26,6 +27,8 @@ pub mod hello;
 pub mod limits;
 pub mod machine;
 mod memory_wait;
+mod operation;
+pub mod portal;
 mod protocol;
 mod remote;
 pub mod stats;
@@ -36,14 +39,18 @@ pub use backend::sim::{SimFabric, SimFaults, SimStats};
 pub use backend::sim_hardware::SimKeys;
 pub use backend::verbs::VerbsFabric;
 pub use descriptor::{BulkCookie, BulkDescriptor, ParseDescriptorError};
+pub use discovery::{Features, NidStatus, PeerInfo};
 pub use error::{LocalError, NakReason, NetError, PeerMisbehaved, RefuseReason, Refused, StartError};
 pub use exposure::{Retract, Retraction};
 pub use fault::{FaultError, FaultId, FaultRule, FaultStatus};
 pub use hello::Token;
 pub use limits::NetTimes;
 pub use machine::{
-    Event, Fabric, Lane, PeerId, SendOptions, TmConfig, TransferId, TransferMachine, dynamic_endpoint,
-    is_dynamic, local_nid_towards,
+    Event, Fabric, Lane, OperationId, OperationOptions, PeerId, PortalEvent, SendOptions, TmConfig,
+    TransferId, TransferMachine, dynamic_endpoint, is_dynamic, local_nid_towards,
+};
+pub use portal::{
+    AttachError, MatchEntry, MatchFrom, MdId, MdMemory, MdOptions, MemoryDescriptor, PORTAL_FIRST, Position,
 };
 pub use stats::NetStats;
 pub use verbs_sys;

@@ -27,6 +27,14 @@ pub const TRANSFERS_MAX: usize = 16 * 1024;
 pub const EXPOSURES_MAX: usize = 64 * 1024;
 /// Fault rules of one machine: each send looks at all of them.
 pub const FAULT_RULES_MAX: usize = 64;
+/// Nids of one machine: rails to it are at most as many.
+pub const NIDS_MAX: usize = 16;
+/// Bytes that one GET may ask for, so that its REPLY is an eager frame on every net. Larger data is bulk.
+pub const GET_BYTES_MAX: usize = 4096;
+/// Match entries and memory descriptors of one machine, apart from exposures.
+pub const DESCRIPTORS_MAX: usize = 4096;
+/// Operations of one machine that wait for their ACK or REPLY.
+pub const OPERATIONS_MAX: usize = 4096;
 /// Exposures that one message may carry: a request has at most a source and a sink.
 pub const EXPOSES_MAX: usize = 2;
 /// Exposures of one peer that a connection remembers: four windows' worth of requests with both.

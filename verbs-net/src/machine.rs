@@ -12,11 +12,13 @@ use runtime::{Arena, Buffer, LocalityHandle, SharedBuffer};
 use crate::backend::Backend;
 use crate::backend::verbs::VerbsFabric;
 use crate::descriptor::{BulkCookie, BulkDescriptor};
+use crate::discovery::PeerInfo;
 use crate::error::{NetError, Refused, StartError, fabric_word};
 use crate::exposure::{Retract, Retraction};
 use crate::fault::{FaultError, FaultId, FaultRule, FaultStatus};
 use crate::hello::Token;
 use crate::limits::NetTimes;
+use crate::portal::{AttachError, MatchEntry, MdId, MemoryDescriptor};
 use crate::protocol::{Carriage, Protocol, ProtocolConfig};
 use crate::stats::NetStats;
 use crate::{LoFabric, SimFabric};
@@ -113,6 +115,16 @@ pub enum Lane {
     Reply,
 }
 
+impl Lane {
+    /// Match bits of a message.
+    pub(crate) const fn match_bits(self) -> u64 {
+        match self {
+            Lane::Request => 0,
+            Lane::Reply => 1,
+        }
+    }
+}
+
 /// How a message goes.
 #[derive(Clone, Copy, Debug)]
 pub struct SendOptions<'a> {
@@ -123,25 +135,132 @@ pub struct SendOptions<'a> {
     pub exposes: &'a [BulkCookie],
     /// An exposure of the receiver that this message ends: a reply names what its request exposed.
     pub invalidates: Option<BulkCookie>,
+    /// 64 bits that go beside the bytes, for the receiver's eyes.
+    pub header_data: u64,
 }
 
 impl SendOptions<'_> {
     /// A message on `lane` that exposes and invalidates nothing.
     #[must_use]
     pub const fn on(lane: Lane) -> SendOptions<'static> {
-        SendOptions { lane, exposes: &[], invalidates: None }
+        SendOptions { lane, exposes: &[], invalidates: None, header_data: 0 }
     }
+}
+
+/// Names one PUT or GET of one machine; never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OperationId(pub(crate) u64);
+
+/// Where a PUT or GET goes, and what goes with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OperationOptions {
+    /// The peer's portal, from `PORTAL_FIRST` on.
+    pub portal: u8,
+    /// For the peer's match entries.
+    pub match_bits: u64,
+    /// A PUT's: handed to the peer beside the bytes.
+    pub header_data: u64,
+    /// For entries whose other side chooses the offset.
+    pub offset_bytes: u32,
+    /// A PUT: wait for its acknowledgement. GETs are always answered.
+    pub wants_ack: bool,
+    /// Without an answer by then it counts as lost.
+    pub deadline: Instant,
+}
+
+/// What happened at a portal of ours, or to an operation of ours.
+#[derive(Clone, Debug)]
+pub enum PortalEvent {
+    /// A peer's PUT was placed in a descriptor's memory.
+    Put {
+        /// The descriptor.
+        md: MdId,
+        /// Who sent it.
+        from: PeerId,
+        /// Its bits.
+        match_bits: u64,
+        /// Its 64 bits of header data.
+        header_data: u64,
+        /// Bytes that were sent.
+        sent_bytes: usize,
+        /// Bytes that were placed.
+        placed_bytes: usize,
+        /// Where.
+        offset: usize,
+    },
+    /// A peer's GET was answered from a descriptor's memory.
+    Get {
+        /// The descriptor.
+        md: MdId,
+        /// Who asked.
+        from: PeerId,
+        /// Its bits.
+        match_bits: u64,
+        /// Bytes that were asked for.
+        asked_bytes: usize,
+        /// Bytes that were given.
+        given_bytes: usize,
+        /// From where.
+        offset: usize,
+    },
+    /// An operation of ours has been handed to the net. Says nothing of its arrival; the memory is only read from now on.
+    Sent {
+        /// The operation.
+        operation: OperationId,
+        /// Its descriptor.
+        md: MdId,
+    },
+    /// The end of a PUT of ours that wanted an acknowledgement: `(offset, bytes)` as placed, or why that is not known.
+    Ack {
+        /// The PUT.
+        operation: OperationId,
+        /// Its descriptor.
+        md: MdId,
+        /// How it ended.
+        result: Result<(u32, u32), NetError>,
+    },
+    /// The end of a GET of ours: bytes that are in its descriptor's memory, or why there are none.
+    Reply {
+        /// The GET.
+        operation: OperationId,
+        /// Its descriptor.
+        md: MdId,
+        /// How it ended.
+        result: Result<usize, NetError>,
+    },
+    /// The end of a descriptor, exactly once, after all else of it.
+    Unlink {
+        /// The descriptor.
+        md: MdId,
+        /// Its memory, if it had any.
+        memory: Option<SharedBuffer>,
+    },
 }
 
 /// What happened.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// A message came. Taking the event returns its credit.
+    /// A message came: a PUT to a descriptor without memory of its own. Taking the event returns its credit.
     Message {
         /// Who sent it.
         from: PeerId,
         /// Its bytes.
         bytes: SharedBuffer,
+        /// The descriptor: [`TransferMachine::messages`], or one of the layer above.
+        md: MdId,
+        /// Its match bits; for messages: which [`Lane`].
+        match_bits: u64,
+        /// Its 64 bits of header data.
+        header_data: u64,
+    },
+    /// At a portal of ours, or to an operation of ours.
+    Portal(PortalEvent),
+    /// The end of a [`TransferMachine::try_ping`], once: what the peer says of itself.
+    Discovered {
+        /// Whom it was asked of.
+        peer: Endpoint,
+        /// Its answer, or why there is none.
+        result: Result<PeerInfo, NetError>,
     },
     /// A hello is complete; the peer's configuration version.
     PeerUp(PeerId, u64),
@@ -311,6 +430,88 @@ impl TransferMachine {
         message: SharedBuffer,
     ) -> Result<(), (Refused, SharedBuffer)> {
         self.protocol.try_send(now, to, options, message)
+    }
+
+    /// The descriptor of messages: on `PORTAL_MESSAGES`, for everybody, without end.
+    #[must_use]
+    pub fn messages(&self) -> MdId {
+        self.protocol.messages
+    }
+
+    /// Attaches a match entry with its memory to a portal; `PortalEvent::Unlink` ends it. What a lazy portal has kept is tried again.
+    ///
+    /// # Errors
+    /// See [`AttachError`].
+    pub fn attach(
+        &mut self,
+        now: Instant,
+        entry: MatchEntry,
+        md: MemoryDescriptor,
+    ) -> Result<MdId, AttachError> {
+        self.protocol.attach(now, entry, md)
+    }
+
+    /// Makes memory ready for operations of ours; `PortalEvent::Unlink` ends it.
+    ///
+    /// # Errors
+    /// See [`AttachError`].
+    pub fn bind(&mut self, md: MemoryDescriptor) -> Result<MdId, AttachError> {
+        self.protocol.portals.bind(md)
+    }
+
+    /// Ends a descriptor: it takes nothing more, and its Unlink event follows when its operations have ended. False if it has ended
+    /// before.
+    pub fn unlink(&mut self, md: MdId) -> bool {
+        self.protocol.unlink(md)
+    }
+
+    /// Makes a portal keep what no entry matches until one does (or not: then what it has kept is dropped). A peer waits for its credits
+    /// meanwhile.
+    pub fn set_lazy(&mut self, portal: u8, is_lazy: bool) {
+        self.protocol.set_lazy(portal, is_lazy);
+    }
+
+    /// PUTs a bound descriptor's memory, 1 to `MESSAGE_BYTES_MAX` bytes, to a portal of a peer, unreliably, on the credits of
+    /// requests. Ends with its `Sent`, or its `Ack` if one is wanted.
+    ///
+    /// # Errors
+    /// As [`TransferMachine::try_send`], and `OperationsWaiting`, `Descriptor`.
+    pub fn try_put(
+        &mut self,
+        now: Instant,
+        to: PeerId,
+        md: MdId,
+        options: OperationOptions,
+    ) -> Result<OperationId, Refused> {
+        self.protocol.try_put(now, to, md, options)
+    }
+
+    /// GETs bytes of a peer's descriptor into a bound descriptor's writable memory, as many as fit, at most `GET_BYTES_MAX`. Ends with its `Reply`.
+    ///
+    /// # Errors
+    /// As [`TransferMachine::try_put`].
+    pub fn try_get(
+        &mut self,
+        now: Instant,
+        to: PeerId,
+        md: MdId,
+        options: OperationOptions,
+    ) -> Result<OperationId, Refused> {
+        self.protocol.try_get(now, to, md, options)
+    }
+
+    /// Asks a peer what it is: its features and nids. Ends in one `Event::Discovered`, at the deadline at the latest.
+    ///
+    /// # Errors
+    /// As [`TransferMachine::try_put`].
+    pub fn try_ping(&mut self, now: Instant, to: PeerId, deadline: Instant) -> Result<(), Refused> {
+        self.protocol.try_ping(now, to, deadline)
+    }
+
+    /// What this machine tells of itself.
+    #[must_use]
+    pub fn info(&self) -> PeerInfo {
+        self.protocol.info()
     }
 
     /// Exposes parts that a peer may pull until [`TransferMachine::retract`].

@@ -48,6 +48,11 @@ impl MemoryWait {
         None
     }
 
+    /// A buffer if one is free; nobody waits for it.
+    pub(crate) fn try_alloc(&self, len: usize) -> Option<Buffer> {
+        self.arena.try_alloc(len)
+    }
+
     fn poll(&self, waiting: &mut Pin<Box<dyn Future<Output = Buffer>>>) -> Poll<Buffer> {
         let waker = Waker::from(Arc::clone(&self.flag));
         waiting.as_mut().poll(&mut Context::from_waker(&waker))

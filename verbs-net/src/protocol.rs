@@ -25,7 +25,7 @@ use crate::descriptor::{BulkCookie, BulkDescriptor};
 use crate::error::{LocalError, NakReason, NetError, PeerMisbehaved, RefuseReason, Refused};
 use crate::exposure::{BindingScope, ExposureTable, ExposureView, Retract, Retraction, SinkPart};
 use crate::fault::{FaultAction, FaultError, FaultId, FaultRule, FaultRules, FaultStatus};
-use crate::frame::{Frame, FrameBody, VERSION, VERSION_MIN};
+use crate::frame::{Frame, FrameBody, PutTarget, VERSION, VERSION_MIN};
 use crate::hello::{Hello, Token};
 use crate::limits::{
     BULK_PIECE_BYTES, CONNECTIONS_MAX, CREDIT_WINDOW, EXPOSES_MAX, HALF_OPEN_MAX, NetTimes, TRANSFERS_MAX,
@@ -33,6 +33,8 @@ use crate::limits::{
 };
 use crate::machine::{Event, Lane, PeerId, SendOptions, TransferId, is_dynamic};
 use crate::memory_wait::MemoryWait;
+use crate::operation::Operation;
+use crate::portal::{MdId, PortalTable};
 use crate::remote::{RemoteAccess, RemoteExposure, RemoteSegment, parse_extension};
 use crate::stats::NetStats;
 use crate::transfer::{LentPull, PullContent, Transfer, TransferKind, pieces};
@@ -77,12 +79,23 @@ enum Link {
     Up(ConnectionId),
 }
 
-struct Waiting {
-    message: SharedBuffer,
-    exposes: Exposes,
-    invalidates: Option<BulkCookie>,
+/// A frame that takes a credit, on its way to a connection.
+pub(crate) struct Waiting {
+    /// Its number is still to be given.
+    pub(crate) body: FrameBody,
+    pub(crate) payload: Payload,
+    pub(crate) exposes: Exposes,
+    pub(crate) invalidates: Option<BulkCookie>,
     /// Meant for this incarnation only; 0 = any.
-    epoch: u64,
+    pub(crate) epoch: u64,
+}
+
+/// A PUT or GET that a lazy portal keeps: its credit goes back when it is delivered or dropped.
+pub(crate) struct Early {
+    pub(crate) connection: ConnectionId,
+    pub(crate) from: PeerId,
+    pub(crate) body: FrameBody,
+    pub(crate) bytes: Option<SharedBuffer>,
 }
 
 struct Peer {
@@ -127,7 +140,7 @@ pub(crate) struct Protocol {
     pub(crate) memory: MemoryWait,
     pub(crate) actions: VecDeque<Action>,
     pub(crate) dirty: VecDeque<ConnectionId>,
-    carriage: Carriage,
+    pub(crate) carriage: Carriage,
     token: Token,
     config_version: Rc<Cell<u64>>,
     random: fastrand::Rng,
@@ -141,6 +154,12 @@ pub(crate) struct Protocol {
     next_transfer: u64,
     /// Pulls that wait for buffers, oldest first.
     memory_queue: VecDeque<u64>,
+    pub(crate) portals: PortalTable<Early>,
+    /// The descriptor of messages.
+    pub(crate) messages: MdId,
+    /// What pings are answered from.
+    pub(crate) told: Option<MdId>,
+    pub(crate) operations: BTreeMap<u64, Operation>,
     events: VecDeque<Queued>,
     /// No timer is due before.
     next_timer: Instant,
@@ -167,7 +186,7 @@ pub(crate) struct ProtocolConfig {
 
 impl Protocol {
     pub(crate) fn new(config: ProtocolConfig) -> Protocol {
-        Protocol {
+        let mut protocol = Protocol {
             endpoint: config.endpoint,
             epoch: config.epoch,
             listen: config.listen,
@@ -190,21 +209,28 @@ impl Protocol {
             transfers: BTreeMap::new(),
             next_transfer: 1,
             memory_queue: VecDeque::new(),
+            portals: PortalTable::default(),
+            messages: MdId(0),
+            told: None,
+            operations: BTreeMap::new(),
             events: VecDeque::new(),
             next_timer: Instant::NEVER,
             faults: FaultRules::new(config.seed),
             is_faulty: false,
             seen_now: Instant::ZERO,
-        }
+        };
+        protocol.attach_own();
+        protocol
     }
 
     // ---- connections as a table
 
-    fn open(&mut self, connection: Connection) -> Option<ConnectionId> {
+    fn open(&mut self, mut connection: Connection) -> Option<ConnectionId> {
         if self.open_count >= CONNECTIONS_MAX {
             return None;
         }
         self.open_count += 1;
+        connection.nonce = self.random.u64(..);
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot { generation: 0, connection: None });
             u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
@@ -238,12 +264,17 @@ impl Protocol {
         }
     }
 
-    fn set_timer(&mut self, at: Instant) {
+    pub(crate) fn set_timer(&mut self, at: Instant) {
         self.next_timer = self.next_timer.min(at);
     }
 
-    fn emit(&mut self, event: Event) {
+    pub(crate) fn emit(&mut self, event: Event) {
         self.events.push_back(Queued { event, credit: None });
+    }
+
+    /// An event that gives the credit of message `sequence` back when it is taken.
+    pub(crate) fn emit_with_credit(&mut self, event: Event, id: ConnectionId, sequence: u32) {
+        self.events.push_back(Queued { event, credit: Some((id, sequence)) });
     }
 
     /// Queues a frame and puts the connection on the list to flush.
@@ -279,7 +310,17 @@ impl Protocol {
                 return;
             }
             Some(FaultAction::Delay(time)) => leaves_at = leaves_at.max(Some(self.seen_now + time)),
-            Some(FaultAction::Duplicate) => twin = Some(outgoing.twin()),
+            Some(FaultAction::Duplicate) => {
+                // A message of its own, with its own number: the same number twice would be a replay.
+                let now = self.seen_now;
+                if let Some(connection) = self.connection(id)
+                    && connection.has_credit(Lane::Reply)
+                {
+                    let mut second = outgoing.twin();
+                    second.body = second.body.renumbered(connection.take_credit(now));
+                    twin = Some(second);
+                }
+            }
             Some(FaultAction::Corrupt) => outgoing.is_damaged = true,
         }
         for frame in [Some(outgoing), twin].into_iter().flatten() {
@@ -344,7 +385,8 @@ impl Protocol {
         self.post(id, body, Payload::None, None);
     }
 
-    fn our_hello(&self) -> Payload {
+    fn our_hello(&mut self, id: ConnectionId) -> Payload {
+        let nonce = self.connection(id).map_or(0, |connection| connection.nonce);
         let hello = Hello {
             version_min: VERSION_MIN,
             version_max: VERSION,
@@ -353,6 +395,9 @@ impl Protocol {
             config_version: self.config_version.get(),
             endpoint: self.endpoint,
             token: self.token.clone(),
+            features: self.features(),
+            rail: self.endpoint.nid,
+            nonce,
         };
         Payload::Hello(Box::new(hello.encode()))
     }
@@ -366,51 +411,71 @@ impl Protocol {
         options: SendOptions<'_>,
         message: SharedBuffer,
     ) -> Result<(), (Refused, SharedBuffer)> {
-        let SendOptions { lane, exposes, invalidates } = options;
+        let SendOptions { lane, exposes, invalidates, header_data } = options;
         assert!(exposes.len() <= EXPOSES_MAX, "a message exposes at most a source and a sink");
         // Without hardware that touches it there is nothing to carry.
         let exposes = Exposes::from_slice(if self.carriage.remote_access { exposes } else { &[] });
         if message.is_empty() || wide(message.len()) > MESSAGE_BYTES_MAX {
             return Err((Refused::Length, message));
         }
-        let link = match self.peers.get(&to.endpoint) {
+        let target = PutTarget::message(lane.match_bits(), header_data);
+        let body = FrameBody::Put { sequence: 0, extension_bytes: 0, target };
+        let payload = Payload::Bytes(message);
+        let waiting = Waiting { body, payload, exposes, invalidates, epoch: to.epoch };
+        match self.submit(now, to.endpoint, lane, waiting) {
+            Ok(()) => Ok(()),
+            Err((refused, Waiting { payload: Payload::Bytes(message), .. })) => Err((refused, message)),
+            Err(_) => unreachable!("what goes in as bytes comes back as bytes"),
+        }
+    }
+
+    /// Posts a frame that takes a credit, or keeps it until there is a connection.
+    #[allow(clippy::result_large_err)] // what is refused goes back to its sender, without an allocation
+    pub(crate) fn submit(
+        &mut self,
+        now: Instant,
+        to: Endpoint,
+        lane: Lane,
+        waiting: Waiting,
+    ) -> Result<(), (Refused, Waiting)> {
+        let link = match self.peers.get(&to) {
             Some(peer) => peer.link,
-            None => match self.check_reachable(to.endpoint) {
+            None => match self.check_reachable(to) {
                 Ok(()) => Link::Idle,
-                Err(refused) => return Err((refused, message)),
+                Err(refused) => return Err((refused, waiting)),
             },
         };
         let refused = if let Link::Up(id) = link {
-            let Some(connection) = self.connection(id) else { return Err((Refused::NotConnected, message)) };
-            if to.epoch != 0 && connection.epoch != to.epoch {
-                return Err((Refused::Stale, message));
+            let Some(connection) = self.connection(id) else { return Err((Refused::NotConnected, waiting)) };
+            if waiting.epoch != 0 && connection.epoch != waiting.epoch {
+                return Err((Refused::Stale, waiting));
             }
             if connection.has_credit(lane) {
-                self.post_message(now, id, message, exposes, invalidates);
+                self.post_message(now, id, waiting);
                 return Ok(());
             }
             connection.is_starved = true;
             self.set_timer(now + ms(self.times.credit_ping_ms));
             Refused::NoCredit
         } else {
-            if is_dynamic(to.endpoint) {
-                return Err((Refused::NotConnected, message));
+            if is_dynamic(to) {
+                return Err((Refused::NotConnected, waiting));
             }
-            let peer = self.peers.entry(to.endpoint).or_insert_with(Peer::new);
+            let peer = self.peers.entry(to).or_insert_with(Peer::new);
             if peer.waiting.len() < WAITING_MESSAGES_MAX {
-                peer.waiting.push_back(Waiting { message, exposes, invalidates, epoch: to.epoch });
+                peer.waiting.push_back(waiting);
                 if link == Link::Idle {
-                    self.schedule_dial(now, to.endpoint);
+                    self.schedule_dial(now, to);
                 }
                 return Ok(());
             }
             Refused::QueueFull
         };
-        if let Some(peer) = self.peers.get_mut(&to.endpoint) {
+        if let Some(peer) = self.peers.get_mut(&to) {
             peer.wants_writable = true;
         }
         self.stats.sends_refused += 1;
-        Err((refused, message))
+        Err((refused, waiting))
     }
 
     fn check_reachable(&self, endpoint: Endpoint) -> Result<(), Refused> {
@@ -430,20 +495,14 @@ impl Protocol {
         Ok(())
     }
 
-    fn post_message(
-        &mut self,
-        now: Instant,
-        id: ConnectionId,
-        message: SharedBuffer,
-        exposes: Exposes,
-        invalidates: Option<BulkCookie>,
-    ) {
+    pub(crate) fn post_message(&mut self, now: Instant, id: ConnectionId, waiting: Waiting) {
         self.set_timer(now + ms(self.times.idle_ping_ms));
         let Some(connection) = self.connection(id) else { return };
         let sequence = connection.take_credit(now);
         self.stats.messages_sent += 1;
-        let body = FrameBody::Put { sequence, extension_bytes: 0 };
-        let payload = Payload::Bytes(message);
+        let Waiting { body, payload, exposes, invalidates, .. } = waiting;
+        let body = body.renumbered(sequence);
+        self.on_posted(id, &body);
         let outgoing = Outgoing { body, payload, completes: None, exposes, invalidates, is_damaged: false };
         self.post_outgoing(id, outgoing);
     }
@@ -472,7 +531,7 @@ impl Protocol {
         self.stats.dials += 1;
         self.set_timer(now + ms(self.times.hello_ms_max));
         self.actions.push_back(Action::Dial(id, endpoint));
-        let hello = self.our_hello();
+        let hello = self.our_hello(id);
         self.post(id, FrameBody::Hello, hello, None);
     }
 
@@ -526,6 +585,7 @@ impl Protocol {
         }
         self.end(id);
         self.fail_transfers(id, &error);
+        self.portals.retain_early(|early| early.connection != id);
         let Some(endpoint) = endpoint else { return };
         let is_current = self
             .peers
@@ -551,6 +611,7 @@ impl Protocol {
         if is_dynamic(endpoint) {
             self.peers.remove(&endpoint);
         }
+        self.fail_operations(endpoint, &error);
         self.emit(Event::PeerLost { peer: PeerId { endpoint, epoch }, error });
     }
 
@@ -602,7 +663,9 @@ impl Protocol {
             }
             self.end(id);
             self.fail_transfers(id, &NetError::Canceled);
+            self.portals.retain_early(|early| early.connection != id);
         }
+        self.fail_operations(endpoint, &NetError::Canceled);
         self.peers.remove(&endpoint);
     }
 
@@ -640,17 +703,20 @@ impl Protocol {
             (Phase::Up, _) => {}
             _ => return unexpected,
         }
-        if frame.to_epoch != epoch {
-            return Err(PeerMisbehaved::WrongEpoch { got: frame.to_epoch, want: epoch });
+        // The stamp holds our incarnation and this connection's nonce: neither a stale peer nor bytes of another connection have it.
+        let want = epoch ^ connection.nonce;
+        if frame.to_epoch != want {
+            return Err(PeerMisbehaved::WrongEpoch { got: frame.to_epoch, want });
         }
         connection.hear(now);
         connection.handle_credits(frame.credits)?;
-        self.after_credits(id);
+        self.after_credits(now, id);
         Ok(true)
     }
 
     /// Credits may have come back: let those know who were refused.
-    fn after_credits(&mut self, id: ConnectionId) {
+    fn after_credits(&mut self, now: Instant, id: ConnectionId) {
+        self.pay(now, id);
         let Some(connection) = self.connection(id) else { return };
         if !connection.is_starved || !connection.has_credit(Lane::Request) {
             return;
@@ -693,18 +759,28 @@ impl Protocol {
                 self.handle_reject(now, id, reason);
                 Ok(())
             }
-            (FrameBody::Put { sequence, extension_bytes: 0 }, Payload::Bytes(bytes)) => {
-                self.handle_put(id, sequence, bytes)
+            (FrameBody::Put { extension_bytes: 0, .. }, Payload::Bytes(bytes)) => {
+                self.handle_operation(now, id, frame.body, Some(bytes))
             }
-            (FrameBody::Put { sequence, extension_bytes }, Payload::Bytes(bytes)) => {
+            (FrameBody::Put { extension_bytes, .. }, Payload::Bytes(bytes)) => {
                 // The frame's parse has checked that a message follows.
                 let at = narrow(u64::from(extension_bytes)).min(bytes.len());
                 self.handle_extension(id, &bytes[..at])?;
-                self.handle_put(id, sequence, bytes.slice(at..bytes.len()))
+                self.handle_operation(now, id, frame.body, Some(bytes.slice(at..bytes.len())))
             }
-            (FrameBody::Put { sequence, .. }, Payload::Extended { extension, message }) => {
+            (FrameBody::Put { .. }, Payload::Extended { extension, message }) => {
                 self.handle_extension(id, &extension)?;
-                self.handle_put(id, sequence, message)
+                self.handle_operation(now, id, frame.body, Some(message))
+            }
+            (FrameBody::Get { .. }, _) => self.handle_operation(now, id, frame.body, None),
+            (FrameBody::Reply { sequence, operation, .. }, payload @ (Payload::Bytes(_) | Payload::None)) => {
+                self.handle_answer(id, sequence)?;
+                self.handle_reply(id, operation, payload.as_slice())
+            }
+            (FrameBody::Ack { sequence, operation, offset_bytes, bytes }, _) => {
+                self.handle_answer(id, sequence)?;
+                self.handle_ack(id, operation, offset_bytes, bytes);
+                Ok(())
             }
             (FrameBody::PullRequest { cookie, key, transfer, segment_index, segment_count }, _) => {
                 let (first, count) = (usize::from(segment_index), usize::from(segment_count));
@@ -721,6 +797,8 @@ impl Protocol {
                 self.stats.naks += 1;
                 if self.transfers.get(&transfer).is_some_and(|found| found.connection == id) {
                     self.finish(transfer, Err(NetError::RemoteError { reason }));
+                } else {
+                    self.handle_operation_nak(id, transfer, reason);
                 }
                 Ok(())
             }
@@ -755,22 +833,6 @@ impl Protocol {
         Ok(())
     }
 
-    fn handle_put(
-        &mut self,
-        id: ConnectionId,
-        sequence: u32,
-        bytes: SharedBuffer,
-    ) -> Result<(), PeerMisbehaved> {
-        let Some(connection) = self.connection(id) else { return Ok(()) };
-        connection.check_sequence(sequence)?;
-        let Some(endpoint) = connection.endpoint else { return Ok(()) };
-        let from = PeerId { endpoint, epoch: connection.epoch };
-        self.stats.messages_received += 1;
-        self.counters.messages.add(1);
-        self.events.push_back(Queued { event: Event::Message { from, bytes }, credit: Some((id, sequence)) });
-        Ok(())
-    }
-
     // ---- hello
 
     fn handle_hello(
@@ -784,6 +846,7 @@ impl Protocol {
         let Some(connection) = self.connection(id) else { return Ok(()) };
         connection.endpoint = Some(hello.endpoint);
         connection.epoch = hello.epoch;
+        connection.peer_nonce = hello.nonce;
         if let Err(reason) = self.judge_hello(&hello, expected_epoch) {
             self.reject(id, hello.endpoint, reason);
             return Ok(());
@@ -808,7 +871,7 @@ impl Protocol {
             }
             _ => {}
         }
-        let ack = self.our_hello();
+        let ack = self.our_hello(id);
         self.post(id, FrameBody::HelloAck, ack, None);
         self.go_up(now, id, &hello);
         Ok(())
@@ -905,6 +968,7 @@ impl Protocol {
         self.set_phase(id, Phase::Up);
         let Some(connection) = self.connection(id) else { return };
         connection.epoch = epoch;
+        connection.peer_nonce = hello.nonce;
         connection.version = hello.common_version().unwrap_or(VERSION_MIN);
         connection.window = hello.window.min(CREDIT_WINDOW);
         connection.since = now;
@@ -920,9 +984,10 @@ impl Protocol {
             // All fit: WAITING_MESSAGES_MAX is the request window, unless the peer claimed a smaller one.
             let has_credit = self.connection(id).is_some_and(|found| found.has_credit(Lane::Reply));
             if (message.epoch == 0 || message.epoch == epoch) && has_credit {
-                self.post_message(now, id, message.message, message.exposes, message.invalidates);
+                self.post_message(now, id, message);
             } else {
                 self.stats.stale_dropped += 1;
+                self.on_not_posted(&message.body, &NetError::Stale);
             }
         }
         self.notify_writable(endpoint);
@@ -1014,7 +1079,7 @@ impl Protocol {
         self.exposures.sink_buffer(cookie, segment_index).map_or(&[], |buffer| &buffer[..])
     }
 
-    fn nak(&mut self, id: ConnectionId, transfer: u64, reason: NakReason) {
+    pub(crate) fn nak(&mut self, id: ConnectionId, transfer: u64, reason: NakReason) {
         self.stats.naks += 1;
         self.post_bare(id, FrameBody::Nak { transfer, reason });
     }
@@ -1121,7 +1186,7 @@ impl Protocol {
         Ok(id)
     }
 
-    fn next_transfer_id(&mut self) -> u64 {
+    pub(crate) fn next_transfer_id(&mut self) -> u64 {
         let id = self.next_transfer;
         self.next_transfer += 1;
         id
@@ -1437,15 +1502,21 @@ impl Protocol {
 
     pub(crate) fn next_event(&mut self) -> Option<Event> {
         let queued = self.events.pop_front()?;
-        if let Some((id, sequence)) = queued.credit
-            && let Some(connection) = self.connection(id)
+        if let Some((id, sequence)) = queued.credit {
+            self.return_credit(id, sequence);
+        }
+        Some(queued.event)
+    }
+
+    /// Message `sequence` has been taken: its credit goes back, with the next frame or on its own.
+    pub(crate) fn return_credit(&mut self, id: ConnectionId, sequence: u32) {
+        if let Some(connection) = self.connection(id)
             && connection.phase == Phase::Up
             && connection.consume(sequence)
             && connection.outbox.is_empty()
         {
             self.post_bare(id, FrameBody::Noop);
         }
-        Some(queued.event)
     }
 
     pub(crate) fn has_events(&self) -> bool {
@@ -1472,6 +1543,7 @@ impl Protocol {
             self.release_held(now);
         }
         self.expire_transfers(now);
+        self.expire_operations(now);
         self.expire_exposures(now);
         self.expire_connections(now);
         self.dial_scheduled(now);

@@ -11,6 +11,18 @@ pub struct NetStats {
     pub messages_sent: u64,
     /// Messages given to the rpc layer.
     pub messages_received: u64,
+    /// PUTs and GETs placed in or answered from a descriptor with memory of its own.
+    pub operations_served: u64,
+    /// PUTs and GETs dropped because no entry matched.
+    pub dropped_no_match: u64,
+    /// PUTs and GETs dropped because they were too long for the entry that matched.
+    pub dropped_too_long: u64,
+    /// PUTs and GETs that lazy portals have kept for a while.
+    pub kept_early: u64,
+    /// Peers that have told what they are.
+    pub discoveries: u64,
+    /// Frames dropped because their number had come before.
+    pub replayed: u64,
     /// Bulk bytes handed to the net.
     pub bulk_bytes_sent: u64,
     /// Bulk bytes that arrived in their destination.

@@ -35,6 +35,7 @@ pub(crate) struct PullSegment {
     pub(crate) content: PullContent,
 }
 
+#[allow(clippy::large_enum_variant)] // one per request under way: a box for pulls would cost each write an allocation
 pub(crate) enum TransferKind {
     Pull { segments: SmallVec<[PullSegment; 2]>, missing_bytes: u64, request: FrameBody, is_requested: bool },
     Push,

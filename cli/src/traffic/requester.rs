@@ -471,7 +471,10 @@ impl Side for Requester {
                 Some(ended) => self.finish(context, ended, parts),
                 None => Ok(()),
             },
-            Event::PeerUp(..) | Event::TransferDone { .. } => Ok(()),
+            Event::PeerUp(..)
+            | Event::TransferDone { .. }
+            | Event::Portal(_)
+            | Event::Discovered { .. } => Ok(()),
         }
     }
 

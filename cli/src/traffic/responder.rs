@@ -218,7 +218,7 @@ impl Side for Responder {
 
     fn handle(&mut self, context: &mut Context<'_>, event: Event) -> Result<(), Failure> {
         match event {
-            Event::Message { from, bytes } => self.on_message(context, from, &bytes),
+            Event::Message { from, bytes, .. } => self.on_message(context, from, &bytes),
             Event::Writable(_) => {
                 let _ = self.outbox.retry(context); // as in `say`
                 Ok(())
@@ -229,7 +229,7 @@ impl Side for Responder {
                 self.is_done |= self.once && peer.epoch != 0;
                 Ok(())
             }
-            Event::PeerUp(..) | Event::Retracted { .. } => Ok(()),
+            Event::PeerUp(..) | Event::Retracted { .. } | Event::Portal(_) | Event::Discovered { .. } => Ok(()),
         }
     }
 

@@ -67,7 +67,7 @@ impl Context<'_> {
         invalidates: Option<BulkCookie>,
         message: SharedBuffer,
     ) -> Result<(), (Refused, SharedBuffer)> {
-        let options = SendOptions { lane, exposes: exposes.as_slice(), invalidates };
+        let options = SendOptions { exposes: exposes.as_slice(), invalidates, ..SendOptions::on(lane) };
         self.machine.try_send_with(self.now, to, options, message)
     }
 

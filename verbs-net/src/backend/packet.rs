@@ -266,7 +266,10 @@ impl<W: PacketWire> PacketBackend<W> {
             let Some(connection) = protocol.connection(id) else { return };
             let header = connection.seal(&outgoing);
             let traits = match outgoing.body {
-                FrameBody::Put { .. } => ParcelTraits::Message,
+                FrameBody::Put { .. }
+                | FrameBody::Get { .. }
+                | FrameBody::Reply { .. }
+                | FrameBody::Ack { .. } => ParcelTraits::Message,
                 _ => ParcelTraits::Ordered,
             };
             let opens =

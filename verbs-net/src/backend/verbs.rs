@@ -486,7 +486,7 @@ impl VerbsBackend {
         let frame = Frame::parse(header, connection.version)?;
         let is_up = connection.phase == Phase::Up;
         let rest = message.slice(HEADER_BYTES..message.len());
-        if rendezvous::is_long(&frame) {
+        if rendezvous::is_long(&frame.body, frame.payload_len()) {
             if !is_up {
                 let state = "before the hello is complete";
                 return Err(PeerMisbehaved::Unexpected { kind: frame.body.kind(), state });

@@ -7,7 +7,7 @@ use std::time::Duration;
 use base::Endpoint;
 
 use super::pair::{Kind, Node, TOKEN, World, connected};
-use crate::frame::{Frame, FrameBody, HEADER_BYTES};
+use crate::frame::{Frame, FrameBody, HEADER_BYTES, PutTarget};
 use crate::hello::{HELLO_BYTES, Hello};
 use crate::limits::{CREDIT_WINDOW, HALF_OPEN_MAX};
 use crate::{NetError, PeerId, PeerMisbehaved, RefuseReason, Retract};
@@ -15,11 +15,16 @@ use crate::{NetError, PeerId, PeerMisbehaved, RefuseReason, Retract};
 /// A raw client with the right token, to misbehave with.
 struct Raw {
     stream: TcpStream,
-    server_epoch: u64,
+    /// The server's epoch with its nonce for this connection.
+    stamp: u64,
 }
 
 fn frame(to_epoch: u64, payload_bytes: u32, body: FrameBody) -> [u8; HEADER_BYTES] {
     Frame { version: 1, credits: 0, to_epoch, payload_bytes, body }.encode()
+}
+
+fn put(sequence: u32) -> FrameBody {
+    FrameBody::Put { sequence, extension_bytes: 0, target: PutTarget::message(0, 0) }
 }
 
 fn hello_of(endpoint: Endpoint) -> Hello {
@@ -31,6 +36,9 @@ fn hello_of(endpoint: Endpoint) -> Hello {
         config_version: 0,
         endpoint,
         token: TOKEN.into(),
+        features: crate::Features::empty(),
+        rail: endpoint.nid,
+        nonce: 0,
     }
 }
 
@@ -58,11 +66,13 @@ impl Raw {
         stream.read_exact(&mut ack).unwrap();
         let parsed = Frame::parse(ack.first_chunk().unwrap(), 1).unwrap();
         assert_eq!(parsed.body, FrameBody::HelloAck);
-        Raw { stream, server_epoch: Hello::parse(&ack[HEADER_BYTES..]).unwrap().epoch }
+        let hello = Hello::parse(&ack[HEADER_BYTES..]).unwrap();
+        assert_eq!(parsed.to_epoch, 77, "the answer is for our incarnation");
+        Raw { stream, stamp: hello.epoch ^ hello.nonce }
     }
 
     fn say(&mut self, payload_bytes: u32, body: FrameBody) {
-        self.stream.write_all(&frame(self.server_epoch, payload_bytes, body)).unwrap();
+        self.stream.write_all(&frame(self.stamp, payload_bytes, body)).unwrap();
     }
 }
 
@@ -165,14 +175,14 @@ fn each_breach_of_protocol_has_its_name() {
     ));
     assert!(matches!(
         verdict(|raw| {
-            raw.server_epoch += 1;
+            raw.stamp = raw.stamp.wrapping_add(1);
             end(raw, FrameBody::Noop);
         }),
-        PeerMisbehaved::WrongEpoch { got: 23, want: 22 }
+        PeerMisbehaved::WrongEpoch { got, want } if got == want.wrapping_add(1)
     ));
     assert!(matches!(
         verdict(|raw| {
-            let mut bytes = frame(raw.server_epoch, 0, FrameBody::Noop);
+            let mut bytes = frame(raw.stamp, 0, FrameBody::Noop);
             bytes[40] ^= 1;
             raw.stream.write_all(&bytes).unwrap();
         }),
@@ -181,28 +191,20 @@ fn each_breach_of_protocol_has_its_name() {
     assert!(matches!(
         verdict(|raw| {
             let credits = 5;
-            let noop = Frame {
-                version: 1,
-                credits,
-                to_epoch: raw.server_epoch,
-                payload_bytes: 0,
-                body: FrameBody::Noop,
-            };
+            let noop =
+                Frame { version: 1, credits, to_epoch: raw.stamp, payload_bytes: 0, body: FrameBody::Noop };
             raw.stream.write_all(&noop.encode()).unwrap();
         }),
         PeerMisbehaved::CreditInvented { got: 5, sent: 0 }
     ));
     assert!(matches!(
         verdict(|raw| {
-            raw.say(1, FrameBody::Put { sequence: CREDIT_WINDOW + 1, extension_bytes: 0 });
+            raw.say(1, put(CREDIT_WINDOW + 1));
             raw.stream.write_all(b"x").unwrap();
         }),
         PeerMisbehaved::CreditOverrun { .. }
     ));
-    assert!(matches!(
-        verdict(|raw| raw.say(u32::MAX, FrameBody::Put { sequence: 1, extension_bytes: 0 })),
-        PeerMisbehaved::PayloadLength { .. }
-    ));
+    assert!(matches!(verdict(|raw| raw.say(u32::MAX, put(1))), PeerMisbehaved::PayloadLength { .. }));
 }
 
 #[test]
@@ -229,7 +231,7 @@ fn bulk_nobody_asked_for_is_thrown_away() {
     };
     push(&mut raw, 0);
     push(&mut raw, u64::MAX);
-    raw.say(1, FrameBody::Put { sequence: 1, extension_bytes: 0 });
+    raw.say(1, put(1));
     raw.stream.write_all(b"x").unwrap();
     world.drive(&mut [&mut server], |nodes| nodes[0].has_message(b"x"));
     assert_eq!(server.tm.stats().bulk_bytes_late, 3 * 4096);
@@ -270,7 +272,7 @@ fn a_sink_retracted_in_the_middle_of_a_push_is_left_alone() {
     world.drive(&mut [&mut server], |nodes| nodes[0].tm.stats().bulk_bytes_late == 1 << 20);
     writer.join().unwrap();
     assert_eq!(parts[0].iter().filter(|byte| **byte == 8).count(), 0);
-    raw.say(1, FrameBody::Put { sequence: 1, extension_bytes: 0 });
+    raw.say(1, put(1));
     raw.stream.write_all(b"x").unwrap();
     world.drive(&mut [&mut server], |nodes| nodes[0].has_message(b"x"));
 }
@@ -292,7 +294,7 @@ fn a_peer_that_never_takes_its_answers_is_held_back() {
         segment_count: 1,
     };
     // Requests of 64 bytes until the server stops reading and both socket buffers are full.
-    let bytes = frame(raw.server_epoch, 0, request);
+    let bytes = frame(raw.stamp, 0, request);
     let many: Vec<u8> = bytes.iter().copied().cycle().take(64 * 1024).collect();
     let mut stuck = 0;
     while stuck < 50 {

@@ -5,6 +5,7 @@
 mod faults;
 mod hostile;
 mod pair;
+mod portals;
 mod remote;
 mod simulated;
 mod threads;
@@ -180,6 +181,31 @@ fn push_fills_segments_before_the_reply(kind: Kind) {
     // The reply itself is a message: copied at most once. No bulk byte is copied, because sinks are exposed.
     assert!(client.counters.copied_bytes.get() - before.0 <= 5);
     assert_eq!(server.counters.copied_bytes.get(), before.1);
+}
+
+/// Keys are used again and again: more often than a memory window has tags (256).
+fn exposures_come_and_go(kind: Kind) {
+    let world = World::new(kind);
+    let (mut client, mut server, peer) = connected(&world);
+    let free =
+        |node: &pair::Node| (0..).map_while(|_| node.arena.try_alloc(1 << 20)).collect::<Vec<_>>().len();
+    let before = free(&client);
+    for round in 0..300_u32 {
+        let source = client.tm.expose_source(&[client.pattern(4096, round as u8)]);
+        announce(&world, &mut client, &mut server, &[&source]);
+        if round % 16 == 0 {
+            let deadline = world.now() + Duration::from_secs(10);
+            let id = server.tm.start_pull(world.now(), peer, &travel(&source), deadline);
+            world.drive(&mut [&mut client, &mut server], |nodes| nodes[1].done(id).is_some());
+            assert_pattern(&server.done(id).unwrap().unwrap()[0], 4096, round as u8);
+        }
+        drop(reclaim(&world, &mut client, &mut server, source.cookie(), Retract::Answered));
+        client.events.clear();
+        server.events.retain(|event| matches!(event, Event::PeerLost { .. }));
+    }
+    assert!(client.lost().is_empty() && server.lost().is_empty());
+    // The first message may have held a piece of it still.
+    assert!(free(&client) >= before, "all memory came back");
 }
 
 fn push_of_a_wrong_length_fails_at_once(kind: Kind) {
@@ -446,6 +472,10 @@ fn start_says_what_is_wrong(kind: Kind) {
 }
 
 use faults::{bulk_dropped_by_a_rule_ends_at_its_deadline, rules_drop_delay_double_and_damage};
+use portals::{
+    a_lazy_portal_keeps_what_comes_early, a_ping_tells_what_a_peer_is, gets_are_answered_from_descriptors,
+    operations_end_with_their_peer, puts_land_in_descriptors_and_are_acknowledged,
+};
 
 macro_rules! conformance {
     ($($test:ident),* $(,)?) => {
@@ -467,6 +497,7 @@ conformance!(
     replies_do_not_wait_behind_requests,
     pull_moves_all_segments,
     push_fills_segments_before_the_reply,
+    exposures_come_and_go,
     push_of_a_wrong_length_fails_at_once,
     retracted_or_foreign_memory_is_not_touched,
     transfers_end_at_their_deadline,
@@ -481,4 +512,9 @@ conformance!(
     start_says_what_is_wrong,
     rules_drop_delay_double_and_damage,
     bulk_dropped_by_a_rule_ends_at_its_deadline,
+    puts_land_in_descriptors_and_are_acknowledged,
+    gets_are_answered_from_descriptors,
+    a_lazy_portal_keeps_what_comes_early,
+    operations_end_with_their_peer,
+    a_ping_tells_what_a_peer_is,
 );

@@ -28,7 +28,7 @@ impl Driver for Ends {
         let mut work = self.tm.poll(now, budget);
         while let Some(event) = self.tm.next_event() {
             work += 1;
-            let Event::Message { from, bytes } = event else { continue };
+            let Event::Message { from, bytes, .. } = event else { continue };
             if self.is_echo {
                 self.tm.try_send(now, from, bytes).map_err(|(refused, _)| refused).unwrap();
             } else {

@@ -411,6 +411,14 @@ impl Socket {
                 let place = protocol.begin_bulk(now, id, &frame).map_err(ReadEnd::Misbehaved)?;
                 self.incoming = Incoming::Bulk { frame, place, done: 0 };
             }
+            FrameBody::Reply { .. } if frame.payload_bytes > 0 => {
+                if !protocol.is_up(id) {
+                    let state = "before the hello is complete";
+                    let what = PeerMisbehaved::Unexpected { kind: frame.body.kind(), state };
+                    return Err(ReadEnd::Misbehaved(what));
+                }
+                self.incoming = Incoming::NeedsBuffer(frame);
+            }
             _ => protocol.handle_frame(now, id, &frame, Payload::None),
         }
         Ok(())

@@ -308,9 +308,9 @@ impl VerbsBackend {
             [only] if ended.are_windows => Some(only.rkey),
             _ => None,
         });
+        let is_long = rendezvous::is_long(&outgoing.body, outgoing.payload.len());
         let Some(connection) = protocol.connection(id) else { return };
-        let frame = connection.stamp(&outgoing);
-        let mut head: SmallVec<[u8; 128]> = SmallVec::from_slice(&frame.encode());
+        let mut head: SmallVec<[u8; 128]> = SmallVec::from_slice(&connection.seal(&outgoing));
         let payload = match outgoing.payload {
             Payload::None => None,
             Payload::Hello(hello) => {
@@ -323,7 +323,7 @@ impl VerbsBackend {
                 Some(message)
             }
         };
-        if let Some(message) = payload.clone().filter(|_| rendezvous::is_long(&frame)) {
+        if let Some(message) = payload.clone().filter(|_| is_long) {
             return self.offer(protocol, id, head, message);
         }
         debug_assert!(head.len() >= HEADER_BYTES);

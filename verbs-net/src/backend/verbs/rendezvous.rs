@@ -61,8 +61,8 @@ pub(super) struct Offered {
 }
 
 /// True if a frame and its payload do not fit one receive.
-pub(super) fn is_long(frame: &Frame) -> bool {
-    matches!(frame.body, FrameBody::Put { .. }) && HEADER_BYTES + frame.payload_len() > EAGER_BYTES
+pub(super) fn is_long(body: &FrameBody, payload_bytes: usize) -> bool {
+    matches!(body, FrameBody::Put { .. }) && HEADER_BYTES + payload_bytes > EAGER_BYTES
 }
 
 /// The number of a rendezvous that the peer has finished.

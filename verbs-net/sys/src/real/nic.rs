@@ -497,8 +497,8 @@ impl Nic {
         let (key, window) = if self.info.capabilities.windows {
             self.regions.region(address, Rights::Local, &mut self.counts)?;
             let window = self.take_window()?;
-            // SAFETY: a live window of ours; its present key is a plain number in it. A bind with the key's tag moved on is
-            // what type 2 windows ask for (man ibv_bind_mw(3)).
+            // SAFETY: a live window of ours; its present key is a plain number in it, which `post` keeps. A bind with the key's
+            // tag moved on is what type 2 windows ask for (man ibv_bind_mw(3)).
             let key = unsafe { ffi::ibv_inc_rkey((*window).rkey) };
             (key, Some(window))
         } else {

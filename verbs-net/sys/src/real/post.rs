@@ -68,6 +68,12 @@ impl Nic {
         let mut failure = None;
         while batch.len() < room.min(BATCH_MAX) {
             let Some((tag, work)) = works.pop_front() else { break };
+            if matches!(&work, Work::Invalidate(exposure) if self.exposures.get(exposure.0).is_none()) {
+                // The peer's message ended it while this waited: nothing is left to do.
+                let done = Completed::Work { queue_pair: id, tag, memory: Memory::None, result: Ok(()) };
+                self.ready.push_back(done);
+                continue;
+            }
             match self.prepare(id, tag, work, inline_bytes, &mut heads) {
                 Ok(prepared) => batch.push(prepared),
                 Err((work, error)) => {
@@ -89,6 +95,14 @@ impl Nic {
         let answer =
             if is_chain { post_chain(pair.qp, &batch) } else { post_extended(pair.extended, &batch) };
         drop(heads);
+        for prepared in &batch {
+            if let Kind::Bind { window, key, .. } = prepared.kind {
+                // Providers keep the key of a type 1 window; that of type 2 is the caller's, and rxe names the window of the next
+                // bind by it.
+                // SAFETY: a live window of ours; a plain number in it that only we write.
+                unsafe { (*window).rkey = key };
+            }
+        }
         self.counts.doorbells += 1;
         self.counts.work_requests += count as u64;
         if let Err((taken, source)) = answer {
