@@ -47,10 +47,10 @@ start_machine() {
     local lane=$1 results=$2 phase=$3 number=$4 count=$5 options=() qemu='' link="$results/link.socket"
     options+=(--run "$KERNEL" --cpus "${CLOVIS_VM_CPUS:-2}" --memory "${CLOVIS_VM_MEMORY:-3G}" --user root --name "clovis-$number")
     options+=(--disable-microvm --force-9p --rwdir "/run/results=$results" --cwd "$HW_CI")
-    # What the kernel says goes to a serial line of its own: a kernel that gives up tells it nowhere else.
-    # -nodefaults: no CD-ROM and the like for udev to look at.
-    qemu+=" -nodefaults -serial file:$results/kernel.$phase.$number"
-    options+=(--append console=ttyS1 --append loglevel=5)
+    # --verbose: what the kernel says goes to the console too, warnings and worse: one that gives up tells it nowhere else.
+    options+=(--verbose --append quiet --append loglevel=5)
+    # No CD-ROM and the like for udev to look at.
+    qemu+=' -nodefaults'
     if [ "$(accelerator)" = tcg ]; then
         options+=(--disable-kvm)
         qemu+=' -cpu max'
@@ -158,7 +158,6 @@ watch_machines() {
         if [ "$SECONDS" -ge "$deadline" ]; then
             say "lane $lane: ended in phase $phase after $(lane_says "$lane" minutes 10) minutes; last words of the console:"
             tail -n 15 "$results/console.$phase.1" | sed 's/^/  | /'
-            tail -n 15 "$results/kernel.$phase.1" 2>/dev/null | sed 's/^/  kernel | /'
             wanted=late
             break
         fi
@@ -170,7 +169,6 @@ watch_machines() {
         [ -e "$results/finished.$number" ] || compgen -G "$results/cut.*" >/dev/null || {
             say "lane $lane: machine $number ended early in phase $phase; last words of its console:"
             tail -n 15 "$results/console.$phase.$number" | sed 's/^/  | /'
-            tail -n 15 "$results/kernel.$phase.$number" 2>/dev/null | sed 's/^/  kernel | /'
             return 1
         }
     done
