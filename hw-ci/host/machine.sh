@@ -54,9 +54,6 @@ start_machine() {
     if [ "$(accelerator)" = tcg ]; then
         options+=(--disable-kvm)
         qemu+=' -cpu max'
-        # The kernel counts timer ticks against a short loop and panics if there are too few, which on a busy host is nobody's fault.
-        # (Under KVM it does not count them.)
-        options+=(--append no_timer_check)
     fi
     if [ -n "$(lane_says "$lane" disk)" ]; then
         local namespace namespaces
