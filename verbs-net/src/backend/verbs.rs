@@ -75,6 +75,16 @@ impl VerbsFabric {
     }
 }
 
+/// For the fuzzing suite: what comes from a peer before and beside frames.
+pub(crate) fn fuzz(bytes: &[u8]) -> String {
+    format!(
+        "{} {:?} {}",
+        link::is_prefix(bytes),
+        rendezvous::parse_done(bytes).is_some(),
+        rendezvous::is_offer(bytes)
+    )
+}
+
 /// What a work request is for.
 enum Tag {
     Frame,
@@ -385,6 +395,8 @@ impl VerbsBackend {
         let (now, before) = (self.nic.counts(), self.seen);
         self.counters.registrations.add(now.registrations - before.registrations);
         self.counters.doorbells.add(now.doorbells - before.doorbells);
+        self.counters.work_requests.add(now.work_requests - before.work_requests);
+        self.counters.completions.add(now.completions - before.completions);
         self.counters.syscalls.add(now.syscalls - before.syscalls);
         self.seen = now;
     }

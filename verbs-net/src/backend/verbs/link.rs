@@ -90,6 +90,11 @@ impl Prefix {
     }
 }
 
+/// For the fuzzing suite.
+pub(super) fn is_prefix(bytes: &[u8]) -> bool {
+    Prefix::is_plausible(bytes)
+}
+
 impl VerbsBackend {
     // ---- coming up
 
