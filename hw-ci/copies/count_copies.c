@@ -1,6 +1,6 @@
 /*
- * Put in front of a program by LD_PRELOAD, it counts what the program copies by memcpy and memmove: calls of at least 4 KiB, and the bytes
- * of all calls. A block of bulk has 4 KiB and more; headers and messages of ours have less. At the end of the process the figures are
+ * Put in front of a program by LD_PRELOAD, it counts what the program copies by memcpy and memmove: calls of at least 64 KiB, and the bytes
+ * of all calls. Buffers of bulk are longer; headers, messages and values that are moved in memory are shorter. At the end of the process the figures are
  * written to the file that COUNT_COPIES_INTO names, one line: `LARGE_CALLS LARGE_BYTES SMALL_BYTES`.
  *
  * memset is not counted: fresh memory is cleared once, before it carries anything.
@@ -11,13 +11,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { BLOCK = 4096 };
+enum { LARGE = 65536 };
 
 static _Atomic unsigned long large_calls, large_bytes, small_bytes;
 
 static void count(size_t bytes)
 {
-	if (bytes >= BLOCK) {
+	if (bytes >= LARGE) {
 		atomic_fetch_add_explicit(&large_calls, 1, memory_order_relaxed);
 		atomic_fetch_add_explicit(&large_bytes, bytes, memory_order_relaxed);
 	} else {

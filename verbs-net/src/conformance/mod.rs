@@ -4,6 +4,7 @@
 
 mod faults;
 mod hostile;
+mod hostile_verbs;
 mod pair;
 mod portals;
 mod remote;
