@@ -429,6 +429,8 @@ pub enum StobCommand {
     Check(StobCheckArgs),
     /// Write all metadata of a device as text
     Dump(StobDumpArgs),
+    /// Measure a formatted device: what it holds stays, what is written for it goes away again
+    Bench(StobBenchArgs),
 }
 
 /// `clovis stob format`
@@ -468,6 +470,25 @@ pub struct StobDeviceArgs {
 pub struct StobDumpArgs {
     /// File or block device
     pub device: PathBuf,
+}
+
+/// `clovis stob bench`
+#[derive(Debug, Args)]
+pub struct StobBenchArgs {
+    /// File or block device
+    pub device: PathBuf,
+    /// Bytes of the stob that is written and read
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "256M")]
+    pub size: u64,
+    /// Seconds of each row
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub seconds: u64,
+    /// Operations at once
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=128))]
+    pub depth: u64,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `clovis stob check`

@@ -25,6 +25,7 @@ mod progress;
 mod quickstart;
 mod status;
 mod stob;
+mod stob_bench;
 mod table;
 mod traffic;
 

@@ -1,4 +1,4 @@
-//! `clovis stob format|info|check|dump DEVICE`: one device, without a cluster. A device in use by a server is locked, and refused.
+//! `clovis stob format|info|check|dump|bench DEVICE`: one device, without a cluster. A device in use by a server is locked, and refused.
 //!
 //! `check` exits with status 1 when it found something that is still wrong at its end, so scripts may ask it.
 
@@ -17,6 +17,7 @@ use crate::args::{StobCheckArgs, StobCommand, StobDeviceArgs, StobFormatArgs};
 use crate::connection::{arena_for, open_device};
 use crate::failure::Failure;
 use crate::output;
+use crate::stob_bench;
 
 /// Buffers: what a device's queue holds at most, and a little more.
 const ARENA_BYTES: u64 = 192 * MIB;
@@ -69,6 +70,7 @@ pub fn run(command: &StobCommand) -> Result<(), Failure> {
         StobCommand::Info(args) => info(args),
         StobCommand::Check(args) => check(args),
         StobCommand::Dump(args) => dump(&args.device),
+        StobCommand::Bench(args) => stob_bench::run(args),
     }
 }
 
@@ -135,7 +137,7 @@ fn info(args: &StobDeviceArgs) -> Result<(), Failure> {
             })
             .collect();
         let text = json!({
-            "format_version": spdk_stob::format::FORMAT_VERSION,
+            "format_version": newest.map(|found| found.version),
             "superblocks": copies,
             "device": newest.map(|found| found.device.to_string()),
             "cluster": newest.map(|found| found.cluster),

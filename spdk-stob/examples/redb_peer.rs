@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         {
             let mut table = transaction.open_table(TABLE)?;
             for _ in 0..GROUP {
-                let key = random.u64(0..1 << 20).to_be_bytes();
+                let key = random.u64(0..1 << 15).to_be_bytes();
                 table.insert(&key[..], &value[..])?;
             }
         }

@@ -167,6 +167,11 @@ async fn work(worker: Rc<RefCell<Worker>>, domain: Domain, arena: Arena) {
                 worker.acknowledged += 1;
             }
             Err(StobError::NoSpace { .. }) => {}
+            // The disk failed: open until the next recovery, as after a power cut.
+            Err(StobError::Device(_) | StobError::Poisoned) => {
+                worker.pending = Some(step);
+                return;
+            }
             Err(error) => panic!("{error}"),
         }
     }
@@ -210,6 +215,8 @@ struct Summary {
     checkpoints: u64,
     interrupted_recoveries: u64,
     restarts: u64,
+    failed_disks: u64,
+    slow_disks: u64,
 }
 
 impl std::ops::AddAssign for Summary {
@@ -222,6 +229,8 @@ impl std::ops::AddAssign for Summary {
         self.checkpoints += other.checkpoints;
         self.interrupted_recoveries += other.interrupted_recoveries;
         self.restarts += other.restarts;
+        self.failed_disks += other.failed_disks;
+        self.slow_disks += other.slow_disks;
     }
 }
 
@@ -280,11 +289,27 @@ fn run(seed: u64, mutation: Option<Mutation>, rounds: u32, arena: &Arena) -> Res
         // Sometimes so short that nothing was flushed yet since the recovery.
         let longest = if random.u8(0..3) == 0 { 600 } else { 60_000 };
         let until = sim.now + Duration::from_micros(random.u64(1..longest));
+        let writes = random.u64(0..100);
+        match random.u8(0..20) {
+            0 => disk.fail_writes_after(Some(writes)),
+            1 => disk.fill_up_after(Some(writes)),
+            2 => disk.fail_flushes(true),
+            3 | 4 => disk.slow_down(random.u32(2..30)),
+            _ => {}
+        }
         while sim.now < until {
             if !sim.step() {
+                if domain.is_poisoned() {
+                    break;
+                }
                 return Err("all workers wait for ever".to_owned());
             }
         }
+        summary.failed_disks += u64::from(domain.is_poisoned());
+        summary.slow_disks += u64::from(disk.is_slow());
+        disk.fail_writes_after(None);
+        disk.fail_flushes(false);
+        disk.slow_down(1);
         // What is in memory at this very moment, and then all of it.
         let consistent = domain.verify();
         consistent.map_err(|what| format!("at the crash: {what}"))?;
@@ -372,7 +397,69 @@ fn acknowledged_operations_survive_power_cuts_and_others_are_whole_or_absent() {
     assert!(sum.acknowledged > 20_000, "{sum:?}");
     assert!(sum.kept_under_way > 20 && sum.dropped_tails > 20 && sum.checkpoints > 500, "{sum:?}");
     assert!(sum.interrupted_recoveries > 50 && sum.restarts > 200, "{sum:?}");
+    assert!(sum.failed_disks > 20 && sum.slow_disks > 50, "{sum:?}");
     assert_eq!(arena.in_use_bytes(), 0, "no buffer is lost in a crash");
+}
+
+/// A disk that writes an unflushed block over another one, flushed or not, is beyond what a recovery can undo. What is promised: no
+/// block ever reads as what was never written to it, and nothing ends the process.
+#[test]
+fn misdirected_writes_are_never_read_as_something_else() {
+    let arena = arena();
+    let (mut misdirected, mut refused, mut found) = (0, 0, 0);
+    for seed in 0..200 {
+        let (mut sim, disk, domain) = crate::testing::formatted(seed, &arena, 200);
+        let (task, memory) = (domain.clone(), arena.clone());
+        let writes = 3 + seed % 9;
+        sim.block(async move {
+            for id in 1..=writes {
+                let (pieces, checksums) = pieces(&memory, id, &[(id % 4 * 2, 3)]);
+                task.write(stob(1), pieces, &checksums).await.unwrap();
+            }
+        });
+        // One more under way.
+        let (task, memory) = (domain.clone(), arena.clone());
+        drop(sim.handle().spawn("write", async move {
+            let (pieces, checksums) = pieces(&memory, 100, &[(0, 9)]);
+            let _ = task.write(stob(1), pieces, &checksums).await;
+        }));
+        let until = sim.now + Duration::from_micros(seed * 7 % 900);
+        while sim.now < until && sim.step() {}
+        drop(domain);
+        disk.misdirect(true);
+        let (mut sim, opened) = crate::testing::crash_and_open(sim, &disk, &arena);
+        misdirected += disk.stats().misdirected_blocks;
+        disk.misdirect(false);
+        let domain = match opened {
+            Ok(domain) => domain,
+            Err(_) => {
+                refused += 1;
+                continue;
+            }
+        };
+        for block in 0..9 {
+            let task = domain.clone();
+            let outcome = sim.block(async move { task.read(stob(1), &[extent(block, 1)]).await });
+            match outcome {
+                Ok(outcome) if !outcome.absent.is_empty() => {}
+                Ok(outcome) => {
+                    let mut names: Vec<(u64, u64)> = (1..=writes)
+                        .filter_map(|id| {
+                            Some((id, block.checked_sub(id % 4 * 2).filter(|index| *index < 3)?))
+                        })
+                        .collect();
+                    names.push((100, block));
+                    let is_known =
+                        names.iter().any(|(id, index)| block_content(*id, *index) == outcome.parts[0][..]);
+                    assert!(is_known, "seed {seed}: block {block} reads as what nobody wrote there");
+                }
+                Err(StobError::Checksum { .. } | StobError::Damaged { .. }) => found += 1,
+                Err(error) => panic!("seed {seed}: {error}"),
+            }
+        }
+    }
+    println!("{misdirected} misdirected, {refused} devices refused, {found} blocks found");
+    assert!(misdirected > 50 && refused + found > 5, "{misdirected} {refused} {found}");
 }
 
 #[test]

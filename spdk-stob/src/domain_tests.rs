@@ -282,6 +282,125 @@ fn a_full_device_refuses_with_numbers_and_can_be_emptied() {
 }
 
 #[test]
+fn a_region_of_pages_that_is_full_refuses_with_numbers_and_can_be_emptied() {
+    let arena = arena();
+    let (mut sim, disk, domain) = formatted(8, &arena, 4000);
+    let (task, memory) = (domain.clone(), arena.clone());
+    let extents = sim.block(async move {
+        // Every other block: each is an extent of its own.
+        for index in 0.. {
+            match write(&task, &memory, 1 + index % 3, 1, &[(2 * index, 1)]).await {
+                Ok(()) => {}
+                Err(StobError::NoSpace {
+                    space: Space::Metadata,
+                    needed_blocks,
+                    free_blocks,
+                    total_blocks,
+                }) => {
+                    assert!(
+                        needed_blocks > free_blocks && total_blocks == 128,
+                        "{needed_blocks} {free_blocks}"
+                    );
+                    return index;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        0
+    });
+    assert!(extents > 100, "{extents}");
+    assert!(!domain.is_poisoned());
+    drop(domain);
+    let (mut sim, domain) = crash_and_open(sim, &disk, &arena);
+    let domain = domain.unwrap();
+    sim.block(async move {
+        domain.verify_all().await.unwrap();
+        assert_eq!(domain.info().extents, extents);
+        // What a whole transaction needs is refused as a whole.
+        let mut transaction = domain.begin();
+        transaction.tree_put(TreeId(1), b"k", b"v");
+        let (pieces, checksums) = pieces(&arena, 7, &[(9001, 1)]);
+        let refused = domain.write_with(transaction, stob(9), pieces, &checksums).await;
+        assert!(matches!(refused, Err(StobError::NoSpace { space: Space::Metadata, .. })), "{refused:?}");
+        assert_eq!((domain.tree_get(TreeId(1), b"k"), domain.stob_blocks(stob(9))), (None, None));
+        let free = domain.info().blocks_free;
+        for number in 1..4 {
+            domain.delete(stob(number)).await.unwrap();
+        }
+        assert_eq!(domain.info().blocks_free, free + extents);
+        write(&domain, &arena, 1, 1, &[(0, 5)]).await.unwrap();
+        domain.verify_all().await.unwrap();
+        assert_eq!((domain.info().extents, domain.info().blocks_used), (1, 5));
+    });
+}
+
+#[test]
+fn data_that_does_not_fit_takes_its_transaction_with_it() {
+    let arena = arena();
+    let (mut sim, _disk, domain) = formatted(9, &arena, 64);
+    sim.block(async move {
+        write(&domain, &arena, 1, 1, &[(0, 60)]).await.unwrap();
+        let mut transaction = domain.begin();
+        transaction.tree_put(TreeId(1), b"k", b"v").stob_delete(stob(1));
+        let (pieces, checksums) = pieces(&arena, 7, &[(0, 5)]);
+        let refused = domain.write_with(transaction, stob(2), pieces, &checksums).await;
+        assert!(matches!(refused, Err(StobError::NoSpace { space: Space::Data, .. })), "{refused:?}");
+        assert_eq!((domain.tree_get(TreeId(1), b"k"), domain.stob_blocks(stob(2))), (None, None));
+        assert_eq!((domain.stob_blocks(stob(1)), domain.info().blocks_free), (Some(60), 4));
+        domain.verify_all().await.unwrap();
+    });
+}
+
+#[test]
+fn a_page_that_rotted_answers_its_readers_and_spares_the_others() {
+    let arena = arena();
+    let (mut sim, disk, domain) = formatted(10, &arena, 400);
+    let (task, memory) = (domain.clone(), arena.clone());
+    sim.block(async move {
+        for number in 1..5 {
+            for index in 0..6 {
+                write(&task, &memory, number, number, &[(2 * index, 1)]).await.unwrap();
+            }
+        }
+        task.close().await.unwrap();
+    });
+    drop(domain);
+    // The first page of extents on the device.
+    let pages = small_regions(400).pages;
+    let is_extents = |block: &u64| disk.content(*block)[..16] == *b"CLOVISPG\x03\0\0\0\x01\0\0\0";
+    let block = (pages.start..pages.end()).step_by(2).find(is_extents).unwrap();
+    disk.rot(block, 8 * 60);
+    let (mut sim, domain) = crash_and_open(sim, &disk, &arena);
+    let domain = domain.unwrap();
+    sim.block(async move {
+        let (mut damaged, mut whole) = (0, 0);
+        for number in 1..5 {
+            for index in 0..6 {
+                match domain.read(stob(number), &[extent(2 * index, 1)]).await {
+                    Ok(outcome) => {
+                        assert_eq!(outcome.parts[0][..], block_content(number, 0));
+                        whole += 1;
+                    }
+                    Err(StobError::Damaged { what: Damage::Page { .. } }) => damaged += 1,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+        assert!(damaged > 0 && whole > damaged, "{damaged} {whole}");
+        // The law of memory: without a cache no more than the pages of the last look.
+        let (memory_bytes, pages) = (domain.info().extent_memory_bytes, domain.info().pages);
+        assert!(memory_bytes < 2000 && pages >= 4, "{memory_bytes} {pages}");
+        assert!(!domain.is_poisoned());
+        // Changes that need the page are refused too, and change nothing.
+        let mut count = 0;
+        for number in 1..5 {
+            count += u32::from(domain.delete(stob(number)).await.is_err());
+        }
+        assert!(count > 0 && !domain.is_poisoned());
+    });
+}
+
+#[test]
 fn a_reader_keeps_its_blocks_although_they_are_overwritten_meanwhile() {
     readers_keep_their_blocks(None);
 }

@@ -30,6 +30,8 @@ type Image = BTreeMap<u64, Block>;
 enum Event {
     /// First block and the bytes of each.
     Write(u64, Vec<Block>),
+    /// The same, durable once it has happened.
+    Through(u64, Vec<Block>),
     /// Covers the writes among so many first events.
     Flush(usize),
 }
@@ -74,6 +76,14 @@ impl Backend for TapeDevice {
                         }
                     }
                     buffer = Some(into);
+                }
+                BlockOp::WriteThrough { start_block, parts } => {
+                    let blocks: Vec<Block> =
+                        parts.iter().flat_map(|part| part.chunks_exact(4096)).map(Rc::from).collect();
+                    for (block, bytes) in (start_block..).zip(&blocks) {
+                        tape.content.insert(block, Rc::clone(bytes));
+                    }
+                    tape.events.push(Event::Through(start_block, blocks));
                 }
                 BlockOp::Write { start_block, parts } => {
                     let blocks: Vec<Block> =
@@ -310,7 +320,7 @@ fn names_of(run: &Run) -> Vec<(u64, u64)> {
 
 /// What the device holds after some of the events, if of the unflushed writes those in `keep` reached it (whole, or so many sectors).
 fn apply_write(image: &mut Image, event: &Event, sectors: Option<usize>) {
-    let Event::Write(start, blocks) = event else { return };
+    let (Event::Write(start, blocks) | Event::Through(start, blocks)) = event else { return };
     for (index, bytes) in blocks.iter().enumerate() {
         let block = start + index as u64;
         let kept = sectors.map_or(8, |sectors| sectors.saturating_sub(index * 8).min(8));
@@ -374,7 +384,7 @@ fn recover(
     let tape = tape.borrow();
     let covered = covered(&tape.events);
     for (index, event) in tape.events.iter().enumerate() {
-        if index < covered {
+        if index < covered || matches!(event, Event::Through(..)) {
             apply_write(&mut durable, event, None);
         }
     }
@@ -400,7 +410,7 @@ fn crash_everywhere(
     let run = record(ops, is_short_log, mutation, arena)?;
     let (names, regions) = (names_of(&run), regions(is_short_log));
     cases.sequences += 1;
-    let superblocks = run.events.iter().filter(|event| matches!(event, Event::Write(0, _))).count();
+    let superblocks = run.events.iter().filter(|event| matches!(event, Event::Through(0, _))).count();
     cases.checkpoints += superblocks as u64;
     for point in 0..=run.events.len() {
         cases.crash_points += 1;
@@ -416,7 +426,15 @@ fn crash_everywhere(
             .collect();
         let acknowledged = run.acknowledged.iter().filter(|at| **at <= point).count();
         let under_way = run.started.iter().filter(|at| **at <= point).count() > acknowledged;
-        for subset in subsets(&sectors) {
+        // What is being written through at the moment of the cut may be torn.
+        let cut_through = run.events.get(point).filter(|event| matches!(event, Event::Through(..)));
+        let through_sectors = cut_through
+            .map_or(0, |event| if let Event::Through(_, blocks) = event { blocks.len() * 8 } else { 0 });
+        let torn = [1, through_sectors / 2, through_sectors.saturating_sub(1)]
+            .into_iter()
+            .filter(|_| cut_through.is_some());
+        let all = subsets(&sectors).into_iter().map(|subset| (subset, 0));
+        for (subset, through) in all.chain(torn.map(|kept| (vec![None; sectors.len()], kept))) {
             cases.images += 1;
             let context = |what: String| {
                 format!(
@@ -425,8 +443,15 @@ fn crash_everywhere(
                 )
             };
             let mut image = flushed.clone();
-            for (event, kept) in unflushed.iter().zip(&subset) {
-                apply_write(&mut image, event, *kept);
+            let mut kept = subset.iter();
+            for event in &events[covered..] {
+                match event {
+                    Event::Write(..) => apply_write(&mut image, event, kept.next().copied().flatten()),
+                    _ => apply_write(&mut image, event, None),
+                }
+            }
+            if let Some(event) = cut_through.filter(|_| through > 0) {
+                apply_write(&mut image, event, Some(through));
             }
             let (seen, durable, dropped_tail) =
                 recover(image, regions, mutation, &names, arena).map_err(context)?;

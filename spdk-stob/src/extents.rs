@@ -300,6 +300,14 @@ impl Extents {
         self.dirty
     }
 
+    /// True if a checkpoint would give slots back: of pages that were changed, or are empty or gone.
+    #[must_use]
+    pub fn holds_old_slots(&self) -> bool {
+        self.dirty > 0
+            || !self.left_slots.is_empty()
+            || self.pages.values().any(|page| page.count == 0 && page.place.is_some())
+    }
+
     /// Bytes of memory that extents take.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {

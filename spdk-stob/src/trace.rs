@@ -18,7 +18,7 @@ pub enum TraceEvent {
         /// Sequence of the record.
         sequence: u64,
     },
-    /// A flush that was submitted after the record was written has completed.
+    /// The record is durable: a flush that was submitted after it was written has completed, or it was written through.
     Flushed {
         /// Sequence of the record.
         sequence: u64,

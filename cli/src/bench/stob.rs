@@ -35,7 +35,7 @@ const LARGE_DEPTH: u64 = 8;
 /// Puts in a group, and bytes of a value. Keys have 8.
 const PUTS: u64 = 16;
 const VALUE_BYTES: usize = 100;
-const KEYS: u64 = 1 << 20;
+const KEYS: u64 = 1 << 15;
 /// The targets.
 const READ_TARGET: f64 = 0.95;
 const OVERWRITE_TARGET: f64 = 0.5;

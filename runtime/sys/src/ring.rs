@@ -271,16 +271,48 @@ impl Ring {
         parts: WriteParts,
         token: u64,
     ) -> Result<(), WriteParts> {
+        self.try_write_with(file, offset_bytes, parts, token, 0)
+    }
+
+    /// Like [`Ring::try_write`], and complete only when these bytes are on the device (`RWF_DSYNC`): a device that can does so without a
+    /// flush of everything else.
+    ///
+    /// # Errors
+    /// As [`Ring::try_write`].
+    ///
+    /// # Panics
+    /// As [`Ring::try_write`].
+    pub fn try_write_through(
+        &mut self,
+        file: &Arc<File>,
+        offset_bytes: u64,
+        parts: WriteParts,
+        token: u64,
+    ) -> Result<(), WriteParts> {
+        self.try_write_with(file, offset_bytes, parts, token, libc::RWF_DSYNC)
+    }
+
+    fn try_write_with(
+        &mut self,
+        file: &Arc<File>,
+        offset_bytes: u64,
+        parts: WriteParts,
+        token: u64,
+        flags: libc::c_int,
+    ) -> Result<(), WriteParts> {
         assert!(parts.len() <= WRITE_PARTS_MAX, "{} parts in one write", parts.len());
         let Some(slot) = self.free_slots.pop() else { return Err(parts) };
         let fd = types::Fd(file.as_raw_fd());
         let entry = if let [part] = parts.as_slice() {
             let len = u32::try_from(part.len()).unwrap_or(u32::MAX);
             match self.fixed_index(part.whole()) {
-                Some(index) => {
-                    opcode::WriteFixed::new(fd, part.as_ptr(), len, index).offset(offset_bytes).build()
+                Some(index) => opcode::WriteFixed::new(fd, part.as_ptr(), len, index)
+                    .offset(offset_bytes)
+                    .rw_flags(flags)
+                    .build(),
+                None => {
+                    opcode::Write::new(fd, part.as_ptr(), len).offset(offset_bytes).rw_flags(flags).build()
                 }
-                None => opcode::Write::new(fd, part.as_ptr(), len).offset(offset_bytes).build(),
             }
         } else {
             let vector = &mut self.slots[slot].vector;
@@ -291,7 +323,7 @@ impl Ring {
                 iov_len: part.len(),
             }));
             let count = u32::try_from(vector.len()).unwrap_or(u32::MAX);
-            opcode::Writev::new(fd, vector.as_ptr(), count).offset(offset_bytes).build()
+            opcode::Writev::new(fd, vector.as_ptr(), count).offset(offset_bytes).rw_flags(flags).build()
         };
         self.push(
             slot,

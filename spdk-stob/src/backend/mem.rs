@@ -54,7 +54,7 @@ impl MemDevice {
                 }
                 BlockDone { token, result: Ok(()), buffer: Some(buffer) }
             }
-            BlockOp::Write { mut start_block, parts } => {
+            BlockOp::Write { mut start_block, parts } | BlockOp::WriteThrough { mut start_block, parts } => {
                 for part in &parts {
                     for (chunk, offset, range) in MemDevice::runs(start_block, part.len()) {
                         let chunk = self.chunks[chunk].get_or_insert_with(|| {

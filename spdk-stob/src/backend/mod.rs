@@ -3,7 +3,8 @@
 //! A backend is polled and never blocks: operations are submitted, leave together at [`Backend::flush_queue`], and come
 //! back from [`Backend::poll`] in any order. **A buffer is the caller's or the device's, never both**: it moves in with
 //! the operation and out with its completion. A completed write may still sit in the device's volatile cache; a
-//! completed flush covers every write *completed before the flush was submitted*, and no other.
+//! completed flush covers every write *completed before the flush was submitted*, and no other; a completed [`BlockOp::WriteThrough`]
+//! is durable itself, and covers nothing else.
 //! For SPDK: `try_submit` = queue the command, `flush_queue` = ring the doorbell, `poll` = `process_completions`,
 //! [`Backend::register`] = `spdk_mem_register`.
 //!
@@ -63,6 +64,13 @@ pub enum BlockOp {
         /// The bytes.
         parts: WriteParts,
     },
+    /// Like `Write`, and complete only when these bytes are durable (force unit access). Says nothing of other writes.
+    WriteThrough {
+        /// First block.
+        start_block: u64,
+        /// The bytes.
+        parts: WriteParts,
+    },
     /// Makes every write that completed before this was submitted durable.
     Flush,
     /// Tells the device that the content of `extent` is not needed any more. A hint.
@@ -102,7 +110,7 @@ impl BlockOp {
     pub fn operation(&self) -> Operation {
         match self {
             BlockOp::Read { .. } => Operation::Read,
-            BlockOp::Write { .. } => Operation::Write,
+            BlockOp::Write { .. } | BlockOp::WriteThrough { .. } => Operation::Write,
             BlockOp::Flush => Operation::Flush,
             BlockOp::Discard { .. } => Operation::Discard,
         }
@@ -116,7 +124,7 @@ impl BlockOp {
             BlockOp::Read { start_block, buffer } => {
                 BlockExtent { start: *start_block, count: blocks(buffer.len()) }
             }
-            BlockOp::Write { start_block, parts } => {
+            BlockOp::Write { start_block, parts } | BlockOp::WriteThrough { start_block, parts } => {
                 BlockExtent { start: *start_block, count: blocks(parts.iter().map(|part| part.len()).sum()) }
             }
             BlockOp::Flush => BlockExtent::default(),

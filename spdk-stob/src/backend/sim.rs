@@ -3,7 +3,7 @@
 //! [`SimDisk`] is the disk as an experimenter holds it: its platters survive [`SimDisk::crash`]. [`SimDisk::backend`] is a
 //! cable to it, for one domain; a crash cuts every cable that was there. What a crash does to each 512-byte piece of each block
 //! with unflushed writes: the piece becomes any of its versions since the last flush, the flushed one included. So writes
-//! are lost, torn and reordered; **what was flushed is never lost**. A flush covers the writes that completed before
+//! are lost, torn and reordered; **what was flushed or written through is never lost** (unless [`SimDisk::misdirect`] asks for it). A flush covers the writes that completed before
 //! it was submitted, and no others. Operations complete in any order, after a latency of virtual time; all from one seed.
 
 use std::cell::RefCell;
@@ -16,6 +16,9 @@ use base::Instant;
 use base::units::BLOCK_BYTES;
 
 use super::{Backend, BlockDone, BlockOp, DeviceError, EIO, Geometry, check_range};
+
+/// Linux error number of a full device.
+const ENOSPC: i32 = 28;
 
 #[allow(clippy::cast_possible_truncation)] // 4096
 const BLOCK: usize = BLOCK_BYTES as usize;
@@ -55,6 +58,8 @@ pub struct SimStats {
     pub reads: u64,
     /// Writes completed.
     pub writes: u64,
+    /// Of the writes, those that were durable when they completed.
+    pub writes_through: u64,
     /// Flushes completed.
     pub flushes: u64,
     /// Crashes.
@@ -63,6 +68,8 @@ pub struct SimStats {
     pub lost_pieces: u64,
     /// Blocks that a crash left with pieces of different versions.
     pub torn_blocks: u64,
+    /// Blocks that a crash wrote to another place.
+    pub misdirected_blocks: u64,
 }
 
 struct Version {
@@ -96,7 +103,8 @@ struct Platters {
     slow: u32,
     is_failed: bool,
     flushes_fail: bool,
-    writes_left: Option<u64>,
+    writes_left: Option<(u64, i32)>,
+    misdirects: bool,
     bad_blocks: BTreeSet<u64>,
     stats: SimStats,
 }
@@ -141,10 +149,14 @@ impl Platters {
                 let extent = op.extent();
                 fails |= self.bad_blocks.range(extent.start..extent.end()).next().is_some();
             }
-            BlockOp::Write { .. } => {
-                if let Some(left) = &mut self.writes_left {
-                    fails |= *left == 0;
-                    *left = left.saturating_sub(1);
+            BlockOp::Write { .. } | BlockOp::WriteThrough { .. } => {
+                if let Some((left, errno)) = &mut self.writes_left {
+                    if *left == 0 {
+                        let (operation, extent) = (op.operation(), op.extent());
+                        let error = DeviceError::Errno { operation, extent, errno: *errno };
+                        return BlockDone { token, result: Err(error), buffer: None };
+                    }
+                    *left -= 1;
                 }
             }
             BlockOp::Flush => fails |= self.flushes_fail,
@@ -168,6 +180,20 @@ impl Platters {
                 self.completed_writes += 1;
                 self.put(start_block, &parts, self.completed_writes);
                 self.stats.writes += 1;
+                BlockDone { token, result: Ok(()), buffer: None }
+            }
+            BlockOp::WriteThrough { start_block, parts } => {
+                self.completed_writes += 1;
+                self.put(start_block, &parts, self.completed_writes);
+                let bytes: usize = parts.iter().map(|part| part.len()).sum();
+                for block in (start_block..).take(bytes / BLOCK) {
+                    if let Some(newest) = self.volatile.remove(&block).and_then(|mut versions| versions.pop())
+                    {
+                        self.durable.insert(block, newest.bytes);
+                    }
+                }
+                self.stats.writes += 1;
+                self.stats.writes_through += 1;
                 BlockDone { token, result: Ok(()), buffer: None }
             }
             BlockOp::Flush => {
@@ -205,10 +231,25 @@ impl Platters {
     fn crash(&mut self) {
         // What was in flight may have reached the platters too, in whole or in part.
         for (_, queued) in std::mem::take(&mut self.queue) {
-            if let BlockOp::Write { start_block, parts } = queued.op
+            if let BlockOp::Write { start_block, parts } | BlockOp::WriteThrough { start_block, parts } =
+                queued.op
                 && queued.cable >= self.cables_from
             {
                 self.put(start_block, &parts, u64::MAX);
+            }
+        }
+        if self.misdirects && !self.volatile.is_empty() {
+            let at = self.random.usize(0..self.volatile.len());
+            let lost = self.volatile.keys().nth(at).copied();
+            let versions = lost.and_then(|block| self.volatile.remove(&block)).unwrap_or_default();
+            let target = match self.durable.len() {
+                0 => None,
+                count => self.durable.keys().nth(self.random.usize(0..count)).copied(),
+            };
+            if let (Some(target), Some(version)) = (target, versions.into_iter().next_back()) {
+                self.volatile.remove(&target);
+                self.durable.insert(target, version.bytes);
+                self.stats.misdirected_blocks += 1;
             }
         }
         // One crash in eight keeps all, one in eight nothing, two keep or lose whole blocks: clean cuts find bugs too.
@@ -267,6 +308,7 @@ impl SimDisk {
             is_failed: false,
             flushes_fail: false,
             writes_left: None,
+            misdirects: false,
             bad_blocks: BTreeSet::new(),
             stats: SimStats::default(),
         })))
@@ -302,7 +344,17 @@ impl SimDisk {
 
     /// After `count` more writes each one fails with EIO; `None` heals.
     pub fn fail_writes_after(&self, count: Option<u64>) {
-        self.0.borrow_mut().writes_left = count;
+        self.0.borrow_mut().writes_left = count.map(|count| (count, EIO));
+    }
+
+    /// After `count` more writes each one fails with ENOSPC, as on a thinly provisioned disk that is full; `None` heals.
+    pub fn fill_up_after(&self, count: Option<u64>) {
+        self.0.borrow_mut().writes_left = count.map(|count| (count, ENOSPC));
+    }
+
+    /// True: each crash writes one unflushed block to the place of another one instead of its own.
+    pub fn misdirect(&self, misdirects: bool) {
+        self.0.borrow_mut().misdirects = misdirects;
     }
 
     /// Reads of `block` fail with EIO from now on.
@@ -313,6 +365,12 @@ impl SimDisk {
     /// Operations submitted from now on take `factor` times as long.
     pub fn slow_down(&self, factor: u32) {
         self.0.borrow_mut().slow = factor;
+    }
+
+    /// True if operations submitted now take longer than they did at first.
+    #[must_use]
+    pub fn is_slow(&self) -> bool {
+        self.0.borrow().slow > 1
     }
 
     /// Flips a bit (0 to 32767) of `block` on the platters, silently.

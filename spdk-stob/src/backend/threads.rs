@@ -50,6 +50,11 @@ pub(super) fn execute(file: &File, op: BlockOp, token: u64) -> BlockDone {
             (file.read_exact_at(&mut buffer, start_block * BLOCK_BYTES), Some(buffer))
         }
         BlockOp::Write { start_block, parts } => (write_parts(file, start_block * BLOCK_BYTES, &parts), None),
+        BlockOp::WriteThrough { start_block, parts } => {
+            // All that is written, and more, is durable after it.
+            let written = write_parts(file, start_block * BLOCK_BYTES, &parts);
+            (written.and_then(|()| file.sync_data()), None)
+        }
         BlockOp::Flush => (file.sync_data(), None),
         BlockOp::Discard { .. } => (Ok(()), None),
     };

@@ -21,6 +21,7 @@ struct InFlight {
     extent: BlockExtent,
     /// What a write still has to do, in case the kernel stops in the middle.
     left: WriteParts,
+    is_through: bool,
     done_bytes: u64,
     short_reads: u8,
 }
@@ -95,7 +96,11 @@ impl RingQueue {
                 let (parts, done_bytes) = (entry.left.clone(), entry.done_bytes);
                 let offset_bytes = extent.start * BLOCK_BYTES + done_bytes;
                 // The completion just freed a slot of the ring, so it has room.
-                if self.ring.try_write(&self.file, offset_bytes, parts, completion.token).is_err() {
+                let again = match entry.is_through {
+                    true => self.ring.try_write_through(&self.file, offset_bytes, parts, completion.token),
+                    false => self.ring.try_write(&self.file, offset_bytes, parts, completion.token),
+                };
+                if again.is_err() {
                     self.finish(slot, Err(DeviceError::Short { operation, extent }), None);
                 }
             }
@@ -129,6 +134,7 @@ impl Backend for RingQueue {
         let (operation, extent) = (op.operation(), op.extent());
         let ring_token = wide(slot);
         let offset_bytes = extent.start * BLOCK_BYTES;
+        let mut is_through = false;
         let left = match op {
             BlockOp::Read { start_block, buffer } => {
                 if let Err(buffer) = self.ring.try_read(&self.file, offset_bytes, buffer, ring_token) {
@@ -140,6 +146,14 @@ impl Backend for RingQueue {
                 let left = parts.clone();
                 if let Err(parts) = self.ring.try_write(&self.file, offset_bytes, parts, ring_token) {
                     return Err(BlockOp::Write { start_block, parts });
+                }
+                left
+            }
+            BlockOp::WriteThrough { start_block, parts } => {
+                is_through = true;
+                let left = parts.clone();
+                if let Err(parts) = self.ring.try_write_through(&self.file, offset_bytes, parts, ring_token) {
+                    return Err(BlockOp::WriteThrough { start_block, parts });
                 }
                 left
             }
@@ -157,7 +171,7 @@ impl Backend for RingQueue {
         };
         self.free.pop();
         self.in_flight[slot] =
-            Some(InFlight { token, operation, extent, left, done_bytes: 0, short_reads: 0 });
+            Some(InFlight { token, operation, extent, left, is_through, done_bytes: 0, short_reads: 0 });
         Ok(())
     }
 

@@ -168,7 +168,7 @@ impl Committer {
             let runs = slots.chunk_by(|left, right| left + 1 == *right);
             let places: Vec<(u64, u64)> =
                 runs.map(|run| (regions.slot(run[0]).start, wide(run.len()) * slot_blocks)).collect();
-            self.write_scratch(&places).await?;
+            self.write_scratch(&places, false).await?;
             let mut state = self.shared.state.borrow_mut();
             for (bound, place) in extents {
                 let old = state.metadata.extents.written(bound, place);
@@ -199,21 +199,24 @@ impl Committer {
             checkpoint::seal(name, &mut self.scratch);
             let blocks = checkpoint::piece_blocks(body_bytes);
             debug_assert!(place + blocks <= area.end(), "admission keeps the state within the area");
-            self.write_scratch(&[(place, blocks)]).await?;
+            self.write_scratch(&[(place, blocks)], false).await?;
             place += blocks;
             index += 1;
         }
     }
 
-    /// Writes both copies, the second after the first is durable: at each moment one of them is whole.
+    /// Writes both copies through, the second after the first is durable: at each moment one of them is whole.
     pub(super) async fn write_superblocks(&mut self, superblock: &Superblock) -> Result<(), DeviceError> {
         for block in superblock.regions.superblocks() {
             self.scratch.clear();
             self.scratch.extend_from_slice(&superblock.to_bytes());
             self.scratch.resize(narrow(BLOCK_BYTES), 0);
             debug_assert_eq!(wide(self.scratch.len()), BLOCK_BYTES);
-            self.write_scratch(&[(block, 1)]).await?;
-            self.flush().await?;
+            #[cfg(test)]
+            let is_through = !self.shared.is_mutated(Mutation::SkipFlush);
+            #[cfg(not(test))]
+            let is_through = true;
+            self.write_scratch(&[(block, 1)], is_through).await?;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The committer: one task per domain that makes transactions durable, a group at a time.
 //!
 //! Order, and so the promise: (1) the data of all transactions of group n has completed; (2) the record of group n is
-//! written; (3) one flush, submitted after both, completes; (4) the changes are applied, and the callers told. The record of group
+//! written; (3) one flush, submitted after both, completes (a group without data needs none: its record is written through); (4) the changes are applied, and the callers told. The record of group
 //! n+1 is written only after (3). So only the last group on a device can be doubtful, and recovery verifies its data.
 //! Blocks freed by group n become free in (4), never earlier. Data of later groups is written meanwhile: it is in nobody's way.
 //!
@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use base::BlockExtent;
 use base::units::{BLOCK_BYTES, narrow, wide};
+use futures_util::future::Either;
 use runtime::Buffer;
 use runtime::sync::{Permit, oneshot};
 use smallvec::smallvec;
@@ -125,6 +126,8 @@ pub(super) struct Committer {
     pub(super) incarnation: u64,
     /// The last record has data that a recovery would verify.
     pub(super) is_doubtful: bool,
+    /// A confirmation was written and not flushed: if it were lost, a record after it would stand behind a gap.
+    pub(super) has_unflushed_record: bool,
     pub(super) buffer: Option<Buffer>,
     pub(super) scratch: Vec<u8>,
 }
@@ -206,7 +209,11 @@ impl Committer {
         if group.is_empty() {
             return;
         }
-        let mut durable = self.write_group(&group, body_bytes).await;
+        // Only the record has to be durable if there is no data; everything before it is.
+        let is_through = !self.has_unflushed_record
+            && group.iter().all(|queued| queued.reserved.is_empty())
+            && self.may_write_through();
+        let mut durable = self.write_group(&group, body_bytes, is_through).await;
         #[cfg(test)]
         if let (Ok(sequence), true) = (&durable, self.shared.is_mutated(Mutation::AnswerBeforeFlush)) {
             self.apply_and_answer(group, *sequence);
@@ -214,6 +221,7 @@ impl Committer {
             return;
         }
         if durable.is_ok()
+            && !is_through
             && let Err(error) = self.flush().await
         {
             durable = Err(error.into());
@@ -266,8 +274,8 @@ impl Committer {
                     self.shared.queue.borrow_mut().push_front(Work::Commit(queued));
                     break;
                 }
-                let has_changed = self.shared.state.borrow().metadata.extents.dirty_pages() > 0;
-                if has_changed && self.shared.check_writable().is_ok() {
+                let holds_old_slots = self.shared.state.borrow().metadata.extents.holds_old_slots();
+                if holds_old_slots && self.shared.check_writable().is_ok() {
                     if let Err(error) = self.checkpoint().await {
                         self.fail(error);
                     }
@@ -404,7 +412,12 @@ impl Committer {
     }
 
     /// Writes the record of `group`: step 2 of the module head. Gives its sequence.
-    async fn write_group(&mut self, group: &[Queued], body_bytes: usize) -> Result<u64, StobError> {
+    async fn write_group(
+        &mut self,
+        group: &[Queued],
+        body_bytes: usize,
+        is_through: bool,
+    ) -> Result<u64, StobError> {
         let blocks = wide(RECORD_HEADER_BYTES + body_bytes).div_ceil(BLOCK_BYTES);
         if self.log_free_blocks() < blocks + SPARE_BLOCKS {
             self.checkpoint().await?;
@@ -428,7 +441,7 @@ impl Committer {
             self.scratch.truncate(self.scratch.len() - last.encoded_bytes());
             change_count -= 1;
         }
-        let sequence = self.write_record(RecordKind::Group, change_count).await?;
+        let sequence = self.write_record(RecordKind::Group, change_count, is_through).await?;
         self.is_doubtful = group.iter().any(|queued| !queued.reserved.is_empty());
         Ok(sequence)
     }
@@ -478,16 +491,29 @@ impl Committer {
             return;
         }
         self.begin_record();
-        if let Err(error) = self.write_record(RecordKind::Confirm, 0).await {
+        self.has_unflushed_record = true;
+        if let Err(error) = self.write_record(RecordKind::Confirm, 0, false).await {
             self.fail(error);
         }
     }
 
-    /// Written and flushed at each open.
+    /// Written through at each open, after a flush of all that it follows.
     pub(super) async fn write_barrier(&mut self) -> Result<(), DeviceError> {
         self.begin_record();
-        self.write_record(RecordKind::Barrier, 0).await?;
-        self.flush().await
+        let is_through = self.may_write_through();
+        self.write_record(RecordKind::Barrier, 0, is_through).await.map(drop)
+    }
+
+    /// False for bugs on purpose that leave flushes out.
+    #[cfg(test)]
+    fn may_write_through(&self) -> bool {
+        !self.shared.is_mutated(Mutation::SkipFlush) && !self.shared.is_mutated(Mutation::AnswerBeforeFlush)
+    }
+
+    #[cfg(not(test))]
+    #[allow(clippy::unused_self)] // tests need it
+    const fn may_write_through(&self) -> bool {
+        true
     }
 
     /// True if a barrier fits into the log.
@@ -501,7 +527,12 @@ impl Committer {
     }
 
     /// Seals `scratch` and writes it to the end of the log. Gives its sequence.
-    async fn write_record(&mut self, kind: RecordKind, change_count: usize) -> Result<u64, DeviceError> {
+    async fn write_record(
+        &mut self,
+        kind: RecordKind,
+        change_count: usize,
+        is_through: bool,
+    ) -> Result<u64, DeviceError> {
         let start = RecordStart {
             kind,
             format_id: self.shared.superblock.get().format_id,
@@ -513,18 +544,22 @@ impl Committer {
         let log = self.shared.regions().log;
         let place = self.next.block % log.count;
         let before_end = header.blocks().min(log.count - place);
-        self.write_scratch(&[
+        let places = [
             (log.start + place, before_end),
             (log.start, header.blocks() - before_end), // around the ring's end
-        ])
-        .await?;
+        ];
+        self.write_scratch(&places, is_through).await?;
         self.next = header.next();
         self.shared.note(TraceEvent::RecordWritten { sequence: header.position.sequence });
         Ok(header.position.sequence)
     }
 
     /// Writes `scratch` (whole blocks, at most one buffer) to these places (first block, blocks), one after the other.
-    pub(super) async fn write_scratch(&mut self, places: &[(u64, u64)]) -> Result<(), DeviceError> {
+    pub(super) async fn write_scratch(
+        &mut self,
+        places: &[(u64, u64)],
+        is_through: bool,
+    ) -> Result<(), DeviceError> {
         let mut buffer = match self.buffer.take() {
             Some(buffer) => buffer,
             // Only after an error kept the buffer in the device's hands.
@@ -537,7 +572,11 @@ impl Committer {
         let mut done_bytes = 0;
         for &(start_block, blocks) in places.iter().filter(|(_, blocks)| *blocks > 0) {
             let end = done_bytes + narrow(blocks * BLOCK_BYTES);
-            writes.push(self.shared.device.write(start_block, smallvec![bytes.slice(done_bytes..end)]));
+            let (parts, device) = (smallvec![bytes.slice(done_bytes..end)], &self.shared.device);
+            writes.push(match is_through {
+                true => Either::Left(device.write_through(start_block, parts)),
+                false => Either::Right(device.write(start_block, parts)),
+            });
             done_bytes = end;
         }
         for write in writes {
@@ -547,12 +586,14 @@ impl Committer {
         Ok(())
     }
 
-    pub(super) async fn flush(&self) -> Result<(), DeviceError> {
+    pub(super) async fn flush(&mut self) -> Result<(), DeviceError> {
         #[cfg(test)]
         if self.shared.is_mutated(Mutation::SkipFlush) {
             return Ok(());
         }
-        self.shared.device.flush().await
+        self.shared.device.flush().await?;
+        self.has_unflushed_record = false;
+        Ok(())
     }
 }
 

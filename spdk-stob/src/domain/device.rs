@@ -185,6 +185,16 @@ impl Device {
         async move { receiver.await.map_err(|_| DeviceError::Closed)?.result }
     }
 
+    /// Writes `parts`, durable when it completes; submitted when called.
+    pub(super) fn write_through(
+        &self,
+        start_block: u64,
+        parts: WriteParts,
+    ) -> impl Future<Output = Result<(), DeviceError>> + use<> {
+        let receiver = self.start_op(BlockOp::WriteThrough { start_block, parts });
+        async move { receiver.await.map_err(|_| DeviceError::Closed)?.result }
+    }
+
     /// Flushes what completed before this call; submitted when called.
     pub(super) fn flush(&self) -> impl Future<Output = Result<(), DeviceError>> + use<> {
         let receiver = self.start_op(BlockOp::Flush);

@@ -722,6 +722,7 @@ impl Committer {
             tail_block: superblock.replay.block,
             incarnation: locality.random_u64(),
             is_doubtful: false,
+            has_unflushed_record: false,
             buffer,
             scratch: Vec::new(),
         })

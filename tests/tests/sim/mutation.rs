@@ -69,6 +69,9 @@ impl Backend for MutatedBackend {
                 self.answered.push(BlockDone { token, result: Ok(()), buffer: None });
                 return Ok(());
             }
+            (Some(Mutation::SkipFlush), BlockOp::WriteThrough { start_block, parts }) => {
+                BlockOp::Write { start_block, parts }
+            }
             (Some(Mutation::LoseWrite), BlockOp::Write { start_block, parts }) => {
                 self.count += 1;
                 if self.count.is_multiple_of(40) {

@@ -336,9 +336,14 @@ impl Backend for SpdkDevice {
             return Ok(());
         }
         let sector = extent.start * self.sectors_per_block;
+        let is_through = matches!(op, BlockOp::WriteThrough { .. });
         let command = match op {
             BlockOp::Read { buffer, .. } => Command::Read { sector, buffer },
             BlockOp::Write { parts, .. } => Command::Write { sector, parts, force_unit_access: false },
+            // Without a volatile cache every completed write is durable.
+            BlockOp::WriteThrough { parts, .. } => {
+                Command::Write { sector, parts, force_unit_access: self.has_volatile_cache }
+            }
             BlockOp::Flush => Command::Flush,
             BlockOp::Discard { extent } => {
                 // Longer than a command can say is cut: a hint may be taken in part.
@@ -350,6 +355,9 @@ impl Backend for SpdkDevice {
             Submitted::Taken => Ok(()),
             Submitted::Full(command) => Err(match command {
                 Command::Read { buffer, .. } => BlockOp::Read { start_block: extent.start, buffer },
+                Command::Write { parts, .. } if is_through => {
+                    BlockOp::WriteThrough { start_block: extent.start, parts }
+                }
                 Command::Write { parts, .. } => BlockOp::Write { start_block: extent.start, parts },
                 Command::Flush => BlockOp::Flush,
                 Command::Deallocate { .. } => BlockOp::Discard { extent },
