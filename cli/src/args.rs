@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use base::{Fid, LayoutWidth, ObjectId};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use fops::lock::{OwnerId, Ticket};
 
 /// Object store for HPC: servers, a control daemon, and the tools of users and operators, in one binary.
 #[derive(Debug, Parser)]
@@ -51,6 +52,12 @@ pub enum Command {
     Status(StatusArgs),
     /// List changes of states, in their order
     Events(EventsArgs),
+    /// List, take, release and break named locks
+    Lock {
+        /// What to do.
+        #[command(subcommand)]
+        action: LockCommand,
+    },
     /// Take a device out of service, or make its accesses fail
     Device {
         /// What to do with it.
@@ -207,6 +214,9 @@ pub struct CpArgs {
     /// Fail if the object exists
     #[arg(short = 'n', long)]
     pub no_replace: bool,
+    /// Write under a lock, OWNER:EPOCH as `clovis lock take` printed it: refused once the lock is broken
+    #[arg(long, value_name = "TICKET")]
+    pub ticket: Option<Ticket>,
     /// No progress bar
     #[arg(short, long)]
     pub quiet: bool,
@@ -293,6 +303,121 @@ pub struct EventsArgs {
     #[arg(short, long)]
     pub follow: bool,
     /// One JSON object per line
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis lock ...`
+#[derive(Debug, Subcommand)]
+pub enum LockCommand {
+    /// Show who holds which lock: since when, from where, why
+    List(LockListArgs),
+    /// Take a lock; it stays taken when this command ends, unless --on-death fence
+    Take(LockTakeArgs),
+    /// Give a lock back
+    Release(LockReleaseArgs),
+    /// Take a lock away from its owner, whose writes every server refuses from then on
+    Break(LockBreakArgs),
+}
+
+/// Which lock.
+#[derive(Debug, Args)]
+pub struct LockNameArgs {
+    /// Its name
+    pub name: String,
+    /// The object that it belongs to, HI:LO (default: it is the cluster's)
+    #[arg(long, value_name = "ID")]
+    pub object: Option<ObjectId>,
+}
+
+/// `clovis lock list`
+#[derive(Debug, Args)]
+pub struct LockListArgs {
+    /// Only the locks of this object, HI:LO
+    #[arg(long, value_name = "ID")]
+    pub object: Option<ObjectId>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis lock take`
+#[derive(Debug, Args)]
+pub struct LockTakeArgs {
+    /// Lock.
+    #[command(flatten)]
+    pub lock: LockNameArgs,
+    /// Hexadecimal number of the owner (default: a new one, printed)
+    #[arg(long, value_name = "OWNER")]
+    pub owner: Option<OwnerId>,
+    /// Others may hold it at the same time, if they share it too
+    #[arg(long)]
+    pub shared: bool,
+    /// Fail at once if it is not free
+    #[arg(short = 'n', long = "try")]
+    pub try_once: bool,
+    /// What happens when the holder dies; with `fence` this command is the holder, and stays until it is interrupted
+    #[arg(long, value_enum, default_value_t = OnDeathArg::Hold)]
+    pub on_death: OnDeathArg,
+    /// What for, shown to others
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub why: String,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// What happens to a lock whose holder died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnDeathArg {
+    /// It stays until it is released or broken
+    Hold,
+    /// The holder is fenced, then the lock passes on
+    Fence,
+}
+
+/// `clovis lock release`
+#[derive(Debug, Args)]
+pub struct LockReleaseArgs {
+    /// Lock.
+    #[command(flatten)]
+    pub lock: LockNameArgs,
+    /// Hexadecimal number of its owner
+    #[arg(long, value_name = "OWNER")]
+    pub owner: OwnerId,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis lock break`
+#[derive(Debug, Args)]
+pub struct LockBreakArgs {
+    /// Lock.
+    #[command(flatten)]
+    pub lock: LockNameArgs,
+    /// Hexadecimal number of the owner who loses it
+    #[arg(long, value_name = "OWNER")]
+    pub owner: OwnerId,
+    /// Why, shown to others
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub why: String,
+    /// Begin only; the break goes on without this command
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
     /// Cluster.

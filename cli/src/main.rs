@@ -18,6 +18,7 @@ mod events;
 mod failure;
 mod in_process;
 mod interrupt;
+mod lock;
 mod net;
 mod objects;
 mod output;
@@ -89,6 +90,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Conf { action } => conf::run(&action),
         Command::Status(args) => status::run(&args),
         Command::Events(args) => events::run(&args),
+        Command::Lock { action } => lock::run(&action),
         Command::Device { action } => device::run(&action),
         Command::Stob { action } => stob::run(&action),
         Command::Net { action } => net::run(&action),

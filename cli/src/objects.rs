@@ -96,6 +96,7 @@ pub fn copy_in(args: &CpArgs) -> Result<(), Failure> {
     let (file, size_bytes) = open_source(&args.file)?;
     let unit_bytes = args.unit.map(unit_size).transpose()?;
     let (mut station, client, _) = connect(&args.connect, false)?;
+    client.write_under(args.ticket);
     let opened = if args.no_replace {
         station.wait(client.create(args.id, unit_bytes))?
     } else {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use base::endpoint::TMID_MAX;
 use base::{ByteExtent, Endpoint, ObjectId};
 use faces::{ConfClient, ConfError};
+use fops::lock::Ticket;
 use fops::object::{ObjectRecord, OpenMode, generation_of};
 use rpc::{CallError, RpcConfig, RpcMachine};
 use runtime::{Buffer, LocalityHandle, SharedBuffer};
@@ -87,6 +88,12 @@ impl Client {
     /// Asks the control daemon for the configuration now.
     pub async fn refresh_configuration(&self) {
         self.store.fetch().await;
+    }
+
+    /// Every change from now on, of this client and its clones, carries `ticket`, that of a lock: once its owner is fenced, all servers refuse
+    /// them ([`ClientError`] with `FopError::Fenced`), also those in flight. `None`: changes are made without a lock.
+    pub fn write_under(&self, ticket: Option<Ticket>) {
+        self.store.ticket.set(ticket);
     }
 
     /// The rpc machine, for fops that have no word of their own here (status, faults).

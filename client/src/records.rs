@@ -181,7 +181,7 @@ impl Store {
         let make = async |device: &faces::DeviceConfig| {
             (ObjectOpen { device: device.device, mode, record }, Bulk::none())
         };
-        match self.call(target, make, self.request_deadline(deadline)).await {
+        match self.change(target, make, self.request_deadline(deadline)).await {
             Ok(answer) if answer.reply.record.object != record.object => {
                 Held::Failed(Fault::BadAnswer { reason: "it is the record of another object" })
             }
@@ -199,7 +199,7 @@ impl Store {
             let fop = ObjectUpdate { device: device.device, expected_version: 0, repair: true, record };
             (fop, Bulk::none())
         };
-        self.call(target, make, self.request_deadline(deadline)).await.is_ok()
+        self.change(target, make, self.request_deadline(deadline)).await.is_ok()
     }
 
     /// Writes `record` to every holder in service, in place of version `expected`. A holder that lags behind is brought up to
@@ -260,7 +260,7 @@ impl Store {
                 let fop = ObjectUpdate { device: device.device, expected_version: expected, repair, record };
                 (fop, Bulk::none())
             };
-            match self.call(target, make, self.request_deadline(deadline)).await {
+            match self.change(target, make, self.request_deadline(deadline)).await {
                 Ok(answer) => return Ok(answer.reply.record == record),
                 Err(fault) => match fault.refusal() {
                     // It missed an earlier update, or the whole object: behind, not ahead.

@@ -163,7 +163,7 @@ pub(crate) async fn drop_components(store: &Store, object: ObjectId, generations
             let device = device.device;
             (ComponentDelete { device, component, from_generation, below_generation }, Bulk::none())
         };
-        let _best_effort = store.call(target, make, store.request_deadline(deadline)).await;
+        let _best_effort = store.change(target, make, store.request_deadline(deadline)).await;
     }))
     .await;
 }

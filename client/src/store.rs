@@ -14,6 +14,7 @@ use base::units::{BLOCK_BYTES, narrow};
 use base::{Fid, FidType, Instant, LayoutWidth, ObjectId};
 use faces::{ConfClient, Configuration, DeviceConfig, DeviceState};
 use fops::conf::DeviceEvidence;
+use fops::lock::{Ticket, Ticketed};
 use layout::{GroupCodec, PoolLayout};
 use rpc::{Answer, Bulk, CallOptions, RpcMachine};
 use runtime::sync::{Permit, Semaphore};
@@ -48,6 +49,8 @@ pub(crate) struct Store {
     configuration: RefCell<Rc<Configuration>>,
     /// Highest configuration version that any answer showed.
     seen_version: Cell<u64>,
+    /// What changes are made under; `None`: no lock.
+    pub(crate) ticket: Cell<Option<Ticket>>,
     requests: Semaphore,
     per_target: RefCell<BTreeMap<u32, Semaphore>>,
     memory: Semaphore,
@@ -74,6 +77,7 @@ impl Store {
             conf,
             config,
             seen_version: Cell::new(configuration.version),
+            ticket: Cell::new(None),
             bug,
             configuration: RefCell::new(configuration),
             requests: Semaphore::new(limits::REQUESTS_IN_FLIGHT_MAX),
@@ -251,6 +255,24 @@ impl Store {
                 Err(fault)
             }
         }
+    }
+
+    /// The same for a request that changes something: it carries the client's ticket, if there is one.
+    pub(crate) async fn change<F: fops::Fop>(
+        &self,
+        target: u32,
+        make: impl AsyncFnOnce(&DeviceConfig) -> (F, Bulk),
+        deadline: Instant,
+    ) -> Result<Answer<F::Reply>, Fault>
+    where
+        Ticketed<F>: fops::Fop<Reply = F::Reply>,
+    {
+        let Some(ticket) = self.ticket.get() else { return self.call(target, make, deadline).await };
+        let make_ticketed = async |device: &DeviceConfig| {
+            let (change, bulk) = make(device).await;
+            (Ticketed { ticket, change }, bulk)
+        };
+        self.call(target, make_ticketed, deadline).await
     }
 
     /// Waits before another try; false if the deadline would pass.

@@ -238,7 +238,7 @@ async fn write_once(
         let source = batch.pieces.iter().map(|piece| piece.tag.bytes.clone()).collect();
         (fop, Bulk { source, sink: Vec::new() })
     };
-    store.call(batch.target, make, store.request_deadline(deadline)).await.map(|_durable| ())
+    store.change(batch.target, make, store.request_deadline(deadline)).await.map(|_durable| ())
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use fops::conf::{
     ClusterStatusReply, ConfApplyReply, DeviceEvidence, DeviceHealth, DeviceReport, DeviceStatus, Heartbeat,
     HeartbeatReply, ProcessStatus, Register, RegisterReply,
 };
+use fops::lock::{FenceWait, FencesGet};
 
 use crate::transactions::{ApplyRefusal, Reason, Transactions};
 use crate::transition::{DeviceEvent, next_state};
@@ -68,6 +69,8 @@ struct Seat {
     registered: bool,
     heard_at: Instant,
     health: Option<DeviceHealth>,
+    /// Number of the last fence that this incarnation of its process acknowledged for it.
+    fenced: u64,
     /// The last times that it was lost while it was Online, oldest first, at most `FLAPS_MAX`.
     losses: VecDeque<Instant>,
     /// Since when it is heard again after the last loss.
@@ -76,7 +79,7 @@ struct Seat {
 
 impl Seat {
     fn new(now: Instant, registered: bool) -> Seat {
-        Seat { registered, heard_at: now, health: None, losses: VecDeque::new(), back_since: None }
+        Seat { registered, heard_at: now, health: None, fenced: 0, losses: VecDeque::new(), back_since: None }
     }
 
     /// It is heard. May it come back, or does it flap: was it lost `FLAPS_MAX` times in a short while, and is not back for long?
@@ -208,6 +211,7 @@ impl ControlCore {
         self.check_register(request)?;
         let process = request.process;
         let mut changed = false;
+        let same_start = self.members.get(&process).is_some_and(|member| member.epoch == Some(request.epoch));
         if let Some(found) = self.configuration.processes.iter_mut().find(|found| found.process == process)
             && found.epoch != request.epoch
         {
@@ -221,6 +225,9 @@ impl ControlCore {
         for registered in &request.devices {
             let seat = self.seats.entry(registered.device).or_insert_with(|| Seat::new(now, true));
             (seat.registered, seat.heard_at, seat.health) = (true, now, None);
+            if !same_start {
+                seat.fenced = 0;
+            }
             let may_return = seat.may_return(now, self.lease);
             let device =
                 self.configuration.pool.devices.iter_mut().find(|device| device.device == registered.device);
@@ -311,6 +318,40 @@ impl ControlCore {
         self.apply(now, false, &events);
         self.note_process(now, request.process, DeviceEvent::Registered);
         HeartbeatReply { version: self.configuration.version, known: true }
+    }
+
+    /// A data service acknowledges the fences up to `request.known`. Of another incarnation than the registered one it says nothing.
+    pub fn handle_fenced(&mut self, request: &FencesGet) {
+        let member = self.members.get(&request.process);
+        if member.is_none_or(|member| member.epoch != Some(request.epoch)) {
+            return;
+        }
+        for device in &request.devices {
+            let ours =
+                self.configuration.device(*device).is_some_and(|found| found.process == request.process);
+            if let Some(seat) = self.seats.get_mut(device).filter(|seat| ours && seat.registered) {
+                seat.fenced = seat.fenced.max(request.known);
+            }
+        }
+    }
+
+    /// The targets that have not acknowledged fence `number` and whose leases run at `now`: each may still let a change in.
+    ///
+    /// One whose lease ended is no such target: it stops by itself, and asks for the fences before it serves again.
+    #[must_use]
+    pub fn fence_waits(&self, now: Instant, number: u64) -> Vec<FenceWait> {
+        let lost_after = lost_after(self.lease);
+        let wait = |device: &faces::DeviceConfig| {
+            let seat = self.seats.get(&device.device)?;
+            let ends_at = seat.heard_at + lost_after;
+            (seat.fenced < number && ends_at > now).then(|| FenceWait {
+                device: device.device,
+                process: device.process,
+                endpoint: device.endpoint,
+                lease_ends_ms: u64::try_from(ends_at.since(now).as_millis()).unwrap_or(u64::MAX),
+            })
+        };
+        self.configuration.pool.devices.iter().filter_map(wait).collect()
     }
 
     /// Somebody reports what it saw of a device. `reporter`: its endpoint; only the device's own server proves an I/O error.
@@ -689,6 +730,36 @@ mod tests {
             assert!(beat(&mut core, 3000));
         }
         assert!(beat(&mut core, 4000), "lost once, back at once");
+    }
+
+    #[test]
+    fn a_fence_waits_for_each_target_until_it_acknowledged_or_its_lease_ended() {
+        let initial = initial();
+        let mut core = ControlCore::new(at(0), initial.clone(), LEASE);
+        core.handle_register(at(0), &register(&initial, 0, 7)).unwrap();
+        core.handle_register(at(0), &register(&initial, 1, 8)).unwrap();
+        let ask = |process: usize, epoch: u64, known: u64| {
+            let devices = devices_of(&initial, process).into_iter().map(|(device, _)| device).collect();
+            let process = initial.processes[process].process;
+            FencesGet { process, epoch, devices, known, after: known, wait_ms: 0 }
+        };
+        let waits = |core: &ControlCore, now: u64| {
+            core.fence_waits(at(now), 5).iter().map(|wait| wait.lease_ends_ms).collect::<Vec<_>>()
+        };
+        assert_eq!(waits(&core, 1000), [2750; 4]);
+        core.handle_fenced(&ask(0, 6, 5));
+        assert_eq!(waits(&core, 1000).len(), 4, "another incarnation");
+        core.handle_fenced(&ask(0, 7, 4));
+        assert_eq!(waits(&core, 1000).len(), 4, "an earlier fence");
+        core.handle_fenced(&ask(0, 7, 5));
+        assert_eq!(waits(&core, 1000).len(), 2);
+        // The same incarnation again still knows; the next one does not.
+        core.handle_register(at(1000), &register(&initial, 0, 7)).unwrap();
+        assert_eq!(waits(&core, 1000).len(), 2);
+        core.handle_register(at(1000), &register(&initial, 0, 9)).unwrap();
+        assert_eq!(waits(&core, 1000).len(), 4);
+        assert_eq!(waits(&core, 3750).len(), 2, "the lease of the silent one ended");
+        assert_eq!(waits(&core, 4750), [] as [u64; 0]);
     }
 
     #[test]

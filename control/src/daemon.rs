@@ -35,6 +35,8 @@ use verbs_net::{Fabric, TmConfig, Token, TransferMachine};
 
 use crate::core::{ControlCore, Refusal, StateChange};
 use crate::error::ControlError;
+use crate::lock_service;
+use crate::locks::LockTable;
 use crate::reconcile::reconcile;
 use crate::store::{Store, Stored};
 use crate::transactions::{ApplyRefusal, Reason, Transactions};
@@ -92,24 +94,31 @@ impl ControlConfig {
     }
 }
 
-struct Inner {
-    rpc: RpcMachine,
+pub(crate) struct Inner {
+    pub(crate) rpc: RpcMachine,
     epoch: u64,
     store: Store,
-    core: RefCell<ControlCore>,
+    pub(crate) core: RefCell<ControlCore>,
+    pub(crate) locks: RefCell<LockTable>,
+    /// Serial of the last durable change of locks.
+    locks_stored: Cell<u64>,
+    /// Rings when a lock may have become free, a fence was made, or one was acknowledged.
+    pub(crate) locks_rung: Notify,
+    /// Requests that wait for it.
+    pub(crate) lock_waits: Cell<usize>,
     /// The last durable configuration.
     published: RefCell<Rc<Configuration>>,
     /// Why the store takes no more, once it does not.
     store_failed: RefCell<Option<String>>,
     /// Rings when the core has a version that the store has not.
-    dirty: Notify,
+    pub(crate) dirty: Notify,
     /// Rings when `published` or `store_failed` changed.
     settled: Notify,
     /// Durable events, oldest first.
     events: RefCell<VecDeque<Event>>,
     /// Seconds since 1970 when the daemon started, and when that was; 0 if unknown.
     started: (u64, Instant),
-    shutdown: Cell<bool>,
+    pub(crate) shutdown: Cell<bool>,
     shutdown_rung: Notify,
 }
 
@@ -139,11 +148,17 @@ impl Control {
         let cluster = config.configuration.cluster;
         let (store, mut stored) = Store::open(locality, config.store, cluster).await?;
         let events = stored.as_mut().map(|stored| std::mem::take(&mut stored.events)).unwrap_or_default();
+        let (grants, fences, lock_numbers) = match stored.as_mut() {
+            Some(stored) => {
+                (std::mem::take(&mut stored.grants), std::mem::take(&mut stored.fences), stored.lock_numbers)
+            }
+            None => Default::default(),
+        };
         let started_unix_s = config.file.as_ref().map_or(0, |file| file.unix_s);
         let Recovered { configuration, transactions, changed } =
             recover(stored, &config.configuration, config.file.as_ref(), config.endpoint)?;
         if changed {
-            store.save(&configuration, transactions.as_ref(), &[]).await?;
+            store.save(&configuration, transactions.as_ref(), &[], &Default::default()).await?;
         }
         let config_version = Rc::new(Cell::new(configuration.version));
         let tm_config =
@@ -159,6 +174,10 @@ impl Control {
                 ControlCore::new(locality.now(), configuration.clone(), config.lease)
                     .with_transactions(transactions),
             ),
+            locks: RefCell::new(LockTable::new(locality.now(), config.lease, grants, fences, lock_numbers)),
+            locks_stored: Cell::new(0),
+            locks_rung: Notify::new(),
+            lock_waits: Cell::new(0),
             published: RefCell::new(Rc::new(configuration)),
             store_failed: RefCell::new(None),
             dirty: Notify::new(),
@@ -172,6 +191,7 @@ impl Control {
         let tasks = vec![
             locality.spawn("control-store", write_changes(Rc::clone(&inner))),
             locality.spawn("control-leases", run_leases(Rc::clone(&inner), config.lease)),
+            locality.spawn("control-locks", lock_service::run(Rc::clone(&inner))),
         ];
         Ok(Control { inner, tasks })
     }
@@ -223,6 +243,7 @@ impl Control {
     pub async fn stop(mut self) -> Result<(), ControlError> {
         self.inner.shutdown.set(true);
         self.inner.settled.notify_waiters();
+        self.inner.locks_rung.notify_waiters();
         self.inner.rpc.drain().await;
         self.tasks.drain(..).for_each(Task::cancel);
         self.inner.store.close().await.map_err(ControlError::Store)
@@ -313,6 +334,7 @@ impl Inner {
         serve(inner, |inner: Rc<Inner>, fom: Fom, request: EventsGet| async move {
             Ok(inner.events_get(fom.deadline(), &request).await)
         });
+        lock_service::serve_all(inner);
         inner.rpc.serve_net_faults();
         serve(inner, |inner: Rc<Inner>, _fom, request: Ping| async move {
             Ok(PingReply { payload: request.payload, epoch: inner.epoch })
@@ -321,6 +343,7 @@ impl Inner {
             inner.shutdown.set(true);
             inner.shutdown_rung.notify_waiters();
             inner.settled.notify_waiters();
+            inner.locks_rung.notify_waiters();
             Ok(ShutdownReply)
         });
     }
@@ -426,12 +449,22 @@ impl Inner {
 
     /// Waits until `version` is durable. Error: the store failed.
     async fn settle(&self, version: u64) -> Result<(), FopError> {
+        self.settle_both(version, 0).await
+    }
+
+    /// Waits until every change of locks up to now is durable. Error: the store failed.
+    pub(crate) async fn settle_locks(&self) -> Result<(), FopError> {
+        let serial = self.locks.borrow().serial();
+        self.settle_both(0, serial).await
+    }
+
+    async fn settle_both(&self, version: u64, locks_serial: u64) -> Result<(), FopError> {
         // An event need not bring a new version; nobody waits for it here, but it is written at once.
         if self.core.borrow().has_changes() {
             self.dirty.notify_one();
         }
         loop {
-            if self.published.borrow().version >= version {
+            if self.published.borrow().version >= version && self.locks_stored.get() >= locks_serial {
                 return Ok(());
             }
             if let Some(reason) = self.store_failed.borrow().as_ref() {
@@ -453,18 +486,22 @@ impl Inner {
         }
     }
 
+    /// The time that people know, in seconds since 1970; 0 if unknown.
+    pub(crate) fn unix_s(&self, at: Instant) -> u64 {
+        let (started_unix_s, started_at) = self.started;
+        match started_unix_s {
+            0 => 0,
+            started => started + at.since(started_at).as_secs(),
+        }
+    }
+
     /// Numbers changes that are about to become durable.
     fn number(&self, changes: &[StateChange]) -> Vec<Event> {
         let first = self.events.borrow().back().map_or(0, |last| last.number) + 1;
-        let (started_unix_s, started_at) = self.started;
-        let unix_s = |at: Instant| match started_unix_s {
-            0 => 0,
-            started => started + at.since(started_at).as_secs(),
-        };
         let event = |(number, change): (u64, &StateChange)| Event {
             number,
             version: change.version,
-            unix_s: unix_s(change.at),
+            unix_s: self.unix_s(change.at),
             subject: change.subject,
             cause: change.event.word().to_owned(),
             from: change.from.word().to_owned(),
@@ -494,7 +531,7 @@ impl Inner {
 }
 
 /// Serves one fop with a handler that sees the daemon, as long as there is one.
-fn serve<F, Handler, Answer>(inner: &Rc<Inner>, handler: Handler)
+pub(crate) fn serve<F, Handler, Answer>(inner: &Rc<Inner>, handler: Handler)
 where
     F: fops::Fop,
     Handler: Fn(Rc<Inner>, Fom, F) -> Answer + 'static,
@@ -521,12 +558,18 @@ async fn write_changes(inner: Rc<Inner>) {
                 (core.configuration().clone(), core.transactions().cloned())
             };
             let changes = inner.core.borrow_mut().take_changes();
-            if next.version == inner.published.borrow().version && changes.is_empty() {
+            let locks_serial = inner.locks.borrow().serial();
+            let locks = inner.locks.borrow_mut().take_changes();
+            let nothing_new = changes.is_empty() && locks.0.is_empty();
+            if next.version == inner.published.borrow().version && nothing_new {
                 break;
             }
             let events = inner.number(&changes);
-            match inner.store.save(&next, transactions.as_ref(), &events).await {
-                Ok(()) => inner.publish(next, events),
+            match inner.store.save(&next, transactions.as_ref(), &events, &locks).await {
+                Ok(()) => {
+                    inner.publish(next, events);
+                    inner.locks_stored.set(locks_serial);
+                }
                 Err(error) => *inner.store_failed.borrow_mut() = Some(error.to_string()),
             }
             inner.settled.notify_waiters();

@@ -42,7 +42,7 @@ pub enum ControlError {
     #[error("control's store: a transaction record: {0}")]
     Record(CodecError),
     /// The pieces of a transaction in the store do not fit together.
-    #[error("control's store: the pieces of a transaction do not fit together; put back a copy of the store")]
+    #[error("control's store: pieces of its records do not fit together; put back a copy of the store")]
     StoreBroken,
     /// Written by another version of this program.
     #[error(

@@ -13,10 +13,12 @@ use faces::Configuration;
 use faces::limits::EVENTS_KEPT;
 use fops::codec;
 use fops::conf::{ConfTransaction, Event};
+use fops::lock::{Fence, LockGrant, LockName, OwnerId};
 use runtime::LocalityHandle;
 use spdk_stob::{Backend, Domain, FormatParams, StobError, TreeId};
 
 use crate::error::ControlError;
+use crate::locks::{LockChange, LockNumbers};
 use crate::transactions::{Kept, Transactions};
 
 /// The tree of control's state.
@@ -31,6 +33,12 @@ const SEEN_KEY: &[u8] = b"seen";
 const TRANSACTIONS: TreeId = TreeId(2);
 /// The tree of events: key = number, big endian; value = the encoded event.
 const EVENTS: TreeId = TreeId(3);
+/// The tree of held locks: key = `lock_key`; value = the encoded grant.
+const LOCKS: TreeId = TreeId(4);
+/// The tree of fences: key = number, big endian; value = the encoded fence.
+const FENCES: TreeId = TreeId(5);
+/// The last numbers of tickets and fences, little endian.
+const LOCK_NUMBERS_KEY: &[u8] = b"lock-numbers";
 /// Bytes of a piece of a text.
 const PIECE_BYTES: usize = 128 << 10;
 /// Keys read at a time.
@@ -50,6 +58,9 @@ pub(crate) struct Stored {
     pub(crate) transactions: Option<(VecDeque<Kept>, u64)>,
     /// Oldest first, at most [`EVENTS_KEPT`].
     pub(crate) events: VecDeque<Event>,
+    pub(crate) grants: Vec<LockGrant>,
+    pub(crate) fences: Vec<Fence>,
+    pub(crate) lock_numbers: LockNumbers,
 }
 
 impl Store {
@@ -70,18 +81,23 @@ impl Store {
                 configuration: decode(&value)?,
                 transactions: store.read_transactions()?,
                 events: store.read_events()?,
+                grants: store.read_all(LOCKS)?,
+                fences: store.read_all(FENCES)?,
+                lock_numbers: store.read_lock_numbers()?,
             }),
             None => None,
         };
         Ok((store, stored))
     }
 
-    /// Durable when it returns: the configuration, the transactions that are new or no longer kept, and new events.
+    /// Durable when it returns: the configuration, the transactions that are new or no longer kept, new events, and what
+    /// changed of locks and fences.
     pub(crate) async fn save(
         &self,
         configuration: &Configuration,
         transactions: Option<&Transactions>,
         events: &[Event],
+        (lock_changes, lock_numbers): &(Vec<LockChange>, LockNumbers),
     ) -> Result<(), ControlError> {
         let mut value = FORMAT_VERSION.to_le_bytes().to_vec();
         value.extend(configuration.to_bytes().map_err(ControlError::Configuration)?);
@@ -117,6 +133,28 @@ impl Store {
                 transaction.tree_delete(EVENTS, &gone.to_be_bytes());
             }
         }
+        if !lock_changes.is_empty() {
+            let numbers = [lock_numbers.epoch.to_le_bytes(), lock_numbers.fence.to_le_bytes()].concat();
+            transaction.tree_put(TREE, LOCK_NUMBERS_KEY, &numbers);
+        }
+        for change in lock_changes {
+            match change {
+                LockChange::PutGrant(grant) => {
+                    let value = codec::encode(grant).map_err(ControlError::Record)?;
+                    transaction.tree_put(LOCKS, &lock_key(&grant.lock, grant.ticket.owner), &value);
+                }
+                LockChange::DropGrant(lock, owner) => {
+                    transaction.tree_delete(LOCKS, &lock_key(lock, *owner));
+                }
+                LockChange::PutFence(fence) => {
+                    let value = codec::encode(fence).map_err(ControlError::Record)?;
+                    transaction.tree_put(FENCES, &fence.number.to_be_bytes(), &value);
+                }
+                LockChange::DropFence(number) => {
+                    transaction.tree_delete(FENCES, &number.to_be_bytes());
+                }
+            }
+        }
         self.domain.commit(transaction).await.map_err(ControlError::Store)?;
         *self.saved.borrow_mut() = saved;
         Ok(())
@@ -125,6 +163,32 @@ impl Store {
     fn read_events(&self) -> Result<VecDeque<Event>, ControlError> {
         let all = self.domain.tree_range(EVENTS, Bound::Unbounded, EVENTS_KEPT);
         all.iter().map(|(_, value)| codec::decode(value).map_err(ControlError::Record)).collect()
+    }
+
+    /// Every value of a tree, in the order of the keys.
+    fn read_all<T: codec::Decode<()>>(&self, tree: TreeId) -> Result<Vec<T>, ControlError> {
+        let mut values = Vec::new();
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+            let page = self.domain.tree_range(tree, from, PAGE);
+            let Some((last, _)) = page.last() else { return Ok(values) };
+            after = Some(last.clone());
+            for (_, value) in &page {
+                values.push(codec::decode(value).map_err(ControlError::Record)?);
+            }
+        }
+    }
+
+    fn read_lock_numbers(&self) -> Result<LockNumbers, ControlError> {
+        let Some(value) = self.domain.tree_get(TREE, LOCK_NUMBERS_KEY) else {
+            return Ok(LockNumbers::default());
+        };
+        let numbers = value.split_first_chunk::<8>().and_then(|(epoch, rest)| {
+            let fence = rest.try_into().ok().map(u64::from_le_bytes)?;
+            Some(LockNumbers { epoch: u64::from_le_bytes(*epoch), fence })
+        });
+        numbers.ok_or(ControlError::StoreBroken)
     }
 
     fn read_transactions(&self) -> Result<Option<(VecDeque<Kept>, u64)>, ControlError> {
@@ -165,6 +229,15 @@ impl Store {
     pub(crate) async fn close(&self) -> Result<(), StobError> {
         self.domain.clone().close().await
     }
+}
+
+/// Object (16 zeros: the cluster), then the name, a zero byte (no name has one), then the owner.
+fn lock_key(lock: &LockName, owner: OwnerId) -> Vec<u8> {
+    let mut key = lock.object.map_or([0; 16], Fid::to_key_bytes).to_vec();
+    key.extend_from_slice(lock.name.as_bytes());
+    key.push(0);
+    key.extend_from_slice(&owner.0.to_be_bytes());
+    key
 }
 
 fn key_of(number: u64, part: u32) -> [u8; 12] {

@@ -1,6 +1,6 @@
 //! Component objects: write, read, delete. The server moves the data: it pulls a write's bytes and pushes a read's.
 //!
-//! Order of a write: admit, check the shape, pull, check the lease again, write (the domain verifies each block against the
+//! Order of a write: admit, check the shape, pull, check lease and fences again, write (the domain verifies each block against the
 //! requester's checksum, and returns when the blocks are durable), reply. Order of a read: admit, check, read (verified against
 //! the stored checksums), push, reply. No byte is copied here. Start at [`write`].
 
@@ -17,14 +17,14 @@ use spdk_stob::{StobId, WritePiece};
 
 use crate::component_extents::{ComponentExtents, check_component};
 use crate::slots::SlotChange;
-use crate::state::State;
+use crate::state::{State, Writer};
 
 /// Generations that one transaction deletes; more take several, oldest first.
 const DELETE_GENERATIONS_MAX: usize = 64;
 
 pub(crate) async fn write(
     state: Rc<State>,
-    fom: Fom,
+    (fom, writer): (Fom, Writer),
     request: ComponentWrite,
 ) -> Result<ComponentWriteReply, FopError> {
     let device = state.admit(&fom, request.device).await?;
@@ -36,6 +36,7 @@ pub(crate) async fn write(
     let parts = fom.pull().await?;
     extents.check_segments("source", parts.iter().map(|part| wide(part.len())))?;
     state.check_serving()?;
+    writer.begin()?;
     fom.phase("write");
     let stob = StobId { fid: request.component, generation: request.generation };
     let pieces = extents
@@ -79,7 +80,7 @@ pub(crate) async fn read(
 
 pub(crate) async fn delete(
     state: Rc<State>,
-    fom: Fom,
+    (fom, writer): (Fom, Writer),
     request: ComponentDelete,
 ) -> Result<ComponentDeleteReply, FopError> {
     let device = state.admit(&fom, request.device).await?;
@@ -95,7 +96,7 @@ pub(crate) async fn delete(
             transaction.stob_delete(*stob);
         }
         // It ran once its last part is durable; a part alone may be followed by all of it again.
-        state.commit(&fom, &device, transaction, (left == 0).then_some(&reply)).await?;
+        state.commit((&fom, &writer), &device, transaction, (left == 0).then_some(&reply)).await?;
     }
     Ok(reply)
 }

@@ -16,6 +16,7 @@ use faces::{ConfClient, Configuration, Heartbeat, Registrant};
 use fops::FopError;
 use fops::admin::{DeviceFault, DeviceFaultReply, Ping, PingReply, Shutdown, ShutdownReply};
 use fops::conf::RegisteredDevice;
+use fops::lock::Ticketed;
 use futures_util::FutureExt;
 use rpc::{Fom, RpcConfig, RpcMachine};
 use runtime::LocalityHandle;
@@ -25,7 +26,7 @@ use verbs_net::{Fabric, TmConfig, Token, TransferMachine};
 
 use crate::device::Device;
 use crate::error::ServerError;
-use crate::state::State;
+use crate::state::{State, Writer};
 use crate::{component_service, object_service, slots};
 
 /// How long a server waits for control when it starts, where nobody chooses.
@@ -265,13 +266,13 @@ type StateSlot = Rc<RefCell<Weak<State>>>;
 
 fn serve_all(rpc: &RpcMachine, slot: &StateSlot) {
     rpc.serve_net_faults();
-    serve(rpc, slot, object_service::open);
-    serve(rpc, slot, object_service::update);
-    serve(rpc, slot, object_service::delete);
+    serve_change(rpc, slot, object_service::open);
+    serve_change(rpc, slot, object_service::update);
+    serve_change(rpc, slot, object_service::delete);
     serve(rpc, slot, object_service::list);
-    serve(rpc, slot, component_service::write);
+    serve_change(rpc, slot, component_service::write);
     serve(rpc, slot, component_service::read);
-    serve(rpc, slot, component_service::delete);
+    serve_change(rpc, slot, component_service::delete);
     serve(
         rpc,
         slot,
@@ -296,6 +297,21 @@ fn device_fault(state: &Rc<State>, request: &DeviceFault) -> Result<DeviceFaultR
         state.report_loss(device);
     }
     Ok(DeviceFaultReply)
+}
+
+/// Serves a change, with a ticket and without one.
+fn serve_change<F, Handler, Answer>(rpc: &RpcMachine, slot: &StateSlot, handler: Handler)
+where
+    F: fops::Fop,
+    Ticketed<F>: fops::Fop<Reply = F::Reply>,
+    Handler: Fn(Rc<State>, (Fom, Writer), F) -> Answer + Copy + 'static,
+    Answer: Future<Output = Result<F::Reply, FopError>> + 'static,
+{
+    serve(rpc, slot, move |state, fom, request: F| handler(state, (fom, Writer::FREE), request));
+    serve(rpc, slot, move |state: Rc<State>, fom, request: Ticketed<F>| async move {
+        let writer = state.admit_ticket(request.ticket)?;
+        handler(state, (fom, writer), request.change).await
+    });
 }
 
 /// Serves one fop with a handler that sees the state, as long as there is one.

@@ -18,7 +18,7 @@ use rpc::Fom;
 
 use crate::device::{Device, RECORDS};
 use crate::record::{OpenVerdict, UpdateVerdict, check_object, check_record, decide_open, decide_update};
-use crate::state::State;
+use crate::state::{State, Writer};
 
 /// Records of one page.
 pub(crate) const LIST_RECORDS_MAX: u32 = 512;
@@ -32,7 +32,7 @@ const _: () = assert!(LIST_RECORDS_MAX as u64 * RECORD_BYTES + PAGE_BYTES <= MES
 
 pub(crate) async fn open(
     state: Rc<State>,
-    fom: Fom,
+    (fom, writer): (Fom, Writer),
     request: ObjectOpen,
 ) -> Result<ObjectOpenReply, FopError> {
     let device = state.admit(&fom, request.device).await?;
@@ -48,7 +48,7 @@ pub(crate) async fn open(
         OpenVerdict::MadeBefore(record) => Ok(ObjectOpenReply { record, created: true }),
         OpenVerdict::Make(record) => {
             let reply = ObjectOpenReply { record, created: true };
-            put(&state, &fom, &device, &record, &reply).await?;
+            put(&state, (&fom, &writer), &device, &record, &reply).await?;
             Ok(reply)
         }
     }
@@ -56,7 +56,7 @@ pub(crate) async fn open(
 
 pub(crate) async fn update(
     state: Rc<State>,
-    fom: Fom,
+    (fom, writer): (Fom, Writer),
     request: ObjectUpdate,
 ) -> Result<ObjectUpdateReply, FopError> {
     let device = state.admit(&fom, request.device).await?;
@@ -68,7 +68,7 @@ pub(crate) async fn update(
         UpdateVerdict::Keep(record) => Ok(ObjectUpdateReply { record }),
         UpdateVerdict::Put(record) => {
             let reply = ObjectUpdateReply { record };
-            put(&state, &fom, &device, &record, &reply).await?;
+            put(&state, (&fom, &writer), &device, &record, &reply).await?;
             Ok(reply)
         }
     }
@@ -76,7 +76,7 @@ pub(crate) async fn update(
 
 pub(crate) async fn delete(
     state: Rc<State>,
-    fom: Fom,
+    (fom, writer): (Fom, Writer),
     request: ObjectDelete,
 ) -> Result<ObjectDeleteReply, FopError> {
     let device = state.admit(&fom, request.device).await?;
@@ -90,7 +90,7 @@ pub(crate) async fn delete(
     if existed {
         let mut transaction = device.domain.begin();
         transaction.tree_delete(RECORDS, &request.object.to_key_bytes());
-        state.commit(&fom, &device, transaction, Some(&reply)).await?;
+        state.commit((&fom, &writer), &device, transaction, Some(&reply)).await?;
     }
     Ok(reply)
 }
@@ -125,7 +125,7 @@ pub(crate) async fn list(
 /// Puts a record, in one transaction with the slot of the request. The caller holds the object's lock.
 async fn put<R: codec::Encode>(
     state: &Rc<State>,
-    fom: &Fom,
+    by: (&Fom, &Writer),
     device: &Device,
     record: &ObjectRecord,
     reply: &R,
@@ -133,7 +133,7 @@ async fn put<R: codec::Encode>(
     let value = Device::encode_record(record)?;
     let mut transaction = device.domain.begin();
     transaction.tree_put(RECORDS, &record.object.to_key_bytes(), &value);
-    state.commit(fom, device, transaction, Some(reply)).await
+    state.commit(by, device, transaction, Some(reply)).await
 }
 
 fn pool_version(state: &State) -> Option<Fid> {

@@ -1,7 +1,8 @@
 //! What every handler of a server shares: its devices, its right to serve, and where evidence goes.
 //!
 //! **Invariant**: a request passes [`State::admit`] before it reads, and [`State::check_serving`] again before it changes
-//! anything, so a server whose lease ended changes nothing. The rule for old and new configuration versions is that of
+//! anything, so a server whose lease ended changes nothing. **Invariant**: a change with a ticket passes [`State::admit_ticket`] first and
+//! [`Writer::begin`] where the lease is checked again, so one that is fenced meanwhile changes nothing (docs/locks.md). The rule for old and new configuration versions is that of
 //! docs/ha.md#configuration-versions-and-old-requests. Thread: one locality. Start at [`State::admit`].
 
 use std::cell::{Cell, RefCell};
@@ -10,8 +11,9 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use base::{BlockExtent, Fid};
-use faces::{ConfClient, Configuration, DeviceState, Heartbeat};
+use faces::{ConfClient, Configuration, DeviceState, Heartbeat, Pass};
 use fops::conf::{DeviceEvidence, DeviceHealth};
+use fops::lock::Ticket;
 use fops::{FopError, codec};
 use rpc::{Fom, RpcMachine};
 use runtime::sync::Notify;
@@ -22,6 +24,19 @@ use crate::slots::SlotChange;
 
 /// How long a report of a lost device is tried; after that the heartbeat carries it.
 const REPORT_TIME: Duration = Duration::from_secs(2);
+
+/// The ticket of a change, let in by the fences; `None`: the requester holds no lock, and fences do not concern it.
+pub(crate) struct Writer(Option<Pass>);
+
+impl Writer {
+    /// A change without a ticket.
+    pub(crate) const FREE: Writer = Writer(None);
+
+    /// The effect begins. Error: its owner was fenced since it was let in.
+    pub(crate) fn begin(&self) -> Result<(), FopError> {
+        self.0.as_ref().map_or(Ok(()), Pass::begin)
+    }
+}
 
 /// The state of a server's locality.
 pub(crate) struct State {
@@ -70,16 +85,26 @@ impl State {
         }
     }
 
-    /// Makes a request's effect durable, if the lease still holds. `reply`: what is answered once it is; it goes into the slot's
+    /// Lets a change with a ticket in. Errors: not serving, fenced.
+    pub(crate) fn admit_ticket(&self, ticket: Ticket) -> Result<Writer, FopError> {
+        self.check_serving()?;
+        match self.heartbeat.borrow().as_ref() {
+            Some(heartbeat) => heartbeat.fences().enter(ticket).map(|pass| Writer(Some(pass))),
+            None => Err(FopError::NotServing { reason: "the server is not registered yet".to_owned() }),
+        }
+    }
+
+    /// Makes a request's effect durable, if the lease still holds and `writer` is not fenced. `reply`: what is answered once it is; it goes into the slot's
     /// record, in the same transaction. `None`: this is not the last part of the effect.
     pub(crate) async fn commit<R: codec::Encode>(
         self: &Rc<State>,
-        fom: &Fom,
+        (fom, writer): (&Fom, &Writer),
         device: &Device,
         mut transaction: Transaction,
         reply: Option<&R>,
     ) -> Result<(), FopError> {
         self.check_serving()?;
+        writer.begin()?;
         fom.phase("commit");
         if let Some(reply) = reply {
             fom.record_in(&mut SlotChange(&mut transaction), reply)?;

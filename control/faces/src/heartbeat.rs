@@ -3,6 +3,8 @@
 //! Bound: one request at a time. Left over when control is away: the lease ends, [`Heartbeat::lease_holds`] says no, and the
 //! requests go on until control answers. Refusals (not in the configuration) are tried again too: an operator may mend it.
 //! Also keeps the configuration fresh: a heartbeat's answer that shows a newer version leads to a fetch.
+//! And it keeps the fences in force ([`Fences`]): it asks for the next ones, and acknowledges them once nothing that they refuse is under
+//! way. **Invariant**: a lease that ended holds again only once the fences of the time after that are in force.
 //! Thread: the locality of its `RpcMachine`. Rules: docs/ha.md#leases. Start at [`Heartbeat::start`].
 
 use std::cell::Cell;
@@ -11,11 +13,14 @@ use std::time::Duration;
 
 use base::{Fid, Instant};
 use fops::conf::{DeviceHealth, Heartbeat as HeartbeatFop, Register, RegisteredDevice};
+use fops::lock::FencesGet;
 use runtime::Task;
 use runtime::sync::Notify;
 
 use crate::conf_client::{ConfClient, ConfError};
+use crate::fences::Fences;
 use crate::lease::{LEASE_DEFAULT, Lease, heartbeat_interval};
+use crate::limits::FENCES_WAIT_MS_MAX;
 
 /// Who sends heartbeats.
 #[derive(Clone, Debug)]
@@ -33,13 +38,16 @@ struct Shared {
     registrant: Registrant,
     health: Box<dyn Fn() -> Vec<DeviceHealth>>,
     lease: Cell<Lease>,
+    /// False since the lease ended, until the fences of the time after that are in force.
+    fences_known: Cell<bool>,
+    fences: Fences,
     soon: Notify,
 }
 
 /// Keeps a registration and its lease alive until dropped or stopped.
 pub struct Heartbeat {
     shared: Rc<Shared>,
-    task: Cell<Option<Task>>,
+    tasks: Cell<Vec<Task>>,
 }
 
 impl Heartbeat {
@@ -57,21 +65,33 @@ impl Heartbeat {
             registrant,
             health: Box::new(health),
             lease: Cell::new(Lease::None),
+            fences_known: Cell::new(false),
+            fences: Fences::default(),
             soon: Notify::new(),
         });
         let version = shared.register(deadline).await?;
         conf.refresh_if_newer(version, deadline).await?;
+        shared.learn_fences(deadline).await?;
         // The first beat goes at once: a registration does not say how much is free.
         shared.soon.notify_one();
         let locality = conf.rpc().locality().clone();
-        let task = locality.spawn("heartbeat", run(Rc::clone(&shared)));
-        Ok(Heartbeat { shared, task: Cell::new(Some(task)) })
+        let tasks = vec![
+            locality.spawn("heartbeat", run(Rc::clone(&shared))),
+            locality.spawn("fences", follow_fences(Rc::clone(&shared))),
+        ];
+        Ok(Heartbeat { shared, tasks: Cell::new(tasks) })
     }
 
     /// True while the process may serve.
     #[must_use]
     pub fn lease_holds(&self, now: Instant) -> bool {
-        self.shared.lease.get().holds(now)
+        self.shared.fences_known.get() && self.shared.lease.get().holds(now)
+    }
+
+    /// The fences in force here.
+    #[must_use]
+    pub fn fences(&self) -> &Fences {
+        &self.shared.fences
     }
 
     /// When the lease ends unless it is prolonged.
@@ -87,9 +107,7 @@ impl Heartbeat {
 
     /// Ends the heartbeats; the lease runs out by itself.
     pub fn stop(&self) {
-        if let Some(task) = self.task.take() {
-            task.cancel();
-        }
+        self.tasks.take().into_iter().for_each(Task::cancel);
     }
 }
 
@@ -109,6 +127,7 @@ impl Shared {
         let sent_at = self.now();
         let Registrant { process, epoch, devices } = self.registrant.clone();
         let reply = self.conf.call(&Register { process, epoch, devices }, deadline).await?;
+        self.note_gap();
         self.lease.set(Lease::granted(sent_at, Duration::from_millis(reply.lease_ms)));
         Ok(reply.version)
     }
@@ -122,10 +141,36 @@ impl Shared {
         if !reply.known {
             return Ok(None);
         }
+        self.note_gap();
         let mut lease = self.lease.get();
         lease.prolong(sent_at);
         self.lease.set(lease);
         Ok(Some(reply.version))
+    }
+
+    /// The lease is about to be prolonged: if it has ended, control may have gone on without us.
+    fn note_gap(&self) {
+        if !self.lease.get().holds(self.now()) {
+            self.fences_known.set(false);
+        }
+    }
+
+    /// Puts all fences in force that control has; the answers count only if the lease still holds when they are there.
+    async fn learn_fences(&self, deadline: Instant) -> Result<(), ConfError> {
+        while self.next_fences(0, Duration::ZERO, deadline).await? {}
+        self.fences_known.set(self.lease.get().holds(self.now()));
+        Ok(())
+    }
+
+    /// Asks for fences behind those in force, acknowledges those up to `known`, and puts what comes in force. True if something came.
+    async fn next_fences(&self, known: u64, wait: Duration, deadline: Instant) -> Result<bool, ConfError> {
+        let Registrant { process, epoch, ref devices } = self.registrant;
+        let devices = devices.iter().map(|device| device.device).collect();
+        let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
+        let ask = FencesGet { process, epoch, devices, known, after: self.fences.newest(), wait_ms };
+        let reply = self.conf.call(&ask, deadline).await?;
+        self.fences.apply(&reply.fences);
+        Ok(!reply.fences.is_empty())
     }
 
     fn lease_length(&self) -> Duration {
@@ -151,6 +196,10 @@ async fn run(shared: Rc<Shared>) {
         match version {
             Ok(Some(version)) => {
                 known = true;
+                if !shared.fences_known.get() {
+                    // No lease without them; tried again with the next heartbeat if it fails.
+                    let _learned = shared.learn_fences(deadline).await;
+                }
                 // Tried again with the next heartbeat if it fails.
                 let _refreshed = shared.conf.refresh_if_newer(version, deadline).await;
             }
@@ -160,6 +209,22 @@ async fn run(shared: Rc<Shared>) {
             }
             // The interval paces the tries; the lease shows the outcome.
             Err(_) => {}
+        }
+    }
+}
+
+/// Asks for the next fences for ever; each question acknowledges those before.
+async fn follow_fences(shared: Rc<Shared>) {
+    let locality = shared.conf.rpc().locality().clone();
+    let wait = Duration::from_millis(u64::from(FENCES_WAIT_MS_MAX));
+    loop {
+        let known = shared.fences.settled().await;
+        let pause = heartbeat_interval(shared.lease_length());
+        let asked_at = shared.now();
+        let came = shared.next_fences(known, wait, asked_at + wait + shared.lease_length()).await;
+        // A control daemon that is away, or stops and therefore does not wait, is not asked all the time.
+        if !matches!(came, Ok(true)) && shared.now() < asked_at + pause {
+            locality.sleep_until(asked_at + pause).await;
         }
     }
 }

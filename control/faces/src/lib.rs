@@ -12,6 +12,7 @@ pub mod cluster_file;
 pub mod cluster_tree;
 pub mod conf_client;
 pub mod configuration;
+pub mod fences;
 pub mod heartbeat;
 pub mod lease;
 pub mod limits;
@@ -24,5 +25,6 @@ pub use conf_client::{ConfClient, ConfError};
 pub use configuration::{
     Configuration, ConfigurationError, DeviceConfig, DeviceState, PoolConfig, ProcessConfig,
 };
+pub use fences::{Fences, Pass};
 pub use heartbeat::{Heartbeat, Registrant};
 pub use lease::Lease;

@@ -36,6 +36,30 @@ pub const FLAP_WINDOW_LEASES: u32 = 20;
 /// A flapping device is taken back after its server was heard for so many lengths of the lease without a gap.
 pub const FLAP_HOLD_LEASES: u32 = 2;
 
+/// Locks that are held at a time: one for each lock and owner. At most 600 bytes of memory each, 10 MiB.
+pub const LOCKS_MAX: usize = 16_384;
+/// Bytes of a lock's name.
+pub const LOCK_NAME_BYTES_MAX: usize = 64;
+/// Places in the queues of locks.
+pub const LOCK_WAITERS_MAX: usize = 1024;
+/// Requests about locks and fences that wait at control at a time: half of its foms. What comes on top is answered at once, and asked again
+/// after a pause.
+pub const LOCK_WAITS_MAX: usize = 128;
+/// Longest wait for a lock, or for the end of a break, of one request, in milliseconds: who waits longer asks again.
+pub const LOCK_WAIT_MS_MAX: u32 = 5_000;
+/// One who waits for a lock keeps its place for so long after the end of its request, in milliseconds.
+pub const LOCK_PLACE_MS: u64 = 2_000;
+/// Owners whose tickets are fenced one by one; 32 bytes each at control and at every locality of every server.
+pub const FENCES_MAX: usize = 4096;
+/// Fences of one answer.
+pub const FENCES_PAGE: usize = 1024;
+/// Longest wait for a fence of one request, in milliseconds.
+pub const FENCES_WAIT_MS_MAX: u32 = 10_000;
+/// Locks of one page of a list.
+pub const LOCKS_PAGE: usize = 64;
+/// Holders that an answer names to one who has to wait.
+pub const LOCK_HOLDERS_NAMED: usize = 16;
+
 /// Encoded bytes of an endpoint: net kind and number, address, pid, portal, transfer machine id.
 const ENDPOINT_BYTES: usize = 4 + 2 + 4 + 4 + 2 + 2;
 /// Encoded bytes of a fid.
@@ -72,5 +96,25 @@ const EVENT_BYTES_MAX: usize = 3 * 8 + FID_BYTES + 3 * (8 + 16);
 const _: () = assert!(wide(3 * 8 + EVENTS_PAGE * EVENT_BYTES_MAX + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 const _: () =
     assert!(wide(8 + TRANSACTIONS_KEPT * TRANSACTION_BYTES_MAX + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
+const _: () = assert!(2 * LOCK_WAITS_MAX <= rpc::limits::FOMS_MAX);
+/// Encoded bytes of a lock's name: option, fid, length, text.
+const LOCK_NAME_ENCODED: usize = 1 + FID_BYTES + 8 + LOCK_NAME_BYTES_MAX;
+/// Encoded bytes of a `LockEntry`: name, ticket, two words, endpoint, since, why, breaking (fence, endpoint, why), silence, waiting, fenced.
+const LOCK_ENTRY_BYTES_MAX: usize = LOCK_NAME_ENCODED
+    + (16 + 8)
+    + 2 * 4
+    + ENDPOINT_BYTES
+    + 8
+    + (8 + NOTE_BYTES_MAX)
+    + (1 + 8 + ENDPOINT_BYTES + 8 + NOTE_BYTES_MAX)
+    + 9
+    + 4
+    + 1;
+const _: () =
+    assert!(wide(8 + 1 + LOCKS_PAGE * LOCK_ENTRY_BYTES_MAX + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
+const _: () = assert!(wide(8 + 1 + FENCES_PAGE * (8 + 16 + 8) + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
+/// Encoded bytes of a `FenceWait`: two fids, endpoint, time.
+const FENCE_WAIT_BYTES: usize = 2 * FID_BYTES + ENDPOINT_BYTES + 8;
+const _: () = assert!(wide(4 + 8 + DEVICES_MAX * FENCE_WAIT_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 // docs/configuration.md says this number.
 const _: () = assert!(CONFIGURATION_BYTES_MAX == 58_482);

@@ -108,6 +108,14 @@ pub enum FopError {
         /// Which.
         reason: String,
     },
+    /// The change carries the ticket of a lock that was broken.
+    #[error("the ticket's epoch {epoch} is fenced, up to {fenced}: its lock was broken; take the lock again")]
+    Fenced {
+        /// The ticket's, as it came.
+        epoch: u64,
+        /// The newest epoch that is refused.
+        fenced: u64,
+    },
 }
 
 impl Blamed for FopError {
@@ -117,7 +125,8 @@ impl Blamed for FopError {
             | FopError::ObjectExists { .. }
             | FopError::VersionConflict { .. }
             | FopError::BadRequest { .. }
-            | FopError::NotPermitted { .. } => Blame::Caller,
+            | FopError::NotPermitted { .. }
+            | FopError::Fenced { .. } => Blame::Caller,
             FopError::WrongServer { .. }
             | FopError::Device { .. }
             | FopError::Checksum { .. }

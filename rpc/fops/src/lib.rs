@@ -3,7 +3,8 @@
 //! Must not know: sessions, sockets, devices. A body is variable-shaped and goes through [`codec`]; the fixed headers around it
 //! belong to `rpc`. Bytes are pinned by golden tests; docs/wire.md lists the opcodes.
 //!
-//! Start at [`Fop`]; the bodies are grouped by the service that answers them: [`conf`], [`object`], [`component`], [`admin`].
+//! Start at [`Fop`]; the bodies are grouped by the service that answers them: [`conf`], [`object`], [`component`], [`lock`],
+//! [`admin`].
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -11,6 +12,7 @@ pub mod codec;
 pub mod component;
 pub mod conf;
 mod error;
+pub mod lock;
 pub mod object;
 
 pub use error::FopError;
@@ -60,6 +62,28 @@ pub enum Opcode {
     Shutdown = 50,
     /// [`admin::NetFault`]
     NetFault = 51,
+    /// [`lock::LockTake`]
+    LockTake = 60,
+    /// [`lock::LockRelease`]
+    LockRelease = 61,
+    /// [`lock::LockRenew`]
+    LockRenew = 62,
+    /// [`lock::LockBreak`]
+    LockBreak = 63,
+    /// [`lock::LockList`]
+    LockList = 64,
+    /// [`lock::FencesGet`]
+    FencesGet = 65,
+    /// [`lock::Ticketed`] [`component::ComponentWrite`]
+    TicketedWrite = 70,
+    /// [`lock::Ticketed`] [`component::ComponentDelete`]
+    TicketedComponentDelete = 71,
+    /// [`lock::Ticketed`] [`object::ObjectOpen`]
+    TicketedOpen = 72,
+    /// [`lock::Ticketed`] [`object::ObjectUpdate`]
+    TicketedUpdate = 73,
+    /// [`lock::Ticketed`] [`object::ObjectDelete`]
+    TicketedDelete = 74,
 }
 
 /// Whether a request may run again if its reply was lost and the session with its reply cache is gone too.

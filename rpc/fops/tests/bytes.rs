@@ -5,7 +5,7 @@
 
 use base::{BlockExtent, Endpoint, Fid, LayoutWidth};
 use fops::codec::{CodecError, Decode, Encode, decode, encode, encode_into};
-use fops::{FopError, admin, component, conf, object};
+use fops::{FopError, admin, component, conf, lock, object};
 use proptest::prelude::*;
 
 type RawFid = (u64, u64);
@@ -411,6 +411,17 @@ fn opcodes_are_pinned() {
         (O::Ping, 49),
         (O::Shutdown, 50),
         (O::NetFault, 51),
+        (O::LockTake, 60),
+        (O::LockRelease, 61),
+        (O::LockRenew, 62),
+        (O::LockBreak, 63),
+        (O::LockList, 64),
+        (O::FencesGet, 65),
+        (O::TicketedWrite, 70),
+        (O::TicketedComponentDelete, 71),
+        (O::TicketedOpen, 72),
+        (O::TicketedUpdate, 73),
+        (O::TicketedDelete, 74),
     ];
     for (opcode, number) in numbers {
         assert_eq!(opcode as u16, number, "{opcode:?}");
@@ -502,5 +513,144 @@ proptest! {
         let agreed = agreed!((RawFid, RawFid, u64, Vec<(u64, u64)>, Vec<u32>):
             (RAW, RAW, generation, extents, checksums));
         prop_assert_eq!(encode(&body).unwrap(), agreed);
+    }
+}
+
+const OWNER: lock::OwnerId = lock::OwnerId(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
+const OWNER_HEX: &str = "100f0e0d0c0b0a09 0807060504030201";
+
+fn lock_name() -> lock::LockName {
+    lock::LockName { object: Some(FID), name: "ab".to_owned() }
+}
+
+type RawName = (Option<RawFid>, String);
+
+fn raw_name() -> RawName {
+    (Some(RAW), "ab".to_owned())
+}
+
+#[test]
+fn bodies_of_locks() {
+    let name = format!("01 {FID_HEX} 0200000000000000 6162");
+    let ticket = lock::Ticket { owner: OWNER, epoch: 5 };
+    pinned(
+        lock::LockTake {
+            lock: lock_name(),
+            owner: OWNER,
+            mode: lock::LockMode::Exclusive,
+            on_death: lock::OnDeath::Fence,
+            why: "x".to_owned(),
+            wait_ms: 9,
+        },
+        agreed!((RawName, u128, u32, u32, String, u32): (raw_name(), OWNER.0, 1, 1, "x".to_owned(), 9)),
+        &format!("{name} {OWNER_HEX} 01000000 01000000 0100000000000000 78 09000000"),
+    );
+    pinned(
+        lock::LockTakeReply::Granted { epoch: 5, lease_ms: 3000 },
+        agreed!((u32, u64, u64): (0, 5, 3000)),
+        "00000000 0500000000000000 b80b000000000000",
+    );
+    pinned(
+        lock::LockTakeReply::Busy { holders: vec![OWNER], ahead: 2 },
+        agreed!((u32, Vec<u128>, u32): (1, vec![OWNER.0], 2)),
+        &format!("01000000 0100000000000000 {OWNER_HEX} 02000000"),
+    );
+    pinned(
+        lock::LockRelease { lock: lock_name(), owner: OWNER, epoch: 5 },
+        agreed!((RawName, u128, u64): (raw_name(), OWNER.0, 5)),
+        &format!("{name} {OWNER_HEX} 0500000000000000"),
+    );
+    pinned(lock::LockReleaseReply { released: true }, agreed!(bool: true), "01");
+    pinned(
+        lock::LockRenew { lock: lock_name(), ticket },
+        agreed!((RawName, (u128, u64)): (raw_name(), (OWNER.0, 5))),
+        &format!("{name} {OWNER_HEX} 0500000000000000"),
+    );
+    pinned(lock::LockRenewReply { held: true, waiting: 1 }, agreed!((bool, u32): (true, 1)), "01 01000000");
+    pinned(
+        lock::LockBreak { lock: lock_name(), owner: OWNER, why: "x".to_owned(), wait_ms: 9 },
+        agreed!((RawName, u128, String, u32): (raw_name(), OWNER.0, "x".to_owned(), 9)),
+        &format!("{name} {OWNER_HEX} 0100000000000000 78 09000000"),
+    );
+    let endpoint: Endpoint = "127.0.0.1@tcp2:12345:34:5".parse().unwrap();
+    let endpoint_hex = "01000000 0200 0100007f 39300000 2200 0500";
+    let raw_endpoint: ((u32, u16), u32) = ((1, 2), 0x7f00_0001);
+    pinned(
+        lock::LockBreakReply {
+            state: lock::BreakState::Waiting,
+            waiting: vec![lock::FenceWait { device: FID, process: FID, endpoint, lease_ends_ms: 7 }],
+        },
+        agreed!((u32, Vec<(RawFid, RawFid, ((u32, u16), u32), u32, u16, u16, u64)>):
+            (1, vec![(RAW, RAW, raw_endpoint, 12345, 34, 5, 7)])),
+        &format!("01000000 0100000000000000 {FID_HEX} {FID_HEX} {endpoint_hex} 0700000000000000"),
+    );
+    pinned(
+        lock::LockList { object: None, after: Some((lock_name(), OWNER)) },
+        agreed!((Option<RawFid>, Option<(RawName, u128)>): (None, Some((raw_name(), OWNER.0)))),
+        &format!("00 01 {name} {OWNER_HEX}"),
+    );
+    let grant = lock::LockGrant {
+        lock: lock_name(),
+        ticket,
+        mode: lock::LockMode::Shared,
+        on_death: lock::OnDeath::Hold,
+        from: endpoint,
+        since_unix_s: 3,
+        why: "y".to_owned(),
+        breaking: Some(lock::LockBreaking { fence: 4, by: endpoint, why: "z".to_owned() }),
+    };
+    type RawEndpoint = (((u32, u16), u32), u32, u16, u16);
+    type RawGrant =
+        (RawName, (u128, u64), u32, u32, RawEndpoint, u64, String, Option<(u64, RawEndpoint, String)>);
+    let place: RawEndpoint = (raw_endpoint, 12345, 34, 5);
+    let raw_grant: RawGrant =
+        (raw_name(), (OWNER.0, 5), 0, 0, place, 3, "y".to_owned(), Some((4, place, "z".to_owned())));
+    let grant_hex = format!(
+        "{name} {OWNER_HEX} 0500000000000000 00000000 00000000 {endpoint_hex} 0300000000000000
+         0100000000000000 79 01 0400000000000000 {endpoint_hex} 0100000000000000 7a"
+    );
+    let grant_hex = grant_hex.replace("         ", "");
+    pinned(
+        lock::LockListReply {
+            locks: vec![lock::LockEntry { grant, silent_ms: Some(8), waiting: 1, fenced: true }],
+            more: false,
+        },
+        agreed!((Vec<(RawGrant, Option<u64>, u32, bool)>, bool): (vec![(raw_grant, Some(8), 1, true)], false)),
+        &format!("0100000000000000 {grant_hex} 01 0800000000000000 01000000 01 00"),
+    );
+    pinned(
+        lock::FencesGet { process: FID, epoch: 6, devices: vec![FID], known: 3, after: 4, wait_ms: 9 },
+        agreed!((RawFid, u64, Vec<RawFid>, u64, u64, u32): (RAW, 6, vec![RAW], 3, 4, 9)),
+        &format!(
+            "{FID_HEX} 0600000000000000 0100000000000000 {FID_HEX} 0300000000000000 0400000000000000 09000000"
+        ),
+    );
+    pinned(
+        lock::FencesReply { fences: vec![lock::Fence { number: 4, owner: OWNER, epoch: 5 }], more: true },
+        agreed!((Vec<(u64, u128, u64)>, bool): (vec![(4, OWNER.0, 5)], true)),
+        &format!("0100000000000000 0400000000000000 {OWNER_HEX} 0500000000000000 01"),
+    );
+    pinned(
+        lock::Ticketed { ticket, change: object::ObjectDelete { device: FID, object: FID, version: 2 } },
+        agreed!(((u128, u64), (RawFid, RawFid, u64)): ((OWNER.0, 5), (RAW, RAW, 2))),
+        &format!("{OWNER_HEX} 0500000000000000 {FID_HEX} {FID_HEX} 0200000000000000"),
+    );
+    pinned(
+        FopError::Fenced { epoch: 5, fenced: 6 },
+        agreed!((u32, u64, u64): (15, 5, 6)),
+        "0f000000 0500000000000000 0600000000000000",
+    );
+}
+
+#[test]
+fn owners_and_tickets_are_read_as_they_are_written_and_nothing_else_is() {
+    let ticket = lock::Ticket { owner: OWNER, epoch: 5 };
+    assert_eq!(ticket.to_string().parse(), Ok(ticket));
+    assert_eq!("ff".parse(), Ok(lock::OwnerId(255)));
+    for bad in ["", "0", "+1", "xyz", "123456789012345678901234567890123"] {
+        assert!(bad.parse::<lock::OwnerId>().is_err(), "{bad}");
+    }
+    for bad in ["ff", "ff:", "ff:0", ":1", "0:1", "ff:1:2"] {
+        assert!(bad.parse::<lock::Ticket>().is_err(), "{bad}");
     }
 }
