@@ -211,10 +211,10 @@ fn verbs_each_breach_of_protocol_has_its_name() {
     assert!(matches!(verdict(|raw| raw.send(b"short")), PeerMisbehaved::BadMagic { got: 0 }));
     assert!(matches!(
         verdict(|raw| {
-            raw.stamp += 1;
+            raw.stamp = raw.stamp.wrapping_add(1);
             raw.say(0, FrameBody::Noop);
         }),
-        PeerMisbehaved::WrongEpoch { got: 23, want: 22 }
+        PeerMisbehaved::WrongEpoch { got, want } if got == want.wrapping_add(1)
     ));
     assert!(matches!(
         verdict(|raw| {
