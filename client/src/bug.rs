@@ -11,4 +11,6 @@ pub enum Bug {
     StaleParity,
     /// A replacement drops the old bytes before its record flips.
     DropBeforeCommit,
+    /// One of its rpc machine's.
+    Rpc(rpc::Bug),
 }

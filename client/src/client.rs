@@ -65,7 +65,11 @@ impl Client {
         bug: Option<Bug>,
     ) -> Result<Client, ClientError> {
         let endpoint = config.local.unwrap_or_else(|| own_endpoint(locality, config.control));
-        let rpc_config = RpcConfig::default();
+        let rpc_bug = match bug {
+            Some(Bug::Rpc(bug)) => Some(bug),
+            _ => None,
+        };
+        let rpc_config = RpcConfig { bug: rpc_bug, ..RpcConfig::default() };
         let version = rpc_config.config_version.clone();
         let tm_config = TmConfig::new(endpoint, false, config.epoch, config.token.clone(), version);
         let machine = TransferMachine::start(locality, fabric, tm_config)

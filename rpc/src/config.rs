@@ -10,13 +10,19 @@ use fops::FopError;
 use runtime::{Buffer, SharedBuffer};
 use verbs_net::PeerId;
 
+use crate::bug::Bug;
+use crate::formation::{FormationLimits, Priority};
 use crate::limits;
 use crate::reply_cache::ReplyBounds;
 use crate::requester::RequesterLimits;
 use crate::responder::ResponderLimits;
+use crate::watchdog::HungFom;
 
 /// Asked before each request runs: may this peer do this (opcode)?
 pub type Authorise = Rc<dyn Fn(PeerId, u16) -> Result<(), FopError>>;
+
+/// Told of a fom that hangs.
+pub type OnHung = Rc<dyn Fn(&HungFom)>;
 
 /// How an rpc machine behaves. The default is right for servers and clients; tests shorten times and limits.
 #[derive(Clone)]
@@ -46,8 +52,8 @@ pub struct RpcConfig {
     pub foms_max: usize,
     /// Requests that wait for a fom.
     pub fom_queue_max: usize,
-    /// Messages that wait for the transport, per peer.
-    pub pending_messages_max: usize,
+    /// Which items share a packet, and how many wait for the transport.
+    pub formation: FormationLimits,
     /// Records of the phase ring.
     pub trace_records: usize,
     /// Who may do what. `None`: every peer that the transfer machine let in may do everything.
@@ -55,10 +61,12 @@ pub struct RpcConfig {
     /// The service's handlers record slots in their transactions ([`crate::Fom::record_in`]), and it hands the records of
     /// before a restart to [`crate::RpcMachine::resume_sessions`].
     pub durable_slots: bool,
-    /// For tests that show that tests can fail: the reply cache forgets everything.
-    pub broken_reply_cache: bool,
-    /// For tests that show that tests can fail: the records of slots are not looked at after a restart.
-    pub broken_slot_records: bool,
+    /// How long a fom may be at one phase before it is told to hang.
+    pub hung_after: Duration,
+    /// Told of each fom that hangs, once for each phase: who runs the process shows it to its operator.
+    pub on_hung: Option<OnHung>,
+    /// For tests that show that tests can fail.
+    pub bug: Option<Bug>,
 }
 
 impl Default for RpcConfig {
@@ -80,12 +88,13 @@ impl Default for RpcConfig {
             bulk_try: limits::BULK_TRY,
             foms_max: limits::FOMS_MAX,
             fom_queue_max: limits::FOM_QUEUE_MAX,
-            pending_messages_max: limits::PENDING_MESSAGES_MAX,
+            formation: limits::FORMATION,
             trace_records: limits::TRACE_RECORDS,
             authorise: None,
             durable_slots: false,
-            broken_reply_cache: false,
-            broken_slot_records: false,
+            hung_after: limits::HUNG_AFTER,
+            on_hung: None,
+            bug: None,
         }
     }
 }
@@ -98,6 +107,7 @@ impl RpcConfig {
             resend_interval_max: self.resend_interval_max,
             reconnect_interval: self.reconnect_interval,
             reconnect_interval_max: self.reconnect_interval_max,
+            bug: self.bug,
         }
     }
 
@@ -129,19 +139,40 @@ pub struct CallOptions {
     pub deadline: Instant,
     /// Gives up earlier if no connection to the peer can be had for this long: for callers that have somewhere else to go.
     pub unreachable_max: Option<Duration>,
+    /// Among the items that leave for the same peer in the same turn.
+    pub priority: Priority,
+    /// How long the request may wait for others to share a packet with. Zero: it leaves in the turn in which it is made.
+    pub formation_wait: Duration,
 }
 
 impl CallOptions {
     /// Tries until `deadline`, whatever the network does.
     #[must_use]
     pub fn until(deadline: Instant) -> CallOptions {
-        CallOptions { deadline, unreachable_max: None }
+        CallOptions {
+            deadline,
+            unreachable_max: None,
+            priority: Priority::Normal,
+            formation_wait: Duration::ZERO,
+        }
     }
 
     /// As before, but gives up after `duration` without a connection.
     #[must_use]
     pub fn unreachable_max(self, duration: Duration) -> CallOptions {
         CallOptions { unreachable_max: Some(duration), ..self }
+    }
+
+    /// As before, but ahead of or behind others.
+    #[must_use]
+    pub fn priority(self, priority: Priority) -> CallOptions {
+        CallOptions { priority, ..self }
+    }
+
+    /// As before, but the request may wait this long for company.
+    #[must_use]
+    pub fn formation_wait(self, duration: Duration) -> CallOptions {
+        CallOptions { formation_wait: duration, ..self }
     }
 }
 

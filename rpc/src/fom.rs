@@ -1,7 +1,9 @@
 //! A fom: the state machine of one request at its server. Its future is the handler's; this is what the handler sees of it.
 //!
-//! Phases: `authenticate` (the transfer machine checked the peer's token before the first byte), `authorise`, `decode`, the
-//! type's own ([`Fom::phase`]), `reply`. Each is recorded with its time in the locality's phase ring.
+//! Phases: `resources` (it waits for a place among the foms; only if it has to), `authenticate` (the transfer machine checked the
+//! peer's token before the first byte), `authorise`, `decode`, `run`, the type's own ([`Fom::phase`]), `durable` ([`Fom::durable`],
+//! where it changed something), `reply`. Each is recorded with its time in the locality's phase ring, and the watchdog names the
+//! phase of a fom that stays at one for too long.
 //! Thread: the owning locality.
 
 use std::fmt;
@@ -18,6 +20,7 @@ use crate::machine::RpcMachine;
 use crate::responder::Ticket;
 use crate::slot_record::Transaction;
 use crate::trace::PhaseRecord;
+use crate::watchdog::FomPlace;
 
 /// One request that runs. Clones are the same fom.
 #[derive(Clone)]
@@ -34,6 +37,8 @@ pub(crate) struct FomInner {
     pub(crate) sink: Option<BulkDescriptor>,
     /// `None`: one-way.
     pub(crate) ticket: Option<Ticket>,
+    /// At the watchdog.
+    pub(crate) place: FomPlace,
 }
 
 impl Fom {
@@ -71,7 +76,7 @@ impl Fom {
     pub fn phase(&self, phase: &'static str) {
         let at = self.0.machine.locality().now();
         let record = PhaseRecord { request_id: self.0.request_id, opcode: self.0.opcode, phase, at };
-        self.0.machine.record_phase(record);
+        self.0.machine.record_phase(self.0.place, record);
     }
 
     /// Binds the request to the transaction of its effect: the number and `reply`, which has to be what the handler answers once the
@@ -89,6 +94,12 @@ impl Fom {
             .map_err(|error| FopError::Internal { reason: format!("a reply does not encode: {error}") })?;
         self.0.machine.record_slot(ticket, &result, transaction);
         Ok(())
+    }
+
+    /// The request enters the phase `durable`: its change is on the device, with its slot's record.
+    pub fn durable(&self) {
+        self.phase("durable");
+        self.0.machine.note_durable();
     }
 
     /// Bytes that [`Fom::pull`] will bring: 0 if the request has no source.

@@ -5,8 +5,10 @@
 //! one machine per locality is client and server at once. What it must not know: storage, layouts, what any fop means.
 //!
 //! - [`item`]: the header of every message, and the one place where a peer's bytes become trusted values.
+//! - [`formation`]: what leaves now, and which items share a [`packet`].
 //! - [`requester`] and [`responder`] (with [`reply_cache`]): the rules, as pure state machines; [`misbehaviour`] names what peers may not do.
-//! - [`machine`]: both bound to a transfer machine and to futures; [`fom`]: what a handler sees of its request; [`trace`].
+//! - [`machine`]: both bound to a transfer machine and to futures; [`fom`]: what a handler sees of its request; [`trace`];
+//!   [`watchdog`]: which request is at which phase, and which hangs.
 //!
 //! Threads: everything lives in one locality and is `!Send`. Limits, with their sums: [`limits`].
 //! **Invariant**: a request that ran does not run again: its slot's number decides, and is kept as long as the session; a
@@ -16,15 +18,18 @@
 //! Start reading at [`RpcMachine::call`], then [`requester`], then [`responder`]; docs/wire.md#items has the bytes.
 #![forbid(unsafe_code)]
 
+pub mod bug;
 pub mod config;
 mod discovery;
 pub mod error;
 pub mod fom;
+pub mod formation;
 pub mod item;
 pub mod limits;
 pub mod machine;
 pub mod misbehaviour;
 mod net_fault;
+pub mod packet;
 #[cfg(test)]
 mod pair;
 pub mod reply_cache;
@@ -32,13 +37,17 @@ pub mod requester;
 pub mod responder;
 pub mod slot_record;
 pub mod trace;
+pub mod watchdog;
 
+pub use bug::Bug;
 pub use config::{Answer, Authorise, Bulk, CallOptions, RpcConfig};
 pub use discovery::DiscoverError;
 pub use error::{CallError, Cause};
 pub use fom::Fom;
+pub use formation::Priority;
 pub use machine::{RpcMachine, RpcStats};
 pub use misbehaviour::PeerMisbehaved;
 pub use slot_record::{SessionName, SlotRecord};
 pub use trace::PhaseRecord;
 pub use verbs_net::PeerId;
+pub use watchdog::{HungFom, RunningFom};

@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use base::limits::MESSAGE_BYTES_MAX;
 
+use crate::formation::FormationLimits;
+use crate::item::HEADER_BYTES;
+use crate::packet::packet_bytes;
+
 /// Requests that one session has in flight: one slow request holds its slot and no other.
 pub const SLOTS: u16 = 64;
 
@@ -23,9 +27,34 @@ pub const FOMS_MAX: usize = 256;
 /// answer, so that its resend tries again: back-pressure.
 pub const FOM_QUEUE_MAX: usize = 512;
 
-/// Messages that wait for the transport to take them, per peer: each slot's reply and request, twice. Beyond it the
-/// message is dropped (a peer that does not read), and resends make up for it.
+/// Items in a packet.
+pub const PACKET_ITEMS_MAX: usize = 32;
+/// Bytes of a packet: the smallest buffer of an arena, which its receiver holds until the last item in it is done.
+pub const PACKET_BYTES_MAX: usize = 4096;
+/// Bytes of the longest item that is copied into a packet; longer ones go alone, uncopied. 1 KiB is copied in less time than a message of
+/// its own costs.
+pub const PACKED_ITEM_BYTES_MAX: usize = 1024;
+/// How long an item that nobody waits for (one-way, cancel) waits for company.
+pub const FORMATION_WAIT: Duration = Duration::from_micros(500);
+/// Bytes of waiting items that leave before their time: half a packet.
+pub const FORMATION_WAITING_BYTES: usize = PACKET_BYTES_MAX / 2;
+/// What formation goes by.
+pub const FORMATION: FormationLimits = FormationLimits {
+    packet_items_max: PACKET_ITEMS_MAX,
+    packet_bytes_max: PACKET_BYTES_MAX,
+    item_bytes_max: PACKED_ITEM_BYTES_MAX,
+    items_max: PENDING_MESSAGES_MAX,
+    waiting_bytes_max: FORMATION_WAITING_BYTES,
+};
+const _: () = assert!(packet_bytes(2, 2 * PACKED_ITEM_BYTES_MAX) <= PACKET_BYTES_MAX);
+const _: () = assert!(packet_bytes(PACKET_ITEMS_MAX, PACKET_ITEMS_MAX * HEADER_BYTES) <= PACKET_BYTES_MAX);
+
+/// Items that wait for a packet or for the transport to take it, per peer and lane: each slot's item, four times. Beyond it the
+/// item is dropped (a peer that does not read), and resends make up for it.
 pub const PENDING_MESSAGES_MAX: usize = 4 * SLOTS as usize;
+
+/// How long a fom may be at one phase before the watchdog names it: half of the longest time for which a request is resent.
+pub const HUNG_AFTER: Duration = Duration::from_secs(30);
 
 /// Records of the phase ring of a locality: 40 bytes each.
 pub const TRACE_RECORDS: usize = 4096;
@@ -55,6 +84,7 @@ pub const REPLY_LIFETIME: Duration = Duration::from_secs(90);
 pub const SESSION_LIFETIME: Duration = Duration::from_secs(120);
 
 const _: () = assert!(RESEND_INTERVAL.as_millis() < RESEND_INTERVAL_MAX.as_millis());
+const _: () = assert!(HUNG_AFTER.as_millis() < RESEND_HORIZON.as_millis());
 const _: () = assert!(RESEND_HORIZON.as_millis() < REPLY_LIFETIME.as_millis());
 const _: () = assert!(REPLY_LIFETIME.as_millis() < SESSION_LIFETIME.as_millis());
 const _: () = assert!(REPLY_BYTES_MAX as u64 > MESSAGE_BYTES_MAX);

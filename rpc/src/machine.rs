@@ -4,14 +4,14 @@
 //! what the transport does not take waits. Start at [`RpcMachine::call`] for the asking side and at `on_request` for the
 //! answering side.
 //!
-//! Bounds: calls, by what the local process makes; foms and waiting requests by `RpcConfig`; messages that wait for the transport
-//! by peer. Thread: the owning locality; nothing here is `Send`.
+//! Bounds: calls, by what the local process makes; foms and waiting requests by `RpcConfig`; items that wait for the transport
+//! by [`crate::formation`]. Thread: the owning locality; nothing here is `Send`.
 //! **Invariant**: no `RefCell` borrow lives across an await, or while code of a handler runs.
-//! Left over: a handler that panics stops the locality (blame: us); a handler that never ends holds its slot and is seen in the
-//! phase ring.
+//! Left over: a handler that panics stops the locality (blame: us); a handler that never ends holds its slot and its place, and the
+//! watchdog names its phase.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::os::fd::RawFd;
@@ -21,6 +21,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use base::limits::{BULK_SEGMENTS_MAX, MESSAGE_BYTES_MAX, REQUEST_BULK_BYTES_MAX};
+use base::nid::NetKind;
 use base::units::wide;
 use base::{Endpoint, Instant};
 use fops::codec::{self, CodecError};
@@ -34,12 +35,16 @@ use verbs_net::{
     TransferId, TransferMachine,
 };
 
+use crate::bug::Bug;
 use crate::config::{Answer, Bulk, CallOptions, RpcConfig};
 use crate::discovery::Discoveries;
 use crate::error::{CallError, Cause};
 use crate::fom::{Fom, FomInner};
+use crate::formation::{Formation, FormationStats, Formed, Priority, Shape};
 use crate::item::{HEADER_BYTES, Header, Kind, SessionId, Status, Xid};
+use crate::limits;
 use crate::misbehaviour::PeerMisbehaved;
+use crate::packet::{self, PACKET_HEADER_BYTES, Packet, packet_bytes};
 use crate::reply_cache::ReplyCacheStats;
 use crate::requester::{
     CallId, CallSpec, Failure, FailureKind, ReplyFor, Requester, RequesterStats, Transmit, WaitedFor,
@@ -47,6 +52,7 @@ use crate::requester::{
 use crate::responder::{Decision, EstablishDecision, Responder, ResponderStats, Ticket};
 use crate::slot_record::{SessionName, SlotRecord, Transaction, encode_value};
 use crate::trace::{PhaseRecord, PhaseRing};
+use crate::watchdog::{FomPlace, RunningFom, Watchdog};
 
 /// Most bodies fit the smallest buffer of an arena.
 const SMALL_ITEM_BYTES: usize = 4096;
@@ -68,6 +74,8 @@ pub struct RpcStats {
     pub responder: ResponderStats,
     /// Of the reply cache.
     pub reply_cache: ReplyCacheStats,
+    /// Of formation.
+    pub formation: FormationStats,
     /// Sessions that peers have here now.
     pub sessions: usize,
     /// Sessions of before a restart whose clients have not come back yet.
@@ -80,6 +88,8 @@ pub struct RpcStats {
     pub foms_running: usize,
     /// Requests that wait for a fom now.
     pub foms_waiting: usize,
+    /// Foms that stayed at one phase for too long, ever.
+    pub foms_hung: u64,
     /// Requests that ran.
     pub executed: u64,
     /// Requests whose time was over before they started.
@@ -110,8 +120,12 @@ struct Inner {
     retractions: RefCell<BTreeMap<BulkCookie, RetractionRecord>>,
     /// Exposures of calls that nobody waits for any more, until their late answer or the end of their session.
     abandoned: RefCell<BTreeMap<CallId, Cookies>>,
-    /// Messages that the transport had no credit or room for. Replies have their own queue, as they have their own credits.
-    pending: RefCell<BTreeMap<(Endpoint, IsReply), Waiting>>,
+    /// Items that leave with the end of the turn, with company, or once the transport has room.
+    formation: RefCell<Formation<Parcel>>,
+    /// Peers that said that they read packets.
+    packet_readers: RefCell<BTreeSet<Endpoint>>,
+    /// Empty between turns; keeps its memory.
+    parcels: Cell<Vec<Parcel>>,
     troubles: RefCell<BTreeMap<Endpoint, Trouble>>,
     handlers: RefCell<BTreeMap<u16, Handler>>,
     queue: RefCell<VecDeque<Request>>,
@@ -121,6 +135,10 @@ struct Inner {
     newest_config_version: Cell<u64>,
     /// Rings when there are sessions whose records may go.
     forgotten_rung: Notify,
+    watchdog: RefCell<Watchdog>,
+    /// Transfers that ended, for a seeded bug.
+    wakes: Cell<u64>,
+    changes_durable: Cell<u64>,
     trace: RefCell<PhaseRing>,
     figures: RefCell<Figures>,
     discoveries: Discoveries,
@@ -137,8 +155,8 @@ struct Figures {
 
 /// Which lane a message goes on: true for what answers a peer.
 type IsReply = bool;
-/// Messages to one peer that wait for credit.
-type Waiting = VecDeque<(PeerId, Parcel)>;
+/// How urgent an item is: among others that leave now, and when it has to leave.
+type When = (Priority, Instant);
 /// Exposures of one request: a source, a sink.
 type Cookies = SmallVec<[BulkCookie; 2]>;
 
@@ -149,13 +167,15 @@ struct Parcel {
     exposes: Cookies,
     /// A reply: the exposure of its request that ends with it.
     invalidates: Option<BulkCookie>,
-    /// The request's id, for the eyes of the net: its header data.
+    /// The request's id, for the eyes of the net: its header data. Of a packet: its first item's.
     request_id: u64,
+    /// A request: its call, and the session that it names.
+    call: Option<(CallId, SessionId)>,
 }
 
 impl From<SharedBuffer> for Parcel {
     fn from(message: SharedBuffer) -> Parcel {
-        Parcel { message, exposes: Cookies::new(), invalidates: None, request_id: 0 }
+        Parcel { message, exposes: Cookies::new(), invalidates: None, request_id: 0, call: None }
     }
 }
 
@@ -188,6 +208,8 @@ struct CallRecord {
     header: Header,
     message: Message,
     exposes: Cookies,
+    priority: Priority,
+    formation_wait: Duration,
     result: Option<Result<(Header, SharedBuffer), CallError>>,
     waker: Option<Waker>,
 }
@@ -228,14 +250,16 @@ impl RpcMachine {
             responder: RefCell::new(Responder::new(
                 tm.epoch(),
                 config.responder(),
-                config.broken_reply_cache,
+                config.bug == Some(Bug::ReplyCacheOff),
             )),
             tm: RefCell::new(tm),
             calls: RefCell::default(),
             transfers: RefCell::default(),
             retractions: RefCell::default(),
             abandoned: RefCell::default(),
-            pending: RefCell::default(),
+            formation: RefCell::new(Formation::new(config.formation)),
+            packet_readers: RefCell::default(),
+            parcels: Cell::default(),
             troubles: RefCell::default(),
             handlers: RefCell::default(),
             queue: RefCell::default(),
@@ -244,11 +268,17 @@ impl RpcMachine {
             drained: RefCell::default(),
             newest_config_version: Cell::new(config.config_version.get()),
             forgotten_rung: Notify::new(),
+            watchdog: RefCell::new(Watchdog::new(config.hung_after)),
+            wakes: Cell::new(0),
+            changes_durable: Cell::new(0),
             trace: RefCell::new(PhaseRing::new(config.trace_records)),
             figures: RefCell::default(),
             discoveries: Discoveries::default(),
             config,
         };
+        if inner.config.bug == Some(Bug::ResumedTooEarly) {
+            inner.responder.borrow_mut().adopt(locality.now(), []);
+        }
         let machine = RpcMachine(Rc::new(inner));
         locality.add_driver(Rc::new(RefCell::new(MachineDriver { machine: machine.clone() })));
         machine
@@ -290,12 +320,14 @@ impl RpcMachine {
             requester: requester.stats(),
             responder: of_sessions,
             reply_cache,
+            formation: inner.formation.borrow().stats(),
             sessions: responder.sessions_count(),
             sessions_parked: responder.parked_count(),
             replies_kept: responder.replies_kept(),
             calls: requester.calls_count(),
             foms_running: inner.running.get(),
             foms_waiting: inner.queue.borrow().len(),
+            foms_hung: inner.watchdog.borrow().hung_count(),
             executed: figures.executed,
             expired: figures.expired,
             misbehaved: figures.misbehaved,
@@ -327,7 +359,32 @@ impl RpcMachine {
         self.0.config.bulk_try
     }
 
-    pub(crate) fn record_phase(&self, record: PhaseRecord) {
+    /// The foms that run now, each with its phase.
+    #[must_use]
+    pub fn running_foms(&self) -> Vec<RunningFom> {
+        self.0.watchdog.borrow().running().collect()
+    }
+
+    /// Requests whose change became durable here.
+    #[must_use]
+    pub fn changes_durable(&self) -> u64 {
+        self.0.changes_durable.get()
+    }
+
+    pub(crate) fn note_durable(&self) {
+        self.0.changes_durable.set(self.0.changes_durable.get() + 1);
+    }
+
+    /// Tells of the foms that hang.
+    fn watch(&self, now: Instant) {
+        let hung = self.0.watchdog.borrow_mut().check(now);
+        if let Some(on_hung) = &self.0.config.on_hung {
+            hung.iter().for_each(|hung| on_hung(hung));
+        }
+    }
+
+    pub(crate) fn record_phase(&self, place: FomPlace, record: PhaseRecord) {
+        self.0.watchdog.borrow_mut().enter(record.at, place, record.phase);
         self.0.trace.borrow_mut().record(record);
     }
 
@@ -441,7 +498,9 @@ impl RpcMachine {
             ..Header::control(kind, SessionId(0), 0, Xid(0))
         };
         header.seal(&mut item);
-        let _ = self.send(self.0.locality.now(), PeerId::any(to), false, item.freeze()); // it may be lost
+        let now = self.0.locality.now();
+        let when = (Priority::Normal, now + limits::FORMATION_WAIT);
+        let _ = self.send_at(now, PeerId::any(to), false, when, item.freeze().into()); // it may be lost
         Ok(())
     }
 
@@ -510,11 +569,21 @@ impl RpcMachine {
         options: CallOptions,
     ) -> CallWait {
         let now = self.0.locality.now();
-        let CallOptions { deadline, unreachable_max } = options;
+        let CallOptions { deadline, unreachable_max, priority, formation_wait } = options;
         let id =
             self.0.requester.borrow_mut().submit(now, CallSpec { to, repeat, deadline, unreachable_max });
         let message = Message::Fresh(item);
-        let record = CallRecord { peer: to, operation, header, message, exposes, result: None, waker: None };
+        let record = CallRecord {
+            peer: to,
+            operation,
+            header,
+            message,
+            exposes,
+            priority,
+            formation_wait,
+            result: None,
+            waker: None,
+        };
         self.0.calls.borrow_mut().insert(id, record);
         CallWait { machine: self.clone(), id, is_done: false }
     }
@@ -537,10 +606,10 @@ impl RpcMachine {
                     let left = u32::try_from(deadline.since(now).as_millis()).unwrap_or(u32::MAX);
                     let place = Header { session, slot, xid, time_left_ms: left, ..EMPTY };
                     let is_sent = self
-                        .seal_request(call, &place)
-                        .is_some_and(|message| self.send(now, to, false, message));
+                        .seal_request(now, call, &place)
+                        .is_some_and(|(when, parcel)| self.send_at(now, to, false, when, parcel));
                     if !is_sent {
-                        self.0.requester.borrow_mut().handle_not_sent(call);
+                        self.0.requester.borrow_mut().handle_not_sent(call, session);
                     }
                 }
             }
@@ -554,11 +623,15 @@ impl RpcMachine {
 
     /// The request's bytes with its place and time left written into them. `None`: the call is gone, or the old bytes are
     /// still with the transport and no buffer is free for a copy (the next resend tries again).
-    fn seal_request(&self, call: CallId, place: &Header) -> Option<Parcel> {
+    fn seal_request(&self, now: Instant, call: CallId, place: &Header) -> Option<(When, Parcel)> {
         let mut calls = self.0.calls.borrow_mut();
         let record = calls.get_mut(&call)?;
+        let mut wait = Duration::ZERO; // a resend has waited enough
         let mut item = match std::mem::replace(&mut record.message, Message::Taken) {
-            Message::Fresh(item) => item,
+            Message::Fresh(item) => {
+                wait = record.formation_wait;
+                item
+            }
             Message::Sent(shared) => match shared.try_unshare() {
                 Ok(item) => item,
                 Err(shared) => {
@@ -588,7 +661,9 @@ impl RpcMachine {
         let shared = item.freeze();
         record.message = Message::Sent(shared.clone());
         let (exposes, request_id) = (record.exposes.clone(), record.header.request_id);
-        Some(Parcel { message: shared, exposes, invalidates: None, request_id })
+        let call = Some((call, place.session));
+        let parcel = Parcel { message: shared, exposes, invalidates: None, request_id, call };
+        Some(((record.priority, now + wait), parcel))
     }
 
     fn end_call(
@@ -652,29 +727,119 @@ impl RpcMachine {
             self.0.figures.borrow_mut().messages_dropped += 1;
             return;
         };
-        Header { config_version: self.config_version().get(), ..header }.seal(&mut item);
+        let request_id = if names_packets(header.kind) { packet::VERSION.into() } else { header.request_id };
+        Header { config_version: self.config_version().get(), request_id, ..header }.seal(&mut item);
         let is_reply = !matches!(header.kind, Kind::Establish | Kind::Resume | Kind::Cancel);
-        let _ = self.send(now, to, is_reply, item.freeze()); // lost: resends make up for it
+        let when = match header.kind {
+            Kind::Cancel => (Priority::Normal, now + limits::FORMATION_WAIT), // nobody waits for the answer
+            _ => (Priority::High, now),
+        };
+        let _ = self.send_at(now, to, is_reply, when, item.freeze().into()); // lost: resends make up for it
     }
 
-    /// Hands a message to the transport, or keeps it until the transport has room. False if it will not leave.
+    /// Sends an item that leaves in this turn. False if it will not leave.
     fn send(&self, now: Instant, to: PeerId, is_reply: IsReply, parcel: impl Into<Parcel>) -> bool {
-        let parcel = parcel.into();
-        if let Some(waiting) = self.0.pending.borrow_mut().get_mut(&(to.endpoint, is_reply))
-            && !waiting.is_empty()
-        {
-            return self.keep(waiting, to, parcel); // behind those that wait: order is kept
+        self.send_at(now, to, is_reply, (Priority::Normal, now), parcel.into())
+    }
+
+    /// Hands an item to formation. False if too many wait: it will not leave.
+    fn send_at(
+        &self,
+        now: Instant,
+        to: PeerId,
+        is_reply: IsReply,
+        (priority, urgent_at): When,
+        parcel: Parcel,
+    ) -> bool {
+        let shape = Shape {
+            to,
+            priority,
+            urgent_at,
+            bytes: parcel.message.len(),
+            exposes: parcel.exposes.len(),
+            invalidates: usize::from(parcel.invalidates.is_some()),
+        };
+        let is_taken = self.0.formation.borrow_mut().push(now, is_reply, shape, parcel).is_ok();
+        if !is_taken {
+            self.0.figures.borrow_mut().messages_dropped += 1;
         }
-        match self.try_post(now, to, is_reply, parcel) {
-            Ok(()) => true,
-            Err((Refused::NoCredit | Refused::QueueFull, parcel)) => {
-                let mut pending = self.0.pending.borrow_mut();
-                self.keep(pending.entry((to.endpoint, is_reply)).or_default(), to, parcel)
+        is_taken
+    }
+
+    /// Hands what has to leave now to the transport. True if it refused something for good: the asking side may have more to do.
+    fn form(&self, now: Instant) -> bool {
+        let mut is_refused = false;
+        let mut parcels = self.0.parcels.take();
+        let mut room: Option<Buffer> = None;
+        loop {
+            let next = self.0.formation.borrow_mut().poll(
+                |peer| {
+                    self.may_pack(peer) && {
+                        room = room.take().or_else(|| self.0.locality.arena().try_alloc(SMALL_ITEM_BYTES));
+                        room.is_some()
+                    }
+                },
+                &mut parcels,
+            );
+            let Some((to, lane, formed)) = next else { break };
+            let parcel = match formed {
+                Formed::Held(parcel, of) => {
+                    parcels = of;
+                    parcel
+                }
+                Formed::Fresh => match (parcels.len(), room.take()) {
+                    (2.., Some(room)) => self.pack(room, &parcels),
+                    (_, unused) => {
+                        room = unused;
+                        let Some(parcel) = parcels.pop() else { break };
+                        parcel
+                    }
+                },
+            };
+            match self.try_post(now, to, lane, parcel) {
+                Ok(()) => parcels.clear(),
+                Err((Refused::NoCredit | Refused::QueueFull, parcel)) => {
+                    self.0.formation.borrow_mut().hold(to, lane, parcel, std::mem::take(&mut parcels));
+                }
+                Err((refused, parcel)) => {
+                    parcels.push(parcel);
+                    parcels.drain(..).for_each(|parcel| self.on_not_sent(&parcel));
+                    self.0.formation.borrow_mut().prune(to.endpoint);
+                    self.on_refused(now, to, refused);
+                    is_refused = true;
+                }
             }
-            Err((refused, _)) => {
-                self.on_refused(now, to, refused);
-                false
-            }
+        }
+        self.0.parcels.set(parcels);
+        is_refused
+    }
+
+    /// True if items to a peer may share a packet. Between machines of one process a message costs less than the copy into a packet.
+    fn may_pack(&self, peer: Endpoint) -> bool {
+        peer.nid.net.kind != NetKind::Lo && self.0.packet_readers.borrow().contains(&peer)
+    }
+
+    /// A packet of all parcels, in `room`, which formation's limits keep large enough.
+    fn pack(&self, mut room: Buffer, parcels: &[Parcel]) -> Parcel {
+        room.resize(packet_bytes(parcels.len(), parcels.iter().map(|parcel| parcel.message.len()).sum()));
+        packet::write_header(&mut room, short(parcels.len()));
+        let mut at = PACKET_HEADER_BYTES;
+        let mut exposes = Cookies::new();
+        for parcel in parcels {
+            let range = packet::write_length(&mut room, at, parcel.message.len());
+            at = range.end;
+            copy_counted(self.0.locality.counters(), &mut room[range], &parcel.message);
+            exposes.extend_from_slice(&parcel.exposes);
+        }
+        let invalidates = parcels.iter().find_map(|parcel| parcel.invalidates);
+        let request_id = parcels.first().map_or(0, |parcel| parcel.request_id);
+        Parcel { message: room.freeze(), exposes, invalidates, request_id, call: None }
+    }
+
+    /// An item will not leave.
+    fn on_not_sent(&self, parcel: &Parcel) {
+        if let Some((call, session)) = parcel.call {
+            self.0.requester.borrow_mut().handle_not_sent(call, session);
         }
     }
 
@@ -682,30 +847,21 @@ impl RpcMachine {
         &self,
         now: Instant,
         to: PeerId,
-        is_reply: IsReply,
+        lane: Lane,
         parcel: Parcel,
     ) -> Result<(), (Refused, Parcel)> {
-        let Parcel { message, exposes, invalidates, request_id } = parcel;
-        let options =
-            SendOptions { exposes: &exposes, invalidates, header_data: request_id, lane: lane(is_reply) };
+        let Parcel { message, exposes, invalidates, request_id, call } = parcel;
+        let options = SendOptions { exposes: &exposes, invalidates, header_data: request_id, lane };
         let result = self.0.tm.borrow_mut().try_send_with(now, to, options, message);
-        result.map_err(|(refused, message)| (refused, Parcel { message, exposes, invalidates, request_id }))
+        result.map_err(|(refused, message)| {
+            (refused, Parcel { message, exposes, invalidates, request_id, call })
+        })
     }
 
-    fn keep(&self, waiting: &mut Waiting, to: PeerId, parcel: Parcel) -> bool {
-        let has_room = waiting.len() < self.0.config.pending_messages_max;
-        if has_room {
-            waiting.push_back((to, parcel));
-        } else {
-            self.0.figures.borrow_mut().messages_dropped += 1;
-        }
-        has_room
-    }
-
+    /// A peer is gone, and what waited for it.
     fn forget_pending(&self, endpoint: Endpoint) {
-        let mut pending = self.0.pending.borrow_mut();
-        pending.remove(&(endpoint, false));
-        pending.remove(&(endpoint, true));
+        self.0.packet_readers.borrow_mut().remove(&endpoint);
+        self.0.formation.borrow_mut().forget(endpoint, |parcel| self.on_not_sent(&parcel));
     }
 
     fn on_refused(&self, now: Instant, to: PeerId, refused: Refused) {
@@ -723,30 +879,6 @@ impl RpcMachine {
         if self.0.requester.borrow().knows(peer) {
             self.0.troubles.borrow_mut().insert(peer, trouble);
         }
-    }
-
-    fn on_writable(&self, now: Instant, endpoint: Endpoint) {
-        for is_reply in [true, false] {
-            self.send_pending(now, endpoint, is_reply);
-        }
-    }
-
-    fn send_pending(&self, now: Instant, endpoint: Endpoint, is_reply: IsReply) {
-        let key = (endpoint, is_reply);
-        loop {
-            let next = self.0.pending.borrow_mut().get_mut(&key).and_then(VecDeque::pop_front);
-            let Some((to, parcel)) = next else { break };
-            match self.try_post(now, to, is_reply, parcel) {
-                Ok(()) => {}
-                Err((Refused::NoCredit | Refused::QueueFull, parcel)) => {
-                    let mut pending = self.0.pending.borrow_mut();
-                    pending.entry(key).or_default().push_front((to, parcel));
-                    return;
-                }
-                Err((refused, _)) => self.on_refused(now, to, refused),
-            }
-        }
-        self.0.pending.borrow_mut().remove(&key);
     }
 
     fn see_config_version(&self, version: u64) {
@@ -776,7 +908,7 @@ impl RpcMachine {
                     requester.on_peer_lost(now, peer.endpoint);
                 }
             }
-            Event::Writable(peer) => self.on_writable(now, peer.endpoint),
+            Event::Writable(peer) => self.0.formation.borrow_mut().on_writable(peer.endpoint),
             Event::Discovered { peer, result } => self.0.discoveries.on_discovered(peer, &result),
             // Nothing of ours is attached or bound besides messages and bulk.
             Event::Portal(_) => {}
@@ -796,7 +928,8 @@ impl RpcMachine {
             Event::TransferDone { id, result } => {
                 if let Some(record) = self.0.transfers.borrow_mut().get_mut(&id) {
                     record.result = Some(result);
-                    if let Some(waker) = record.waker.take() {
+                    let is_lost = self.0.config.bug == Some(Bug::WakeLost) && self.is_eighth_wake();
+                    if let Some(waker) = record.waker.take().filter(|_| !is_lost) {
                         waker.wake();
                     }
                 }
@@ -804,8 +937,22 @@ impl RpcMachine {
         }
     }
 
+    /// For the seeded bug that loses wakes.
+    fn is_eighth_wake(&self) -> bool {
+        self.0.wakes.set(self.0.wakes.get() + 1);
+        self.0.wakes.get().is_multiple_of(8)
+    }
+
     fn on_message(&self, now: Instant, from: PeerId, bytes: SharedBuffer) {
-        let result = Header::parse(&bytes).and_then(|header| self.on_item(now, from, header, bytes));
+        let one = |bytes: SharedBuffer| {
+            let header = Header::parse(&bytes)?;
+            self.on_item(now, from, header, bytes)
+        };
+        let result = if packet::is_packet(&bytes) {
+            Packet::parse(&bytes).and_then(|mut items| items.try_for_each(|range| one(bytes.slice(range))))
+        } else {
+            one(bytes)
+        };
         if let Err(error) = result {
             self.on_misbehaviour(now, from, error);
         }
@@ -829,6 +976,14 @@ impl RpcMachine {
         header: Header,
         bytes: SharedBuffer,
     ) -> Result<(), PeerMisbehaved> {
+        if names_packets(header.kind) {
+            let mut readers = self.0.packet_readers.borrow_mut();
+            if header.request_id == 0 {
+                readers.remove(&from.endpoint)
+            } else {
+                readers.insert(from.endpoint)
+            };
+        }
         match header.kind {
             Kind::Request { .. } => return self.on_request(now, from, header, bytes),
             Kind::Cancel => return self.on_cancel(now, from, &header),
@@ -899,8 +1054,15 @@ impl RpcMachine {
     /// Hands over the records of slots that were read after a restart, all at once: until then no session is resumed. For services
     /// whose handlers use [`Fom::record_in`] (`RpcConfig::durable_slots`).
     pub fn resume_sessions(&self, records: impl IntoIterator<Item = SlotRecord>) {
-        let is_broken = self.0.config.broken_slot_records;
-        let records = records.into_iter().filter(|_| !is_broken);
+        let mut records: Vec<SlotRecord> = records.into_iter().collect();
+        match self.0.config.bug {
+            Some(Bug::SlotRecordsOff) => records.clear(),
+            Some(Bug::LowestRecordWins) => {
+                records.sort_by_key(|record| (record.name, record.slot, record.xid));
+                records.dedup_by_key(|record| (record.name, record.slot));
+            }
+            _ => {}
+        }
         self.0.responder.borrow_mut().adopt(self.0.locality.now(), records);
     }
 
@@ -926,6 +1088,9 @@ impl RpcMachine {
     pub(crate) fn record_slot(&self, ticket: Ticket, result: &[u8], transaction: &mut dyn Transaction) {
         if self.0.config.durable_slots {
             self.0.responder.borrow_mut().on_record(self.0.locality.now(), ticket);
+            if self.0.config.bug == Some(Bug::SlotRecordNotWritten) {
+                return;
+            }
             transaction.put_slot(&ticket.name().key(ticket.slot), &encode_value(ticket.xid, result));
         }
     }
@@ -1041,6 +1206,11 @@ impl RpcMachine {
         if self.0.running.get() < self.0.config.foms_max {
             self.start_fom(now, request);
         } else {
+            let Header { request_id, kind, .. } = request.header;
+            if let Kind::Request { opcode } | Kind::OneWay { opcode } = kind {
+                let record = PhaseRecord { request_id, opcode, phase: "resources", at: now };
+                self.0.trace.borrow_mut().record(record);
+            }
             self.0.queue.borrow_mut().push_back(request);
         }
     }
@@ -1077,6 +1247,9 @@ impl RpcMachine {
         self.0.running.set(self.0.running.get() + 1);
         self.0.figures.borrow_mut().executed += 1;
         self.see_config_version(header.config_version);
+        let phase = "authenticate";
+        let running = RunningFom { request_id: header.request_id, opcode, peer, phase, since: now };
+        let place = self.0.watchdog.borrow_mut().begin(running);
         let fom = Fom(Rc::new(FomInner {
             machine: self.clone(),
             peer,
@@ -1087,8 +1260,9 @@ impl RpcMachine {
             source,
             sink,
             ticket,
+            place,
         }));
-        fom.phase("authenticate");
+        fom.phase(phase);
         let machine = self.clone();
         // Detached: it ends by itself, and a panic in it stops the locality.
         drop(self.0.locality.spawn("fom", async move {
@@ -1132,6 +1306,7 @@ impl RpcMachine {
 
     /// Answers, keeps the answer, and lets the next request run.
     async fn finish_fom(&self, fom: &Fom, ticket: Option<Ticket>, result: Result<Buffer, FopError>) {
+        let is_leaked = self.0.config.bug == Some(Bug::FomPlaceLeaked) && result.is_err();
         if let Some(ticket) = ticket {
             let kind = |status| Kind::Reply { status };
             let reply = Header {
@@ -1166,11 +1341,14 @@ impl RpcMachine {
                 // invalidation or the end of the connection takes care of that.
                 let invalidates = fom.0.sink.as_ref().or(fom.0.source.as_ref()).map(BulkDescriptor::cookie);
                 let (exposes, request_id) = (Cookies::new(), fom.request_id());
-                let parcel = Parcel { message, exposes, invalidates, request_id };
+                let parcel = Parcel { message, exposes, invalidates, request_id, call: None };
                 let _ = self.send(now, ticket.peer, true, parcel); // lost: the resend finds it in the cache
             }
         }
-        self.0.running.set(self.0.running.get() - 1);
+        self.0.watchdog.borrow_mut().end(fom.0.place);
+        if !is_leaked {
+            self.0.running.set(self.0.running.get() - 1);
+        }
         self.start_waiting(self.0.locality.now());
     }
 
@@ -1219,8 +1397,9 @@ const EMPTY: Header = Header {
     body_bytes: 0,
 };
 
-const fn lane(is_reply: IsReply) -> Lane {
-    if is_reply { Lane::Reply } else { Lane::Request }
+/// Words of session control in which each side says whether it reads packets: in `request id`, the newest version; 0 for none.
+const fn names_packets(kind: Kind) -> bool {
+    matches!(kind, Kind::Establish | Kind::Resume | Kind::Established { .. } | Kind::Resumed { .. })
 }
 
 /// A length that fits, because no item is longer than a message.
@@ -1465,13 +1644,18 @@ impl Driver for MachineDriver {
         }
         inner.requester.borrow_mut().handle_timeouts(now);
         inner.responder.borrow_mut().handle_timeouts(now);
+        handled += inner.formation.borrow_mut().handle_timeouts(now);
         self.machine.tell_forgotten();
+        self.machine.watch(now);
         self.machine.pump(now);
         handled
     }
 
     fn flush(&mut self, now: Instant) {
         self.machine.pump(now); // requests and replies made in this turn leave in this turn
+        while self.machine.form(now) {
+            self.machine.pump(now);
+        }
         self.machine.0.tm.borrow_mut().flush(now);
     }
 
@@ -1480,7 +1664,9 @@ impl Driver for MachineDriver {
         let of_transport = inner.tm.borrow().next_deadline();
         let of_calls = inner.requester.borrow().next_deadline();
         let of_sessions = inner.responder.borrow().next_deadline();
-        [of_transport, of_calls, of_sessions].into_iter().flatten().min()
+        let of_foms = inner.watchdog.borrow().next_deadline();
+        let of_packets = inner.formation.borrow().next_deadline();
+        [of_transport, of_calls, of_sessions, of_foms, of_packets].into_iter().flatten().min()
     }
 
     fn wait_fd(&self) -> Option<RawFd> {

@@ -18,6 +18,14 @@ pub enum PeerMisbehaved {
         /// The first bytes.
         got: [u8; 4],
     },
+    /// A packet whose header or lengths do not add up.
+    #[error("the field {name} of a packet cannot be {value}")]
+    Packet {
+        /// Which.
+        name: &'static str,
+        /// The value.
+        value: u64,
+    },
     /// Another version of the protocol.
     #[error("an item has version {got}, and this side speaks {known}")]
     Version {

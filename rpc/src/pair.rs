@@ -76,6 +76,7 @@ fn limits_of_client() -> RequesterLimits {
         resend_interval_max: Duration::from_secs(4),
         reconnect_interval: Duration::from_millis(20),
         reconnect_interval_max: Duration::from_secs(1),
+        bug: None,
     }
 }
 

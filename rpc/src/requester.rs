@@ -24,6 +24,7 @@ use std::time::Duration;
 use base::{Endpoint, Instant};
 use fops::Repeat;
 
+use crate::bug::Bug;
 use crate::item::{Header, Kind, SessionId, Status, Xid};
 use crate::misbehaviour::PeerMisbehaved;
 use verbs_net::PeerId;
@@ -41,6 +42,8 @@ pub struct RequesterLimits {
     pub reconnect_interval: Duration,
     /// Upper end of the doubling.
     pub reconnect_interval_max: Duration,
+    /// For tests that show that tests can fail.
+    pub bug: Option<Bug>,
 }
 
 /// Names a call in this machine.
@@ -349,9 +352,12 @@ impl Requester {
         self.peers.contains_key(&peer)
     }
 
-    /// The transport did not take the request that [`Requester::poll_transmit`] gave: it did not leave.
-    pub fn handle_not_sent(&mut self, id: CallId) {
-        if let Some(call) = self.calls.get_mut(&id) {
+    /// The transport did not take the request that [`Requester::poll_transmit`] gave: it did not leave. `session`: the one that it named;
+    /// what it says of an earlier session is of no interest any more.
+    pub fn handle_not_sent(&mut self, id: CallId, session: SessionId) {
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        let present = self.peers.get(&call.spec.to).and_then(|peer| peer.session.as_ref());
+        if present.is_some_and(|present| present.id == session) {
             call.sends = call.sends.saturating_sub(1);
         }
     }
@@ -385,7 +391,11 @@ impl Requester {
         peer.unconfirmed = false;
         peer.reconnect_interval = None;
         match &mut peer.session {
-            Some(session) if session.id == id || (resumed && usize::from(slots) >= session.slots.len()) => {
+            Some(session)
+                if session.id == id
+                    || ((resumed || self.limits.bug == Some(Bug::SessionNeverLost))
+                        && usize::from(slots) >= session.slots.len()) =>
+            {
                 // The server knows every slot: what is in flight is sent again at once.
                 if session.id != id {
                     self.stats.sessions_resumed += 1;
@@ -473,7 +483,8 @@ impl Requester {
             let (slot, last) = (header.slot, slot.last_xid.0);
             return Err(PeerMisbehaved::UnknownReply { slot, last, got: header.xid.0 });
         }
-        let Some(id) = slot.call.filter(|_| distance == 0) else {
+        let is_its = distance == 0 || self.limits.bug == Some(Bug::ReplyToAnyCall);
+        let Some(id) = slot.call.filter(|_| is_its) else {
             self.stats.late_replies += 1;
             return Ok(ReplyFor::Nobody);
         };
@@ -822,7 +833,22 @@ impl Requester {
                 call.timer = now + interval;
                 self.timers.insert((call.timer, Timer::Call(id)));
                 self.tell_cancelled(now, id);
+                if self.limits.bug == Some(Bug::SlotFreedEarly) {
+                    self.free_slot(id, slot);
+                }
             }
+        }
+    }
+
+    /// Only a seeded bug does this before the server's answer.
+    fn free_slot(&mut self, id: CallId, slot_index: u16) {
+        let Some(call) = self.calls.remove(&id) else { return };
+        self.timers.remove(&(call.timer, Timer::Call(id)));
+        let session = self.peers.get_mut(&call.spec.to).and_then(|peer| peer.session.as_mut());
+        let Some(session) = session else { return };
+        if let Some(slot) = session.slots.get_mut(usize::from(slot_index)) {
+            slot.call = None;
+            session.free.push(slot_index);
         }
     }
 

@@ -15,10 +15,12 @@ use fops::component::{ComponentRead, ComponentReadReply, ComponentWrite, Compone
 use fops::object::{ObjectOpen, ObjectOpenReply, ObjectRecord, ObjectUpdate, ObjectUpdateReply, OpenMode};
 use fops::{Fop, FopError, Opcode};
 use futures_util::FutureExt;
+use rpc::formation::{FormationLimits, FormationStats};
+use rpc::item::{Header, Kind, SessionId, Xid};
 use rpc::slot_record::{KEY_BYTES, SlotRecord, Transaction};
-use rpc::{Bulk, CallError, CallOptions, PeerMisbehaved, RpcConfig, RpcMachine};
+use rpc::{Bug, Bulk, CallError, CallOptions, PeerMisbehaved, RpcConfig, RpcMachine};
 use runtime::{Arena, ArenaConfig, Buffer, Counters, Locality, LocalityConfig, SharedBuffer};
-use verbs_net::{Fabric, LoFabric, PeerId, SimFabric, SimFaults, SimKeys, TmConfig, TransferMachine};
+use verbs_net::{Event, Fabric, LoFabric, PeerId, SimFabric, SimFaults, SimKeys, TmConfig, TransferMachine};
 
 const TOKEN: [u8; 32] = [7; 32];
 const FID: Fid = Fid { container: 1, key: 2 };
@@ -581,6 +583,28 @@ fn a_running_machine_takes_fault_rules_and_counts_them() {
 }
 
 #[test]
+fn a_fom_that_hangs_is_named_with_its_phase_and_ends_in_its_time() {
+    let mut world = World::lo();
+    let told = Rc::new(RefCell::new(Vec::new()));
+    let teller = Rc::clone(&told);
+    let on_hung: rpc::config::OnHung = Rc::new(move |hung| teller.borrow_mut().push(hung.to_string()));
+    let server = world.start(0, RpcConfig { on_hung: Some(on_hung), ..RpcConfig::default() });
+    world.start(1, RpcConfig::default());
+    let options = world.options(100);
+    world.served(0).delay.set(Duration::from_secs(45));
+    let slow = world.spawn(1, 0, open(1), Bulk::none(), options);
+    world.run_for(Duration::from_secs(29));
+    assert!(told.borrow().is_empty());
+    let running = server.running_foms();
+    assert_eq!((running.len(), running[0].phase, running[0].opcode), (1, "run", 16));
+    world.until("the reply", |_| slow.borrow().is_some());
+    slow.take().unwrap().unwrap();
+    assert_eq!((told.borrow().len(), server.stats().foms_hung, server.running_foms().len()), (1, 1, 0));
+    assert!(told.borrow()[0].contains("(opcode 16)"), "{:?}", told.borrow());
+    assert!(told.borrow()[0].contains("is at phase run for 3"), "{:?}", told.borrow());
+}
+
+#[test]
 fn one_way_fops_run_without_a_reply() {
     let mut world = World::lo();
     let server = world.start(0, RpcConfig::default());
@@ -598,6 +622,100 @@ fn one_way_fops_run_without_a_reply() {
     assert_eq!(server.stats().sessions, 0);
 }
 
+/// Messages that both sides send for 64 pings made in one turn, in a session that is there.
+fn messages_of_64_pings(config: &RpcConfig) -> (FormationStats, FormationStats) {
+    let mut world = World::sim(5, SimFaults::default());
+    let server = world.start(0, config.clone());
+    let client = world.start(1, config.clone());
+    let options = world.options(30);
+    world.call(1, 0, ping(b"first"), Bulk::none(), options).unwrap();
+    let (before_there, before_here) = (server.stats().formation, client.stats().formation);
+    let calls: Vec<_> =
+        (0..64).map(|tag| world.spawn(1, 0, ping(&[tag; 64]), Bulk::none(), options)).collect();
+    world.until("the replies", |_| calls.iter().all(|outcome| outcome.borrow().is_some()));
+    for (tag, outcome) in (0..64).zip(calls) {
+        assert_eq!(outcome.take().unwrap().unwrap().0.payload, [tag; 64]);
+    }
+    assert_eq!(server.stats().executed, 65);
+    let since = |now: FormationStats, before: FormationStats| FormationStats {
+        messages: now.messages - before.messages,
+        packets: now.packets - before.packets,
+        packed_items: now.packed_items - before.packed_items,
+        ..now
+    };
+    (since(client.stats().formation, before_here), since(server.stats().formation, before_there))
+}
+
+#[test]
+fn small_requests_and_replies_of_one_turn_share_packets() {
+    let (client, server) = messages_of_64_pings(&RpcConfig::default());
+    // Header, body and length: 64 + 72 + 4 bytes; 29 of them fit 4 KiB.
+    assert_eq!((client.messages, client.packets, client.packed_items), (3, 3, 64));
+    assert!(server.messages <= 8 && server.packed_items >= 60, "{server:?}");
+    assert_eq!(client.blocked, 0);
+    let off = FormationLimits { packet_items_max: 1, ..rpc::limits::FORMATION };
+    let (client, server) = messages_of_64_pings(&RpcConfig { formation: off, ..RpcConfig::default() });
+    assert_eq!((client.messages, client.packets, server.messages, server.packets), (64, 0, 64, 0));
+    assert!(client.blocked > 0, "64 messages are more than the transport's credits");
+}
+
+/// Speaks items by hand: what a client of before packets sends and gets.
+#[test]
+fn packets_go_only_to_those_who_say_that_they_read_them() {
+    for reads in [0, 1] {
+        let mut world = World::sim(5, SimFaults::default());
+        let server = world.start(0, RpcConfig::default());
+        let (mut locality, epoch) = world.locality(1);
+        let mut old = world.transfer_machine(1, &locality, epoch, TOKEN);
+        let to = PeerId::any(world.endpoint(0));
+        let mut exchange =
+            |world: &mut World, items: &[(Header, Vec<u8>)], replies: usize| -> Vec<SharedBuffer> {
+                for (header, body) in items {
+                    let mut item = world.arena.try_alloc(64 + body.len()).unwrap();
+                    item[64..].copy_from_slice(body);
+                    header.seal(&mut item);
+                    old.try_send(world.now, to, item.freeze()).unwrap();
+                }
+                let mut got = Vec::new();
+                for _ in 0..10_000 {
+                    old.poll(world.now, 100);
+                    while let Some(event) = old.next_event() {
+                        if let Event::Message { bytes, .. } = event {
+                            got.push(bytes);
+                        }
+                    }
+                    old.flush(world.now);
+                    locality.turn(world.now);
+                    world.turn_all();
+                    if server.stats().formation.messages >= replies as u64 && got.len() >= replies {
+                        break;
+                    }
+                    world.now = world.now + Duration::from_micros(50);
+                }
+                got
+            };
+        let establish =
+            Header { request_id: reads, ..Header::control(Kind::Establish, SessionId(0), 0, Xid(1)) };
+        let answer = exchange(&mut world, &[(establish, Vec::new())], 1);
+        let answer = Header::parse(&answer[0]).unwrap();
+        assert!(matches!(answer.kind, Kind::Established { .. }));
+        assert_eq!(answer.request_id, 1, "the server reads packets");
+        let body = fops::codec::encode(&ping(b"x")).unwrap();
+        let kind = Kind::Request { opcode: Opcode::Ping as u16 };
+        let request = |slot| Header {
+            body_bytes: u32::try_from(body.len()).unwrap(),
+            time_left_ms: 9000,
+            ..Header::control(kind, answer.session, slot, Xid(1))
+        };
+        // Both arrive in one turn: their replies leave in one.
+        let items = [(request(0), body.clone()), (request(1), body.clone())];
+        let got = exchange(&mut world, &items, 2 - usize::try_from(reads).unwrap());
+        let packets = got.iter().filter(|message| message.starts_with(b"ClPk")).count();
+        assert_eq!((got.len(), packets), if reads == 0 { (2, 0) } else { (1, 1) });
+        assert_eq!(server.stats().executed, 2);
+    }
+}
+
 #[test]
 fn garbage_costs_its_sender_the_connection_and_nobody_else() {
     let mut world = World::lo();
@@ -608,7 +726,8 @@ fn garbage_costs_its_sender_the_connection_and_nobody_else() {
     let (mut locality, epoch) = world.locality(2);
     let mut hostile = world.transfer_machine(2, &locality, epoch, TOKEN);
     let to = PeerId::any(world.endpoint(0));
-    for (index, bytes) in [&b"short"[..], &[0; 64], &[0xff; 4096]].into_iter().enumerate() {
+    let packet = b"ClPk\x01\x00\x02\x00\x40\x00\x00\x00";
+    for (index, bytes) in [&b"short"[..], &packet[..], &[0; 64], &[0xff; 4096]].into_iter().enumerate() {
         let message = SharedBuffer::copy_from_slice(&world.arena, bytes, &world.counters).unwrap();
         hostile.try_send(world.now, to, message).unwrap();
         for _ in 0..10_000 {
@@ -809,7 +928,7 @@ fn a_lossy_net_runs_nothing_twice() {
 
 #[test]
 fn without_the_reply_cache_the_test_above_would_fail() {
-    let broken = |_| RpcConfig { broken_reply_cache: true, ..RpcConfig::default() };
+    let broken = |_| RpcConfig { bug: Some(Bug::ReplyCacheOff), ..RpcConfig::default() };
     let worst = (1..4).map(|seed| runs_over_a_lossy_net(seed, broken(seed)).0).max().unwrap();
     assert!(worst > 1, "a reply was lost and the request ran again");
 }

@@ -51,7 +51,7 @@ pub(crate) async fn write(
     fom.record_in(&mut SlotChange(&mut transaction), &reply)?;
     match device.domain.write_with(transaction, stob, pieces, &request.checksums).await {
         Ok(()) => {
-            fom.phase("durable");
+            fom.durable();
             Ok(reply)
         }
         Err(error) => Err(state.refuse(&device, &error, extents.as_slice())),

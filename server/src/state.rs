@@ -111,7 +111,7 @@ impl State {
         }
         device.domain.commit(transaction).await.map_err(|error| self.refuse(device, &error, &[]))?;
         if reply.is_some() {
-            fom.phase("durable");
+            fom.durable();
         }
         Ok(())
     }

@@ -188,11 +188,7 @@ fn start_server(
     let mut config = ServerConfig::new(endpoint, process, control, token(), around.epoch, backends);
     config.format = format;
     config.start_timeout = Duration::from_secs(2);
-    config.rpc = RpcConfig {
-        broken_reply_cache: around.mutation == Some(Mutation::ReplyCacheOff),
-        broken_slot_records: around.mutation == Some(Mutation::SlotRecordsOff),
-        ..RpcConfig::default()
-    };
+    config.rpc = RpcConfig { bug: around.mutation.and_then(Mutation::rpc_bug), ..RpcConfig::default() };
     let slot = Rc::clone(slot);
     locality.handle().spawn("boot", async move {
         match Server::start(&handle, &fabric, config).await {

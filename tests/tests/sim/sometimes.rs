@@ -20,6 +20,7 @@ pub const WANTED: &[&str] = &[
     "a device became transient",
     "a device became failed",
     "a request was sent again",
+    "items shared a packet",
     "a reply came from the reply cache",
     "a session went on after its server restarted",
     "a request was answered from the record of its slot",

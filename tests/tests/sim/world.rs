@@ -530,6 +530,19 @@ impl World {
             counters.add("a request met its twin in progress", stats.reply_cache.in_progress_hits);
             counters.add("a session went on after its server restarted", stats.requester.sessions_resumed);
             counters.add("a request was answered from the record of its slot", stats.reply_cache.replays);
+            counters.add("items shared a packet", stats.formation.packets);
+            counters.add("a packet waited for credits", stats.formation.blocked);
+            if let Some((peer, what)) = &stats.last_misbehaviour {
+                // Everybody here is ours, and damage is caught below rpc.
+                return Err(format!("{}: {} broke the protocol: {what}", node.name, peer.endpoint));
+            }
+            let running = rpc.running_foms().len();
+            if stats.foms_running != running {
+                return Err(format!(
+                    "{}: {} places of foms are taken and {running} foms run",
+                    node.name, stats.foms_running
+                ));
+            }
             let net = rpc.with_transfer_machine(verbs_net::TransferMachine::stats);
             counters.add("a peer's old incarnation was shut out", net.stale_dropped);
             counters.add("bulk came for memory no longer exposed", net.bulk_bytes_late);
