@@ -113,7 +113,7 @@ struct Inner {
     /// Messages that the transport had no credit or room for. Replies have their own queue, as they have their own credits.
     pending: RefCell<BTreeMap<(Endpoint, IsReply), Waiting>>,
     troubles: RefCell<BTreeMap<Endpoint, Trouble>>,
-    handlers: RefCell<BTreeMap<u16, Handler>>,
+    handlers: RefCell<BTreeMap<u16, (Repeat, Handler)>>,
     queue: RefCell<VecDeque<Request>>,
     running: Cell<usize>,
     drain: Cell<Drain>,
@@ -151,11 +151,13 @@ struct Parcel {
     invalidates: Option<BulkCookie>,
     /// The request's id, for the eyes of the net: its header data.
     request_id: u64,
+    /// A reply: the exposure that pushes before it went into. It arrives behind them.
+    follows: Option<BulkCookie>,
 }
 
 impl From<SharedBuffer> for Parcel {
     fn from(message: SharedBuffer) -> Parcel {
-        Parcel { message, exposes: Cookies::new(), invalidates: None, request_id: 0 }
+        Parcel { message, exposes: Cookies::new(), invalidates: None, request_id: 0, follows: None }
     }
 }
 
@@ -354,7 +356,7 @@ impl RpcMachine {
                 })
             }) as HandlerFuture)
         });
-        let before = self.0.handlers.borrow_mut().insert(F::OPCODE as u16, typed);
+        let before = self.0.handlers.borrow_mut().insert(F::OPCODE as u16, (F::REPEAT, typed));
         assert!(before.is_none(), "{} has a handler already", F::NAME);
     }
 
@@ -588,7 +590,7 @@ impl RpcMachine {
         let shared = item.freeze();
         record.message = Message::Sent(shared.clone());
         let (exposes, request_id) = (record.exposes.clone(), record.header.request_id);
-        Some(Parcel { message: shared, exposes, invalidates: None, request_id })
+        Some(Parcel { message: shared, exposes, invalidates: None, request_id, follows: None })
     }
 
     fn end_call(
@@ -685,11 +687,18 @@ impl RpcMachine {
         is_reply: IsReply,
         parcel: Parcel,
     ) -> Result<(), (Refused, Parcel)> {
-        let Parcel { message, exposes, invalidates, request_id } = parcel;
-        let options =
-            SendOptions { exposes: &exposes, invalidates, header_data: request_id, lane: lane(is_reply) };
+        let Parcel { message, exposes, invalidates, request_id, follows } = parcel;
+        let options = SendOptions {
+            exposes: &exposes,
+            invalidates,
+            follows,
+            header_data: request_id,
+            lane: lane(is_reply),
+        };
         let result = self.0.tm.borrow_mut().try_send_with(now, to, options, message);
-        result.map_err(|(refused, message)| (refused, Parcel { message, exposes, invalidates, request_id }))
+        result.map_err(|(refused, message)| {
+            (refused, Parcel { message, exposes, invalidates, request_id, follows })
+        })
     }
 
     fn keep(&self, waiting: &mut Waiting, to: PeerId, parcel: Parcel) -> bool {
@@ -710,7 +719,9 @@ impl RpcMachine {
 
     fn on_refused(&self, now: Instant, to: PeerId, refused: Refused) {
         self.0.figures.borrow_mut().messages_dropped += 1;
-        if matches!(refused, Refused::Stale | Refused::NotConnected) {
+        if refused == Refused::PushesLost {
+            // A reply of ours: its request will come again, and run again.
+        } else if matches!(refused, Refused::Stale | Refused::NotConnected) {
             self.0.requester.borrow_mut().on_peer_lost(now, to.endpoint);
         } else {
             self.note_trouble(to.endpoint, Trouble::Refused(refused));
@@ -777,6 +788,7 @@ impl RpcMachine {
                 }
             }
             Event::Writable(peer) => self.on_writable(now, peer.endpoint),
+            Event::RailLost { peer, .. } => self.0.requester.borrow_mut().on_rail_lost(now, peer.endpoint),
             Event::Discovered { peer, result } => self.0.discoveries.on_discovered(peer, &result),
             // Nothing of ours is attached or bound besides messages and bulk.
             Event::Portal(_) => {}
@@ -945,15 +957,32 @@ impl RpcMachine {
         let source = parse_descriptor(&bytes[header.source_range()])?;
         let sink = parse_descriptor(&bytes[header.sink_range()])?;
         let has_room = self.has_room();
-        let decision = self.0.responder.borrow_mut().handle_request(now, from, &header, has_room)?;
+        let mut decision = self.0.responder.borrow_mut().handle_request(now, from, &header, has_room)?;
+        if matches!(decision, Decision::Resend(_)) && self.must_repeat(from, &header, sink.as_ref()) {
+            // Without room the requester asks again.
+            let ticket = has_room.then(|| self.0.responder.borrow_mut().repeat(from, &header)).flatten();
+            if let (Some(_), Some(sink)) = (&ticket, &sink) {
+                self.0.tm.borrow_mut().forget_pushes(from, sink.cookie());
+            }
+            decision = ticket.map_or(Decision::Ignore, Decision::Execute);
+        }
         if let Decision::Execute(ticket) = decision {
             let deadline = now + Duration::from_millis(header.time_left_ms.into());
             let ticket = Some(ticket);
             self.start_or_queue(now, Request { ticket, peer: from, header, deadline, source, sink, bytes });
         } else {
-            self.answer_without_running(now, from, &header, decision);
+            let follows = sink.as_ref().map(BulkDescriptor::cookie);
+            self.answer_without_running(now, from, &header, decision, follows);
         }
         Ok(())
+    }
+
+    /// True if the kept reply to a request may tell of bytes that were lost with the rail they were pushed over, and the request may be
+    /// run again.
+    fn must_repeat(&self, from: PeerId, header: &Header, sink: Option<&BulkDescriptor>) -> bool {
+        let (Some(sink), Kind::Request { opcode }) = (sink, header.kind) else { return false };
+        let repeat = self.0.handlers.borrow().get(&opcode).map(|(repeat, _)| *repeat);
+        repeat == Some(Repeat::Idempotent) && !self.0.tm.borrow().are_pushes_intact(from, sink.cookie())
     }
 
     fn on_cancel(&self, now: Instant, from: PeerId, header: &Header) -> Result<(), PeerMisbehaved> {
@@ -976,7 +1005,7 @@ impl RpcMachine {
             }
             None => decision,
         };
-        self.answer_without_running(now, from, header, decision);
+        self.answer_without_running(now, from, header, decision, None);
         Ok(())
     }
 
@@ -986,10 +1015,11 @@ impl RpcMachine {
         from: PeerId,
         header: &Header,
         decision: Decision<SharedBuffer>,
+        follows: Option<BulkCookie>,
     ) {
         let (session, slot, xid) = (header.session, header.slot, header.xid);
         match decision {
-            Decision::Resend(reply) => drop(self.send(now, from, true, reply)),
+            Decision::Resend(reply) => drop(self.send(now, from, true, Parcel { follows, ..reply.into() })),
             Decision::Replay(body) => {
                 let kind = Kind::Reply { status: Status::Done };
                 let reply = Header {
@@ -1121,7 +1151,7 @@ impl RpcMachine {
             );
             return Err(FopError::BadRequest { reason });
         }
-        let handler = self.0.handlers.borrow().get(&fom.0.opcode).cloned();
+        let handler = self.0.handlers.borrow().get(&fom.0.opcode).map(|(_, handler)| Rc::clone(handler));
         let Some(handler) = handler else {
             let reason = format!("opcode {} is not served at {}", fom.0.opcode, self.endpoint());
             return Err(FopError::BadRequest { reason });
@@ -1166,7 +1196,8 @@ impl RpcMachine {
                 // invalidation or the end of the connection takes care of that.
                 let invalidates = fom.0.sink.as_ref().or(fom.0.source.as_ref()).map(BulkDescriptor::cookie);
                 let (exposes, request_id) = (Cookies::new(), fom.request_id());
-                let parcel = Parcel { message, exposes, invalidates, request_id };
+                let follows = fom.0.sink.as_ref().map(BulkDescriptor::cookie);
+                let parcel = Parcel { message, exposes, invalidates, request_id, follows };
                 let _ = self.send(now, ticket.peer, true, parcel); // lost: the resend finds it in the cache
             }
         }

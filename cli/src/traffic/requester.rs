@@ -473,6 +473,7 @@ impl Side for Requester {
             },
             Event::PeerUp(..)
             | Event::TransferDone { .. }
+            | Event::RailLost { .. }
             | Event::Portal(_)
             | Event::Discovered { .. } => Ok(()),
         }
