@@ -667,10 +667,12 @@ impl TransferMachine {
 
     /// False: something arrived meanwhile, poll instead of sleeping.
     pub fn before_sleep(&mut self) -> bool {
-        // All of them: each arms what wakes it.
-        let backends =
-            self.backends.iter_mut().fold(true, |may_sleep, backend| backend.before_sleep() && may_sleep);
-        !self.protocol.has_events() && !self.protocol.has_output() && backends
+        let mut may_sleep = !self.protocol.has_events() && !self.protocol.has_output();
+        for backend in &mut self.backends {
+            // Each of them, because each arms what wakes it.
+            may_sleep &= backend.before_sleep();
+        }
+        may_sleep
     }
 
     /// The rails to a peer: its nid, whether it is up, health of our interface and of its nid (0 to `HEALTH_MAX`).
