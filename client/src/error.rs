@@ -214,6 +214,14 @@ pub enum ClientError {
         /// The extent.
         extent: ByteExtent,
     },
+    /// A read that asked to be refused there met bytes that were never written.
+    #[error("object {object}: not every byte of {extent} was written")]
+    Hole {
+        /// The object.
+        object: ObjectId,
+        /// What was to be read.
+        extent: ByteExtent,
+    },
     /// The buffers hold another number of bytes than the extent.
     #[error("{extent} was given {bytes} bytes to write")]
     PartsLength {
@@ -351,6 +359,7 @@ impl Blamed for ClientError {
             | ClientError::NotFound { .. }
             | ClientError::UnitBytes { .. }
             | ClientError::NotAligned { .. }
+            | ClientError::Hole { .. }
             | ClientError::PartsLength { .. }
             | ClientError::TooLong { .. }
             | ClientError::Piece { .. }

@@ -1,6 +1,7 @@
 //! An open object: read and write in place, its record, its replacement.
 //!
-//! One writer at a time: writes of one handle (and its clones) wait for each other; two clients that write the same object need a
+//! One writer at a time: writes of one handle (and its clones) wait for each other, except that the next begins while the record of the
+//! last one is changed; two clients that write the same object need a
 //! lock of their own until the resource manager has one. Reads run beside anything.
 
 use std::cell::{Cell, RefCell};
@@ -67,6 +68,10 @@ struct Shared {
     /// Made for the record's generation and size; renewed when those change.
     view: RefCell<Option<(ObjectRecord, Rc<View>)>>,
     writing: Semaphore,
+    /// The turn to move the object's end. Taken while the turn to write is held, so whoever has both sees all earlier writes in the record.
+    growing: Semaphore,
+    /// Where the bytes end that this handle wrote, perhaps behind the record's size: generation, and end.
+    written: Cell<(u64, u64)>,
 }
 
 impl Object {
@@ -83,6 +88,8 @@ impl Object {
             created,
             view: RefCell::new(None),
             writing: Semaphore::new(1),
+            growing: Semaphore::new(1),
+            written: Cell::new((0, 0)),
         };
         let object = Object(Rc::new(shared));
         object.view()?;
@@ -181,8 +188,26 @@ impl Object {
         self.read_unbounded(extent).await
     }
 
+    /// [`Object::read`], refused if any byte of `extent` was never written: [`ClientError::Hole`]. Holes are seen in whole blocks.
+    pub async fn read_written(&self, extent: ByteExtent) -> Result<Vec<SharedBuffer>, ClientError> {
+        check_length(extent)?;
+        self.0.store.refresh().await;
+        let _memory = self.0.store.memory(extent.count).await;
+        let (parts, has_holes) = self.read_and_look(extent).await?;
+        let found: u64 = parts.iter().map(|part| wide(part.len())).sum();
+        if has_holes || found < extent.count {
+            return Err(ClientError::Hole { object: self.0.object, extent });
+        }
+        Ok(parts)
+    }
+
     /// [`Object::read`] for callers that hold the memory permit already.
     pub(crate) async fn read_unbounded(&self, extent: ByteExtent) -> Result<Vec<SharedBuffer>, ClientError> {
+        Ok(self.read_and_look(extent).await?.0)
+    }
+
+    /// The bytes up to the object's end, and whether there were holes among them.
+    async fn read_and_look(&self, extent: ByteExtent) -> Result<(Vec<SharedBuffer>, bool), ClientError> {
         let deadline = self.0.store.deadline();
         let mut wait = limits::RETRY_WAIT_MIN;
         loop {
@@ -190,12 +215,12 @@ impl Object {
             let end = extent.end().min(view.size_bytes);
             let clipped = ByteExtent { start: extent.start.min(end), count: end - extent.start.min(end) };
             let error = match read_view(&view, clipped, deadline).await {
-                Ok((parts, false)) => return Ok(parts),
+                Ok((parts, false)) => return Ok((parts, false)),
                 // Holes, or what is left after another client replaced the object and dropped this generation?
                 Ok((parts, true)) => {
                     self.reload().await?;
                     if self.record().generation == view.name.generation {
-                        return Ok(parts);
+                        return Ok((parts, true));
                     }
                     continue;
                 }
@@ -254,13 +279,18 @@ impl Object {
             return Err(ClientError::PartsLength { extent, bytes });
         }
         let store = &self.0.store;
-        let _turn = self.0.writing.acquire(1).await;
+        let turn = self.0.writing.acquire(1).await;
         store.refresh().await;
         self.look_beyond(extent).await?;
         let end = extent.end();
+        if !extent.is_block_aligned() {
+            // What stands beside the ends is read: earlier writes have to be in the record.
+            drop(self.0.growing.acquire(1).await);
+        }
         let (extent, parts) = self.complete_blocks(extent, parts).await?;
         let parts = Parts::gather(parts, store.locality.arena(), store.locality.counters()).await;
-        let view = self.view()?;
+        let view = self.writing_view()?;
+        let known = self.record().size_bytes;
         let old = view.size_bytes;
         let new = if extent.count == 0 { old } else { old.max(end) };
         write_groups(&view, extent, &parts, Some((old, new)), true).await?;
@@ -268,7 +298,26 @@ impl Object {
             // The only refusal would be a body that marks twice.
             let _executed = progress.on(OperationEvent::Execute);
         }
-        self.grow(&view, new).await
+        if new <= known {
+            return Ok(());
+        }
+        self.0.written.set((view.name.generation, new));
+        let growing = self.0.growing.acquire(1).await;
+        // The next write may begin while the record is changed: it knows from `written` what stands there.
+        drop(turn);
+        let done = self.grow(&view, new).await;
+        drop(growing);
+        done
+    }
+
+    /// The view for a write: its size counts the bytes of earlier writes whose record is still on its way.
+    fn writing_view(&self) -> Result<Rc<View>, ClientError> {
+        let record = self.record();
+        let (generation, end) = self.0.written.get();
+        if generation != record.generation || end <= record.size_bytes {
+            return self.view();
+        }
+        Ok(Rc::new(View::new(&self.0.store, self.0.object, &ObjectRecord { size_bytes: end, ..record })?))
     }
 
     /// Another client may have written behind the end that this handle knows. A write of part of a group there would take its bytes
@@ -314,10 +363,11 @@ impl Object {
 
     /// Moves the object's end to `new` in the record, if it is not there yet.
     async fn grow(&self, view: &View, new: u64) -> Result<(), ClientError> {
-        if new <= view.size_bytes {
+        let generation = view.name.generation;
+        let record = self.record();
+        if record.generation == generation && new <= record.size_bytes {
             return Ok(());
         }
-        let generation = view.name.generation;
         self.change_record(|record| {
             if record.generation != generation {
                 return None;
@@ -339,6 +389,7 @@ impl Object {
         }
         let store = &self.0.store;
         let _turn = self.0.writing.acquire(1).await;
+        let _growing = self.0.growing.acquire(1).await;
         store.refresh().await;
         self.reload().await?;
         let view = self.view()?;
@@ -368,6 +419,7 @@ impl Object {
         }
         let store = &self.0.store;
         let _turn = self.0.writing.acquire(1).await;
+        let _growing = self.0.growing.acquire(1).await;
         store.refresh().await;
         self.reload().await?;
         let end = extent.end().min(self.size().next_multiple_of(BLOCK_BYTES));
@@ -377,7 +429,7 @@ impl Object {
         self.write_zeros(ByteExtent { start: extent.start, count: end - extent.start }).await
     }
 
-    /// Writes zeros at whole blocks. The caller has the turn to write.
+    /// Writes zeros at whole blocks. The caller has the turn to write and that to grow.
     async fn write_zeros(&self, extent: ByteExtent) -> Result<(), ClientError> {
         let store = &self.0.store;
         let view = self.view()?;
@@ -394,7 +446,7 @@ impl Object {
         // The end lies inside the last block as before, or moves behind the extent.
         let new = if extent.end() <= old.next_multiple_of(BLOCK_BYTES) { old } else { extent.end() };
         write_groups(&view, extent, &parts, Some((old, new)), true).await?;
-        self.grow(&view, new).await
+        if new > old { self.grow(&view, new).await } else { Ok(()) }
     }
 
     /// Starts a replacement: a new generation of the object's bytes beside the old one. See [`Replacement`].

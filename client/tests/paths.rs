@@ -254,6 +254,47 @@ fn writes_in_place_keep_every_byte_and_the_parity() {
     }
 }
 
+/// Writes that are launched together and each make the object longer: the next begins while the record of the last one is changed.
+#[test]
+fn writes_that_append_together_leave_every_byte_and_the_parity() {
+    for (seed, unit_of_cuts) in [(1u64, 4096usize), (2, 4096), (3, 1), (4, 700), (5, GROUP)] {
+        let mut world = World::new("4+2+1", 8, 16384);
+        world.services.believes_reports.set(false);
+        let client = world.client();
+        let opener = client.clone();
+        let open = world.run(async move { opener.create(id(seed), None).await }).unwrap();
+        let mut random = bytes(seed, 4096).into_iter();
+        let mut content = Vec::new();
+        let mut writes = Vec::new();
+        for number in 0..12 {
+            let draw = usize::from(random.next().unwrap()) << 8 | usize::from(random.next().unwrap());
+            let count = (1 + draw % (2 * GROUP / unit_of_cuts)) * unit_of_cuts;
+            let piece = bytes(seed * 100 + number, count);
+            let (writer, pieces) = (open.clone(), parts(&client, &piece, 8192));
+            let start = content.len();
+            writes.push(async move { writer.write(extent(start, count), pieces).await });
+            content.extend(piece);
+        }
+        for done in world.run(futures_util::future::join_all(writes)) {
+            done.unwrap();
+        }
+        assert_eq!(narrow(open.size()), content.len());
+        let other = world.client();
+        for lost in [&[][..], &[1, 6], &[0, 3], &[4, 5]] {
+            for target in lost {
+                world.set_mode(*target, Mode::Eio);
+            }
+            assert!(
+                world.run(get(other.clone(), id(seed))).unwrap() == content,
+                "seed {seed}, lost {lost:?}"
+            );
+            for target in lost {
+                world.set_mode(*target, Mode::Healthy);
+            }
+        }
+    }
+}
+
 #[test]
 fn holes_read_as_zeros_and_stay_holes() {
     let mut world = World::new("4+2+1", 8, 16384);
@@ -276,6 +317,21 @@ fn holes_read_as_zeros_and_stay_holes() {
     let read = join(&world.run(async move { reader.read(extent(0, 6 * GROUP)).await }).unwrap());
     assert_eq!(read.len(), 5 * GROUP + 4096 + 8192);
     assert!(read[..5 * GROUP + 4096].iter().all(|byte| *byte == 0) && read[5 * GROUP + 4096..] == content);
+    for (start, count, is_written) in [
+        (5 * GROUP + 4096, 8192, true),
+        (0, 4096, false),
+        (5 * GROUP, 8192, false),
+        (5 * GROUP + 8192, 8192, false),
+    ] {
+        let reader = open.clone();
+        let read = world.run(async move { reader.read_written(extent(start, count)).await });
+        match read {
+            Ok(read) => assert!(is_written && join(&read) == content, "{start}"),
+            Err(error) => {
+                assert!(!is_written && matches!(error, ClientError::Hole { .. }), "{start}: {error}")
+            }
+        }
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 /* Bytes of one operation at most, and operations at a time. */
-enum { C0_OP_BYTES = 16 << 20, C0_WINDOW = 4 };
+enum { C0_OP_BYTES = 32 << 20, C0_WINDOW = 4 };
 
 struct c0_args {
 	const char *local, *ha, *profile, *process;

@@ -138,7 +138,9 @@ pub struct Op {
     pub count: u64,
     pub priv_: *mut c_void,
     pub priv_lock: CMutex,
-    pub reserved: [u64; 8],
+    pub cancelling: bool,
+    pub sema: CSemaphore,
+    pub reserved: [u64; 9],
 }
 
 /// `struct m0_clovis_entity`
@@ -152,7 +154,8 @@ pub struct Entity {
     pub sm_group: SmGroup,
     pub pending_tx: CTl,
     pub pending_tx_lock: CMutex,
-    pub reserved: [u64; 4],
+    pub flags: u32,
+    pub reserved: [u64; 3],
 }
 
 /// `struct m0_clovis_obj_attr`
@@ -162,6 +165,7 @@ pub struct ObjAttr {
     pub layout_id: u64,
     pub pool: CFid,
     pub pver: CFid,
+    pub buf_size: u64,
 }
 
 /// `struct m0_clovis_obj`
@@ -171,7 +175,7 @@ pub struct Obj {
     pub attr: ObjAttr,
     pub layout: *mut c_void,
     pub cookie: [u64; 2],
-    pub reserved: [u64; 4],
+    pub reserved: [u64; 3],
 }
 
 /// `struct m0_clovis_idx`
@@ -205,6 +209,7 @@ pub struct Config {
     pub layout_id: u32,
     pub idx_service_id: c_int,
     pub idx_service_conf: *mut c_void,
+    pub addb_size: u64,
 }
 
 /// `struct m0_clovis`: three public pointers, then what is the library's own.
@@ -213,13 +218,15 @@ pub struct Clovis {
     pub mero: *mut M0,
     pub motr: *mut M0,
     pub config: *mut Config,
+    /// `struct m0_reqh`
+    pub reqh: [u64; 5],
     /// [`Clovis::MAGIC`] while the instance lives.
     pub magic: u64,
     /// `Arc<instance::Shared>`, as a raw pointer.
     pub shared: *const c_void,
     /// `Box<JoinHandle<()>>`, as a raw pointer.
     pub thread: *mut c_void,
-    pub reserved: [u64; 10],
+    pub reserved: [u64; 5],
 }
 
 impl Clovis {
@@ -305,14 +312,14 @@ mod figures {
         BufVec: 24, { buf: 16 };
         Sm: 120, { conf: 8, group: 16, state_epoch: 24, rc: 104, id: 112 };
         SmGroup: 240, { clink: 64, forkq: 136, chan: 144 };
-        Op: 688, { code: 8, rc: 12, sm_group: 16, sm: 256, cbs: 376, entity: 384, linger: 392, size: 400, gen_: 408, parent: 416, parent_ast: 424, pending_tx: 456, pending_tx_lock: 472, datum: 536, count: 544, priv_: 552, priv_lock: 560 };
-        Entity: 504, { id: 8, realm: 24, sm: 32, sm_group: 152, pending_tx: 392, pending_tx_lock: 408 };
-        Obj: 608, { attr: 504, layout: 552, cookie: 560 };
-        ObjAttr: 48, { layout_id: 8, pool: 16, pver: 32 };
+        Op: 768, { code: 8, rc: 12, sm_group: 16, sm: 256, cbs: 376, entity: 384, linger: 392, size: 400, gen_: 408, parent: 416, parent_ast: 424, pending_tx: 456, pending_tx_lock: 472, datum: 536, count: 544, priv_: 552, priv_lock: 560, cancelling: 624, sema: 632 };
+        Entity: 504, { id: 8, realm: 24, sm: 32, sm_group: 152, pending_tx: 392, pending_tx_lock: 408, flags: 472 };
+        Obj: 608, { attr: 504, layout: 560, cookie: 568 };
+        ObjAttr: 56, { layout_id: 8, pool: 16, pver: 32, buf_size: 48 };
         Idx: 536, {};
         Realm: 520, { kind: 504, instance: 512 };
-        Config: 64, { is_read_verify: 1, is_addb_init: 2, local_addr: 8, ha_addr: 16, process_fid: 24, profile: 32, tm_recv_queue_min_len: 40, max_rpc_msg_size: 44, layout_id: 48, idx_service_id: 52, idx_service_conf: 56 };
-        Clovis: 128, { motr: 8, config: 16 };
+        Config: 72, { is_read_verify: 1, is_addb_init: 2, local_addr: 8, ha_addr: 16, process_fid: 24, profile: 32, tm_recv_queue_min_len: 40, max_rpc_msg_size: 44, layout_id: 48, idx_service_id: 52, idx_service_conf: 56, addb_size: 64 };
+        Clovis: 128, { motr: 8, config: 16, reqh: 24 };
         OpOps: 24, { failed: 8, stable: 16 };
     }
 }

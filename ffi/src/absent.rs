@@ -71,6 +71,11 @@ crate::export! {
         refuse("m0_clovis_idx_op")
     }
 
+    /// `m0_idx_op_setoption`
+    fn m0_idx_op_setoption(_op: *mut Op, _option: c_int, _value: i64) -> c_int [errno::EIO] {
+        refuse("m0_idx_op_setoption")
+    }
+
     /// `m0_clovis_composite_layer_add`
     fn m0_clovis_composite_layer_add(_layout: *mut c_void, _sub_obj: *mut Obj, _priority: c_int) -> c_int [errno::EIO] {
         refuse("m0_clovis_composite_layer_add")

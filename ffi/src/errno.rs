@@ -25,7 +25,7 @@ pub const EILSEQ: Errno = -libc::EILSEQ;
 pub fn of(error: &ClientError) -> Errno {
     match error {
         ClientError::Exists { .. } => EEXIST,
-        ClientError::NotFound { .. } => ENOENT,
+        ClientError::NotFound { .. } | ClientError::Hole { .. } => ENOENT,
         ClientError::UnitBytes { .. }
         | ClientError::NotAligned { .. }
         | ClientError::PartsLength { .. }

@@ -455,10 +455,11 @@ crate::export! {
                     mero: thread::process_instance(),
                     motr: thread::process_instance(),
                     config: conf,
+                    reqh: [0; 5],
                     magic: Clovis::MAGIC,
                     shared: Arc::into_raw(shared).cast(),
                     thread: Box::into_raw(Box::new(thread)).cast(),
-                    reserved: [0; 10],
+                    reserved: [0; 5],
                 };
                 // SAFETY: the header's contract.
                 unsafe { *m0c = Box::into_raw(Box::new(instance)) };

@@ -355,21 +355,22 @@ crate::export! {
         obj: *mut Obj, opcode: u32, ext: *mut IndexVec, data: *mut BufVec, attr: *mut BufVec, mask: u64, op: *mut *mut Op,
     ) -> i32 [errno::EIO] {
         // SAFETY: the header's contract.
-        number_of(unsafe { obj_op("m0_clovis_obj_op", obj, opcode, ext, data, attr, mask, op) })
+        number_of(unsafe { obj_op("m0_clovis_obj_op", obj, opcode, ext, data, attr, mask, false, op) })
     }
 
-    /// `m0_obj_op`: the later form, with flags. Reads of holes give zeros and writes are durable whatever they say.
+    /// `m0_obj_op`: the later form, with flags. `M0_OOF_HOLE`: a read of bytes never written fails. Writes are durable whatever they say.
     fn m0_obj_op(
         obj: *mut Obj, opcode: u32, ext: *mut IndexVec, data: *mut BufVec, attr: *mut BufVec, mask: u64, flags: u32,
         op: *mut *mut Op,
     ) -> i32 [errno::EIO] {
+        const HOLE: u32 = 1;
         const SYNC_LAST_FULL: u32 = 2 | 4 | 8;
-        if flags & !SYNC_LAST_FULL != 0 {
-            say!("m0_obj_op: flags {flags:#x}: only M0_OOF_SYNC, M0_OOF_LAST and M0_OOF_FULL are known here");
+        if flags & !(HOLE | SYNC_LAST_FULL) != 0 {
+            say!("m0_obj_op: flags {flags:#x}: there are M0_OOF_HOLE, M0_OOF_SYNC, M0_OOF_LAST and M0_OOF_FULL");
             return errno::EINVAL;
         }
         // SAFETY: the header's contract.
-        number_of(unsafe { obj_op("m0_obj_op", obj, opcode, ext, data, attr, mask, op) })
+        number_of(unsafe { obj_op("m0_obj_op", obj, opcode, ext, data, attr, mask, flags & HOLE != 0, op) })
     }
 
     /// `m0_clovis_obj_unit_size_to_layout_id`
@@ -399,6 +400,7 @@ unsafe fn obj_op(
     data: *mut BufVec,
     attr: *mut BufVec,
     mask: u64,
+    refuses_holes: bool,
     op: *mut *mut Op,
 ) -> Result<(), Errno> {
     // SAFETY: the caller's contract; the entity is the first member.
@@ -409,7 +411,7 @@ unsafe fn obj_op(
     }
     // SAFETY: an object that is OPEN.
     let block_shift = unsafe { (*obj).attr.bshift };
-    let arguments = IoArguments { opcode, extents, data, attr, mask, block_shift };
+    let arguments = IoArguments { opcode, extents, data, attr, mask, block_shift, refuses_holes };
     // SAFETY: the caller's contract.
     let io = unsafe { Io::check(id, &arguments)? };
     // SAFETY: the caller's contract.

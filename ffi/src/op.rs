@@ -357,6 +357,8 @@ impl OpRef {
 
     /// `m0_clovis_op_cancel` of one. An operation that was never launched will end as soon as it is.
     pub fn cancel(&self) {
+        // SAFETY: a bool of memory that lives, only ever written through atomics once the operation is initialised.
+        unsafe { AtomicBool::from_ptr(&raw mut (*self.as_ptr()).cancelling) }.store(true, Ordering::Release);
         self.tail().is_cancelled.store(true, Ordering::SeqCst);
         self.tail().task.wake();
     }

@@ -123,6 +123,8 @@ pub struct Io {
     pub id: ObjectId,
     pub kind: IoKind,
     pub bytes: u64,
+    /// A read fails where bytes were never written.
+    pub refuses_holes: bool,
     extents: IndexVec,
     data: Option<BufVec>,
     /// CRC-32C of each block, if the caller wants them: see the header, `M0_CLOVIS_BLOCK_ATTR_CRC32C`.
@@ -140,6 +142,7 @@ pub struct IoArguments {
     pub attr: *mut BufVec,
     pub mask: u64,
     pub block_shift: u64,
+    pub refuses_holes: bool,
 }
 
 impl Io {
@@ -158,7 +161,7 @@ impl Io {
     /// # Safety
     /// As `check`.
     unsafe fn try_check(id: ObjectId, arguments: &IoArguments) -> Result<Io, Refusal> {
-        let IoArguments { opcode, extents, data, attr, mask, block_shift } = *arguments;
+        let IoArguments { opcode, extents, data, attr, mask, block_shift, refuses_holes } = *arguments;
         let kind = IoKind::of(opcode).ok_or(Refusal::Opcode { opcode })?;
         if !(limits::BLOCK_SHIFT_MIN..=limits::BLOCK_SHIFT_MAX).contains(&block_shift) {
             return Err(Refusal::BlockShift { block_shift });
@@ -219,7 +222,7 @@ impl Io {
             }
             _ => return Err(Refusal::Mask { mask }),
         };
-        Ok(Io { id, kind, bytes, extents, data, attr })
+        Ok(Io { id, kind, bytes, refuses_holes, extents, data, attr })
     }
 
     /// The extents, neighbours that continue each other joined and cut at `bytes_max`, each with where its bytes stand in the data.
@@ -518,6 +521,7 @@ mod tests {
                 attr: std::ptr::null_mut(),
                 mask,
                 block_shift: 12,
+                refuses_holes: false,
             };
             // SAFETY: vectors of this test that outlive the `Io`.
             unsafe { Io::try_check(ObjectId::new(1, 2).unwrap(), &arguments) }

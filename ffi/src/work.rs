@@ -301,7 +301,11 @@ impl Face {
             if run.extent.end() > object.size() {
                 object.reload().await?;
             }
-            let parts = object.read(run.extent).await?;
+            let parts = if io.refuses_holes {
+                object.read_written(run.extent).await?
+            } else {
+                object.read(run.extent).await?
+            };
             // SAFETY: the operation's data until it ends; one run writes it at a time, here.
             unsafe { request::scatter(io, run, &parts, self.client.locality().counters()) };
             drop(parts);

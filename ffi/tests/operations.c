@@ -71,6 +71,54 @@ static void callbacks_and_an_early_free(struct m0_clovis_obj *obj)
 	io_free(&io);
 }
 
+/* While a callback runs its operation is still the library's: it cannot be given back or used again, and goes on. */
+struct held {
+	struct m0_semaphore entered, may_leave;
+};
+
+static void hold(struct m0_clovis_op *op)
+{
+	struct held *held = (struct held *)op->op_datum;
+
+	m0_semaphore_up(&held->entered);
+	m0_semaphore_down(&held->may_leave);
+}
+
+static void an_operation_on_its_way_stays(struct m0_clovis_obj *obj)
+{
+	static const struct m0_clovis_op_ops holding = {hold, NULL, NULL};
+	struct m0_clovis_op *op = NULL, *again;
+	struct held held;
+	struct io io;
+
+	io_alloc(&io, 1, BLOCK, 0);
+	CHECK_EQ(m0_semaphore_init(&held.entered, 0), 0);
+	CHECK_EQ(m0_semaphore_init(&held.may_leave, 0), 0);
+	/* Never launched: given back as it is. */
+	CHECK_EQ(m0_clovis_obj_op(obj, M0_CLOVIS_OC_WRITE, &io.ext, &io.data, &io.attr, 0, &op), 0);
+	m0_clovis_op_fini(op);
+	m0_clovis_op_free(op);
+	op = NULL;
+	CHECK_EQ(m0_clovis_obj_op(obj, M0_CLOVIS_OC_WRITE, &io.ext, &io.data, &io.attr, 0, &op), 0);
+	op->op_datum = &held;
+	m0_clovis_op_setup(op, &holding, 0);
+	m0_clovis_op_launch(&op, 1);
+	m0_semaphore_down(&held.entered);
+	m0_clovis_op_fini(op);
+	m0_clovis_op_free(op);
+	again = op;
+	CHECK_EQ(m0_clovis_obj_op(obj, M0_CLOVIS_OC_WRITE, &io.ext, &io.data, &io.attr, 0, &again), -EBUSY);
+	CHECK(again == op);
+	m0_clovis_op_launch(&op, 1);
+	CHECK_EQ(op->op_sm.sm_state, M0_CLOVIS_OS_EXECUTED);
+	CHECK_EQ(m0_clovis_op_wait(op, OVER, m0_time_from_now(0, M0_TIME_ONE_MSEC)), -ETIMEDOUT);
+	m0_semaphore_up(&held.may_leave);
+	CHECK_EQ(op_run(op, NULL), 0);
+	m0_semaphore_fini(&held.entered);
+	m0_semaphore_fini(&held.may_leave);
+	io_free(&io);
+}
+
 /* An operation that is given back by its own callback, which launches the next one. */
 struct chain {
 	struct m0_clovis_obj *obj;
@@ -240,8 +288,10 @@ static void cancelling(struct m0_clovis_obj *obj)
 	/* One before its launch: it ends as soon as it is launched. */
 	m0_clovis_op_cancel(&ops[0], 1);
 	m0_clovis_op_launch(ops, OPS);
+	CHECK(!ops[1]->op_cancelling);
 	m0_clovis_op_cancel(ops, OPS);
 	for (i = 0; i < OPS; ++i) {
+		CHECK(ops[i]->op_cancelling);
 		CHECK_EQ(m0_clovis_op_wait(ops[i], OVER, m0_time_from_now(60, 0)), 0);
 		rc = m0_clovis_rc(ops[i]);
 		CHECK(rc == 0 || rc == -ECANCELED);
@@ -409,6 +459,7 @@ int main(int argc, char **argv)
 	test_begin(argc, argv);
 	object_create(&obj, test_id(4000), 1);
 	callbacks_and_an_early_free(&obj);
+	an_operation_on_its_way_stays(&obj);
 	operations_out_of_callbacks(&obj);
 	waiting(&obj);
 	memory_of_the_caller(&obj);

@@ -48,7 +48,7 @@ private:
 
 int main(int argc, char **argv)
 try {
-	check(argc == 3, "LOCAL HA");
+	check(argc >= 3, "LOCAL HA");
 	m0_clovis_config config;
 	m0_idx_dix_config dix;
 	std::memset(&config, 0, sizeof config);

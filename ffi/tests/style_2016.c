@@ -35,7 +35,7 @@ int main(int argc, char **argv)
 	struct m0_bufvec data, attr;
 	int rc, i;
 
-	if (argc != 3)
+	if (argc < 3)
 		return EXIT_FAILURE;
 	clovis_conf.cc_is_oostore = false;
 	clovis_conf.cc_is_read_verify = false;

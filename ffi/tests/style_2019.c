@@ -187,7 +187,7 @@ int main(int argc, char **argv)
 	int i, rc;
 
 	m0_trace_set_mmapped_buffer(false);
-	assert(argc == 3);
+	assert(argc >= 3);
 	conf.cc_is_oostore = true;
 	conf.cc_is_read_verify = true;
 	conf.cc_is_addb_init = false;

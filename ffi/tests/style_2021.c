@@ -78,7 +78,7 @@ int main(int argc, char **argv)
 	M0_ASSERT(m0_obj_op(&obj, M0_OC_READ, &ext, &data, &attr, 0, 0, &op) == 0);
 	M0_ASSERT(op_finish(&op) == 0);
 	M0_ASSERT(m0_forall(i, 65536, ((char *)data.ov_buf[0])[i] == 0x21));
-	M0_ASSERT(m0_obj_op(&obj, M0_OC_READ, &ext, &data, &attr, 0, M0_OOF_HOLE, &op) == -EINVAL);
+	M0_ASSERT(m0_obj_op(&obj, M0_OC_READ, &ext, &data, &attr, 0, 1U << 9, &op) == -EINVAL);
 	M0_ASSERT(m0_obj_read_lock_get_sync(&obj, &req) == -ENOSYS);
 	M0_ASSERT(m0_entity_delete(&obj.ob_entity, &op) == 0 && op_finish(&op) == 0);
 	m0_entity_fini(&obj.ob_entity);

@@ -36,5 +36,3 @@ cluster_logs() {
 }
 
 same() { clovis cat "$1" | cmp - file; }
-
-nothing_left() { [ "$(rdma resource show qp | grep -c 'type RC')" = 0 ]; }

@@ -62,3 +62,6 @@ rping_both() {
     until_true 20 sh -c 'rdma resource show cm_id | grep -q LISTEN' || return 1
     rping -c -a "$1" -C 10 -v && wait "$server"
 }
+
+# True when no queue pair of a program is left.
+nothing_left() { [ "$(rdma resource show qp | grep -c 'type RC')" = 0 ]; }

@@ -9,6 +9,7 @@ no_binaries=''
 # Programs of SPDK itself, copied beside ours where pkg-config finds an SPDK.
 readonly SPDK_PROGRAMS=(spdk_nvme_perf spdk_nvme_identify)
 no_stob_binaries=''
+readonly NO_SPDK='no SPDK on this host (pkg-config finds no spdk_nvme); hw-ci/README.md says what it must offer'
 
 # Where SPDK is installed, or nothing. hw-ci/README.md says what an installation must offer.
 spdk_folder() {
@@ -48,6 +49,7 @@ build_guest_binaries() {
     local lane wanted=no stob_wanted=no
     mkdir -p -- "$GUEST_BINARIES"
     for lane in "$@"; do
+        case " $(lane_says "$lane" needs) " in *' spdk '*) spdk_folder >/dev/null || continue ;; esac
         case " $(lane_says "$lane" needs) " in *' clovis '*) wanted=yes ;; esac
         case " $(lane_says "$lane" needs) " in *' stob '*) stob_wanted=yes ;; esac
     done

@@ -9,6 +9,9 @@
 
 machine_groups=()
 
+# What udev would load for devices that no lane looks at: half of the time to boot, where the machine is emulated.
+readonly NO_MODULES=ahci,libata,sr_mod,sg,scsi_mod,kvm,kvm_amd,kvm_intel,ccp,psmouse,evdev,aesni_intel,i2c_i801,lpc_ich,iTCO_wdt,i6300esb,pcspkr,button,powernow_k8
+
 # Emulation costs a factor of ten to fifty. A KVM that only emulates itself (nested, paravirtual) does not boot Debian's kernels, so it
 # is tried, once for each host kernel, with a short limit.
 accelerator() {
@@ -44,18 +47,13 @@ start_machine() {
     local lane=$1 results=$2 phase=$3 number=$4 count=$5 options=() qemu='' link="$results/link.socket"
     options+=(--run "$KERNEL" --cpus "${CLOVIS_VM_CPUS:-2}" --memory "${CLOVIS_VM_MEMORY:-3G}" --user root --name "clovis-$number")
     options+=(--disable-microvm --force-9p --rwdir "/run/results=$results" --cwd "$HW_CI")
-    # What the kernel says goes to a serial line of its own: a kernel that gives up tells it nowhere else.
-    # -nodefaults: no CD-ROM and the like for udev to look at.
-    qemu+=" -nodefaults -serial file:$results/kernel.$phase.$number"
-    options+=(--append console=ttyS1 --append loglevel=5)
+    # --verbose: what the kernel says goes to the console too, warnings and worse: one that gives up tells it nowhere else.
+    options+=(--verbose --append quiet --append loglevel=5)
+    # No CD-ROM and the like for udev to look at.
+    qemu+=' -nodefaults'
     if [ "$(accelerator)" = tcg ]; then
         options+=(--disable-kvm)
         qemu+=' -cpu max'
-        # The emulated processor offers SVM, and KVM, which udev would load for it, took 80 s of a boot and once 180 s.
-        options+=(--append modprobe.blacklist=kvm_amd,kvm_intel,powernow_k8)
-        # The kernel counts timer ticks against a short loop and panics if there are too few, which on a busy host is nobody's fault.
-        # (Under KVM it does not count them.)
-        options+=(--append no_timer_check)
     fi
     if [ -n "$(lane_says "$lane" disk)" ]; then
         local namespace namespaces
@@ -83,6 +81,8 @@ start_machine() {
         qemu+=" -netdev stream,id=n0,server=$([ "$number" = 1 ] && printf on || printf off),addr.type=unix,addr.path=$link"
     fi
     [ -z "$(lane_says "$lane" qemu)" ] || qemu+=" $(lane_says "$lane" qemu)"
+    # An emulated timer on a busy host is late; Debian's kernel panics over that before it has a console.
+    options+=(--append "module_blacklist=$NO_MODULES" --append no_timer_check)
     [ -z "$(lane_says "$lane" kernel)" ] || options+=(--append "$(lane_says "$lane" kernel)")
     local command="bash '$HW_CI/guest/run' '$lane' '$phase' '$number' '$count' '$GUEST_BINARIES'"
     # Through cat: qemu would truncate a file again and again. setsid: the whole group can be ended, and only it.
@@ -115,20 +115,32 @@ boot_lane() {
     fi
     deadline=$((SECONDS + 60 * $(lane_says "$lane" minutes 10)))
     for phase in $(lane_says "$lane" phases run); do
-        rm -f -- "$results"/finished.* "$results"/cut.* "$results"/at.* "$results/link.socket"
-        for ((number = 1; number <= count; number++)); do
-            start_machine "$lane" "$results" "$phase" "$number" "$count"
-            if [ "$number" = 1 ] && [ "$count" -gt 1 ]; then
-                wait_for_link "$results" "$deadline" || break
-            fi
-        done
-        watch_machines "$lane" "$results" "$count" "$deadline" "$phase" || return 1
+        run_phase "$lane" "$results" "$count" "$deadline" "$phase" || return 1
         # What only this side can do between two phases, with the device at rest. Its checks go the same way.
         if [ -f "$HW_CI/lanes/$lane.$phase.host" ]; then
             env RESULTS="$results" BINARIES="$GUEST_BINARIES" HW_CI="$HW_CI" bash "$HW_CI/lanes/$lane.$phase.host" || return 1
         fi
     done
     [ -z "$size" ] || rm -f -- "$results"/nvme*.img "$results"/nvme*.log "$results"/before.img
+}
+
+# One phase. A machine that ends before the guest's first word (its kernel did not come up) is no verdict on anything: it is started again.
+run_phase() {
+    local lane=$1 results=$2 count=$3 deadline=$4 phase=$5 attempt number
+    for attempt in 1 2 3; do
+        rm -f -- "$results"/finished.* "$results"/cut.* "$results"/at.* "$results"/begun.* "$results/link.socket"
+        for ((number = 1; number <= count; number++)); do
+            start_machine "$lane" "$results" "$phase" "$number" "$count"
+            if [ "$number" = 1 ] && [ "$count" -gt 1 ]; then
+                wait_for_link "$results" "$deadline" || break
+            fi
+        done
+        watch_machines "$lane" "$results" "$count" "$deadline" "$phase" && return 0
+        if [ "$attempt" = 3 ] || [ "$SECONDS" -ge "$deadline" ] || compgen -G "$results/begun.*" >/dev/null; then
+            return 1
+        fi
+        say "lane $lane: no machine came up (attempt $attempt); again"
+    done
 }
 
 wait_for_link() {
@@ -154,7 +166,6 @@ watch_machines() {
         if [ "$SECONDS" -ge "$deadline" ]; then
             say "lane $lane: ended in phase $phase after $(lane_says "$lane" minutes 10) minutes; last words of the console:"
             tail -n 15 "$results/console.$phase.1" | sed 's/^/  | /'
-            tail -n 15 "$results/kernel.$phase.1" 2>/dev/null | sed 's/^/  kernel | /'
             wanted=late
             break
         fi
@@ -166,7 +177,6 @@ watch_machines() {
         [ -e "$results/finished.$number" ] || compgen -G "$results/cut.*" >/dev/null || {
             say "lane $lane: machine $number ended early in phase $phase; last words of its console:"
             tail -n 15 "$results/console.$phase.$number" | sed 's/^/  | /'
-            tail -n 15 "$results/kernel.$phase.$number" 2>/dev/null | sed 's/^/  kernel | /'
             return 1
         }
     done

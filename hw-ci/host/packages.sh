@@ -86,6 +86,7 @@ missing_for() {
         case $need in
         rxe) [ -z "$no_rdma" ] || { say "$no_rdma"; return 1; } ;;
         stob) [ -z "$no_stob_binaries" ] || { say "$no_stob_binaries"; return 1; } ;;
+        spdk) spdk_folder >/dev/null || { say "$NO_SPDK"; return 1; } ;;
         clovis) [ -z "$no_binaries" ] || { say "$no_binaries"; return 1; } ;;
         *) say "hw-ci/lanes/$1.sh needs '$need', which packages.sh does not know"; return 1 ;;
         esac

@@ -11,7 +11,12 @@ build_test_binary() {
     cargo pkgid -p "$package" >/dev/null 2>&1 || return 0
     built=$(cargo test --no-run --profile "${CLOVIS_VM_PROFILE:-release}" -p "$package" "${selection[@]}" "${RDMA_FEATURE[@]}" --message-format=json-render-diagnostics) || return 1
     built=$(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' <<<"$built" | tail -n 1)
-    [ -n "$built" ] && cp -- "$built" "$GUEST_BINARIES/$name"
+    [ -n "$built" ] && to_guest "$built" "$name"
+}
+
+# Without debugging information: a guest reads every page through 9p.
+to_guest() {
+    cp -- "$1" "$GUEST_BINARIES/$2" && { strip --strip-debug "$GUEST_BINARIES/$2" 2>/dev/null || true; }
 }
 
 # wanted_by NAME LANE...: true if one of the lanes names the binary.
@@ -31,14 +36,14 @@ build_rdma_binaries() {
     [ ! -e "$GUEST_BINARIES/spdk" ] || clovis_features+=(--features spdk)
     if cargo build --profile "$profile" -p clovis --bin clovis "${clovis_features[@]}" &&
         { ! wanted_by verbs-sys.device "$@" || build_test_binary verbs-sys device verbs-sys.device; }; then
-        cp -- "$TARGET/$folder/clovis" "$GUEST_BINARIES/"
+        to_guest "$TARGET/$folder/clovis" clovis
     else
         no_binaries='clovis does not build with RDMA'
         return 0
     fi
     if wanted_by rdma_into_nvme "$@"; then
         cargo build --profile "$profile" -p clovis-tests --example rdma_into_nvme "${clovis_features[@]}" &&
-            cp -- "$TARGET/$folder/examples/rdma_into_nvme" "$GUEST_BINARIES/" || no_binaries='rdma_into_nvme does not build'
+            to_guest "$TARGET/$folder/examples/rdma_into_nvme" rdma_into_nvme || no_binaries='rdma_into_nvme does not build'
     fi
     grep -q '^rdma = ' verbs-net/Cargo.toml || RDMA_FEATURE=()
     ! wanted_by verbs-net.lib "$@" || build_test_binary verbs-net lib verbs-net.lib || no_binaries='the tests of verbs-net do not build with RDMA'

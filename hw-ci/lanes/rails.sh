@@ -1,5 +1,5 @@
 # what: two soft-RoCE devices to one peer, one of them cut in mid-transfer
-# minutes: 6
+# minutes: 10
 # needs: rxe clovis
 # shellcheck shell=bash
 
@@ -9,10 +9,6 @@ phase_run() {
     local output
     check 'the second one carries data' 60 perftest ib_write_bw rxe1 10.9.2.1 50 -s 65536 -n 50
     copied clovis
-    if ! verbs_works 10.9.0.1 || ! verbs_works 10.9.2.1; then
-        skip 'two rails' "$why_no_verbs"
-        return
-    fi
     copied verbs-net.lib
     if ! verbs-net.lib --list 2>/dev/null | grep -q 'rails.*: test$'; then
         skip 'two rails' 'this tree has no test of rails yet'

@@ -193,6 +193,25 @@ impl FreeSpace {
         }
     }
 
+    /// Sets the bits of `extent` in the bytes of `group`: blocks that are free for those who come after a power cut.
+    pub fn add_free(&self, group: usize, extent: BlockExtent, bytes: &mut [u8]) {
+        for (_, run) in self.split(extent).filter(|(index, _)| *index == group) {
+            for (word, mask) in Group::masks(run) {
+                if let Some(bytes) = bytes.as_chunks_mut::<8>().0.get_mut(word) {
+                    *bytes = (u64::from_le_bytes(*bytes) | mask).to_le_bytes();
+                }
+            }
+        }
+    }
+
+    /// The blocks of a group.
+    #[must_use]
+    pub fn group_extent(&self, group: usize) -> BlockExtent {
+        let start = wide(group) * GROUP_BLOCKS;
+        let count = self.area.count.saturating_sub(start).min(GROUP_BLOCKS);
+        BlockExtent { start: self.area.start + start, count }
+    }
+
     /// Replaces the bits of a group. False, and nothing changed, if bits outside of the area are set or bytes are missing.
     #[must_use]
     pub fn set_group_bytes(&mut self, index: usize, bytes: &[u8]) -> bool {
@@ -295,6 +314,13 @@ impl FreeSpace {
         }
         self.free_blocks -= extent.count;
         true
+    }
+
+    /// True if no block of `extent` is free; false also if it lies outside of the area.
+    #[must_use]
+    pub fn is_owned(&self, extent: BlockExtent) -> bool {
+        self.holds(extent)
+            && (extent.is_empty() || self.split(extent).all(|(group, run)| self.groups[group].is_owned(run)))
     }
 
     /// Gives `extent` back. False, and nothing changed, if any block of it is free already or outside of the area.

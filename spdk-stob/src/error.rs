@@ -181,6 +181,12 @@ pub enum Damage {
         /// Index of the piece.
         piece: u32,
     },
+    /// A page of extents or of free space.
+    #[error("the page in slot {slot}")]
+    Page {
+        /// Its slot.
+        slot: u64,
+    },
     /// A record is gone, though a later one proves that it was flushed.
     #[error("log record {sequence}, though record {later} was written after it was flushed")]
     Log {

@@ -20,9 +20,8 @@ use runtime::Arena;
 
 use crate::backend::{Backend, BlockDone, BlockOp, Geometry};
 use crate::domain::mutation::Mutation;
-use crate::domain::opening::Tuning;
-use crate::format::regions::Regions;
-use crate::testing::{PARAMS, SimLocality, arena, block_content, extent, pieces, stob, tuned};
+use crate::format::regions::{Regions, Sizes};
+use crate::testing::{PARAMS, SimLocality, arena, block_content, extent, pieces, small_pages, stob, tuned};
 use crate::{Domain, StobError, TreeId};
 
 type Block = Rc<[u8]>;
@@ -183,7 +182,7 @@ async fn perform(domain: &Domain, arena: &Arena, op: Op, id: u64) -> Result<(), 
 
 /// Everything that a domain holds, read and verified.
 async fn observe(domain: Domain, names: Vec<(u64, u64)>) -> Result<Model, String> {
-    domain.verify().map_err(|what| format!("verify: {what}"))?;
+    domain.verify_all().await.map_err(|what| format!("verify: {what}"))?;
     let info = domain.info();
     if info.blocks_free + info.blocks_used != info.blocks_total {
         return Err(format!("free and used are not all: {info:?}"));
@@ -235,7 +234,8 @@ struct Run {
 /// A log so short that a checkpoint falls into the sequence, or one that is long enough.
 fn regions(is_short_log: bool) -> Regions {
     let log = if is_short_log { 8 } else { 32 };
-    Regions::with_sizes(1 + log + 2 * 4 + 40 + 1, 1, log, 4).unwrap()
+    let sizes = Sizes { lead: 1, log, checkpoint: 4, pages: 2 * 40, slot: 2 };
+    Regions::with_sizes(1 + log + 2 * 4 + 2 * 40 + 40 + 1, sizes).unwrap()
 }
 
 fn device(tape: &Rc<RefCell<Tape>>, regions: Regions) -> Box<TapeDevice> {
@@ -365,7 +365,7 @@ fn recover(
     let tape = Rc::new(RefCell::new(Tape { content: image.clone(), events: Vec::new() }));
     let mut sim = SimLocality::new(9, Instant::ZERO, arena);
     let (handle, backend) = (sim.handle(), device(&tape, regions));
-    let tuning = Tuning { regions: None, mutation };
+    let tuning = small_pages(mutation);
     let domain = sim.block(async move { Domain::open_tuned(&handle, backend, Some(PARAMS), tuning).await });
     let domain = domain.map_err(|error| format!("open: {error}"))?;
     let dropped_tail = domain.info().dropped_tail;

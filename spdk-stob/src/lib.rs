@@ -8,12 +8,13 @@
 //! Must not know: networks, rpc, layouts. Time and randomness come from the locality; the device stands behind
 //! [`backend::Backend`]. Thread: a domain belongs to one locality and is `!Send`. Bounds: [`limits`].
 //!
-//! Left over: metadata is held in memory whole, and a checkpoint writes all of it (docs/disk.md#costs; docs/rfd/0007
-//! has what replaces that). Start reading at `domain`, then `metadata` and `format`.
+//! Left over: trees and owners of shared blocks are held in memory whole, and written whole by a checkpoint (docs/disk.md#costs). Start
+//! reading at `domain`, then `metadata`, `extents` and `format`.
 #![forbid(unsafe_code)]
 
 pub mod allocator;
 pub mod backend;
+pub mod bit_pages;
 pub mod domain;
 pub mod error;
 pub mod extents;
@@ -21,6 +22,7 @@ pub mod format;
 pub mod limits;
 pub mod metadata;
 pub mod shared_blocks;
+pub mod slots;
 pub mod stob_id;
 pub mod trace;
 

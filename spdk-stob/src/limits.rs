@@ -35,19 +35,39 @@ pub const LOG_BYTES_MAX: u64 = 256 * MIB;
 /// The log is this part of the device, within its bounds.
 pub const LOG_PART: u64 = 64;
 
-/// Each of the two checkpoint areas is this part of the device. A block that is its own extent costs
-/// [`EXTENT_BYTES`] + 8 = 56 bytes of 4096, a part of 73; so the worst map fits, and a ninth of the area is left for trees.
-pub const CHECKPOINT_PART: u64 = 64;
+/// Each of the two checkpoint areas is this part of the device: stobs, trees, shared blocks, and 56 bytes for each page.
+pub const CHECKPOINT_PART: u64 = 128;
 /// Smallest checkpoint area.
-pub const CHECKPOINT_BYTES_MIN: u64 = 2 * MIB;
+pub const CHECKPOINT_BYTES_MIN: u64 = 3 * MIB / 2;
+
+/// Blocks of a slot, which holds a page of extents or bits of free space.
+pub const SLOT_BLOCKS: u64 = 4;
+/// Largest slot that a superblock may ask for.
+pub const SLOT_BLOCKS_MAX: u64 = 64;
+/// The region of pages is this part of the device. A block that is its own extent takes 20 bytes of a page, a part of 204 of
+/// the block; so the worst map of few stobs fits into pages that are half full.
+pub const PAGES_PART: u64 = 64;
+/// Smallest region of pages.
+pub const PAGES_BYTES_MIN: u64 = MIB;
+/// Slots that only transactions which take away may use, or a full device could never be emptied.
+pub const SLOTS_KEPT: u64 = 8;
+/// Most slots that one change of an extent can need at the next checkpoint: both ends of what it touches, and two for splits.
+pub const SLOTS_PER_CHANGE: u64 = 4;
+/// Changed pages that bring a checkpoint: bounds the memory they take, and the time that commits wait.
+pub const DIRTY_PAGES_MAX: u64 = 4096;
+/// Memory of extents that are on the device too, in bytes: about two million of one block.
+pub const PAGE_CACHE_BYTES: u64 = 128 * MIB;
+/// Pages read at once.
+pub const PAGE_READS_MAX: usize = 16;
 
 /// Fewest blocks of data that make a device worth formatting.
 pub const DATA_BYTES_MIN: u64 = 4 * MIB;
 
-/// Smallest device that `format` takes: lead, log, two checkpoint areas, data and the last superblock copy.
+/// Smallest device that `format` takes: lead, log, two checkpoint areas, pages, data and the last superblock copy.
 pub const DEVICE_BLOCKS_MIN: u64 = LEAD_BLOCKS
     + LOG_BYTES_MIN / BLOCK_BYTES
     + 2 * (CHECKPOINT_BYTES_MIN / BLOCK_BYTES)
+    + PAGES_BYTES_MIN / BLOCK_BYTES
     + DATA_BYTES_MIN / BLOCK_BYTES
     + 1;
 
@@ -58,12 +78,10 @@ pub const RECORD_PART: u64 = 4;
 /// A checkpoint is taken when the log is this part full (one half), so that recovery replays a bounded log.
 pub const CHECKPOINT_AT_PART: u64 = 2;
 
-/// Fixed bytes of an extent in a record or a checkpoint, before its checksums.
-pub const EXTENT_BYTES: u64 = 48;
 /// Blocks of one extent of the map: bounds the cost of splitting it, and its entry in a record.
 pub const EXTENT_BLOCKS_MAX: usize = 256;
-/// Most that a change can add to a checkpoint beyond its own encoding: a punch in the middle of an extent makes one more.
-pub const CHANGE_GROWTH_BYTES: u64 = EXTENT_BYTES + 8;
+/// Most that a change can add to a checkpoint beyond its own encoding: what is kept of its stob, and the places of two pages more.
+pub const CHANGE_GROWTH_BYTES: u64 = 384;
 
 /// Longest key of a tree.
 pub const TREE_KEY_BYTES_MAX: usize = 1024;
@@ -88,6 +106,6 @@ pub(crate) fn operation_bytes_max() -> usize {
 }
 
 const _: () = assert!(EXTENT_BLOCKS_MAX as u64 <= DEVICE_OPERATION_BLOCKS_MAX);
-const _: () = assert!(CHECKPOINT_PART < BLOCK_BYTES / (EXTENT_BYTES + 8));
+const _: () = assert!(PAGES_PART * 2 * 20 < BLOCK_BYTES);
 const _: () = assert!(LOG_BYTES_MIN / RECORD_PART >= RECORD_BYTES_MAX as u64);
 const _: () = assert!(TREE_KEY_BYTES_MAX + TREE_VALUE_BYTES_MAX + 128 < RECORD_BYTES_MAX);

@@ -1,5 +1,7 @@
-//! The metadata of a domain in memory: extents of all stobs, who shares blocks, and the trees. Pure; changed only by [`Metadata::apply`].
+//! The metadata of a domain: extents of all stobs, who shares blocks, and the trees. Pure; changed only by [`Metadata::apply`]. Extents are
+//! in pages, of which only some are in memory; everything else is.
 //!
+//! Who applies a change or looks extents up has the pages of [`Metadata::touch_for`] (or [`Metadata::touch`]) in memory before.
 //! **Invariant**: what `apply` made of the durable changes, in order, is the state; nothing in here is not durable yet.
 //! **Invariant**: a stob is listed exactly while it was created, or has a block written or space kept.
 //! [`Metadata::checkpoint_bytes`] is exactly what [`Metadata::encode_from`] will produce, so a domain can refuse a
@@ -11,12 +13,17 @@ use std::ops::Bound;
 use base::units::wide;
 use base::{BlockExtent, Fid};
 
-use crate::extents::{ExtentKey, Extents, Found, Mapped};
+use crate::bit_pages::BitPages;
+use crate::extents::{ExtentKey, Extents, Found, Mapped, Missing, Place};
 use crate::format::change::{
-    ALLOCATE_BYTES, Change, SHARED_BYTES, STOB_CREATE_BYTES, encode_map, encode_tree_put, tree_put_bytes,
+    ALLOCATE_BYTES, BITS_BYTES, Change, PAGE_BYTES, SHARED_BYTES, STOB_BLOCKS_BYTES, STOB_CREATE_BYTES,
+    TOTALS_BYTES, encode_tree_put, tree_put_bytes,
 };
-use crate::limits::{CHANGE_GROWTH_BYTES, EXTENT_BYTES};
+use crate::format::page::{EXTENT_ROW_BYTES, STOB_ROW_BYTES};
+use crate::format::regions::Regions;
+use crate::limits::{CHANGE_GROWTH_BYTES, SLOTS_PER_CHANGE};
 use crate::shared_blocks::SharedBlocks;
+use crate::slots::Slots;
 use crate::stob_id::{StobId, TreeId};
 
 /// Both ends of an extent may be ends of shared blocks.
@@ -41,7 +48,8 @@ impl StobInfo {
 
     fn checkpoint_bytes(&self) -> u64 {
         let create = if self.is_created { STOB_CREATE_BYTES } else { 0 };
-        wide(create + self.kept.len() * ALLOCATE_BYTES)
+        let blocks = if self.blocks > 0 { STOB_BLOCKS_BYTES } else { 0 };
+        wide(create + blocks + self.kept.len() * ALLOCATE_BYTES)
     }
 
     fn kept_inside(&self, extent: BlockExtent) -> impl Iterator<Item = BlockExtent> + '_ {
@@ -91,7 +99,8 @@ impl StobInfo {
 #[cfg_attr(test, derive(Clone))]
 pub struct Metadata {
     stobs: BTreeMap<StobId, StobInfo>,
-    extents: Extents,
+    pub(crate) extents: Extents,
+    pub(crate) bits: BitPages,
     shared: SharedBlocks,
     trees: BTreeMap<TreeId, Tree>,
     /// Blocks of the device with an owner, each counted once.
@@ -102,31 +111,82 @@ pub struct Metadata {
 }
 
 /// Makes the state out of the changes of a checkpoint.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Loader {
     metadata: Metadata,
-    extents: Vec<(ExtentKey, Mapped)>,
+    slots: Slots,
+    slot_bytes: u64,
+    is_old: bool,
 }
 
 impl Loader {
-    /// Takes the next change of the checkpoint.
-    pub fn push(&mut self, change: Change, freed: &mut Vec<BlockExtent>) {
-        match change {
-            Change::Map { stob, start, device_start, checksums } => {
-                let blocks = wide(checksums.len());
-                self.metadata.used_blocks += blocks;
-                self.metadata.stobs.entry(stob).or_default().blocks += blocks;
-                self.extents
-                    .push((ExtentKey { stob, start }, Mapped { device_start, checksums: checksums.into() }));
-            }
-            other => self.metadata.apply(other, freed),
+    /// For a device with these regions; `is_old`: the checkpoint is of version 2.
+    #[must_use]
+    pub fn new(regions: &Regions, page_bytes: u64, is_old: bool) -> Loader {
+        Loader {
+            metadata: Metadata::new(regions, page_bytes),
+            slots: Slots::new(regions.slots()),
+            slot_bytes: regions.slot_blocks * base::units::BLOCK_BYTES,
+            is_old,
         }
     }
 
-    /// The state. `None`: the extents are not in order, or overlap.
+    /// Takes the next change of the checkpoint. False: it makes no sense there.
     #[must_use]
-    pub fn finish(self) -> Option<Metadata> {
-        Some(Metadata { extents: Extents::from_sorted(self.extents)?, ..self.metadata })
+    pub fn push(&mut self, change: Change, freed: &mut Vec<BlockExtent>) -> bool {
+        let metadata = &mut self.metadata;
+        match change {
+            Change::Map { stob, start, device_start, checksums } if self.is_old => {
+                let blocks = wide(checksums.len());
+                metadata.used_blocks += blocks;
+                metadata.with_stob(stob, |info| info.blocks += blocks);
+                let mapped = Mapped { device_start, checksums: checksums.into() };
+                return metadata.extents.push(ExtentKey { stob, start }, mapped);
+            }
+            Change::Shared { extent, owners } if self.is_old => {
+                // After the maps, each of which counted these blocks once.
+                metadata.used_blocks = metadata
+                    .used_blocks
+                    .saturating_sub(extent.count.saturating_mul(u64::from(owners).saturating_sub(1)));
+                metadata.shared.set(extent, owners);
+            }
+            Change::Shared { extent, owners } => metadata.shared.set(extent, owners),
+            Change::Page { stob, start, slot, checksum, bytes, count } if !self.is_old => {
+                let (bytes, place) = (u64::from(bytes), Place { slot, checksum });
+                return bytes <= self.slot_bytes
+                    && self.slots.take(slot)
+                    && metadata.extents.push_place(
+                        ExtentKey { stob, start },
+                        place,
+                        u64::from(count),
+                        bytes,
+                    );
+            }
+            Change::Bits { index, slot, checksum } if !self.is_old => {
+                return self.slots.take(slot) && metadata.bits.set_place(index, Place { slot, checksum });
+            }
+            Change::StobBlocks { stob, blocks } if !self.is_old && blocks > 0 => {
+                metadata.with_stob(stob, |info| info.blocks = blocks);
+            }
+            Change::Totals { used_blocks } if !self.is_old => metadata.used_blocks = used_blocks,
+            // Extents are not looked at: those of version 3 are not here.
+            Change::Allocate { stob, extent } => {
+                if metadata.kept_inside(stob, extent).next().is_some() || extent.is_empty() {
+                    return false;
+                }
+                metadata.kept_blocks = metadata.kept_blocks.saturating_add(extent.count);
+                metadata.with_stob(stob, |info| info.keep(extent));
+            }
+            Change::StobCreate { .. } | Change::TreePut { .. } => metadata.apply(change, freed),
+            _ => return false,
+        }
+        true
+    }
+
+    /// The state, and the slots that it takes.
+    #[must_use]
+    pub fn finish(self) -> (Metadata, Slots) {
+        (self.metadata, self.slots)
     }
 }
 
@@ -138,8 +198,10 @@ pub enum Cursor {
     Start,
     /// Stobs up to this one are encoded, without their extents.
     Stob(StobId),
-    /// Extents up to this one are encoded.
-    Extent(ExtentKey),
+    /// Pages up to this one are encoded.
+    Page(Option<ExtentKey>),
+    /// Pages of bits up to this one are encoded, and before them the sum.
+    Bits(usize),
     /// Shared blocks up to this one are encoded.
     Shared(u64),
     /// Keys up to this one are encoded.
@@ -149,14 +211,50 @@ pub enum Cursor {
 }
 
 impl Metadata {
+    /// Nothing, on a device with these regions. `page_bytes`: bytes of extents above which a page is split.
+    #[must_use]
+    pub fn new(regions: &Regions, page_bytes: u64) -> Metadata {
+        Metadata { extents: Extents::new(page_bytes), bits: BitPages::new(regions), ..Metadata::default() }
+    }
+
+    /// Appends to `missing` the pages that `change` needs in memory.
+    pub fn touch_for(&self, change: &Change, missing: &mut Vec<Missing>) {
+        let whole = BlockExtent { start: 0, count: u64::MAX };
+        match change {
+            Change::Map { stob, start, checksums, .. } => {
+                self.extents.touch(
+                    *stob,
+                    BlockExtent { start: *start, count: wide(checksums.len()) },
+                    missing,
+                );
+            }
+            Change::Punch { stob, extent } | Change::Allocate { stob, extent } => {
+                self.extents.touch(*stob, *extent, missing);
+            }
+            Change::StobDelete { stob } => self.extents.touch(*stob, whole, missing),
+            Change::Snapshot { from, to } => {
+                self.extents.touch(*from, whole, missing);
+                self.extents.touch(*to, whole, missing);
+            }
+            _ => {}
+        }
+    }
+
+    /// Appends to `missing` the pages of `extent` that are not in memory.
+    pub fn touch(&self, stob: StobId, extent: BlockExtent, missing: &mut Vec<Missing>) {
+        self.extents.touch(stob, extent, missing);
+    }
+
     /// Applies one durable change. Device blocks that nobody owns any more are appended to `freed`.
     pub fn apply(&mut self, change: Change, freed: &mut Vec<BlockExtent>) {
+        let first_freed = freed.len();
         match change {
             Change::Map { stob, start, device_start, checksums } => {
                 let extent = BlockExtent { start, count: wide(checksums.len()) };
                 self.hole(stob, extent, freed);
                 self.used_blocks += extent.count;
-                self.with_stob(stob, |info| info.blocks += extent.count);
+                self.with_stob(stob, |info| info.blocks = info.blocks.saturating_add(extent.count));
+                self.bits.mark(BlockExtent { start: device_start, count: extent.count });
                 self.extents.map(stob, start, device_start, checksums.into());
             }
             Change::Punch { stob, extent } => self.hole(stob, extent, freed),
@@ -169,13 +267,12 @@ impl Metadata {
                     self.with_stob(stob, |info| info.keep(hole));
                 }
             }
-            Change::Shared { extent, owners } => {
-                // Only in a checkpoint, after its maps, each of which counted these blocks once.
-                self.used_blocks = self
-                    .used_blocks
-                    .saturating_sub(extent.count.saturating_mul(u64::from(owners).saturating_sub(1)));
-                self.shared.set(extent, owners);
-            }
+            // Only in checkpoints: see `Loader`.
+            Change::Shared { .. }
+            | Change::Page { .. }
+            | Change::Bits { .. }
+            | Change::StobBlocks { .. }
+            | Change::Totals { .. } => {}
             Change::TreePut { tree, key, value } => {
                 let key_bytes = key.len();
                 self.tree_bytes += wide(tree_put_bytes(key_bytes, value.len()));
@@ -193,6 +290,7 @@ impl Metadata {
                 }
             }
         }
+        freed[first_freed..].iter().for_each(|extent| self.bits.mark(*extent));
     }
 
     fn with_stob(&mut self, stob: StobId, change: impl FnOnce(&mut StobInfo)) {
@@ -207,9 +305,6 @@ impl Metadata {
 
     /// Nothing is written in `extent` and no space is kept for it.
     fn hole(&mut self, stob: StobId, extent: BlockExtent, freed: &mut Vec<BlockExtent>) {
-        if !self.stobs.contains_key(&stob) {
-            return;
-        }
         let (shared, mut blocks) = (&mut self.shared, 0);
         let first_freed = freed.len();
         self.extents.punch(stob, extent, |dropped| {
@@ -221,7 +316,7 @@ impl Metadata {
         self.used_blocks = self.used_blocks.saturating_sub(freed_blocks);
         let mut unkept = 0;
         self.with_stob(stob, |info| {
-            info.blocks -= blocks;
+            info.blocks = info.blocks.saturating_sub(blocks);
             unkept = info.unkeep(extent);
         });
         self.kept_blocks -= unkept;
@@ -241,7 +336,7 @@ impl Metadata {
         self.delete(to, freed);
         let Some(blocks) = self.stobs.get(&from).map(|info| info.blocks) else { return };
         let copies: Vec<(u64, Mapped)> =
-            self.extents.of_stob(from, 0).map(|(start, mapped)| (start, mapped.clone())).collect();
+            self.extents.of_stob(from).map(|(start, mapped)| (start, mapped.clone())).collect();
         for (start, mapped) in copies {
             self.shared.add_owner(mapped.device_extent());
             self.extents.insert(ExtentKey { stob: to, start }, mapped);
@@ -301,10 +396,10 @@ impl Metadata {
         self.used_blocks = used_blocks;
     }
 
-    /// Extents, and blocks written of all stobs; a shared one counts for each owner.
+    /// Extents of all stobs.
     #[must_use]
     pub fn extent_count(&self) -> u64 {
-        wide(self.extents.len())
+        self.extents.len()
     }
 
     /// Blocks of the device that stobs own; a shared one counts once.
@@ -319,38 +414,67 @@ impl Metadata {
         self.kept_blocks
     }
 
-    /// Bytes of the state in a checkpoint.
+    /// Bytes of the state in a checkpoint's stream, once its pages stand on the device.
     #[must_use]
     pub fn checkpoint_bytes(&self) -> u64 {
-        self.stob_bytes
-            + self.extents.encoded_bytes()
-            + wide(self.shared.len() * SHARED_BYTES)
-            + self.tree_bytes
+        let bits = self.bits.places_from(0).count() * BITS_BYTES;
+        let places = self.extents.page_count() * wide(PAGE_BYTES) + wide(bits);
+        self.stob_bytes + places + wide(TOTALS_BYTES + self.shared.len() * SHARED_BYTES) + self.tree_bytes
     }
 
     /// Most that a checkpoint can come to without more extents: shared blocks that are one run now may fall apart, into no more parts
     /// than their owners have ends.
     #[must_use]
     pub fn checkpoint_bytes_max(&self) -> u64 {
-        let shared = if self.shared.is_empty() { 0 } else { SHARED_GROWTH_BYTES * wide(self.extents.len()) };
-        self.stob_bytes + self.extents.encoded_bytes() + shared + self.tree_bytes
+        let shared = if self.shared.is_empty() { 0 } else { SHARED_GROWTH_BYTES * self.extents.len() };
+        let counted = wide(self.shared.len() * SHARED_BYTES);
+        self.checkpoint_bytes() - counted + shared.max(counted) + wide(self.bits.len() * BITS_BYTES)
+    }
+
+    /// Extents of `stob`, bytes of them in pages.
+    fn size_of(&self, stob: StobId) -> (u64, u64) {
+        self.extents.of_stob(stob).fold((0, 0), |(count, bytes), (_, mapped)| {
+            (count + 1, bytes + STOB_ROW_BYTES + EXTENT_ROW_BYTES + mapped.blocks() * 4)
+        })
+    }
+
+    /// Most pages that so many extents fill: each page that was split is at least a quarter full, or has one extent.
+    fn pages_max(&self, count: u64, bytes: u64) -> u64 {
+        count.min((bytes / self.extents.page_bytes().max(4)).saturating_mul(4).saturating_add(1))
+            + SLOTS_PER_CHANGE
+    }
+
+    /// Most slots that `change` can need at the next checkpoint, beyond those of changed pages.
+    #[must_use]
+    pub fn slots_needed(&self, change: &Change) -> u64 {
+        match change {
+            Change::Map { .. } | Change::Punch { .. } => SLOTS_PER_CHANGE,
+            Change::StobDelete { .. } => 2,
+            Change::Snapshot { from, .. } => {
+                let (count, bytes) = self.size_of(*from);
+                self.pages_max(count, bytes)
+            }
+            _ => 0,
+        }
     }
 
     /// Most that `change` can add to [`Metadata::checkpoint_bytes_max`], if changes before it add at most `before_bytes`.
     #[must_use]
     pub fn growth_bytes(&self, change: &Change, before_bytes: u64) -> u64 {
-        let own = wide(change.encoded_bytes()) + CHANGE_GROWTH_BYTES + 2 * SHARED_GROWTH_BYTES;
+        let fixed = CHANGE_GROWTH_BYTES + 3 * SHARED_GROWTH_BYTES;
         match change {
+            Change::TreePut { .. } | Change::TreeDelete { .. } => wide(change.encoded_bytes()),
             Change::Snapshot { from, .. } => {
-                let extents = self.extents.of_stob(*from, 0);
-                let copies: u64 = extents
-                    .map(|(_, mapped)| EXTENT_BYTES + 8 + mapped.blocks() * 4 + SHARED_GROWTH_BYTES)
-                    .sum();
-                let first =
-                    if self.shared.is_empty() { SHARED_GROWTH_BYTES * wide(self.extents.len()) } else { 0 };
-                own.saturating_add(copies + first).saturating_add(before_bytes.saturating_mul(2))
+                let (count, bytes) = self.size_of(*from);
+                let copies = count.saturating_mul(SHARED_GROWTH_BYTES);
+                let pages = self.pages_max(count, bytes) * wide(PAGE_BYTES);
+                let first = if self.shared.is_empty() { SHARED_GROWTH_BYTES * self.extents.len() } else { 0 };
+                fixed.saturating_add(copies + pages + first).saturating_add(before_bytes.saturating_mul(2))
             }
-            _ => own,
+            Change::Allocate { stob, extent } => {
+                fixed.saturating_add(wide(self.holes(*stob, *extent).len() * ALLOCATE_BYTES))
+            }
+            _ => fixed,
         }
     }
 
@@ -396,8 +520,10 @@ impl Metadata {
             .map(|(key, value)| (key.as_slice(), value.as_slice()))
     }
 
-    /// Checks the sums and lists against the extents: what [`Metadata::apply`] has to keep true. The error says what is wrong.
+    /// Checks the sums and lists against the extents: what [`Metadata::apply`] has to keep true. The error says what is wrong. What needs
+    /// all extents is left out if some are not in memory.
     pub fn verify(&self) -> Result<(), String> {
+        let is_whole = self.extents.is_all_in_memory();
         let mut blocks: BTreeMap<StobId, u64> = BTreeMap::new();
         let mut last = ExtentKey::default();
         for (key, mapped) in self.extents.range_from(ExtentKey::default()) {
@@ -415,7 +541,7 @@ impl Metadata {
         let (mut kept, mut bytes) = (0, 0);
         for (stob, info) in &self.stobs {
             let written = blocks.remove(stob).unwrap_or(0);
-            if written != info.blocks || info.is_nothing() {
+            if (written != info.blocks && is_whole) || written > info.blocks || info.is_nothing() {
                 return Err(format!("{stob} has {written} blocks, counted {}", info.blocks));
             }
             kept += info.kept.values().sum::<u64>();
@@ -435,7 +561,7 @@ impl Metadata {
         Ok(())
     }
 
-    /// Appends changes that make the state to `out`, until `out` has `enough_bytes` or all is encoded; moves `cursor`.
+    /// Appends changes that make the state (its pages stand on the device) to `out`, until `out` has `enough_bytes` or all is encoded; moves `cursor`.
     pub fn encode_from(&self, cursor: &mut Cursor, out: &mut Vec<u8>, enough_bytes: usize) {
         loop {
             match cursor {
@@ -452,27 +578,36 @@ impl Metadata {
                         if info.is_created {
                             Change::StobCreate { stob }.encode(out);
                         }
+                        if info.blocks > 0 {
+                            Change::StobBlocks { stob, blocks: info.blocks }.encode(out);
+                        }
                         for (&start, &count) in &info.kept {
                             Change::Allocate { stob, extent: BlockExtent { start, count } }.encode(out);
                         }
                         *cursor = Cursor::Stob(stob);
                     }
-                    *cursor = Cursor::Extent(ExtentKey::default());
-                    // The first extent may be at the very first key.
-                    if let Some((key, mapped)) = self.extents.range_from(ExtentKey::default()).next()
-                        && key == ExtentKey::default()
-                    {
-                        encode_map(out, key.stob, key.start, mapped.device_start, &mapped.checksums);
-                    }
+                    Change::Totals { used_blocks: self.used_blocks }.encode(out);
+                    *cursor = Cursor::Bits(0);
                 }
-                Cursor::Extent(last) => {
-                    let from = ExtentKey { start: last.start.saturating_add(1), ..*last };
-                    for (key, mapped) in self.extents.range_from(from) {
+                Cursor::Bits(next) => {
+                    for (index, place) in self.bits.places_from(*next) {
                         if out.len() >= enough_bytes {
                             return;
                         }
-                        encode_map(out, key.stob, key.start, mapped.device_start, &mapped.checksums);
-                        *cursor = Cursor::Extent(key);
+                        let (slot, checksum) = (place.slot, place.checksum);
+                        Change::Bits { index: wide(index), slot, checksum }.encode(out);
+                        *cursor = Cursor::Bits(index + 1);
+                    }
+                    *cursor = Cursor::Page(None);
+                }
+                Cursor::Page(last) => {
+                    let after = last.map_or(Bound::Unbounded, Bound::Excluded);
+                    for (bound, place, count, bytes) in self.extents.places_after(after) {
+                        if out.len() >= enough_bytes {
+                            return;
+                        }
+                        encode_page(out, bound, place, count, bytes);
+                        *cursor = Cursor::Page(Some(bound));
                     }
                     *cursor = Cursor::Shared(0);
                 }
@@ -510,6 +645,19 @@ impl Metadata {
     }
 }
 
+fn encode_page(out: &mut Vec<u8>, bound: ExtentKey, place: Place, count: u64, bytes: u64) {
+    let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX); // both fit into a slot
+    let change = Change::Page {
+        stob: bound.stob,
+        start: bound.start,
+        slot: place.slot,
+        checksum: place.checksum,
+        bytes: number(bytes),
+        count: number(count),
+    };
+    change.encode(out);
+}
+
 #[cfg(test)]
 #[allow(clippy::cast_possible_truncation)] // the numbers of tests are small
 mod tests {
@@ -517,10 +665,14 @@ mod tests {
     use crate::format::change::DecodeFault;
     use crate::shared_blocks::count_owners;
 
+    fn regions() -> Regions {
+        Regions::for_device(1 << 20).unwrap()
+    }
+
     fn example(seed: u64, steps: u32) -> Metadata {
-        let mut metadata = Metadata::default();
+        let mut metadata = Metadata::new(&regions(), 500);
         let mut random = fastrand::Rng::with_seed(seed);
-        let mut next_device = 0;
+        let mut next_device = regions().data.start;
         for _ in 0..steps {
             let mut stob =
                 || StobId { fid: Fid { container: random.u64(0..4), key: 0 }, generation: random.u64(0..2) };
@@ -547,11 +699,16 @@ mod tests {
                 },
             };
             let growth = metadata.growth_bytes(&change, 0);
+            let slots_needed = metadata.slots_needed(&change) + metadata.extents.dirty_pages();
             let before = (metadata.checkpoint_bytes_max(), metadata.used_blocks());
             let mapped = if let Change::Map { checksums, .. } = &change { checksums.len() as u64 } else { 0 };
             let mut freed = Vec::new();
             metadata.apply(change, &mut freed);
             assert!(metadata.checkpoint_bytes_max() <= before.0 + growth);
+            assert!(metadata.extents.dirty_pages() <= slots_needed);
+            if random.u8(0..20) == 0 {
+                written(&mut metadata);
+            }
             assert!(metadata.checkpoint_bytes() <= metadata.checkpoint_bytes_max());
             let freed: u64 = freed.iter().map(|extent| extent.count).sum();
             assert_eq!(metadata.used_blocks(), before.1 + mapped - freed);
@@ -562,6 +719,26 @@ mod tests {
             assert_eq!(&counted.shared, metadata.shared());
         }
         metadata
+    }
+
+    /// As if a checkpoint had written all pages. Gives their content.
+    fn written(metadata: &mut Metadata) -> BTreeMap<u64, Vec<(ExtentKey, Mapped)>> {
+        metadata.extents.tidy();
+        let mut next = 1000 * metadata.extents.len();
+        let mut pages = BTreeMap::new();
+        let mut from = Bound::Unbounded;
+        while let Some((bound, items)) = metadata.extents.next_dirty(from) {
+            pages.insert(next % regions().slots(), items.to_vec());
+            let place = Place { slot: next % regions().slots(), checksum: 1 };
+            metadata.extents.written(bound, place);
+            next += 1;
+            from = Bound::Excluded(bound);
+        }
+        while let Some(index) = metadata.bits.next_dirty(0) {
+            metadata.bits.written(index, Some(Place { slot: next % regions().slots(), checksum: 2 }));
+            next += 1;
+        }
+        pages
     }
 
     fn encode(metadata: &Metadata, enough_bytes: usize) -> Vec<u8> {
@@ -578,28 +755,42 @@ mod tests {
     fn a_checkpoint_makes_the_same_state_in_pieces_of_any_size() {
         let mut snapshots = 0;
         for seed in 0..6 {
-            let metadata = example(seed, 300);
+            let mut metadata = example(seed, 300);
             snapshots += metadata.shared().len();
+            // All pages are new.
+            let extents = metadata.extents_from(ExtentKey::default());
+            let extents: Vec<_> = extents.map(|(key, mapped)| (key, mapped.clone())).collect();
+            metadata.extents = Extents::new(500);
+            metadata.bits = BitPages::new(&regions());
+            metadata.bits.mark_all();
+            for (key, mapped) in extents {
+                assert!(metadata.extents.push(key, mapped));
+            }
+            let pages = written(&mut metadata);
             let bytes = encode(&metadata, usize::MAX);
             assert_eq!(bytes.len() as u64, metadata.checkpoint_bytes());
             for enough in [1, 100, 1000] {
                 assert_eq!(encode(&metadata, enough), bytes);
             }
-            let mut loader = Loader::default();
+            let mut loader = Loader::new(&regions(), 500, false);
             let mut rest = &bytes[..];
             let mut freed = Vec::new();
             loop {
                 match Change::decode(rest) {
                     Ok((change, used)) => {
-                        loader.push(change, &mut freed);
+                        assert!(loader.push(change, &mut freed));
                         rest = &rest[used..];
                     }
                     Err(DecodeFault::Incomplete) if rest.is_empty() => break,
                     Err(fault) => panic!("{fault:?}"),
                 }
             }
-            let again = loader.finish().unwrap();
+            let (mut again, slots) = loader.finish();
             assert!(freed.is_empty());
+            assert_eq!(slots.total() - slots.free(), (pages.len() + again.bits.len()) as u64);
+            for missing in again.extents.all_missing() {
+                assert!(again.extents.install(missing, pages[&missing.place.slot].clone()));
+            }
             again.verify().unwrap();
             assert_eq!(again.used_blocks(), metadata.used_blocks());
             assert_eq!(again.kept_blocks(), metadata.kept_blocks());
@@ -621,7 +812,13 @@ mod tests {
                 metadata.apply(Change::TreeDelete { tree: TreeId(tree), key: vec![key] }, &mut freed);
             }
         }
-        assert_eq!((metadata.used_blocks(), metadata.checkpoint_bytes(), metadata.kept_blocks()), (0, 0, 0));
-        assert!(metadata.shared().is_empty() && encode(&metadata, usize::MAX).is_empty());
+        metadata.extents.tidy();
+        assert_eq!(
+            (metadata.used_blocks(), metadata.kept_blocks(), metadata.extents.page_count()),
+            (0, 0, 0)
+        );
+        let bits = metadata.bits.places_from(0).count() * BITS_BYTES;
+        assert!(metadata.shared().is_empty());
+        assert_eq!(metadata.checkpoint_bytes(), (TOTALS_BYTES + bits) as u64);
     }
 }

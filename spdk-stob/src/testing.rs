@@ -10,7 +10,7 @@ use runtime::{Arena, ArenaConfig, Counters, Locality, LocalityConfig, LocalityHa
 
 use crate::domain::mutation::Mutation;
 use crate::domain::opening::Tuning;
-use crate::format::regions::Regions;
+use crate::format::regions::{Regions, Sizes};
 use crate::{Domain, FormatParams, SimDisk, StobError, StobId, WritePiece};
 
 /// Turns that a test may take before it counts as stuck.
@@ -86,11 +86,18 @@ pub(crate) const fn extent(start: u64, count: u64) -> BlockExtent {
 
 /// Small regions, so that the log wraps and checkpoints come often.
 pub(crate) fn small_regions(data_blocks: u64) -> Regions {
-    Regions::with_sizes(1 + 32 + 2 * 8 + data_blocks + 1, 1, 32, 8).unwrap()
+    let sizes = Sizes { lead: 1, log: 32, checkpoint: 8, pages: 2 * 64, slot: 2 };
+    Regions::with_sizes(1 + 32 + 2 * 8 + 2 * 64 + data_blocks + 1, sizes).unwrap()
 }
 
+/// Small pages, and none of them stays in memory: so each operation splits, reads and drops some.
 pub(crate) fn tuned(regions: Regions, mutation: Option<Mutation>) -> Tuning {
-    Tuning { regions: Some(regions), mutation }
+    Tuning { regions: Some(regions), mutation, page_bytes: Some(200), page_cache_bytes: Some(0) }
+}
+
+/// The same for a device that is formatted.
+pub(crate) fn small_pages(mutation: Option<Mutation>) -> Tuning {
+    Tuning { regions: None, mutation, page_bytes: Some(200), page_cache_bytes: Some(0) }
 }
 
 /// The content of a block that was written by operation `id` as its block `index`.
@@ -152,7 +159,7 @@ pub(crate) fn open(
 ) -> (SimLocality, Result<Domain, StobError>) {
     let mut sim = SimLocality::new(now.as_nanos(), now, arena);
     let (handle, backend) = (sim.handle(), Box::new(disk.backend()));
-    let tuning = Tuning { regions: None, mutation };
+    let tuning = small_pages(mutation);
     let domain = sim.block(async move { Domain::open_tuned(&handle, backend, Some(PARAMS), tuning).await });
     (sim, domain)
 }

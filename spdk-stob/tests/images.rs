@@ -4,7 +4,7 @@
 //! the bytes. `CLOVIS_WRITE_IMAGE=1 cargo test -p spdk-stob --test images` writes the image of the version in the source; an image that
 //! is there is never written again.
 //!
-//! The fuzzing takes the newest image, changes bytes of its metadata, and sometimes makes checksums right again, so that decoders below them
+//! The fuzzing takes the newest image, or the one before, changes bytes of its metadata, and sometimes makes checksums right again, so that decoders below them
 //! are reached: opening, checking and repairing may refuse, and never panic, hang or allocate without bound.
 //! `CLOVIS_FUZZ_COUNT=N` runs so many; a failing seed is printed and goes into [`CORPUS`].
 #![forbid(unsafe_code)]
@@ -17,16 +17,19 @@ use std::sync::Arc;
 use base::checksum::crc32c;
 use base::{BlockExtent, Fid, FidType};
 use runtime::{Arena, ArenaConfig, Counters, Locality, LocalityConfig, LocalityHandle, MonotonicClock};
-use spdk_stob::format::FORMAT_VERSION;
+use spdk_stob::format::page::PAGE_HEADER_BYTES;
 use spdk_stob::format::record::RECORD_HEADER_BYTES;
+use spdk_stob::format::{FORMAT_VERSION, OLD_VERSION};
+use spdk_stob::limits::SLOT_BLOCKS;
 use spdk_stob::{
     Backend, Domain, FormatParams, SimDisk, SimFaults, StobError, StobId, TreeId, WritePiece, check, dump,
+    inspect,
 };
 
 const SIZE_BLOCKS: u64 = 3500;
 const PARAMS: FormatParams = FormatParams { device: Fid::new(FidType::Device, 0, 3), cluster: 77 };
 /// Seeds that failed once.
-const CORPUS: [u64; 0] = [];
+const CORPUS: [u64; 2] = [318, 370];
 
 const fn stob(number: u64) -> StobId {
     StobId { fid: Fid::new(FidType::Component, 0, number), generation: 1 }
@@ -154,7 +157,7 @@ async fn assert_is_made(domain: &Domain) {
     assert_eq!(domain.tree_get(TreeId(5), b"a").as_deref(), Some(&b"first"[..]));
     assert_eq!(domain.tree_get(TreeId(5), b"b"), None);
     assert_eq!(domain.tree_get(TreeId(5), b"c"), Some(vec![9; 100]));
-    domain.verify().unwrap();
+    domain.verify_all().await.unwrap();
 }
 
 fn save(disk: &SimDisk) -> Vec<u8> {
@@ -197,14 +200,29 @@ fn the_image_of_this_version_is_kept_and_opens() {
     if !file.exists() && std::env::var_os("CLOVIS_WRITE_IMAGE").is_some() {
         std::fs::write(&file, save(&made())).unwrap();
     }
-    let image = std::fs::read(&file).expect("the image is kept: see the head of this file");
+    opens(FORMAT_VERSION);
+}
+
+#[test]
+fn the_image_of_the_version_before_is_kept_and_becomes_one_of_this() {
+    opens(OLD_VERSION);
+}
+
+fn kept(version: u32) -> BTreeMap<u64, Vec<u8>> {
+    let image = std::fs::read(path(version)).expect("the image is kept: see the head of this file");
     assert!(image.len() < 64 << 10, "{} bytes", image.len());
-    let disk = load(&blocks_of(&image));
+    blocks_of(&image)
+}
+
+fn opens(version: u32) {
+    let disk = load(&kept(version));
     let mut bench = Bench::new();
     let handle = bench.handle();
     bench.run(async {
+        let before = save(&disk);
         let report = check(&handle, backend(&disk), false).await.unwrap();
         assert!(report.is_clean(), "{:?}", report.problems);
+        assert!(save(&disk) == before, "a check without repair wrote");
         let domain = Domain::open(&handle, backend(&disk), Some(PARAMS)).await.unwrap();
         assert!(domain.info().recovered_records >= 6);
         assert_is_made(&domain).await;
@@ -213,7 +231,46 @@ fn the_image_of_this_version_is_kept_and_opens() {
         let domain = Domain::open(&handle, backend(&disk), Some(PARAMS)).await.unwrap();
         assert_eq!(domain.info().recovered_records, 0);
         assert_is_made(&domain).await;
+        domain.close().await.unwrap();
+        for copy in inspect(&handle, backend(&disk)).await {
+            assert_eq!(copy.content.unwrap().version, FORMAT_VERSION);
+        }
+        let report = check(&handle, backend(&disk), false).await.unwrap();
+        assert!(report.is_clean(), "{:?}", report.problems);
     });
+}
+
+/// The device fails, and then the power, before each write of the upgrade.
+#[test]
+fn an_upgrade_may_be_cut_anywhere() {
+    let mut cuts = 0;
+    loop {
+        let disk = load(&kept(OLD_VERSION));
+        disk.fail_writes_after(Some(cuts));
+        let mut bench = Bench::new();
+        let handle = bench.handle();
+        let opened = bench.run(async {
+            match Domain::open(&handle, backend(&disk), Some(PARAMS)).await {
+                Ok(domain) => {
+                    assert_is_made(&domain).await;
+                    true
+                }
+                Err(StobError::Device(_)) => false,
+                Err(error) => panic!("cut before write {cuts}: {error}"),
+            }
+        });
+        disk.crash();
+        disk.fail_writes_after(None);
+        bench.run(async {
+            let domain = Domain::open(&handle, backend(&disk), Some(PARAMS)).await;
+            assert_is_made(&domain.unwrap_or_else(|error| panic!("cut before write {cuts}: {error}"))).await;
+        });
+        if opened {
+            break;
+        }
+        cuts += 1;
+    }
+    assert!(cuts >= 5, "pages, bits, the stream, two superblocks, a barrier: {cuts}");
 }
 
 #[test]
@@ -228,9 +285,9 @@ fn what_the_program_writes_today_is_what_the_image_says() {
 }
 
 #[test]
-fn every_older_version_is_refused_by_its_number() {
+fn versions_that_no_program_reads_are_refused_by_their_number() {
     // Version 1 was never in anybody's hands: its superblock, with a right checksum, is told apart from damage.
-    let mut blocks = blocks_of(&std::fs::read(path(FORMAT_VERSION)).unwrap());
+    let mut blocks = kept(FORMAT_VERSION);
     for version in [1, FORMAT_VERSION + 1] {
         for block in [0, SIZE_BLOCKS - 1] {
             let bytes = blocks.get_mut(&block).unwrap();
@@ -269,6 +326,24 @@ fn reseal(bytes: &mut [u8]) {
     }
 }
 
+/// Makes a page right again, and what the checkpoint says of it, so that its decoder is reached.
+fn reseal_page(blocks: &mut BTreeMap<u64, Vec<u8>>, first: u64) {
+    let whole: Vec<u8> = (first..first + SLOT_BLOCKS)
+        .flat_map(|block| blocks.get(&block).cloned().unwrap_or_else(|| vec![0; 4096]))
+        .collect();
+    let Some(page) = blocks.get_mut(&first) else { return };
+    let old: [u8; 4] = page[44..48].try_into().unwrap();
+    page[40..44].copy_from_slice(&crc32c(&whole[PAGE_HEADER_BYTES..]).to_le_bytes());
+    seal(page, PAGE_HEADER_BYTES);
+    let new: [u8; 4] = page[44..48].try_into().unwrap();
+    for bytes in blocks.values_mut().filter(|bytes| bytes.starts_with(b"CLOVISCP")) {
+        if let Some(at) = bytes.windows(4).position(|word| word == old) {
+            bytes[at..at + 4].copy_from_slice(&new);
+            reseal(bytes);
+        }
+    }
+}
+
 /// Whether decoders below the checksums were reached.
 #[derive(Default, Debug)]
 struct Reached {
@@ -276,6 +351,7 @@ struct Reached {
     refused: u32,
     resealed: u32,
     repaired: u32,
+    pages: u32,
 }
 
 fn fuzz(seed: u64, blocks: &BTreeMap<u64, Vec<u8>>, reached: &mut Reached) {
@@ -313,6 +389,10 @@ fn fuzz(seed: u64, blocks: &BTreeMap<u64, Vec<u8>>, reached: &mut Reached) {
         if is_resealed && let Some(bytes) = blocks.get_mut(&block) {
             reseal(bytes);
             reached.resealed += 1;
+            if bytes.starts_with(b"CLOVISPG") {
+                reseal_page(&mut blocks, block);
+                reached.pages += 1;
+            }
         }
     }
     let mut bench = Bench::new();
@@ -351,13 +431,17 @@ fn fuzz(seed: u64, blocks: &BTreeMap<u64, Vec<u8>>, reached: &mut Reached) {
 #[test]
 fn damaged_images_are_refused_or_opened_and_never_end_the_process() {
     let count = std::env::var("CLOVIS_FUZZ_COUNT").map_or(150, |text| text.parse().unwrap());
-    let blocks = blocks_of(&std::fs::read(path(FORMAT_VERSION)).unwrap());
+    let images = [kept(FORMAT_VERSION), kept(OLD_VERSION)];
     let mut reached = Reached::default();
     for seed in CORPUS.into_iter().chain(0..count) {
-        let caught =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| fuzz(seed, &blocks, &mut reached)));
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            fuzz(seed, &images[usize::from(seed % 4 == 3)], &mut reached)
+        }));
         assert!(caught.is_ok(), "seed {seed}: a panic, printed above");
     }
     println!("{reached:?}");
-    assert!(reached.opened > 20 && reached.refused > 20 && reached.resealed > 50, "{reached:?}");
+    assert!(
+        reached.opened > 20 && reached.refused > 20 && reached.resealed > 50 && reached.pages > 10,
+        "{reached:?}"
+    );
 }

@@ -38,7 +38,9 @@ fn build() -> PathBuf {
     };
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let output = Command::new(cargo)
-        .args(["build", "--workspace", "--bin", "clovis", "--profile", profile, "--target-dir"])
+        .args(["build", "--workspace", "--bin", "clovis", "--profile", profile])
+        .args(if cfg!(feature = "rdma") { &["--features", "clovis-tests/rdma"][..] } else { &[] })
+        .arg("--target-dir")
         .arg(target_folder)
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
         .output()

@@ -8,6 +8,7 @@
 //! | documents against the code | `tests/documents.rs` | `documents` | `cargo test -p clovis-tests --test documents` |
 //! | whole cluster in one thread, from a seed | `tests/sim/main.rs` | `sim` | `./dev sim --seed S` |
 //! | real processes on loopback | `tests/e2e/main.rs` | `e2e` | `cargo test -p clovis-tests --test e2e` |
+//! | RDMA over the stand-in library | `tests/rdma/main.rs` | `rdma` | `cargo test -p clovis-tests --features rdma --test rdma` |
 //!
 //! Cargo finds `tests/NAME.rs` and `tests/NAME/main.rs` by itself: a suite needs no entry in Cargo.toml. `./dev test` runs
 //! them by their names, each within its budget (docs/testing.md).
@@ -28,6 +29,7 @@ pub mod cluster;
 pub mod processes;
 pub mod sim_bytes;
 pub mod sim_model;
+pub mod standin;
 pub mod wait;
 
 /// A temporary folder that goes away with the value. Named so that a leftover tells where it came from.

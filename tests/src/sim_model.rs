@@ -16,7 +16,8 @@
 //! A write in place of a part of a group is not yet atomic across devices (a later issue closes this write hole). A row (the same block of
 //! all units of one parity group) that an unacknowledged write in place touches is torn: parity may not match data, so
 //! **while a device is out, damaged or doubtful**, bytes that are rebuilt in that row may be anything, and the row may be
-//! unreadable. With every device healthy its blocks are still old or new, and everything outside of it is exact. A later
+//! unreadable. With every device healthy its blocks are still old or new (unless the row was a hole before: then blocks that the write
+//! did not reach are absent, and are rebuilt from what it did reach), and everything outside of it is exact. A later
 //! write of a part of the torn row may spread rebuilt bytes ([`Torn::Spread`]); then the row's other blocks are unknown until the whole
 //! row is written or the object is put or deleted. Reads that needed the exception are counted.
 
@@ -85,6 +86,14 @@ impl Content {
             None => BlockValue::Zero.matches(block, inside, bytes),
             Some(values) => values.iter().any(|value| value.matches(block, inside, bytes)),
         }
+    }
+
+    /// True if the block's row may have been written by nobody who was acknowledged.
+    fn may_be_hole(&self, shape: Shape, block: u64) -> bool {
+        shape.blocks_of(shape.row_of(block)).all(|block| match self.blocks.get(&block) {
+            None => true,
+            Some(values) => values.contains(&BlockValue::Zero),
+        })
     }
 }
 
@@ -422,6 +431,10 @@ fn explain(
         match torn {
             Some(Torn::Spread) => by_exception = true,
             Some(Torn::Hole) if may_rebuild => by_exception = true,
+            // In a row that was a hole, blocks that the write did not reach are absent: erasures, on healthy devices too.
+            Some(Torn::Hole) if contents.iter().any(|content| content.may_be_hole(shape, block)) => {
+                by_exception = true;
+            }
             _ => {
                 let allowed: BTreeSet<BlockValue> = contents
                     .iter()

@@ -353,6 +353,65 @@ fn unsafe_code_lives_in_its_islands() {
     assert!(wrong.is_empty(), "unsafe code is out of its islands:\n  {}", wrong.join("\n  "));
 }
 
+/// The files that bulk bytes pass through on RDMA, and how many copying calls each may have. What those copy is beside them: headers,
+/// descriptors, words of rdma-cm, and messages that go inline; never bulk.
+const BULK_PATH: [(&str, usize); 12] = [
+    ("verbs-net/src/backend/verbs.rs", 0),
+    ("verbs-net/src/backend/verbs/binding.rs", 0),
+    // A frame's header, a hello, an extension.
+    ("verbs-net/src/backend/verbs/link.rs", 3),
+    // An offer and its answer: 32 and 16 bytes.
+    ("verbs-net/src/backend/verbs/rendezvous.rs", 2),
+    ("verbs-net/src/exposure.rs", 0),
+    ("verbs-net/src/transfer.rs", 0),
+    ("verbs-net/src/machine.rs", 0),
+    // The names of at most two exposures.
+    ("verbs-net/src/protocol.rs", 1),
+    // Headers, and messages of at most INLINE_BYTES with them.
+    ("verbs-net/sys/src/real/post.rs", 2),
+    ("verbs-net/sys/src/real/completion.rs", 0),
+    ("verbs-net/sys/src/real/nic.rs", 0),
+    ("verbs-net/sys/src/real/regions.rs", 0),
+];
+
+/// Calls that copy bytes, in code that is no test. The one copying call for bulk is `runtime`'s, which counts.
+fn copying_calls(text: &str) -> Vec<usize> {
+    const CALLS: [&str; 8] = [
+        "copy_from_slice(",
+        "extend_from_slice(",
+        "clone_from_slice(",
+        "::from_slice(",
+        ".to_vec()",
+        "copy_nonoverlapping(",
+        "copy_within(",
+        "memcpy(",
+    ];
+    text.lines()
+        .enumerate()
+        .take_while(|(_, line)| !line.contains("#[cfg(test)]"))
+        .filter(|(_, line)| {
+            let code = line.split("//").next().unwrap_or("");
+            CALLS.iter().any(|call| code.contains(call))
+        })
+        .map(|(index, _)| index + 1)
+        .collect()
+}
+
+#[test]
+fn nothing_copies_on_the_bulk_path() {
+    let root = workspace_root();
+    for (file, may_have) in BULK_PATH {
+        let text = std::fs::read_to_string(root.join(file)).expect("the bulk path is where it was");
+        let found = copying_calls(&text);
+        assert!(
+            found.len() <= may_have,
+            "{file} has copying calls in lines {found:?}, and {may_have} are known. Bulk bytes are never copied over RDMA \
+             (docs/net.md, copies): if the new one copies a header, raise the number with the reason beside it"
+        );
+    }
+    assert_eq!(copying_calls("a.copy_from_slice(b); // x\n// c.to_vec()\n#[cfg(test)]\nd.to_vec()"), [1]);
+}
+
 #[test]
 fn the_scan_sees_what_it_should() {
     assert!(opens_unsafe("    unsafe { read(pointer) }"));

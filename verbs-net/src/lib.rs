@@ -23,6 +23,8 @@ pub mod error;
 mod exposure;
 pub mod fault;
 pub mod frame;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod hello;
 pub mod limits;
 pub mod machine;

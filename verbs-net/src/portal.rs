@@ -3,7 +3,7 @@
 //! An operation names a portal, 64 match bits and an offset; the first entry that fits takes it. Messages of the layer above are
 //! PUTs to [`PORTAL_MESSAGES`], whose descriptor has no memory of its own and hands the sender's bytes on whole; the net's own
 //! ping and discovery are GETs from [`PORTAL_NET`]; bulk is [`PORTAL_BULK`], whose entries are found by their match bits alone
-//! (exposure.rs). No I/O and no time here: [`PortalTable::deliver`] decides, the protocol core does.
+//! (exposure.rs). No I/O and no time here: `PortalTable::deliver` decides, the protocol core does.
 //!
 //! | question | answer |
 //! |---|---|
@@ -11,7 +11,7 @@
 //! | at which offset? | the sender's with `MANAGE_REMOTE`, else behind the last one |
 //! | more bytes than room? | cut with `TRUNCATE`, else dropped: later entries are not asked |
 //! | when is it spent? | threshold 0, or less than `max_size` left |
-//! | and then? | with `UNLINK` it goes, else it stays, takes nothing, and waits for [`PortalTable::unlink`] |
+//! | and then? | with `UNLINK` it goes, else it stays, takes nothing, and waits for `PortalTable::unlink` |
 //! | nothing fits? | dropped and counted, or kept until an entry fits: a lazy portal |
 //!
 //! **Invariant**: a descriptor's Unlink is its last event, comes exactly once, and only when no operation of it is under way.

@@ -1,8 +1,9 @@
 //! `clovis net`: what networks there are, whether a peer answers, and how fast and how well traffic gets there.
 //!
-//! Needs no cluster: only [`ping`] talks to daemons. Traffic itself is [`crate::traffic`]'s.
+//! Needs no cluster: only [`ping`] and [`fault`] talk to daemons. Traffic itself is [`crate::traffic`]'s.
 //! Start reading at [`selftest`].
 
+mod fault;
 mod interfaces;
 mod list;
 mod ping;
@@ -25,6 +26,12 @@ pub enum NetCommand {
     List(list::ListArgs),
     /// Ask a process of a cluster whether it answers, and how fast
     Ping(ping::PingArgs),
+    /// Lose, delay, double or damage what a process of a cluster sends, on purpose
+    Fault {
+        /// What to do with rules.
+        #[command(subcommand)]
+        command: fault::FaultCommand,
+    },
     /// Move messages and bulk between two processes, and measure
     Selftest {
         /// Which side.
@@ -38,6 +45,7 @@ pub fn run(command: &NetCommand) -> Result<(), Failure> {
     match command {
         NetCommand::List(args) => list::run(args),
         NetCommand::Ping(args) => ping::run(args),
+        NetCommand::Fault { command } => fault::run(command),
         NetCommand::Selftest { role } => selftest::run(role),
     }
 }

@@ -50,7 +50,7 @@ pub fn run(args: &PingArgs) -> Result<(), Failure> {
 }
 
 /// The endpoint, or those of the cluster on a NID.
-fn targets(file: &ClusterFile, target: &str) -> Result<Vec<Endpoint>, Failure> {
+pub(super) fn targets(file: &ClusterFile, target: &str) -> Result<Vec<Endpoint>, Failure> {
     if target.contains(':') {
         let endpoint: Endpoint = target.parse().map_err(|error| Failure::new(format!("{error}")))?;
         return Ok(vec![endpoint]);

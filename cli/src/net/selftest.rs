@@ -245,9 +245,14 @@ fn alone(args: &AloneArgs) -> Result<(), Failure> {
         let lo = LoFabric::default();
         traffic::in_one_process(&|| Fabric::Lo(lo.clone()), args.endpoint, &token, work, None)?
     } else {
-        own_fabric(args.endpoint)?;
-        let fabric = || Fabric::Tcp;
-        traffic::in_one_process(&fabric, args.endpoint, &token, work, None)?
+        // Each side opens its own: only the verbs fabric may go from thread to thread.
+        match own_fabric(args.endpoint)? {
+            Fabric::Verbs(fabric) => {
+                let fabric = || Fabric::Verbs(fabric.clone());
+                traffic::in_one_process(&fabric, args.endpoint, &token, work, None)?
+            }
+            _ => traffic::in_one_process(&|| Fabric::Tcp, args.endpoint, &token, work, None)?,
+        }
     };
     report(args.endpoint, &args.traffic, work, &found)
 }

@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn messages_come_back_from_their_bytes_with_or_without_padding() {
-        let usage = Usage::from_counts([1, 2, 3, u64::MAX], Duration::from_nanos(123));
+        let usage = Usage::from_counts([1, 2, 3, u64::MAX, 5, 6], Duration::from_nanos(123));
         let mut raw = vec![0; 28];
         raw[16] = 2; // two segments
         raw[20..24].copy_from_slice(&4096_u32.to_le_bytes());

@@ -13,14 +13,19 @@ pub struct Usage {
     pub registrations: u64,
     /// System calls of our own on the data path. What a provider of verbs does inside its doorbell is not ours: see [`Usage::doorbells`].
     pub syscalls: u64,
-    /// Submissions told to devices.
+    /// Submissions told to devices: batches.
     pub doorbells: u64,
+    /// Operations in those batches, receives included.
+    pub work_requests: u64,
+    /// Completions taken; fewer than operations, because most operations do not ask for one.
+    pub completions: u64,
     /// CPU time, user and system.
     pub cpu: Duration,
 }
 
 /// The names of the counts, in the order of [`Usage::counts`].
-pub const COUNT_NAMES: [&str; 4] = ["copied_bytes", "registrations", "syscalls", "doorbells"];
+pub const COUNT_NAMES: [&str; 6] =
+    ["copied_bytes", "registrations", "syscalls", "doorbells", "work_requests", "completions"];
 
 impl Usage {
     /// The figures now.
@@ -30,19 +35,28 @@ impl Usage {
             registrations: counters.registrations.get(),
             syscalls: counters.syscalls.get(),
             doorbells: counters.doorbells.get(),
+            work_requests: counters.work_requests.get(),
+            completions: counters.completions.get(),
             cpu,
         }
     }
 
     /// The counts, as [`COUNT_NAMES`] names them.
     pub fn counts(&self) -> [u64; COUNT_NAMES.len()] {
-        [self.copied_bytes, self.registrations, self.syscalls, self.doorbells]
+        [
+            self.copied_bytes,
+            self.registrations,
+            self.syscalls,
+            self.doorbells,
+            self.work_requests,
+            self.completions,
+        ]
     }
 
     /// From counts in the same order, as they travel.
     pub fn from_counts(counts: [u64; COUNT_NAMES.len()], cpu: Duration) -> Usage {
-        let [copied_bytes, registrations, syscalls, doorbells] = counts;
-        Usage { copied_bytes, registrations, syscalls, doorbells, cpu }
+        let [copied_bytes, registrations, syscalls, doorbells, work_requests, completions] = counts;
+        Usage { copied_bytes, registrations, syscalls, doorbells, work_requests, completions, cpu }
     }
 
     /// What was used since `before`. A peer that counts backwards used nothing.
@@ -62,9 +76,9 @@ mod tests {
 
     #[test]
     fn the_difference_is_by_figure_and_never_negative() {
-        let before = Usage::from_counts([1, 2, 30, 4], Duration::from_millis(5));
-        let after = Usage::from_counts([10, 20, 3, 40], Duration::from_millis(50));
+        let before = Usage::from_counts([1, 2, 30, 4, 5, 6], Duration::from_millis(5));
+        let after = Usage::from_counts([10, 20, 3, 40, 50, 60], Duration::from_millis(50));
         let used = after.since(&before);
-        assert_eq!((used.counts(), used.cpu), ([9, 18, 0, 36], Duration::from_millis(45)));
+        assert_eq!((used.counts(), used.cpu), ([9, 18, 0, 36, 45, 54], Duration::from_millis(45)));
     }
 }

@@ -149,7 +149,10 @@ struct m0_clovis_op {
 	uint64_t op_count;
 	void *op_priv;
 	struct m0_mutex op_priv_lock;
-	uint64_t op_reserved[8];
+	/* A cancel was asked for. */
+	bool op_cancelling;
+	struct m0_semaphore op_sema;
+	uint64_t op_reserved[9];
 };
 
 struct m0_clovis_entity {
@@ -161,7 +164,9 @@ struct m0_clovis_entity {
 	struct m0_sm_group en_sm_group;
 	struct m0_tl en_pending_tx;
 	struct m0_mutex en_pending_tx_lock;
-	uint64_t en_reserved[4];
+	/* enum m0_entity_flags of motr/client.h. Kept; nothing depends on them. */
+	uint32_t en_flags;
+	uint64_t en_reserved[3];
 };
 
 struct m0_clovis_obj_attr {
@@ -172,6 +177,8 @@ struct m0_clovis_obj_attr {
 	/* Filled in by create and open. */
 	struct m0_fid oa_pool;
 	struct m0_fid oa_pver;
+	/* Kept; operations are of any size. */
+	m0_bcount_t oa_buf_size;
 };
 
 struct m0_clovis_obj {
@@ -179,7 +186,7 @@ struct m0_clovis_obj {
 	struct m0_clovis_obj_attr ob_attr;
 	struct m0_clovis_layout *ob_layout;
 	struct m0_cookie ob_cookie;
-	uint64_t ob_reserved[4];
+	uint64_t ob_reserved[3];
 };
 
 struct m0_clovis_layout {
@@ -189,9 +196,15 @@ struct m0_clovis_layout {
 	const struct m0_clovis_layout_ops *cl_ops;
 };
 
+struct m0_clovis_idx_attr {
+	uint32_t idx_layout_type;
+	struct m0_fid idx_pver;
+};
+
 struct m0_clovis_idx {
 	struct m0_clovis_entity in_entity;
-	uint64_t in_reserved[4];
+	struct m0_clovis_idx_attr in_attr;
+	uint64_t in_reserved;
 };
 
 #define M0_CLOVIS_COMPOSITE_EXTENT_INF (0xffffffffffffffff)
@@ -256,6 +269,8 @@ struct m0_clovis_config {
 	uint32_t cc_layout_id;
 	int cc_idx_service_id;
 	void *cc_idx_service_conf;
+	/* Accepted. */
+	m0_bcount_t cc_addb_size;
 };
 
 /* The realm that everything is in, and the largest id that programs leave alone. */

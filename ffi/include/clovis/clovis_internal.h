@@ -18,7 +18,9 @@ struct m0_clovis {
 	struct m0 *m0c_motr;
 	/* As given to m0_clovis_init. */
 	struct m0_clovis_config *m0c_config;
-	uint64_t m0c_opaque[13];
+	/* Empty: pools and layouts are the control daemon's. */
+	struct m0_reqh m0c_reqh;
+	uint64_t m0c_opaque[8];
 };
 
 #ifdef __cplusplus

@@ -23,6 +23,7 @@
 #define m0_obj m0_clovis_obj
 #define m0_obj_attr m0_clovis_obj_attr
 #define m0_idx m0_clovis_idx
+#define m0_idx_attr m0_clovis_idx_attr
 #define m0_realm m0_clovis_realm
 #define m0_container m0_clovis_container
 #define m0_epoch m0_clovis_epoch
@@ -50,6 +51,7 @@
 #define mc_layout_id cc_layout_id
 #define mc_idx_service_id cc_idx_service_id
 #define mc_idx_service_conf cc_idx_service_conf
+#define mc_addb_size cc_addb_size
 #define ml_entity cl_entity
 #define ml_type cl_type
 #define ml_obj cl_obj
@@ -113,9 +115,13 @@
 extern "C" {
 #endif
 
-/* Flags of m0_obj_op. Reads of holes give zeros, so M0_OOF_HOLE is refused with -EINVAL; the others change nothing. */
+/*
+ * Flags of m0_obj_op. Reads of bytes that were never written give zeros; with M0_OOF_HOLE (first called M0_OOF_NOHOLE) they end as FAILED
+ * with -ENOENT instead. The others change nothing.
+ */
 enum m0_op_obj_flags {
 	M0_OOF_HOLE = 1 << 0,
+	M0_OOF_NOHOLE = M0_OOF_HOLE,
 	M0_OOF_SYNC = 1 << 1,
 	M0_OOF_LAST = 1 << 2,
 	M0_OOF_FULL = 1 << 3
@@ -128,6 +134,10 @@ enum m0_entity_flags {
 	M0_ENF_DI = 1 << 2,
 	M0_ENF_GEN_DI = 1 << 3
 };
+
+/* Options of operations on indices, for programs that set them. */
+enum m0_op_idx_option { M0_OIO_MIN_SUCCESS = 0 };
+enum { M0_DIX_MIN_REPLICA_QUORUM = -1 };
 
 int m0_obj_op(struct m0_obj *obj, enum m0_obj_opcode opcode, struct m0_indexvec *ext, struct m0_bufvec *data, struct m0_bufvec *attr,
 	      uint64_t mask, uint32_t flags, struct m0_op **op);
@@ -154,6 +164,7 @@ void m0_idx_init(struct m0_idx *idx, struct m0_realm *parent, const struct m0_ui
 void m0_idx_fini(struct m0_idx *idx);
 int m0_idx_op(struct m0_idx *idx, enum m0_idx_opcode opcode, struct m0_bufvec *keys, struct m0_bufvec *vals, int32_t *rcs,
 	uint32_t flags, struct m0_op **op);
+int m0_idx_op_setoption(struct m0_op *op, enum m0_op_idx_option option, int64_t value);
 int m0_entity_create(struct m0_fid *pool, struct m0_entity *entity, struct m0_op **op);
 int m0_entity_delete(struct m0_entity *entity, struct m0_op **op);
 int m0_entity_open(struct m0_entity *entity, struct m0_op **op);

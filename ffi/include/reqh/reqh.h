@@ -5,4 +5,23 @@
 #include "lib/types.h"
 #include "fid/fid.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct m0_pools_common;
+
+struct m0_layout_domain {
+	uint64_t ld_opaque[4];
+};
+
+struct m0_reqh {
+	struct m0_pools_common *rh_pools;
+	struct m0_layout_domain rh_ldom;
+};
+
+#ifdef __cplusplus
+}
+#endif
+
 #endif

@@ -39,6 +39,10 @@ pub struct Counters {
     pub syscalls: Counter,
     /// Submissions told to a device: one per batch, not one per operation.
     pub doorbells: Counter,
+    /// Operations posted to a device's queues, receives included.
+    pub work_requests: Counter,
+    /// Completions taken from a device's queues.
+    pub completions: Counter,
     /// Bytes of bulk moved.
     pub bulk_bytes: Counter,
     /// Messages sent.
@@ -54,6 +58,8 @@ impl Counters {
             registrations: Counter::new(),
             syscalls: Counter::new(),
             doorbells: Counter::new(),
+            work_requests: Counter::new(),
+            completions: Counter::new(),
             bulk_bytes: Counter::new(),
             messages: Counter::new(),
         }

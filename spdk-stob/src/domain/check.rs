@@ -15,13 +15,15 @@ use runtime::LocalityHandle;
 
 use super::commit::Committer;
 use super::device::Device;
-use super::opening::{BlockReader, Start, Tuning, load};
+use super::opening::{BlockReader, Recovering, Start, Tuning, load, load_pages};
+use super::space::free_of;
 use crate::backend::Backend;
 use crate::error::StobError;
-use crate::extents::ExtentKey;
+use crate::extents::{ExtentKey, Missing};
 use crate::format::FORMAT_VERSION;
 use crate::format::superblock::{Superblock, SuperblockFault};
 use crate::limits::{DEVICE_OPERATION_BLOCKS_MAX, RECORD_BYTES_MAX};
+use crate::metadata::Metadata;
 use crate::shared_blocks::count_owners;
 use crate::stob_id::StobId;
 
@@ -213,7 +215,16 @@ pub async fn check(
                 .push(format!("superblock copy in block {} written again from the other", copy.block));
         }
     }
+    let mut state = Recovering { metadata: start.metadata, free: start.free };
+    let all =
+        |metadata: &Metadata, missing: &mut Vec<Missing>| missing.extend(metadata.extents.all_missing());
+    let has_all = load_pages(&mut reader, &start.superblock, &mut state, all).await;
+    (start.metadata, start.free) = (state.metadata, state.free);
     describe(&start, &mut report);
+    if let Err(error) = has_all {
+        report.problem(Problem::Metadata(error));
+        return Ok(report);
+    }
     let is_counted = check_owners(&mut start, &mut report, repair);
     check_blocks(&mut reader, &start, &mut report).await;
     if repair && is_counted {
@@ -223,7 +234,7 @@ pub async fn check(
         let buffer = reader.buffer;
         let has_repairs = !report.repairs.is_empty();
         if has_repairs {
-            let mut committer = Committer::new(locality, device, start, buffer, Tuning::default())?;
+            let mut committer = Committer::new(locality, device, start, buffer, Tuning::default()).await?;
             committer.end_recovery(true).await?;
             committer.checkpoint().await?;
         }
@@ -291,13 +302,32 @@ fn check_owners(start: &mut Start, report: &mut CheckReport, repair: bool) -> bo
             metadata.used_blocks()
         )));
     }
-    let is_right = is_right && counted.used_blocks == metadata.used_blocks();
+    let mut is_right = is_right && counted.used_blocks == metadata.used_blocks();
+    // The bits of free space against the extents: no block with an owner is free, and all others are.
+    for extent in counted.used.iter().filter(|extent| !start.free.is_owned(**extent)) {
+        report.problem(Problem::Owners { extent: *extent, owners: 1, recorded: 0 });
+        is_right = false;
+    }
+    if counted.used_blocks + start.free.free_blocks() != data.count {
+        report.problem(Problem::Sums(format!(
+            "{} blocks are free and {} have owners, of {}",
+            start.free.free_blocks(),
+            counted.used_blocks,
+            data.count
+        )));
+        is_right = false;
+    }
     let sums = metadata.verify();
     if let Err(what) = &sums {
         report.problem(Problem::Sums(what.clone()));
     }
     if !is_right && repair && is_inside {
         metadata.set_shared(counted.shared, counted.used_blocks);
+        metadata.bits.mark_all();
+        match free_of(metadata, &start.superblock.regions) {
+            Ok(free) => start.free = free,
+            Err(_) => return false, // blocks outside of the data area: told above
+        }
         report.repairs.push("owners of all blocks counted anew from the extents".to_owned());
         return sums.is_ok();
     }
@@ -356,17 +386,24 @@ pub async fn dump(
     let device = Device::start(locality, backend);
     let buffer = locality.arena().alloc(RECORD_BYTES_MAX).await;
     let mut reader = BlockReader { device: &device, buffer: Some(buffer), locality: locality.clone() };
-    let Start { superblock, metadata, replayed, .. } = load(&mut reader, None, Tuning::default()).await?;
+    let Start { superblock, metadata, free, replayed, .. } =
+        load(&mut reader, None, Tuning::default()).await?;
+    let mut state = Recovering { metadata, free };
+    let all =
+        |metadata: &Metadata, missing: &mut Vec<Missing>| missing.extend(metadata.extents.all_missing());
+    load_pages(&mut reader, &superblock, &mut state, all).await?;
+    let metadata = state.metadata;
     let regions = superblock.regions;
     let heads = [
         format!(
             "device {} cluster {:#x} sequence {}",
             superblock.device, superblock.cluster, superblock.sequence
         ),
-        format!("format version {FORMAT_VERSION} id {:#018x}", superblock.format_id),
+        format!("format version {} id {:#018x}", superblock.version, superblock.format_id),
         format!("blocks {}", regions.size_blocks),
         format!("log {}", regions.log),
         format!("checkpoint areas {} {}", regions.checkpoints[0], regions.checkpoints[1]),
+        format!("pages {} in slots of {}", regions.pages, regions.slot_blocks),
         format!("data {}", regions.data),
         format!(
             "log replayed {} records to block {} sequence {}{}",

@@ -18,6 +18,7 @@ use runtime::sync::{Permit, oneshot};
 use smallvec::smallvec;
 
 use super::Shared;
+use super::paging::Look;
 use crate::backend::DeviceError;
 use crate::error::{BadRequest, Space, StobError};
 use crate::format::change::Change;
@@ -25,7 +26,7 @@ use crate::format::checkpoint::stream_bytes_max;
 use crate::format::record::{self, RECORD_HEADER_BYTES, RecordKind, RecordStart};
 use crate::format::regions::Regions;
 use crate::format::superblock::LogPosition;
-use crate::limits::{CHECKPOINT_AT_PART, RECORD_BYTES_MAX, RECORD_PART};
+use crate::limits::{CHECKPOINT_AT_PART, DIRTY_PAGES_MAX, RECORD_BYTES_MAX, RECORD_PART, SLOTS_KEPT};
 use crate::stob_id::TreeId;
 use crate::trace::TraceEvent;
 
@@ -128,6 +129,14 @@ pub(super) struct Committer {
     pub(super) scratch: Vec<u8>,
 }
 
+/// What a group adds to a checkpoint, keeps of the free blocks, and may need of slots.
+#[derive(Clone, Copy, Debug, Default)]
+struct Growth {
+    growth_bytes: u64,
+    promised_blocks: u64,
+    slots: u64,
+}
+
 enum Next {
     Work(Work),
     Confirm,
@@ -185,13 +194,15 @@ impl Committer {
     }
 
     /// Poisons the domain; gives the error back.
-    fn fail(&self, error: DeviceError) -> StobError {
+    fn fail(&self, error: impl Into<StobError>) -> StobError {
         self.shared.poison();
         error.into()
     }
 
     async fn commit_group(&mut self, first: Queued) {
-        let (group, body_bytes) = self.form_group(first);
+        // Keeps the pages that the group needs in memory until it is applied.
+        let look = Look::start(&self.shared);
+        let (group, body_bytes) = self.form_group(first, &look).await;
         if group.is_empty() {
             return;
         }
@@ -205,7 +216,7 @@ impl Committer {
         if durable.is_ok()
             && let Err(error) = self.flush().await
         {
-            durable = Err(error);
+            durable = Err(error.into());
         }
         let sequence = match durable {
             Ok(sequence) => sequence,
@@ -214,7 +225,14 @@ impl Committer {
         self.shared.note(TraceEvent::Flushed { sequence });
         self.shared.groups.set(self.shared.groups.get() + 1);
         self.apply_and_answer(group, sequence);
-        if self.log_free_blocks() < self.shared.regions().log.count / CHECKPOINT_AT_PART
+        drop(look);
+        let is_contradicted = self.shared.state.borrow().is_contradicted;
+        if is_contradicted {
+            return self.shared.poison(); // whatever else it says cannot be believed either
+        }
+        let has_many_pages = self.shared.state.borrow().metadata.extents.dirty_pages() > DIRTY_PAGES_MAX;
+        let is_log_full = self.log_free_blocks() < self.shared.regions().log.count / CHECKPOINT_AT_PART;
+        if (is_log_full || has_many_pages)
             && let Err(error) = self.checkpoint().await
         {
             self.fail(error);
@@ -222,18 +240,17 @@ impl Committer {
     }
 
     /// Whether the group took effect is open until the device is opened again; its blocks stay reserved.
-    fn fail_group(&self, group: Vec<Queued>, error: DeviceError) {
+    fn fail_group(&self, group: Vec<Queued>, error: StobError) {
         let error = self.fail(error);
         for queued in group {
             queued.answer(Err(error.clone()));
         }
     }
 
-    /// Takes transactions that fit into one record, in order; refuses those that cannot be committed at all.
-    fn form_group(&mut self, first: Queued) -> (Vec<Queued>, usize) {
+    /// Takes transactions that fit into one record, in order, and whose pages fit into the slots; refuses those that cannot be committed at all.
+    async fn form_group(&mut self, first: Queued, look: &Look) -> (Vec<Queued>, usize) {
         let bytes_max = record_bytes_max(&self.shared.regions()) - RECORD_HEADER_BYTES;
-        let (mut group, mut body_bytes, mut growth_bytes) = (Vec::new(), 0, 0);
-        let mut promised_blocks = 0;
+        let (mut group, mut body_bytes, mut growth) = (Vec::<Queued>::new(), 0, Growth::default());
         // What earlier transactions of this group make of the trees.
         let mut overlay: BTreeMap<(TreeId, Vec<u8>), Option<Vec<u8>>> = BTreeMap::new();
         let mut next = Some(first);
@@ -242,9 +259,24 @@ impl Committer {
                 self.shared.queue.borrow_mut().push_front(Work::Commit(queued));
                 break;
             }
-            match self.admit(&queued, growth_bytes, promised_blocks, &overlay) {
+            let mut admitted = self.admit_with_pages(&queued, growth, &overlay, look).await;
+            if let Err(StobError::NoSpace { space: Space::Metadata, .. }) = admitted {
+                // A checkpoint gives slots back; what is in the group already comes first.
+                if !group.is_empty() {
+                    self.shared.queue.borrow_mut().push_front(Work::Commit(queued));
+                    break;
+                }
+                let has_changed = self.shared.state.borrow().metadata.extents.dirty_pages() > 0;
+                if has_changed && self.shared.check_writable().is_ok() {
+                    if let Err(error) = self.checkpoint().await {
+                        self.fail(error);
+                    }
+                    admitted = self.admit_with_pages(&queued, growth, &overlay, look).await;
+                }
+            }
+            match admitted {
                 Ok(admitted) => {
-                    (growth_bytes, promised_blocks) = admitted;
+                    growth = admitted;
                     for change in &queued.changes {
                         match change {
                             Change::TreePut { tree, key, value } => {
@@ -281,18 +313,35 @@ impl Committer {
                 None => None,
             };
         }
-        self.shared.state.borrow_mut().promised_blocks = promised_blocks;
+        self.shared.state.borrow_mut().promised_blocks = growth.promised_blocks;
         (group, body_bytes)
     }
 
-    /// Gives what the group adds to a checkpoint, and keeps of the free blocks, with `queued` in it.
+    /// [`Committer::admit`], once the pages that `queued` needs are in memory.
+    async fn admit_with_pages(
+        &self,
+        queued: &Queued,
+        growth: Growth,
+        overlay: &BTreeMap<(TreeId, Vec<u8>), Option<Vec<u8>>>,
+        look: &Look,
+    ) -> Result<Growth, StobError> {
+        self.shared.check_writable()?;
+        look.wait_for(|missing| {
+            let state = self.shared.state.borrow();
+            queued.changes.iter().for_each(|change| state.metadata.touch_for(change, missing));
+        })
+        .await?;
+        self.admit(queued, growth, overlay)
+    }
+
+    /// Gives what the group needs with `queued` in it.
     fn admit(
         &self,
         queued: &Queued,
-        mut growth_bytes: u64,
-        mut promised_blocks: u64,
+        growth: Growth,
         overlay: &BTreeMap<(TreeId, Vec<u8>), Option<Vec<u8>>>,
-    ) -> Result<(u64, u64), StobError> {
+    ) -> Result<Growth, StobError> {
+        let Growth { mut growth_bytes, mut promised_blocks, mut slots } = growth;
         self.shared.check_writable()?;
         let state = self.shared.state.borrow();
         for Condition { tree, key, expected } in &queued.conditions {
@@ -315,6 +364,7 @@ impl Committer {
             .all(|change| matches!(change, Change::StobDelete { .. } | Change::TreeDelete { .. }));
         for change in &queued.changes {
             growth_bytes = growth_bytes.saturating_add(state.metadata.growth_bytes(change, growth_bytes));
+            slots = slots.saturating_add(state.metadata.slots_needed(change));
             if let Change::Allocate { stob, extent } = change {
                 let needed = state.metadata.holes(*stob, *extent).iter().map(|hole| hole.count).sum::<u64>();
                 let free_blocks = state.available_blocks().saturating_sub(promised_blocks);
@@ -339,11 +389,22 @@ impl Committer {
                 total_blocks: area_blocks,
             });
         }
-        Ok((growth_bytes, promised_blocks))
+        let slots_free = state.free_slots().saturating_sub(if takes_away { 0 } else { SLOTS_KEPT });
+        let slots_needed = state.metadata.extents.dirty_pages().saturating_add(slots);
+        if slots_needed > slots_free {
+            let regions = self.shared.regions();
+            return Err(StobError::NoSpace {
+                space: Space::Metadata,
+                needed_blocks: slots_needed.saturating_mul(regions.slot_blocks),
+                free_blocks: slots_free * regions.slot_blocks,
+                total_blocks: regions.pages.count,
+            });
+        }
+        Ok(Growth { growth_bytes, promised_blocks, slots })
     }
 
     /// Writes the record of `group`: step 2 of the module head. Gives its sequence.
-    async fn write_group(&mut self, group: &[Queued], body_bytes: usize) -> Result<u64, DeviceError> {
+    async fn write_group(&mut self, group: &[Queued], body_bytes: usize) -> Result<u64, StobError> {
         let blocks = wide(RECORD_HEADER_BYTES + body_bytes).div_ceil(BLOCK_BYTES);
         if self.log_free_blocks() < blocks + SPARE_BLOCKS {
             self.checkpoint().await?;

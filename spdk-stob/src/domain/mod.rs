@@ -2,7 +2,7 @@
 //!
 //! The parts, in the order of a write's life: [`writing`](self) reserves extents and writes data; `commit` makes groups of
 //! transactions durable; `checkpointing` frees the log; `opening` formats and recovers; `reading` looks up, reads and
-//! verifies; `space` knows who owns each block; `device` is the way to the backend.
+//! verifies; `paging` has the extents in memory that are looked at; `space` knows who owns each block; `device` is the way to the backend.
 //!
 //! **Invariant**: what can be seen (`read`, `tree_get`, `stobs`) is durable. **Invariant**: only the committer changes
 //! the metadata. Thread: one locality. Dropping every clone ends the domain after the work that is queued; `close` also takes
@@ -16,6 +16,7 @@ mod device;
 pub(crate) mod mutation;
 mod open_or_format;
 pub(crate) mod opening;
+mod paging;
 mod reading;
 pub mod scrub;
 mod space;
@@ -33,6 +34,7 @@ use runtime::{LocalityHandle, SharedBuffer};
 
 use commit::{Condition, Queued, Work};
 use device::Device;
+use paging::Loads;
 use space::State;
 
 use crate::error::{BadRequest, StobError};
@@ -112,8 +114,14 @@ pub struct DomainInfo {
     pub dropped_tail: bool,
     /// True if one superblock copy was damaged and has been written again from the other.
     pub repaired_superblock: bool,
-    /// Bytes that a checkpoint writes now.
+    /// Bytes of a checkpoint's stream now: what an open reads besides bits of free space and the log.
     pub checkpoint_bytes: u64,
+    /// Extents of all stobs.
+    pub extents: u64,
+    /// Pages of extents.
+    pub pages: u64,
+    /// Bytes of memory that extents take; the others are on the device.
+    pub extent_memory_bytes: u64,
     /// Transactions under way.
     pub in_flight: usize,
 }
@@ -153,6 +161,9 @@ struct Shared {
     bad_blocks: Cell<u64>,
     groups: Cell<u64>,
     recovered: Recovered,
+    loads: RefCell<Loads>,
+    page_loaded: Notify,
+    page_cache_bytes: u64,
     trace: RefCell<Trace>,
     #[cfg(test)]
     mutation: Option<mutation::Mutation>,
@@ -200,6 +211,7 @@ impl Shared {
         drop(queued);
         self.device.close();
         self.space_freed.notify_waiters();
+        self.page_loaded.notify_waiters();
     }
 
     fn unreserve(&self, extents: &[BlockExtent]) {
@@ -336,6 +348,9 @@ impl Domain {
             dropped_tail: self.shared.recovered.dropped_tail,
             repaired_superblock: self.shared.recovered.repaired_superblock,
             checkpoint_bytes: state.metadata.checkpoint_bytes(),
+            extents: state.metadata.extent_count(),
+            pages: state.metadata.extents.page_count(),
+            extent_memory_bytes: state.metadata.extents.memory_bytes(),
             in_flight: self.shared.in_flight.get(),
         }
     }
@@ -472,7 +487,8 @@ impl Domain {
         self.shared.trace.borrow().events()
     }
 
-    /// Checks that every block has exactly one owner and every count is right. Walks all metadata. The error says what is wrong.
+    /// Checks that every block has exactly one owner and every count is right, as far as that can be seen in the extents that are in memory now
+    /// ([`Domain::verify_all`] reads the others too). The error says what is wrong.
     pub fn verify(&self) -> Result<(), String> {
         self.shared.state.borrow().verify(&self.shared.regions())
     }

@@ -47,11 +47,17 @@ pub(crate) enum Mutation {
     SkipCondition,
     /// Freed blocks are free at once, whoever still reads them.
     SkipLimbo,
+    /// A checkpoint leaves out a page that changed.
+    LostPage,
+    /// A checkpoint writes a page over the one that is in use.
+    PageInPlace,
+    /// A checkpoint leaves the bits of free space as they were.
+    LostBits,
 }
 
 impl Mutation {
     /// Those that [`crate::exhaustive_tests`] have to catch.
-    pub(crate) const SHOWN_BY_SHORT_WORKLOADS: [Mutation; 12] = [
+    pub(crate) const SHOWN_BY_SHORT_WORKLOADS: [Mutation; 14] = [
         Mutation::SkipFlush,
         Mutation::AnswerBeforeFlush,
         Mutation::TrustTail,
@@ -64,6 +70,8 @@ impl Mutation {
         Mutation::CheckpointUnflushed,
         Mutation::ReplayTooLate,
         Mutation::LostChange,
+        Mutation::LostPage,
+        Mutation::LostBits,
     ];
 }
 

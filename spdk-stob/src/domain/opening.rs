@@ -1,11 +1,12 @@
 //! Formatting and recovery.
 //!
-//! Recovery: (1) the newer whole superblock; (2) its checkpoint; (3) the log from there, as long as each record is whole and
+//! Recovery: (1) the newer whole superblock; (2) its checkpoint, and the bits of free space, without pages of extents; (3) the log from there, as long as each record is whole and
 //! follows the one before; (4) the last group counts only if all the data it maps matches its checksums: an unfinished flush
 //! may have left the record without its data; (5) a flush, because what was just believed may still be in the device's cache; (6) a
 //! barrier record, flushed, over whatever follows: a dropped tail never comes back. Nobody can read before (6).
 //!
-//! Bound: superblocks, checkpoint, the log once, and the data of one group are read. A record that is missing
+//! Bound: superblocks, the checkpoint's stream, bits (32 MiB per TiB), the log once, the pages that its changes are in, and the data of one group
+//! are read. A record that is missing
 //! although a later one proves that it was flushed is damage, not a tail: nothing acknowledged is dropped silently.
 
 use std::cell::{Cell, RefCell};
@@ -18,23 +19,30 @@ use base::units::{BLOCK_BYTES, narrow, wide};
 use runtime::sync::{Notify, Semaphore};
 use runtime::{Buffer, LocalityHandle};
 
+use super::checkpointing::upgraded_regions;
 use super::commit::{Committer, record_bytes_max};
 use super::device::Device;
+use super::paging::{Loads, read_page};
 use super::space::State;
+use super::space::{free_of, replay_change};
 use super::{Domain, FormatParams, Guard, Recovered, Shared, Status};
+use crate::allocator::FreeSpace;
 use crate::backend::{Backend, DeviceError};
 use crate::error::{Damage, StobError};
-use crate::format::FORMAT_VERSION;
+use crate::extents::{Missing, Place};
 use crate::format::change::{Change, DecodeFault};
 use crate::format::checkpoint::{self, PIECE_BODY_BYTES, PieceName};
+use crate::format::page::{self, PAGE_HEADER_BYTES, PageKind, PageName};
 use crate::format::record::{RecordHeader, RecordKind};
 use crate::format::regions::Regions;
 use crate::format::superblock::{LogPosition, Superblock, SuperblockFault};
+use crate::format::{FORMAT_VERSION, OLD_VERSION};
 use crate::limits::{
-    CHECKPOINT_AT_PART, DEVICE_BLOCKS_MIN, DEVICE_OPERATION_BLOCKS_MAX, RECORD_BYTES_MAX,
-    TRANSACTIONS_WAITING_MAX,
+    CHECKPOINT_AT_PART, DEVICE_BLOCKS_MIN, DEVICE_OPERATION_BLOCKS_MAX, PAGE_CACHE_BYTES, PAGE_READS_MAX,
+    RECORD_BYTES_MAX, SLOT_BLOCKS, TRANSACTIONS_WAITING_MAX,
 };
 use crate::metadata::{Loader, Metadata};
+use crate::slots::Slots;
 use crate::trace::Trace;
 
 #[cfg(test)]
@@ -43,6 +51,10 @@ use super::mutation::Mutation;
 /// What only tests choose.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Tuning {
+    /// Bytes of extents above which a page is split.
+    pub(crate) page_bytes: Option<u64>,
+    /// Memory of extents that are on the device too.
+    pub(crate) page_cache_bytes: Option<u64>,
     /// Regions instead of those of the device's size.
     pub(crate) regions: Option<Regions>,
     /// A bug on purpose.
@@ -156,7 +168,7 @@ fn apply_changes<'bytes>(
                     return Err(damaged(Damage::Owners { extent }));
                 }
                 if !allowed(&change) {
-                    return Err(damaged(Damage::Entry { kind: 9 }));
+                    return Err(damaged(Damage::Entry { kind: Change::KIND_SHARED }));
                 }
                 apply(change);
                 bytes = &bytes[used..];
@@ -167,12 +179,25 @@ fn apply_changes<'bytes>(
     }
 }
 
+/// What a checkpoint holds: for version 3 without its pages, which are read when they are needed.
+struct Checkpoint {
+    metadata: Metadata,
+    slots: Slots,
+    free: FreeSpace,
+}
+
 async fn read_checkpoint(
     reader: &mut BlockReader<'_>,
     superblock: &Superblock,
-) -> Result<Metadata, StobError> {
+    tuning: Tuning,
+) -> Result<Checkpoint, StobError> {
     let area = superblock.regions.checkpoints[usize::from(superblock.checkpoint_area == 1)];
-    let mut loader = Loader::default();
+    let is_old = superblock.version == OLD_VERSION;
+    let regions = if is_old { upgraded_regions(superblock)? } else { superblock.regions };
+    let slot_bytes = regions.slot_blocks * BLOCK_BYTES - wide(PAGE_HEADER_BYTES);
+    // An extent may be as long as it may: a page that has one more than it should is split before it is written.
+    let page_bytes = tuning.page_bytes.unwrap_or(slot_bytes).min(slot_bytes);
+    let mut loader = Loader::new(&regions, page_bytes, is_old);
     let mut freed = Vec::new();
     let mut carried: Vec<u8> = Vec::new();
     let (mut left, mut place, mut index) = (superblock.checkpoint_bytes, area.start, 0);
@@ -180,13 +205,22 @@ async fn read_checkpoint(
         let body_bytes = narrow(left).min(PIECE_BODY_BYTES);
         let blocks = checkpoint::piece_blocks(body_bytes);
         let piece = reader.read(BlockExtent { start: place, count: blocks }).await?;
-        let name = PieceName { format_id: superblock.format_id, sequence: superblock.sequence, index };
+        let name = PieceName {
+            version: superblock.version,
+            format_id: superblock.format_id,
+            sequence: superblock.sequence,
+            index,
+        };
         let body =
             checkpoint::open(name, body_bytes, piece).ok_or(damaged(Damage::Checkpoint { piece: index }))?;
         carried.extend_from_slice(body);
-        let rest = apply_changes(&carried, &superblock.regions, is_of_checkpoint, |change| {
-            loader.push(change, &mut freed)
+        let mut is_right = true;
+        let rest = apply_changes(&carried, &regions, is_of_checkpoint, |change| {
+            is_right &= loader.push(change, &mut freed);
         })?;
+        if !is_right {
+            return Err(damaged(Damage::Checkpoint { piece: index }));
+        }
         let used = carried.len() - rest.len();
         carried.drain(..used);
         left -= wide(body_bytes);
@@ -199,7 +233,113 @@ async fn read_checkpoint(
     if !carried.is_empty() {
         return Err(damaged(Damage::Checkpoint { piece: index }));
     }
-    loader.finish().ok_or(damaged(Damage::Checkpoint { piece: index }))
+    let (mut metadata, slots) = loader.finish();
+    let free = if is_old {
+        metadata.bits.mark_all();
+        free_of(&metadata, &regions)?
+    } else {
+        let free = read_bits(reader, superblock, &metadata).await?;
+        if let Some((extent, _)) = metadata.shared().extents().find(|(extent, _)| !free.is_owned(*extent)) {
+            return Err(damaged(Damage::Owners { extent }));
+        }
+        free
+    };
+    if metadata.used_blocks() != regions.data.count - free.free_blocks() {
+        return Err(damaged(Damage::Owners { extent: regions.data }));
+    }
+    Ok(Checkpoint { metadata, slots, free })
+}
+
+async fn read_bits(
+    reader: &mut BlockReader<'_>,
+    superblock: &Superblock,
+    metadata: &Metadata,
+) -> Result<FreeSpace, StobError> {
+    let mut free = FreeSpace::new(superblock.regions.data);
+    let places: Vec<(usize, Place)> = metadata.bits.places_from(0).collect();
+    let regions = superblock.regions;
+    let per_read = (DEVICE_OPERATION_BLOCKS_MAX / regions.slot_blocks).max(1);
+    // Pages that were written together stand together, and are read together.
+    let runs = places.chunk_by(|left, right| left.1.slot + 1 == right.1.slot);
+    for run in runs.flat_map(|run| run.chunks(narrow(per_read))) {
+        let extent =
+            BlockExtent { count: wide(run.len()) * regions.slot_blocks, ..regions.slot(run[0].1.slot) };
+        let bytes = reader.read(extent).await?;
+        for ((index, place), bytes) in
+            run.iter().zip(bytes.chunks_exact(narrow(regions.slot_blocks * BLOCK_BYTES)))
+        {
+            let name = PageName { kind: PageKind::Bits, format_id: superblock.format_id, slot: place.slot };
+            let error = damaged(Damage::Page { slot: place.slot });
+            let (body, found) = page::open(name, place.checksum, bytes).ok_or(error.clone())?;
+            let mut groups = body.chunks_exact(narrow(BLOCK_BYTES));
+            for (group, bits) in metadata.bits.groups(*index).zip(&mut groups) {
+                if group < free.group_count() && !free.set_group_bytes(group, bits) {
+                    return Err(error);
+                }
+            }
+            let groups = metadata.bits.groups(*index);
+            if found != *index
+                || body.len() < (groups.len().min(free.group_count() - groups.start)) * narrow(BLOCK_BYTES)
+            {
+                return Err(error);
+            }
+        }
+    }
+    Ok(free)
+}
+
+/// Has the pages in memory that `touch` touches, or all.
+pub(super) async fn load_pages(
+    reader: &mut BlockReader<'_>,
+    superblock: &Superblock,
+    state: &mut Recovering,
+    touch: impl Fn(&Metadata, &mut Vec<Missing>),
+) -> Result<(), StobError> {
+    let mut missing = Vec::new();
+    touch(&state.metadata, &mut missing);
+    missing.sort_by_key(|missing| missing.place.slot);
+    let regions = superblock.regions;
+    let per_read = (DEVICE_OPERATION_BLOCKS_MAX / regions.slot_blocks.max(1)).max(1);
+    let runs = missing.chunk_by(|left, right| left.place.slot + 1 == right.place.slot);
+    for run in runs.flat_map(|run| run.chunks(narrow(per_read))) {
+        let slot = run[0].place.slot;
+        let extent = BlockExtent { count: wide(run.len()) * regions.slot_blocks, ..regions.slot(slot) };
+        let bytes = reader.read(extent).await?;
+        for (missing, bytes) in run.iter().zip(bytes.chunks_exact(narrow(regions.slot_blocks * BLOCK_BYTES)))
+        {
+            let items = read_page(superblock, *missing, bytes)?;
+            if !state.metadata.extents.install(*missing, items) {
+                return Err(damaged(Damage::Page { slot: missing.place.slot }));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A state that nobody uses yet.
+pub(super) struct Recovering {
+    pub(super) metadata: Metadata,
+    pub(super) free: FreeSpace,
+}
+
+impl Recovering {
+    async fn replay(
+        &mut self,
+        reader: &mut BlockReader<'_>,
+        superblock: &Superblock,
+        changes: Vec<Change>,
+    ) -> Result<(), StobError> {
+        let touch = |metadata: &Metadata, missing: &mut Vec<Missing>| {
+            changes.iter().for_each(|change| metadata.touch_for(change, missing));
+            missing.sort_by_key(|missing| missing.place.slot);
+            missing.dedup();
+        };
+        load_pages(reader, superblock, self, touch).await?;
+        for change in changes {
+            replay_change(&mut self.metadata, &mut self.free, change)?;
+        }
+        Ok(())
+    }
 }
 
 /// A checkpoint makes; it takes nothing away again.
@@ -210,7 +350,22 @@ fn is_of_checkpoint(change: &Change) -> bool {
             | Change::StobCreate { .. }
             | Change::Allocate { .. }
             | Change::Shared { .. }
+            | Change::Page { .. }
+            | Change::Bits { .. }
+            | Change::StobBlocks { .. }
+            | Change::Totals { .. }
             | Change::TreePut { .. }
+    )
+}
+
+fn is_of_checkpoint_only(change: &Change) -> bool {
+    matches!(
+        change,
+        Change::Shared { .. }
+            | Change::Page { .. }
+            | Change::Bits { .. }
+            | Change::StobBlocks { .. }
+            | Change::Totals { .. }
     )
 }
 
@@ -264,11 +419,11 @@ pub(super) struct Replayed {
     pub(super) dropped_tail: bool,
 }
 
-/// Steps 3 and 4 of the module head: applies the log to `metadata`.
+/// Steps 3 and 4 of the module head: applies the log to `state`.
 async fn replay(
     reader: &mut BlockReader<'_>,
     superblock: &Superblock,
-    metadata: &mut Metadata,
+    state: &mut Recovering,
     tuning: Tuning,
 ) -> Result<Replayed, StobError> {
     let (regions, log) = (superblock.regions, superblock.regions.log);
@@ -277,7 +432,6 @@ async fn replay(
     let mut window = LogWindow { start: superblock.replay.block, bytes: Vec::new() };
     let mut next = superblock.replay;
     let mut doubtful: Option<Doubtful> = None;
-    let mut freed = Vec::new();
     let mut records = 0;
     while next.block < end {
         if window.get(next.block, record_blocks_max.min(end - next.block)).is_none() {
@@ -286,6 +440,7 @@ async fn replay(
         let Some(header) = window.get(next.block, 1).and_then(RecordHeader::parse) else { break };
         if header.position != next
             || header.format_id != superblock.format_id
+            || header.version != superblock.version
             || next.block + header.blocks() > end
         {
             break;
@@ -298,7 +453,7 @@ async fn replay(
         let rest = apply_changes(
             body,
             &regions,
-            |change| !matches!(change, Change::Shared { .. }),
+            |change| !is_of_checkpoint_only(change),
             |change| changes.push(change),
         )?;
         if !rest.is_empty() || wide(changes.len()) != u64::from(header.change_count) {
@@ -310,7 +465,7 @@ async fn replay(
         }
         // This record was written after the flush of the one before: that one is beyond doubt.
         if let Some(Doubtful { changes, .. }) = doubtful.take() {
-            changes.into_iter().for_each(|change| metadata.apply(change, &mut freed));
+            state.replay(reader, superblock, changes).await?;
             records += 1;
         }
         next = header.next();
@@ -328,7 +483,7 @@ async fn replay(
             is_whole = false;
         }
         if is_whole {
-            changes.into_iter().for_each(|change| metadata.apply(change, &mut freed));
+            state.replay(reader, superblock, changes).await?;
             records += 1;
         } else {
             next = header.position;
@@ -354,6 +509,7 @@ async fn refuse_gap(
         }
         if let Some(header) = window.get(block, 1).and_then(RecordHeader::parse)
             && header.format_id == superblock.format_id
+            && header.version == superblock.version
             && header.position.sequence >= next.sequence + 2
         {
             return Err(damaged(Damage::Log { sequence: next.sequence, later: header.position.sequence }));
@@ -422,6 +578,7 @@ impl Domain {
         }
         let buffer = reader.buffer;
         let superblock = Superblock {
+            version: FORMAT_VERSION,
             format_id: locality.random_u64(),
             device: params.device,
             cluster: params.cluster,
@@ -432,8 +589,17 @@ impl Domain {
             replay: LogPosition { block: 0, sequence: 1, previous: 0 },
         };
         let replayed = Replayed { next: superblock.replay, records: 0, dropped_tail: false };
-        let start = Start { superblock, metadata: Metadata::default(), replayed, repaired_superblock: false };
-        let mut committer = Committer::new(locality, device, start, buffer, tuning)?;
+        let slot_bytes = regions.slot_blocks * BLOCK_BYTES - wide(PAGE_HEADER_BYTES);
+        let page_bytes = tuning.page_bytes.unwrap_or(slot_bytes).min(slot_bytes);
+        let start = Start {
+            superblock,
+            metadata: Metadata::new(&regions, page_bytes),
+            free: FreeSpace::new(regions.data),
+            slots: Slots::new(regions.slots()),
+            replayed,
+            repaired_superblock: false,
+        };
+        let mut committer = Committer::new(locality, device, start, buffer, tuning).await?;
         committer.write_superblocks(&superblock).await?;
         Ok(committer.start())
     }
@@ -463,7 +629,7 @@ impl Domain {
         let start = load(&mut reader, expect, tuning).await?;
         let repaired_superblock = start.repaired_superblock;
         let buffer = reader.buffer;
-        let mut committer = Committer::new(locality, device, start, buffer, tuning)?;
+        let mut committer = Committer::new(locality, device, start, buffer, tuning).await?;
         committer.end_recovery(repaired_superblock).await?;
         Ok(committer.start())
     }
@@ -484,31 +650,39 @@ pub(super) async fn load(
             return Err(StobError::WrongDevice { expected: expect.device, found: superblock.device });
         }
     }
-    let mut metadata = read_checkpoint(reader, &superblock).await?;
-    let replayed = replay(reader, &superblock, &mut metadata, tuning).await?;
-    Ok(Start { superblock, metadata, replayed, repaired_superblock })
+    let Checkpoint { metadata, slots, free } = read_checkpoint(reader, &superblock, tuning).await?;
+    let mut state = Recovering { metadata, free };
+    let replayed = replay(reader, &superblock, &mut state, tuning).await?;
+    let Recovering { metadata, free } = state;
+    Ok(Start { superblock, metadata, free, slots, replayed, repaired_superblock })
 }
 
 /// What a committer starts from.
 pub(super) struct Start {
     pub(super) superblock: Superblock,
     pub(super) metadata: Metadata,
+    pub(super) free: FreeSpace,
+    pub(super) slots: Slots,
     pub(super) replayed: Replayed,
     pub(super) repaired_superblock: bool,
 }
 
 impl Committer {
-    pub(super) fn new(
+    pub(super) async fn new(
         locality: &LocalityHandle,
         device: Device,
         start: Start,
         buffer: Option<Buffer>,
         tuning: Tuning,
     ) -> Result<Committer, StobError> {
-        let _ = tuning; // only tests have a use for it
-        let Start { superblock, metadata, replayed, repaired_superblock } = start;
+        let Start { superblock, metadata, free, slots, replayed, repaired_superblock } = start;
         #[allow(unused_mut)]
-        let mut state = State::new(metadata, &superblock.regions)?;
+        let mut state = State::new(metadata, free, slots, &superblock.regions)?;
+        let mut loads = Loads::default();
+        let slot_blocks = superblock.regions.slot_blocks.max(SLOT_BLOCKS);
+        for _ in 0..PAGE_READS_MAX {
+            loads.buffers.push(locality.arena().alloc(narrow(slot_blocks * BLOCK_BYTES)).await);
+        }
         #[cfg(test)]
         {
             state.skip_limbo = tuning.mutation == Some(Mutation::SkipLimbo);
@@ -535,6 +709,9 @@ impl Committer {
                 dropped_tail: replayed.dropped_tail,
                 repaired_superblock,
             },
+            loads: RefCell::new(loads),
+            page_loaded: Notify::new(),
+            page_cache_bytes: tuning.page_cache_bytes.unwrap_or(PAGE_CACHE_BYTES),
             trace: RefCell::new(Trace::default()),
             #[cfg(test)]
             mutation: tuning.mutation,
@@ -557,7 +734,10 @@ impl Committer {
             return Ok(());
         }
         self.flush().await?;
-        if repair_superblock {
+        if self.shared.superblock.get().version == OLD_VERSION {
+            // Writes both superblock copies. What is left of the log is of the old version, and so never replayed.
+            self.checkpoint().await?;
+        } else if repair_superblock {
             let superblock = self.shared.superblock.get();
             self.write_superblocks(&superblock).await?;
         }

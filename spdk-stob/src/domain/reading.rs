@@ -1,4 +1,4 @@
-//! The way of a read: look the map up, read each contiguous run of the device, verify each block.
+//! The way of a read: look the map up (once its pages are in memory), read each contiguous run of the device, verify each block.
 //!
 //! A run that fills a whole part is read straight into the buffer that is returned; only parts that are scattered or
 //! have holes are put together by a counted copy. A reader holds the blocks it looked up (they may be freed, not reused).
@@ -54,7 +54,7 @@ impl Domain {
     ///
     /// Every block is verified. Sees what was acknowledged before the call; a write acknowledged during it may or may not be seen, block
     /// by block never a mixture. Waits for buffers of the arena. Errors: [`StobError::Checksum`], [`StobError::Device`],
-    /// [`StobError::BadRequest`], [`StobError::OutOfRange`]. A poisoned domain still reads.
+    /// [`StobError::Damaged`] (a page of extents), [`StobError::BadRequest`], [`StobError::OutOfRange`]. A poisoned domain still reads.
     pub async fn read(&self, stob: StobId, extents: &[BlockExtent]) -> Result<ReadOutcome, StobError> {
         let shared = &self.shared;
         for extent in extents {
@@ -69,10 +69,12 @@ impl Domain {
         if shared.is_closed() {
             return Err(StobError::Closed);
         }
+        let look = self.look_at(stob, extents).await?;
         let mut outcome = ReadOutcome::default();
         let plans: Vec<PartPlan> =
             extents.iter().map(|extent| self.plan(stob, *extent, &mut outcome)).collect();
         let reader = Reader { shared: Rc::clone(shared), time: shared.state.borrow_mut().reader_starts() };
+        drop(look);
         let buffers = self.buffers(&plans).await;
         let mut reads = Vec::with_capacity(plans.len());
         for (plan, (assembled, run_buffers)) in plans.iter().zip(buffers) {

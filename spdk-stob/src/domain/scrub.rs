@@ -12,6 +12,7 @@ use std::time::Duration;
 use base::BlockExtent;
 use base::units::{BLOCK_BYTES, MIB, wide};
 
+use super::paging::Look;
 use super::{Domain, Guard, Shared};
 use crate::error::StobError;
 use crate::extents::ExtentKey;
@@ -103,8 +104,18 @@ impl Domain {
         Scrub(progress)
     }
 
-    /// The next written run at or after `from`: at most one buffer's worth.
-    fn next_run(&self, from: ExtentKey) -> Option<(StobId, BlockExtent)> {
+    /// The next written run at or after `from`: at most one buffer's worth. `Ok(None)`: there is none. Errors: those of reading its page.
+    async fn next_run(&self, from: ExtentKey) -> Result<Option<(StobId, BlockExtent)>, StobError> {
+        let shared = &self.shared;
+        let look = Look::start(shared);
+        look.wait_for(|missing| {
+            shared.state.borrow().metadata.extents.touch_next(from, missing);
+        })
+        .await?;
+        Ok(self.known_run(from))
+    }
+
+    fn known_run(&self, from: ExtentKey) -> Option<(StobId, BlockExtent)> {
         let state = self.shared.state.borrow();
         let inside = BlockExtent { start: from.start, count: u64::MAX - from.start };
         // The extent that `from` is in the middle of, if there is one.
@@ -147,7 +158,18 @@ async fn run(
             return;
         }
         let locality = domain.shared.locality.clone();
-        let wait = match domain.next_run(from) {
+        let next = match domain.next_run(from).await {
+            Ok(next) => next,
+            // A page that cannot be read: what it names cannot be scrubbed, only found by those who ask for it.
+            Err(_) => match domain.shared.state.borrow().metadata.extents.bound_after(from) {
+                Some(after) => {
+                    from = after;
+                    continue;
+                }
+                None => None,
+            },
+        };
+        let wait = match next {
             Some((stob, run)) => {
                 let count = run.count.min(DEVICE_OPERATION_BLOCKS_MAX);
                 let extent = BlockExtent { start: run.start, count };

@@ -7,20 +7,30 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use base::BlockExtent;
+use base::units::wide;
 
 use crate::allocator::FreeSpace;
 use crate::error::{Damage, Space, StobError};
 use crate::extents::ExtentKey;
+use crate::format::change::Change;
 use crate::format::regions::Regions;
 use crate::metadata::Metadata;
 use crate::shared_blocks::count_owners;
+use crate::slots::Slots;
 
 /// Metadata and space, changed together.
 pub(super) struct State {
     pub(super) metadata: Metadata,
     pub(super) free: FreeSpace,
-    /// Blocks given to writes whose transaction is not durable yet.
+    /// Slots of pages. Those of pages that a checkpoint replaced are free after it.
+    pub(super) slots: Slots,
+    /// Looks at pages that are under way, by the time they began at.
+    looks: BTreeMap<u64, u32>,
+    /// Blocks given to writes whose transaction is not durable yet: first block to blocks.
+    reserved: BTreeMap<u64, u64>,
     pub(super) reserved_blocks: u64,
+    /// True once a block was freed that nobody owned: the device's metadata contradicts itself.
+    pub(super) is_contradicted: bool,
     /// Free blocks that a group on its way to the log is going to keep for holes.
     pub(super) promised_blocks: u64,
     /// Freed, but readers of that time may still be reading them. Oldest first.
@@ -36,35 +46,24 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Error: [`Damage::Owners`] if the metadata owns a block twice without saying so, or one outside of the data area.
-    pub(super) fn new(metadata: Metadata, regions: &Regions) -> Result<State, StobError> {
-        let mut free = FreeSpace::new(regions.data);
-        let damaged = |extent| StobError::Damaged { what: Damage::Owners { extent } };
-        for (extent, _) in metadata.shared().extents() {
-            if !free.take(extent) {
-                return Err(damaged(extent));
-            }
-        }
-        for (_, mapped) in metadata.extents_from(ExtentKey::default()) {
-            if metadata.shared().is_empty() {
-                if !free.take(mapped.device_extent()) {
-                    return Err(damaged(mapped.device_extent()));
-                }
-                continue;
-            }
-            for (part, owners) in metadata.shared().parts(mapped.device_extent()) {
-                if owners == 1 && !free.take(part) {
-                    return Err(damaged(part));
-                }
-            }
-        }
+    /// Error: [`Damage::Owners`] if the sums of blocks contradict each other.
+    pub(super) fn new(
+        metadata: Metadata,
+        free: FreeSpace,
+        slots: Slots,
+        regions: &Regions,
+    ) -> Result<State, StobError> {
         let used = regions.data.count - free.free_blocks();
         if used != metadata.used_blocks() || metadata.kept_blocks() > free.free_blocks() {
-            return Err(damaged(regions.data));
+            return Err(StobError::Damaged { what: Damage::Owners { extent: regions.data } });
         }
         Ok(State {
             metadata,
             free,
+            slots,
+            looks: BTreeMap::new(),
+            reserved: BTreeMap::new(),
+            is_contradicted: false,
             reserved_blocks: 0,
             promised_blocks: 0,
             limbo: VecDeque::new(),
@@ -89,6 +88,7 @@ impl State {
         }
         let extents = self.free.allocate(blocks, lane)?;
         self.reserved_blocks += blocks;
+        self.reserved.extend(extents.iter().map(|extent| (extent.start, extent.count)));
         Some(extents)
     }
 
@@ -105,6 +105,7 @@ impl State {
     pub(super) fn unreserve(&mut self, extents: &[BlockExtent]) {
         for extent in extents {
             self.reserved_blocks -= extent.count;
+            self.reserved.remove(&extent.start);
             let was_owned = self.free.release(*extent);
             debug_assert!(was_owned, "{extent} was reserved and free");
         }
@@ -112,7 +113,10 @@ impl State {
 
     /// Ends a reservation whose blocks the metadata owns now.
     pub(super) fn settle(&mut self, extents: &[BlockExtent]) {
-        self.reserved_blocks -= extents.iter().map(|extent| extent.count).sum::<u64>();
+        for extent in extents {
+            self.reserved_blocks -= extent.count;
+            self.reserved.remove(&extent.start);
+        }
     }
 
     /// Takes back blocks that the metadata does not own any more.
@@ -149,6 +153,57 @@ impl State {
         self.leave_limbo()
     }
 
+    /// A look at pages begins: what it touches from now on stays in memory until it ends.
+    pub(super) fn look_starts(&mut self) -> u64 {
+        let time = self.metadata.extents.tick();
+        *self.looks.entry(time).or_default() += 1;
+        time
+    }
+
+    pub(super) fn look_ends(&mut self, time: u64) {
+        if let Some(count) = self.looks.get_mut(&time) {
+            *count -= 1;
+            if *count == 0 {
+                self.looks.remove(&time);
+            }
+        }
+    }
+
+    /// Drops pages from memory that nobody looks at, if all take more than `limit_bytes`.
+    pub(super) fn evict(&mut self, limit_bytes: u64) {
+        let oldest = self.looks.first_key_value().map_or(u64::MAX, |(time, _)| *time);
+        self.metadata.extents.evict(limit_bytes, oldest);
+    }
+
+    /// Free slots that pages of extents may have: not those that bits need at a checkpoint.
+    pub(super) fn free_slots(&self) -> u64 {
+        let bits = &self.metadata.bits;
+        let for_bits = wide(2 * bits.len() - bits.places_from(0).count());
+        self.slots.free().saturating_sub(for_bits)
+    }
+
+    /// The bits of a page of free space, for those who come after a power cut: what nobody owns is free, reserved or not. `None`: all is.
+    pub(super) fn bits_page(&self, index: usize) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let mut is_all_free = true;
+        for group in self.metadata.bits.groups(index) {
+            let from = bytes.len();
+            self.free.group_bytes(group, &mut bytes);
+            let extent = self.free.group_extent(group);
+            // A reservation that began before the group is at most a write's.
+            let first =
+                self.reserved.range(..extent.start).next_back().map_or(extent.start, |(start, _)| *start);
+            let reserved = self.reserved.range(first..extent.end());
+            let reserved = reserved.map(|(&start, &count)| BlockExtent { start, count });
+            for free in reserved.chain(self.limbo_extents()).filter_map(|free| free.intersection(&extent)) {
+                self.free.add_free(group, free, &mut bytes[from..]);
+            }
+            let free: u64 = bytes[from..].iter().map(|byte| u64::from(byte.count_ones())).sum();
+            is_all_free &= free == extent.count;
+        }
+        (!is_all_free).then_some(bytes)
+    }
+
     fn leave_limbo(&mut self) -> bool {
         let oldest = self.readers.first_key_value().map_or(u64::MAX, |(time, _)| *time);
         #[cfg(test)]
@@ -159,21 +214,24 @@ impl State {
         {
             self.limbo.pop_front();
             self.limbo_blocks -= extent.count;
-            let was_owned = self.free.release(extent);
-            debug_assert!(was_owned, "{extent} was in limbo and free");
+            self.is_contradicted |= !self.free.release(extent);
         }
         self.limbo_blocks < before
     }
 
-    /// Checks the invariant, block by block. For tests and `check`; walks everything.
+    /// Checks the invariant, block by block. For tests and `check`; walks everything that is in memory, and compares sums only if all is.
     pub(super) fn verify(&self, regions: &Regions) -> Result<(), String> {
         if !self.free.is_consistent() {
             return Err("the indices of the free space disagree".to_owned());
         }
+        if self.is_contradicted {
+            return Err("a block was freed that nobody owned".to_owned());
+        }
         self.metadata.verify()?;
         let extents = self.metadata.extents_from(ExtentKey::default());
         let counted = count_owners(extents.map(|(_, mapped)| mapped.device_extent()));
-        if counted.shared != *self.metadata.shared() {
+        let is_whole = self.metadata.extents.is_all_in_memory();
+        if is_whole && counted.shared != *self.metadata.shared() {
             return Err(format!(
                 "shared blocks are {:?}, their owners make {:?}",
                 self.metadata.shared(),
@@ -184,6 +242,7 @@ impl State {
             counted.used.iter().map(|extent| (*extent, "used")).collect();
         owned.extend(self.free.extents().map(|extent| (extent, "free")));
         owned.extend(self.limbo_extents().map(|extent| (extent, "limbo")));
+        owned.extend(self.reserved.iter().map(|(&start, &count)| (BlockExtent { start, count }, "reserved")));
         owned.sort_by_key(|(extent, _)| extent.start);
         for pair in owned.windows(2) {
             if pair[0].0.end() > pair[1].0.start {
@@ -198,8 +257,12 @@ impl State {
         {
             return Err(format!("{extent} ({owner}) is outside the data area"));
         }
-        let sum = counted.used_blocks + self.free.free_blocks() + self.reserved_blocks + self.limbo_blocks;
-        if counted.used_blocks != self.metadata.used_blocks() || sum != regions.data.count {
+        let used = self.metadata.used_blocks();
+        let sum = used + self.free.free_blocks() + self.reserved_blocks + self.limbo_blocks;
+        if (is_whole && counted.used_blocks != used)
+            || counted.used_blocks > used
+            || sum != regions.data.count
+        {
             return Err(format!(
                 "{} used (counted {}) + {} free + {} reserved + {} limbo are not {}",
                 self.metadata.used_blocks(),
@@ -211,5 +274,52 @@ impl State {
             ));
         }
         Ok(())
+    }
+}
+
+/// The free space of a device whose extents are all in memory: what none of them owns. Error: [`Damage::Owners`] if a block is owned twice
+/// without being shared, or lies outside of the data area.
+pub(super) fn free_of(metadata: &Metadata, regions: &Regions) -> Result<FreeSpace, StobError> {
+    let mut free = FreeSpace::new(regions.data);
+    let damaged = |extent| StobError::Damaged { what: Damage::Owners { extent } };
+    for (extent, _) in metadata.shared().extents() {
+        if !free.take(extent) {
+            return Err(damaged(extent));
+        }
+    }
+    for (_, mapped) in metadata.extents_from(ExtentKey::default()) {
+        if metadata.shared().is_empty() {
+            if !free.take(mapped.device_extent()) {
+                return Err(damaged(mapped.device_extent()));
+            }
+            continue;
+        }
+        for (part, owners) in metadata.shared().parts(mapped.device_extent()) {
+            if owners == 1 && !free.take(part) {
+                return Err(damaged(part));
+            }
+        }
+    }
+    Ok(free)
+}
+
+/// Applies a change of the log to a state that nobody uses yet. Error: [`Damage::Owners`] if it maps a block that has an owner.
+pub(super) fn replay_change(
+    metadata: &mut Metadata,
+    free: &mut FreeSpace,
+    change: Change,
+) -> Result<(), StobError> {
+    let damaged = |extent| StobError::Damaged { what: Damage::Owners { extent } };
+    if let Change::Map { device_start, checksums, .. } = &change {
+        let extent = BlockExtent { start: *device_start, count: wide(checksums.len()) };
+        if !free.take(extent) {
+            return Err(damaged(extent));
+        }
+    }
+    let mut freed = Vec::new();
+    metadata.apply(change, &mut freed);
+    match freed.into_iter().find(|extent| !free.release(*extent)) {
+        Some(extent) => Err(damaged(extent)),
+        None => Ok(()),
     }
 }

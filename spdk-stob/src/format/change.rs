@@ -1,7 +1,7 @@
 //! A change of the metadata: the one language of log records and checkpoints. docs/disk.md#changes.
 //!
-//! A record is a list of changes to apply; a checkpoint is the list that makes the whole state out of nothing. So there
-//! is one encoder, one decoder and one `apply`.
+//! A record is a list of changes to apply; a checkpoint is the list that makes the state out of nothing, with the places of its
+//! pages. So there is one encoder and one decoder.
 
 use base::checksum::crc32c;
 use base::units::narrow;
@@ -58,6 +58,42 @@ pub enum Change {
         /// Its blocks.
         extent: BlockExtent,
     },
+    /// A page of extents. Only in checkpoints.
+    Page {
+        /// No extent of it is before this: of which stob.
+        stob: StobId,
+        /// And from which block of it.
+        start: u64,
+        /// Where it stands.
+        slot: u64,
+        /// Checksum of its header.
+        checksum: u32,
+        /// Bytes of its extents.
+        bytes: u32,
+        /// Extents.
+        count: u32,
+    },
+    /// A page of bits of free space. Only in checkpoints.
+    Bits {
+        /// Which one of the device.
+        index: u64,
+        /// Where it stands.
+        slot: u64,
+        /// Checksum of its header.
+        checksum: u32,
+    },
+    /// What extents of a stob come to. Only in checkpoints.
+    StobBlocks {
+        /// The stob.
+        stob: StobId,
+        /// Blocks written.
+        blocks: u64,
+    },
+    /// What all extents come to. Only in checkpoints.
+    Totals {
+        /// Blocks of the device with an owner.
+        used_blocks: u64,
+    },
     /// Blocks of the device that several extents own. Only in checkpoints.
     Shared {
         /// The blocks.
@@ -91,7 +127,10 @@ const KIND_TREE_DELETE: u16 = 5;
 const KIND_STOB_CREATE: u16 = 6;
 const KIND_SNAPSHOT: u16 = 7;
 const KIND_ALLOCATE: u16 = 8;
-const KIND_SHARED: u16 = 9;
+const KIND_PAGE: u16 = 10;
+const KIND_BITS: u16 = 11;
+const KIND_STOB_BLOCKS: u16 = 12;
+const KIND_TOTALS: u16 = 13;
 
 /// Bytes of an encoded [`Change::StobCreate`].
 pub const STOB_CREATE_BYTES: usize = 32;
@@ -99,6 +138,14 @@ pub const STOB_CREATE_BYTES: usize = 32;
 pub const ALLOCATE_BYTES: usize = 48;
 /// Bytes of an encoded [`Change::Shared`].
 pub const SHARED_BYTES: usize = 24;
+/// Bytes of an encoded [`Change::Page`].
+pub const PAGE_BYTES: usize = 56;
+/// Bytes of an encoded [`Change::Bits`].
+pub const BITS_BYTES: usize = 32;
+/// Bytes of an encoded [`Change::StobBlocks`].
+pub const STOB_BLOCKS_BYTES: usize = 40;
+/// Bytes of an encoded [`Change::Totals`].
+pub const TOTALS_BYTES: usize = 16;
 
 /// The first eight bytes of every change.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -108,7 +155,7 @@ struct Head {
     /// Bytes of the key of a tree change. Of a map: bytes that each block has beside its checksum, 0 (8 is kept for T10
     /// protection information). Else 0.
     key_bytes: U16,
-    /// Blocks of a map, bytes of a value, owners of shared blocks, else 0.
+    /// Blocks of a map, bytes of a value, owners of shared blocks, extents of a page, else 0.
     count: U32,
 }
 
@@ -125,6 +172,13 @@ struct StobBytes {
 struct PairBytes {
     first: U64,
     second: U64,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct WordsBytes {
+    first: U32,
+    second: U32,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -158,7 +212,13 @@ pub enum DecodeFault {
     },
 }
 
+/// A free name for matching.
+const KIND_SHARED: u16 = Change::KIND_SHARED;
+
 impl Change {
+    /// The number of [`Change::Shared`] on the device.
+    pub const KIND_SHARED: u16 = 9;
+
     /// Bytes that [`Change::encode`] appends, a multiple of 8.
     #[must_use]
     pub fn encoded_bytes(&self) -> usize {
@@ -170,6 +230,10 @@ impl Change {
             Change::Snapshot { .. } => 56,
             Change::Allocate { .. } => ALLOCATE_BYTES,
             Change::Shared { .. } => SHARED_BYTES,
+            Change::Page { .. } => PAGE_BYTES,
+            Change::Bits { .. } => BITS_BYTES,
+            Change::StobBlocks { .. } => STOB_BLOCKS_BYTES,
+            Change::Totals { .. } => TOTALS_BYTES,
             Change::TreePut { key, value, .. } => tree_put_bytes(key.len(), value.len()),
             Change::TreeDelete { key, .. } => 16 + key.len() + padding(key.len(), 8),
         }
@@ -208,6 +272,26 @@ impl Change {
                 put_head(out, KIND_SHARED, 0, narrow(u64::from(*owners)));
                 put_pair(out, extent.start, extent.count);
             }
+            Change::Page { stob, start, slot, checksum, bytes, count } => {
+                put_head(out, KIND_PAGE, 0, narrow(u64::from(*count)));
+                put_stob(out, *stob);
+                put_pair(out, *start, *slot);
+                put_words(out, *checksum, *bytes);
+            }
+            Change::Bits { index, slot, checksum } => {
+                put_head(out, KIND_BITS, 0, 0);
+                put_pair(out, *index, *slot);
+                put_words(out, *checksum, 0);
+            }
+            Change::StobBlocks { stob, blocks } => {
+                put_head(out, KIND_STOB_BLOCKS, 0, 0);
+                put_stob(out, *stob);
+                out.extend_from_slice(&blocks.to_le_bytes());
+            }
+            Change::Totals { used_blocks } => {
+                put_head(out, KIND_TOTALS, 0, 0);
+                out.extend_from_slice(&used_blocks.to_le_bytes());
+            }
             Change::TreePut { tree, key, value } => encode_tree_put(out, *tree, key, value),
             Change::TreeDelete { tree, key } => {
                 put_head(out, KIND_TREE_DELETE, key.len(), 0);
@@ -227,9 +311,9 @@ impl Change {
         let nonsense = DecodeFault::Nonsense { kind };
         let shape_is_right = match kind {
             KIND_MAP => key_bytes == 0 && (1..=EXTENT_BLOCKS_MAX).contains(&count),
-            KIND_PUNCH | KIND_STOB_DELETE | KIND_STOB_CREATE | KIND_SNAPSHOT | KIND_ALLOCATE => {
-                key_bytes == 0 && count == 0
-            }
+            KIND_PUNCH | KIND_STOB_DELETE | KIND_STOB_CREATE | KIND_SNAPSHOT | KIND_ALLOCATE | KIND_BITS
+            | KIND_STOB_BLOCKS | KIND_TOTALS => key_bytes == 0 && count == 0,
+            KIND_PAGE => key_bytes == 0 && count >= 1,
             KIND_SHARED => key_bytes == 0 && count >= 2,
             KIND_TREE_PUT => (1..=TREE_KEY_BYTES_MAX).contains(&key_bytes) && count <= TREE_VALUE_BYTES_MAX,
             KIND_TREE_DELETE => (1..=TREE_KEY_BYTES_MAX).contains(&key_bytes) && count == 0,
@@ -273,6 +357,31 @@ impl Change {
                 let extent = BlockExtent::new(pair.first.get(), pair.second.get()).ok_or(nonsense)?;
                 Change::Shared { extent, owners: head.count.get() }
             }
+            KIND_PAGE => {
+                let stob = take_stob(&mut rest)?;
+                let pair = take::<PairBytes>(&mut rest)?;
+                let words = take::<WordsBytes>(&mut rest)?;
+                Change::Page {
+                    stob,
+                    start: pair.first.get(),
+                    slot: pair.second.get(),
+                    checksum: words.first.get(),
+                    bytes: words.second.get(),
+                    count: head.count.get(),
+                }
+            }
+            KIND_BITS => {
+                let pair = take::<PairBytes>(&mut rest)?;
+                let words = take::<WordsBytes>(&mut rest)?;
+                if words.second.get() != 0 {
+                    return Err(nonsense);
+                }
+                Change::Bits { index: pair.first.get(), slot: pair.second.get(), checksum: words.first.get() }
+            }
+            KIND_STOB_BLOCKS => {
+                Change::StobBlocks { stob: take_stob(&mut rest)?, blocks: take::<U64>(&mut rest)?.get() }
+            }
+            KIND_TOTALS => Change::Totals { used_blocks: take::<U64>(&mut rest)?.get() },
             KIND_STOB_DELETE => Change::StobDelete { stob: take_stob(&mut rest)? },
             KIND_STOB_CREATE => Change::StobCreate { stob: take_stob(&mut rest)? },
             KIND_SNAPSHOT => Change::Snapshot { from: take_stob(&mut rest)?, to: take_stob(&mut rest)? },
@@ -331,6 +440,10 @@ fn put_pair(out: &mut Vec<u8>, first: u64, second: u64) {
     out.extend_from_slice(PairBytes { first: first.into(), second: second.into() }.as_bytes());
 }
 
+fn put_words(out: &mut Vec<u8>, first: u32, second: u32) {
+    out.extend_from_slice(WordsBytes { first: first.into(), second: second.into() }.as_bytes());
+}
+
 fn put_tree(out: &mut Vec<u8>, tree: TreeId) {
     out.extend_from_slice(TreeBytes { tree: tree.0.into(), reserved: 0.into() }.as_bytes());
 }
@@ -377,6 +490,7 @@ mod tests {
         let stob = (any::<u64>(), any::<u64>(), 0u64..5)
             .prop_map(|(container, key, generation)| StobId { fid: Fid { container, key }, generation });
         let bytes = |range| prop::collection::vec(any::<u8>(), range);
+        let (stob2, stob3) = (stob.clone(), stob.clone());
         prop_oneof![
             (stob.clone(), 0..u64::MAX / 2, 0..u64::MAX / 2, prop::collection::vec(any::<u32>(), 1..20))
                 .prop_map(|(stob, start, device_start, checksums)| Change::Map {
@@ -399,6 +513,23 @@ mod tests {
             (0..u64::MAX / 2, 0..u64::MAX / 2, 2..u32::MAX).prop_map(|(start, count, owners)| {
                 Change::Shared { extent: BlockExtent { start, count }, owners }
             }),
+            (stob2, any::<[u64; 2]>(), any::<[u32; 2]>(), 1..u32::MAX).prop_map(
+                |(stob, [start, slot], [checksum, bytes], count)| Change::Page {
+                    stob,
+                    start,
+                    slot,
+                    checksum,
+                    bytes,
+                    count
+                }
+            ),
+            (any::<[u64; 2]>(), any::<u32>()).prop_map(|([index, slot], checksum)| Change::Bits {
+                index,
+                slot,
+                checksum
+            }),
+            (stob3, any::<u64>()).prop_map(|(stob, blocks)| Change::StobBlocks { stob, blocks }),
+            any::<u64>().prop_map(|used_blocks| Change::Totals { used_blocks }),
             (any::<u32>(), bytes(1..40), bytes(0..40)).prop_map(|(tree, key, value)| Change::TreePut {
                 tree: TreeId(tree),
                 key,
@@ -423,7 +554,7 @@ mod tests {
         }
 
         #[test]
-        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0u8..12) {
+        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0u8..16) {
             let _ = Change::decode(&bytes);
             let mut bytes = bytes;
             if bytes.len() > 2 {

@@ -1,12 +1,12 @@
-//! Checkpoints: the whole metadata as a stream of changes, cut anywhere into pieces with a header each.
-//! docs/disk.md#checkpoint. Issue 4 replaces them by pages of a tree; only `domain::checkpointing` and `domain::recovery` know them.
+//! Checkpoints: the metadata, and where its pages are, as a stream of changes, cut anywhere into pieces with a header each.
+//! docs/disk.md#checkpoint.
 
 use base::checksum::crc32c;
 use base::units::{BLOCK_BYTES, narrow, wide};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{FORMAT_VERSION, padding};
+use super::padding;
 use crate::limits::DEVICE_OPERATION_BLOCKS_MAX;
 
 /// The first eight bytes of a piece.
@@ -38,6 +38,8 @@ const _: () = assert!(size_of::<PieceBytes>() == PIECE_HEADER_BYTES);
 /// Which piece of which checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PieceName {
+    /// Version of the format.
+    pub version: u32,
     /// Which formatting.
     pub format_id: u64,
     /// Sequence of the superblock that names the checkpoint.
@@ -66,7 +68,7 @@ pub fn seal(name: PieceName, piece: &mut Vec<u8>) {
     piece.resize(piece.len() + padding(piece.len(), narrow(BLOCK_BYTES)), 0);
     let mut bytes = PieceBytes {
         magic: CHECKPOINT_MAGIC,
-        version: FORMAT_VERSION.into(),
+        version: name.version.into(),
         index: name.index.into(),
         format_id: name.format_id.into(),
         sequence: name.sequence.into(),
@@ -88,7 +90,7 @@ pub fn open(name: PieceName, body_bytes: usize, piece: &[u8]) -> Option<&[u8]> {
     let is_whole = crc32c(&bytes.as_bytes()[..PIECE_HEADER_BYTES - 4]) == bytes.checksum.get()
         && crc32c(padded) == bytes.body_checksum.get();
     let is_named = bytes.magic == CHECKPOINT_MAGIC
-        && bytes.version.get() == FORMAT_VERSION
+        && bytes.version.get() == name.version
         && bytes.index.get() == name.index
         && bytes.format_id.get() == name.format_id
         && bytes.sequence.get() == name.sequence
@@ -102,13 +104,14 @@ mod tests {
 
     #[test]
     fn pieces_open_only_under_their_name() {
-        let name = PieceName { format_id: 1, sequence: 2, index: 3 };
+        let name = PieceName { version: 3, format_id: 1, sequence: 2, index: 3 };
         let mut piece = vec![0; PIECE_HEADER_BYTES];
         piece.extend_from_slice(b"twelve bytes");
         seal(name, &mut piece);
         assert_eq!(wide(piece.len()), piece_blocks(12) * BLOCK_BYTES);
         assert_eq!(open(name, 12, &piece), Some(&b"twelve bytes"[..]));
         assert_eq!(open(PieceName { sequence: 1, ..name }, 12, &piece), None);
+        assert_eq!(open(PieceName { version: 2, ..name }, 12, &piece), None);
         assert_eq!(open(PieceName { index: 0, ..name }, 12, &piece), None);
         assert_eq!(open(name, 13, &piece), None);
         for byte in 0..piece.len() {

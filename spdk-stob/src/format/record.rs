@@ -10,7 +10,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::superblock::LogPosition;
-use super::{FORMAT_VERSION, padding};
+use super::{FORMAT_VERSION, OLD_VERSION, padding};
 use crate::limits::RECORD_BYTES_MAX;
 
 /// The first eight bytes of a record.
@@ -51,6 +51,8 @@ impl RecordKind {
 /// A record's header, believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordHeader {
+    /// Version of the format.
+    pub version: u32,
     /// What it is for.
     pub kind: RecordKind,
     /// Which formatting of the device it belongs to.
@@ -109,7 +111,8 @@ impl RecordHeader {
     #[must_use]
     pub fn parse(block: &[u8]) -> Option<RecordHeader> {
         let (bytes, _) = HeaderBytes::ref_from_prefix(block).ok()?;
-        if bytes.magic != RECORD_MAGIC || u32::from(bytes.version.get()) != FORMAT_VERSION {
+        let version = u32::from(bytes.version.get());
+        if bytes.magic != RECORD_MAGIC || (version != FORMAT_VERSION && version != OLD_VERSION) {
             return None;
         }
         let checksum = crc32c(&bytes.as_bytes()[..RECORD_HEADER_BYTES - 4]);
@@ -118,6 +121,7 @@ impl RecordHeader {
             return None;
         }
         Some(RecordHeader {
+            version,
             kind: RecordKind::from_number(bytes.kind.get())?,
             format_id: bytes.format_id.get(),
             position: LogPosition {
@@ -163,7 +167,7 @@ pub fn seal(start: RecordStart, record: &mut Vec<u8>) -> RecordHeader {
     record.resize(record.len() + padding(record.len(), narrow(BLOCK_BYTES)), 0);
     let mut bytes = HeaderBytes {
         magic: RECORD_MAGIC,
-        // Both are small by construction: the version is 2 and a body is below RECORD_BYTES_MAX.
+        // Both are small by construction: the version is 3 and a body is below RECORD_BYTES_MAX.
         version: u16::try_from(FORMAT_VERSION).unwrap_or(u16::MAX).into(),
         kind: start.kind.to_number().into(),
         body_bytes: u32::try_from(body_bytes).unwrap_or(u32::MAX).into(),
@@ -180,6 +184,7 @@ pub fn seal(start: RecordStart, record: &mut Vec<u8>) -> RecordHeader {
     bytes.checksum = checksum.into();
     record[..RECORD_HEADER_BYTES].copy_from_slice(bytes.as_bytes());
     RecordHeader {
+        version: FORMAT_VERSION,
         kind: start.kind,
         format_id: start.format_id,
         position: start.position,
@@ -217,7 +222,7 @@ mod tests {
             words,
             [
                 u64::from_le_bytes(*b"CLOVISLR"),
-                0x0000_0008_0001_0002, // body bytes, kind, version
+                0x0000_0008_0001_0003, // body bytes, kind, version
                 0x1122_3344_5566_7788,
                 3,
                 10,
@@ -227,7 +232,7 @@ mod tests {
                 0x0505_0505_0505_0505,
             ]
         );
-        assert_eq!((header.body_checksum, header.checksum), (0x459f_dcc3, 0x45fc_0dd7));
+        assert_eq!((header.body_checksum, header.checksum), (0x459f_dcc3, 0xe192f97d));
         assert_eq!(record.len(), 4096);
     }
 

@@ -8,8 +8,8 @@ use base::{BlockExtent, Fid};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::FORMAT_VERSION;
 use super::regions::Regions;
+use super::{FORMAT_VERSION, OLD_VERSION};
 
 /// The first eight bytes of a device of ours.
 pub const SUPERBLOCK_MAGIC: [u8; 8] = *b"CLOVISSB";
@@ -30,6 +30,8 @@ pub struct LogPosition {
 /// The superblock, believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Superblock {
+    /// Version of the format.
+    pub version: u32,
     /// Drawn when formatting: records and checkpoints of an older formatting never match.
     pub format_id: u64,
     /// The device.
@@ -71,7 +73,11 @@ struct SuperblockBytes {
     checkpoint_bytes: U64,
     replay_block: U64,
     replay_sequence: U64,
-    reserved: [U64; 12],
+    pages_start: U64,
+    pages_blocks: U64,
+    slot_blocks: U32,
+    reserved_slot: U32,
+    reserved: [U64; 9],
     reserved_end: U32,
     checksum: U32,
 }
@@ -100,7 +106,7 @@ impl Superblock {
         let regions = &self.regions;
         let mut bytes = SuperblockBytes {
             magic: SUPERBLOCK_MAGIC,
-            version: FORMAT_VERSION.into(),
+            version: self.version.into(),
             block_bytes: 4096.into(),
             format_id: self.format_id.into(),
             device_container: self.device.container.into(),
@@ -119,7 +125,12 @@ impl Superblock {
             checkpoint_bytes: self.checkpoint_bytes.into(),
             replay_block: self.replay.block.into(),
             replay_sequence: self.replay.sequence.into(),
-            reserved: [0.into(); 12],
+            pages_start: regions.pages.start.into(),
+            pages_blocks: regions.pages.count.into(),
+            // At most SLOT_BLOCKS_MAX.
+            slot_blocks: u32::try_from(regions.slot_blocks).unwrap_or(u32::MAX).into(),
+            reserved_slot: 0.into(),
+            reserved: [0.into(); 9],
             reserved_end: 0.into(),
             checksum: 0.into(),
         };
@@ -140,18 +151,25 @@ impl Superblock {
         if crc32c(&bytes.as_bytes()[..SUPERBLOCK_BYTES - 4]) != bytes.checksum.get() {
             return Err(SuperblockFault::Checksum);
         }
-        if bytes.version.get() != FORMAT_VERSION {
-            return Err(SuperblockFault::Version(bytes.version.get()));
+        let version = bytes.version.get();
+        if version != FORMAT_VERSION && version != OLD_VERSION {
+            return Err(SuperblockFault::Version(version));
         }
         let extent = |start: U64, count: U64| BlockExtent { start: start.get(), count: count.get() };
         let regions = Regions {
             size_blocks: bytes.size_blocks.get(),
             log: extent(bytes.log_start, bytes.log_blocks),
             checkpoints: bytes.checkpoint_starts.map(|start| extent(start, bytes.checkpoint_blocks)),
+            pages: extent(bytes.pages_start, bytes.pages_blocks),
+            slot_blocks: u64::from(bytes.slot_blocks.get()),
             data: extent(bytes.data_start, bytes.data_blocks),
         };
+        if (version == OLD_VERSION) != (regions.slot_blocks == 0) {
+            return Err(SuperblockFault::Regions);
+        }
         let regions = regions.checked().ok_or(SuperblockFault::Regions)?;
         let superblock = Superblock {
+            version,
             format_id: bytes.format_id.get(),
             device: Fid { container: bytes.device_container.get(), key: bytes.device_key.get() },
             cluster: bytes.cluster.get(),
@@ -184,6 +202,7 @@ pub(crate) mod tests {
 
     pub(crate) fn example() -> Superblock {
         Superblock {
+            version: FORMAT_VERSION,
             format_id: 0x1122_3344_5566_7788,
             device: Fid::new(FidType::Device, 1, 2),
             cluster: 0xc1,
@@ -201,9 +220,9 @@ pub(crate) mod tests {
         let words: Vec<u64> =
             bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect();
         let mut expected = [0u64; 32];
-        expected[..20].copy_from_slice(&[
+        expected[..23].copy_from_slice(&[
             u64::from_le_bytes(*b"CLOVISSB"),
-            0x0000_1000_0000_0002, // block bytes, version
+            0x0000_1000_0000_0003, // block bytes, version
             0x1122_3344_5566_7788,
             0x6b00_0000_0000_0001, // device: type 'k'
             2,
@@ -213,17 +232,20 @@ pub(crate) mod tests {
             256,  // log start
             1024, // log blocks: 4 MiB
             1280, // checkpoint A
-            1792, // checkpoint B
-            512,  // checkpoint blocks: 2 MiB
+            1664, // checkpoint B
+            384,  // checkpoint blocks: 1.5 MiB
             2304, // data start
             14079,
             0xdead_beef_0000_0001, // previous checksum, area
             1000,
             77,
             5,
+            2048, // pages
+            256,
+            4, // blocks of a slot
             0,
         ]);
-        expected[31] = 0x4d07_c92c_0000_0000; // checksum
+        expected[31] = 0x7029_b8b3_0000_0000; // checksum
         assert_eq!(words, expected);
         assert_eq!(Superblock::parse(&bytes), Ok(example()));
     }
@@ -244,9 +266,9 @@ pub(crate) mod tests {
     #[test]
     fn other_versions_are_told_apart_from_damage() {
         let mut bytes = example().to_bytes();
-        bytes[8] = 3;
+        bytes[8] = 4;
         let checksum = crc32c(&bytes[..SUPERBLOCK_BYTES - 4]);
         bytes[SUPERBLOCK_BYTES - 4..].copy_from_slice(&checksum.to_le_bytes());
-        assert_eq!(Superblock::parse(&bytes), Err(SuperblockFault::Version(3)));
+        assert_eq!(Superblock::parse(&bytes), Err(SuperblockFault::Version(4)));
     }
 }

@@ -156,6 +156,61 @@ fn another_credential_is_refused_with_the_reason() {
     assert!(answers.iter().all(|answer| answer["pings"] == 2 && answer["least_us"].as_f64().unwrap() > 1.0));
 }
 
+/// Rules are added, act, are counted and cleared; the cluster bears them, and mistakes are told before anything is sent.
+#[test]
+fn faults_are_borne_counted_and_cleared() {
+    let cluster =
+        RunningCluster::start("net-fault", &["--device-size", "16M", "--servers", "1", "--layout", "1+0+0"]);
+    let all = "127.0.0.1@tcp";
+    let fault = |arguments: &[&str]| {
+        let arguments: Vec<&str> = ["net", "fault"].iter().chain(arguments).copied().collect();
+        cluster.run(&arguments)
+    };
+    for (arguments, word) in [
+        (&["add", all, "delay"][..], "ms"),
+        (&["add", all, "drop", "--ms", "5"], "ms"),
+        (&["add", all, "drop", "--peer", "nowhere"], "nowhere"),
+        (&["add", all, "lose"], "lose"),
+        (&["list", "10.255.255.1@tcp"], "10.255.255.1@tcp"),
+    ] {
+        let refused = fault(arguments);
+        assert!(refused.refused().contains(word), "{arguments:?}: {}", refused.stderr);
+    }
+    let added = json(
+        &fault(&[
+            "add", all, "delay", "--kind", "message", "--one-in", "2", "--count", "6", "--ms", "5", "--json",
+        ])
+        .succeeded(),
+    );
+    let processes = added["processes"].as_array().unwrap();
+    assert!(processes.len() >= 2, "control daemon and server: {added}");
+    for process in processes {
+        let rule = process["rules"][0]["rule"].as_str().unwrap();
+        for word in ["delay", "kind=message", "one-in=2", "count=6", "ms=5"] {
+            assert!(rule.contains(word), "{rule}");
+        }
+    }
+    let _ = fault(&["add", all, "duplicate", "--kind", "message", "--count", "3"]).succeeded();
+    let file = cluster.scratch().join("content");
+    fs::write(&file, vec![7; 100_000]).unwrap();
+    let _ = cluster.run(&["cp", file.to_str().unwrap(), "1:100"]).succeeded();
+    let back = cluster.run(&["cat", "1:100"]).succeeded();
+    assert_eq!(back.stdout, vec![7; 100_000]);
+    let listed = json(&fault(&["list", all, "--json"]).succeeded());
+    let count = |name: &str| -> u64 {
+        let rules = listed["processes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .flat_map(|process| process["rules"].as_array().unwrap());
+        rules.map(|rule| rule[name].as_u64().unwrap()).sum()
+    };
+    assert!(count("fired") > 0 && count("matched") > count("fired"), "{listed}");
+    assert!(fault(&["list", all]).succeeded().text().contains("kind=message"));
+    let cleared = fault(&["clear", all]).succeeded();
+    assert!(cleared.text().contains("no fault rules"), "{}", cleared.text());
+}
+
 #[test]
 fn both_roles_in_one_process_over_each_net() {
     let address = format!("127.0.0.1@tcp:12345:40:{}", std::process::id() % 4096);

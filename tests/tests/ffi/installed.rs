@@ -78,6 +78,9 @@ fn the_tree_is_complete() {
         "include/motr/motr/client.h",
         "share/man/man1/c0cp.1",
         "share/man/man1/c0cat.1",
+        "share/man/man1/c0touch.1",
+        "share/man/man1/c0rm.1",
+        "share/man/man1/c0unlink.1",
         "share/doc/clovis/MATRIX.md",
     ] {
         assert!(prefix.join(file).exists(), "{file} is missing below {}", prefix.display());

@@ -73,9 +73,10 @@ pub fn command(cluster: &RunningCluster, program: &Path) -> Command {
     command
 }
 
-/// Runs a program as `PROGRAM LOCAL HA` to its end.
+/// Runs a program as `PROGRAM LOCAL HA PROFILE PROCESS` to its end.
 fn run(cluster: &RunningCluster, mut command: Command, number: u16) -> Finished {
     command.arg(format!("127.0.0.1@tcp:12345:44:{number}")).arg(control_endpoint(cluster));
+    command.args(["0x7000000000000001:0", "<0x7200000000000000:0>"]);
     processes::run(&mut command, cluster.scratch(), PROGRAM_LIMIT).succeeded()
 }
 
@@ -161,10 +162,7 @@ fn programs_of_strangers_compile_unchanged_and_run() {
             continue;
         }
         compile(if is_c { "gcc" } else { "g++" }, &arguments, folder);
-        let mut command = command(&cluster, &program);
-        command.arg(format!("127.0.0.1@tcp:12345:44:{number}")).arg(control_endpoint(&cluster));
-        command.args(["0x7000000000000001:0", "<0x7200000000000000:0>"]);
-        let _ = processes::run(&mut command, folder, PROGRAM_LIMIT).succeeded();
+        run(&cluster, command(&cluster, &program), number);
     }
 }
 
@@ -188,7 +186,7 @@ fn programs_are_clean_under_sanitizers_and_valgrind() {
         assert!(!said.contains("Sanitizer") && !said.contains("runtime error"), "{source}:\n{said}");
     }
     if have("valgrind", "programs under valgrind") {
-        for (number, source) in (30..).zip(["misuse.c", "short.c"]) {
+        for (number, source) in (30..).zip(["misuse.c", "short.c", "ffi/tests/strangers/batches.c"]) {
             let program = build(folder, "gcc", source, &["-std=gnu17", "-g"], "clovis");
             let mut command = command(&cluster, Path::new("valgrind"));
             command.args([

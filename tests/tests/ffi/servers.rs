@@ -42,6 +42,12 @@ fn kill_under_a_program(test_name: &str, mode: &str, victims: impl Fn(&str) -> b
     std::fs::write(folder.join("gone"), "").expect("the folder can be written");
     let status = process.wait(PROGRAM_LIMIT).unwrap_or_else(|error| panic!("{error}\n{}", process.said()));
     assert!(status.success(), "{status}: {}", process.said());
+    if mode == "all" {
+        // Whoever did not answer is named, by unit, device and endpoint.
+        let said = process.said();
+        assert!(said.contains("cannot write object") && said.contains("on device 0x6b"), "{said}");
+        assert!(said.contains("cannot be reached"), "{said}");
+    }
 }
 
 #[test]

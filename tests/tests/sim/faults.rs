@@ -114,12 +114,12 @@ pub fn schedule(random: &mut fastrand::Rng, cast: &Cast, length: Duration) -> Ve
         plan.push(start, Fault::Slow { device, factor });
         plan.push(end, Fault::Slow { device, factor: 1 });
     }
-    for _ in 0..plan.random.u32(0..4) {
+    for _ in 0..plan.random.u32(0..5) {
         // A server's last words are lost: it does what it was asked, nobody hears of it, and it loses power. Only its records on
         // disk know what it did when the same is asked again.
         let server = plan.one_of(&cast.servers);
         let (silence, crash) = plan.window(20, 400);
-        let back = crash + Duration::from_micros(plan.random.u64(10_000..1_500_000));
+        let back = crash + Duration::from_micros(plan.random.u64(5_000..300_000));
         for client in &cast.clients {
             plan.push(silence, Fault::Partition { from: server, to: *client });
             plan.push(crash, Fault::Heal { from: server, to: *client });

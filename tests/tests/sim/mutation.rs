@@ -28,7 +28,7 @@ impl Mutation {
         (Mutation::SkipFlush, 8),
         (Mutation::LoseWrite, 8),
         (Mutation::ReplyCacheOff, 8),
-        (Mutation::SlotRecordsOff, 16),
+        (Mutation::SlotRecordsOff, 40),
         (Mutation::Client(client::Bug::AbsentIsZero), 8),
         (Mutation::Client(client::Bug::OneReplicaIsEnough), 8),
         (Mutation::Client(client::Bug::StaleParity), 8),

@@ -37,7 +37,7 @@ use crate::protocol::{Action, Protocol};
 use binding::Bindings;
 use limits::{
     EAGER_BYTES, INLINE_BYTES, LINGER_MS, LOOK_MS, POLL_ENTRIES, QUEUE_PAIRS_MAX, READ_BYTES_MAX, RECEIVES,
-    RECEIVES_WITHOUT_SHARED, REFILL_BATCH, SENDS_PER_QUEUE_PAIR, WINDOWS_MAX,
+    RECEIVES_WITHOUT_SHARED, REFILL_BATCH, REOPEN_MS, SENDS_PER_QUEUE_PAIR, WINDOWS_MAX,
 };
 use link::{Link, Stalled};
 
@@ -75,6 +75,16 @@ impl VerbsFabric {
     }
 }
 
+/// For the fuzzing suite: what comes from a peer before and beside frames.
+pub(crate) fn fuzz(bytes: &[u8]) -> String {
+    format!(
+        "{} {:?} {}",
+        link::is_prefix(bytes),
+        rendezvous::parse_done(bytes).is_some(),
+        rendezvous::is_offer(bytes)
+    )
+}
+
 /// What a work request is for.
 enum Tag {
     Frame,
@@ -93,6 +103,15 @@ struct ReadJob {
     error: Option<NetError>,
 }
 
+/// What it takes to start again, when a device that was taken away is back.
+#[derive(Clone)]
+struct Recipe {
+    locality: LocalityHandle,
+    fabric: VerbsFabric,
+    endpoint: Endpoint,
+    listen: bool,
+}
+
 /// The verbs backend of one machine.
 pub(crate) struct VerbsBackend {
     // Connections end before the device.
@@ -100,6 +119,8 @@ pub(crate) struct VerbsBackend {
     nic: Nic,
     address: Ipv4Addr,
     listener: Option<verbs_sys::ConnectionId>,
+    /// Hears of the device's removal, also where there is no connection.
+    watch: Option<verbs_sys::ConnectionId>,
     poller: Poller,
     events: Vec<PollEvent>,
     messages: MemoryWait,
@@ -119,7 +140,9 @@ pub(crate) struct VerbsBackend {
     closing: BTreeMap<ConnectionId, Instant>,
     is_armed: bool,
     next_look: Instant,
-    is_removed: bool,
+    /// The device is gone: when to look for it again.
+    reopen_at: Option<Instant>,
+    recipe: Recipe,
     counters: Arc<Counters>,
     seen: verbs_sys::NicCounts,
 }
@@ -143,7 +166,7 @@ impl VerbsBackend {
         let io = |what| move |source| StartError::Io { endpoint, what, source };
         let address = endpoint.nid.ipv4().ok_or(StartError::PortalWithoutPort { endpoint })?;
         let mut manager = fabric.library.connection_manager().map_err(failed)?;
-        let device = manager.bind_device(address).map_err(failed)?;
+        let (watch, device) = manager.watch_device(address).map_err(failed)?;
         let arena =
             Arena::new(ArenaConfig { capacity_bytes: MESSAGE_MEMORY_BYTES }).map_err(io("message memory"))?;
         let mut nic = fabric
@@ -169,15 +192,13 @@ impl VerbsBackend {
         };
         let mut poller = Poller::new().map_err(io("epoll"))?;
         poller.count_into(Arc::clone(locality.counters()));
-        for fd in [manager.fd(), nic.completion_fd(), nic.async_fd()] {
-            poller.add(fd, 0, Interest::READABLE).map_err(io("epoll add"))?;
-        }
         let bindings = Bindings::new(nic.uses_windows());
         let mut backend = VerbsBackend {
             manager,
             nic,
             address,
             listener,
+            watch: Some(watch),
             poller,
             events: Vec::new(),
             messages: MemoryWait::new(arena, locality.unparker()),
@@ -195,12 +216,21 @@ impl VerbsBackend {
             closing: BTreeMap::new(),
             is_armed: false,
             next_look: Instant::ZERO,
-            is_removed: false,
+            reopen_at: None,
+            recipe: Recipe { locality: locality.clone(), fabric: fabric.clone(), endpoint, listen },
             counters: Arc::clone(locality.counters()),
             seen: verbs_sys::NicCounts::default(),
         };
+        backend.watch_descriptors().map_err(io("epoll add"))?;
         backend.refill(None, 1);
         Ok(backend)
+    }
+
+    fn watch_descriptors(&self) -> std::io::Result<()> {
+        for fd in [self.manager.fd(), self.nic.completion_fd(), self.nic.async_fd()] {
+            self.poller.add(fd, 0, Interest::READABLE)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn counts(&self) -> verbs_sys::NicCounts {
@@ -220,7 +250,7 @@ impl VerbsBackend {
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.closing.values().min().copied()
+        self.closing.values().copied().chain(self.reopen_at).min()
     }
 
     /// Posts missing receives, if there are at least `least` of them.
@@ -258,6 +288,9 @@ impl VerbsBackend {
         }
         self.end_lingering(protocol, now);
         self.publish_counts();
+        if self.reopen_at.is_some_and(|at| now >= at) {
+            self.reopen(now);
+        }
         work
     }
 
@@ -326,20 +359,44 @@ impl VerbsBackend {
 
     /// The device is being taken away: everything on it ends now, so that the kernel can let it go.
     fn remove_device(&mut self, protocol: &mut Protocol, now: Instant) {
-        self.is_removed = true;
-        if let Some(listener) = self.listener.take() {
-            self.manager.destroy(listener);
+        if self.reopen_at.is_some() {
+            return;
+        }
+        for id in [self.listener.take(), self.watch.take()].into_iter().flatten() {
+            self.manager.destroy(id);
         }
         for id in self.links.keys().copied().collect::<Vec<_>>() {
             protocol.handle_closed(now, id, NetError::Local(LocalError::DeviceRemoved));
             self.tear_down(protocol, now, id);
         }
+        self.publish_counts();
+        self.nic.close();
+        self.reopen_at = Some(now + Duration::from_millis(REOPEN_MS));
+    }
+
+    /// Starts again, if the address is on a device again. Nothing of before is left but the descriptor that others wait for.
+    fn reopen(&mut self, now: Instant) {
+        self.manager.forget_removed_devices();
+        let Recipe { locality, fabric, endpoint, listen } = self.recipe.clone();
+        let Ok(mut fresh) = VerbsBackend::start(&locality, &fabric, endpoint, listen) else {
+            self.reopen_at = Some(now + Duration::from_millis(REOPEN_MS));
+            return;
+        };
+        std::mem::swap(&mut fresh.poller, &mut self.poller);
+        if fresh.watch_descriptors().is_err() {
+            std::mem::swap(&mut fresh.poller, &mut self.poller);
+            self.reopen_at = Some(now + Duration::from_millis(REOPEN_MS));
+            return;
+        }
+        *self = fresh;
     }
 
     fn publish_counts(&mut self) {
         let (now, before) = (self.nic.counts(), self.seen);
         self.counters.registrations.add(now.registrations - before.registrations);
         self.counters.doorbells.add(now.doorbells - before.doorbells);
+        self.counters.work_requests.add(now.work_requests - before.work_requests);
+        self.counters.completions.add(now.completions - before.completions);
         self.counters.syscalls.add(now.syscalls - before.syscalls);
         self.seen = now;
     }

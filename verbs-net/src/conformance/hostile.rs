@@ -19,15 +19,15 @@ struct Raw {
     stamp: u64,
 }
 
-fn frame(to_epoch: u64, payload_bytes: u32, body: FrameBody) -> [u8; HEADER_BYTES] {
+pub(super) fn frame(to_epoch: u64, payload_bytes: u32, body: FrameBody) -> [u8; HEADER_BYTES] {
     Frame { version: 1, credits: 0, to_epoch, payload_bytes, body }.encode()
 }
 
-fn put(sequence: u32) -> FrameBody {
+pub(super) fn put(sequence: u32) -> FrameBody {
     FrameBody::Put { sequence, extension_bytes: 0, target: PutTarget::message(0, 0) }
 }
 
-fn hello_of(endpoint: Endpoint) -> Hello {
+pub(super) fn hello_of(endpoint: Endpoint) -> Hello {
     Hello {
         version_min: 1,
         version_max: 1,
@@ -42,7 +42,7 @@ fn hello_of(endpoint: Endpoint) -> Hello {
     }
 }
 
-fn hello_bytes(hello: &Hello) -> Vec<u8> {
+pub(super) fn hello_bytes(hello: &Hello) -> Vec<u8> {
     let mut bytes = frame(0, HELLO_BYTES as u32, FrameBody::Hello).to_vec();
     bytes.extend_from_slice(&hello.encode());
     bytes

@@ -60,6 +60,9 @@ impl Nic {
     pub fn async_fd(&self) -> i32 {
         match self.0 {}
     }
+    pub fn close(&mut self) {
+        match self.0 {}
+    }
     pub fn register(&mut self, _: &Arena) -> Result<(), RdmaError> {
         match self.0 {}
     }
@@ -127,6 +130,12 @@ impl ConnectionManager {
         match self.0 {}
     }
     pub fn bind_device(&mut self, _: Ipv4Addr) -> Result<String, RdmaError> {
+        match self.0 {}
+    }
+    pub fn watch_device(&mut self, _: Ipv4Addr) -> Result<(ConnectionId, String), RdmaError> {
+        match self.0 {}
+    }
+    pub fn forget_removed_devices(&mut self) {
         match self.0 {}
     }
     pub fn listen(&mut self, _: SocketAddrV4) -> Result<ConnectionId, RdmaError> {

@@ -29,6 +29,8 @@ pub(super) const READ_BYTES_MAX: usize = 4 << 20;
 pub(super) const POLL_ENTRIES: usize = 32;
 /// While busy, events of connections and of the device are looked for this often.
 pub(super) const LOOK_MS: u64 = 1;
+/// A device that was taken away is looked for this often.
+pub(super) const REOPEN_MS: u64 = 1000;
 /// A connection that ends waits this long for its last word to be acknowledged.
 pub(super) const LINGER_MS: u64 = 500;
 

@@ -90,6 +90,11 @@ impl Prefix {
     }
 }
 
+/// For the fuzzing suite.
+pub(super) fn is_prefix(bytes: &[u8]) -> bool {
+    Prefix::is_plausible(bytes)
+}
+
 impl VerbsBackend {
     // ---- coming up
 
@@ -100,9 +105,11 @@ impl VerbsBackend {
         id: ConnectionId,
         endpoint: Endpoint,
     ) {
-        let dialled = match (endpoint.socket_address(), self.is_removed) {
+        let dialled = match (endpoint.socket_address(), self.reopen_at.is_some()) {
             (Some(to), false) => self.manager.dial(self.address, to).map_err(|error| error.kind()),
-            (_, true) => Err(io::ErrorKind::NotConnected),
+            (_, true) => {
+                return protocol.handle_closed(now, id, NetError::Local(LocalError::DeviceRemoved));
+            }
             (None, _) => Err(io::ErrorKind::AddrNotAvailable),
         };
         match dialled {
@@ -173,9 +180,11 @@ impl VerbsBackend {
         cause: io::ErrorKind,
     ) {
         let Some(id) = self.by_id.get(&cm).copied() else { return };
-        let error = match protocol.connection(id).and_then(|found| found.endpoint) {
-            Some(endpoint) => NetError::Unreachable { endpoint, cause },
-            None => NetError::Local(LocalError::Socket { kind: cause }),
+        let error = match protocol.connection(id).map(|found| (found.phase, found.endpoint)) {
+            // It stood: a peer that goes before it knows so ends it with a refusal.
+            Some((crate::connection::Phase::Up, _)) => NetError::RemoteDropped,
+            Some((_, Some(endpoint))) => NetError::Unreachable { endpoint, cause },
+            _ => NetError::Local(LocalError::Socket { kind: cause }),
         };
         protocol.handle_closed(now, id, error);
         self.tear_down(protocol, now, id);

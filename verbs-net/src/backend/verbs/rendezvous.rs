@@ -71,6 +71,11 @@ pub(super) fn parse_done(message: &[u8]) -> Option<u64> {
     (raw.magic.get() == DONE && raw.reserved.get() == 0).then_some(raw.number.get())
 }
 
+/// For the fuzzing suite.
+pub(super) fn is_offer(bytes: &[u8]) -> bool {
+    RawOffer::read_from_bytes(bytes).is_ok_and(|offer| offer.magic.get() == OFFER)
+}
+
 impl VerbsBackend {
     /// Sends a frame whose message the peer has to read.
     pub(super) fn offer(

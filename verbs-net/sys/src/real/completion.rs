@@ -45,6 +45,9 @@ impl Nic {
 
     /// One visit to the queue.
     pub(super) fn poll_queue(&mut self, budget: usize, into: &mut VecDeque<Completed>) -> usize {
+        if self.cq.is_null() {
+            return 0;
+        }
         if self.cq_extended.is_null() {
             self.poll_plain(budget, into)
         } else {

@@ -100,14 +100,41 @@ impl ConnectionManager {
     /// # Errors
     /// None has it.
     pub fn bind_device(&mut self, address: std::net::Ipv4Addr) -> Result<String, RdmaError> {
+        let (id, device) = self.watch_device(address)?;
+        self.destroy(id);
+        Ok(device)
+    }
+
+    /// The same, and stays with it: [`ConnectionEvent::DeviceRemoved`] comes for this id also where there is no connection.
+    ///
+    /// # Errors
+    /// None has it.
+    pub fn watch_device(&mut self, address: std::net::Ipv4Addr) -> Result<(ConnectionId, String), RdmaError> {
         let (name, id) = self.create()?;
         let mut raw = socket_address(SocketAddrV4::new(address, 0));
         // SAFETY: a live id; reads an address of ours.
         let answer = unsafe { ffi::rdma_bind_addr(id, ptr::from_mut(&mut raw).cast()) };
         let device = checked("rdma_bind_addr", answer)
             .and_then(|()| device_name(id).ok_or(RdmaError::NotOnDevice { address, known: String::new() }));
-        self.destroy(ConnectionId(name));
-        device
+        match device {
+            Ok(device) => Ok((ConnectionId(name), device)),
+            Err(error) => {
+                self.destroy(ConnectionId(name));
+                Err(error)
+            }
+        }
+    }
+
+    /// Has librdmacm let go of devices that are gone. It keeps each one open that it has ever used, which keeps the kernel from
+    /// removing soft-RoCE's, and looks only when asked; while another device is left, as of rdma-core 44.
+    pub fn forget_removed_devices(&mut self) {
+        let mut count = 0;
+        // SAFETY: writes the count; gives a list that is freed below, or null.
+        let list = unsafe { ffi::rdma_get_devices(&mut count) };
+        if !list.is_null() {
+            // SAFETY: from rdma_get_devices, freed once.
+            unsafe { ffi::rdma_free_devices(list) };
+        }
     }
 
     /// Takes connections at `address`.

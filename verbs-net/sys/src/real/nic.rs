@@ -75,7 +75,8 @@ pub(super) struct Exposure {
 
 /// One device, open for one machine. One thread.
 pub struct Nic {
-    pub(super) context: Arc<Context>,
+    /// `None` once it is closed; then there is nothing else either.
+    pub(super) context: Option<Arc<Context>>,
     pub(super) pd: *mut ffi::ibv_pd,
     pub(super) channel: *mut ffi::ibv_comp_channel,
     pub(super) cq: *mut ffi::ibv_cq,
@@ -124,7 +125,7 @@ impl Nic {
         info.capabilities.shared_receive_queue &= !config.without.shared_receive_queue;
         // From here on `Drop` ends what has been made, whatever fails below.
         let mut nic = Nic {
-            context,
+            context: Some(context),
             pd,
             channel: ptr::null_mut(),
             cq: ptr::null_mut(),
@@ -155,16 +156,21 @@ impl Nic {
         Ok(nic)
     }
 
+    /// The open device; null once it is closed, and nobody gets there then.
+    fn context_ptr(&self) -> *mut ffi::ibv_context {
+        self.context.as_ref().map_or(ptr::null_mut(), |context| context.0)
+    }
+
     fn open_queues(&mut self) -> Result<(), RdmaError> {
         // SAFETY: an open context.
-        self.channel = unsafe { ffi::ibv_create_comp_channel(self.context.0) };
+        self.channel = unsafe { ffi::ibv_create_comp_channel(self.context_ptr()) };
         if self.channel.is_null() {
             return Err(last("ibv_create_comp_channel"));
         }
         // SAFETY: the channel just made; its descriptor is a plain number in it.
         set_nonblocking(unsafe { (*self.channel).fd })?;
         // SAFETY: an open context; its descriptor is a plain number in it.
-        set_nonblocking(unsafe { (*self.context.0).async_fd })?;
+        set_nonblocking(unsafe { (*self.context_ptr()).async_fd })?;
         let config = &self.config;
         let wanted = config
             .queue_pairs_max
@@ -183,14 +189,14 @@ impl Nic {
                     .0,
             );
             // SAFETY: an open context and channel; reads one structure of ours.
-            self.cq_extended = unsafe { ffi::ibv_create_cq_ex(self.context.0, &mut attributes) };
+            self.cq_extended = unsafe { ffi::ibv_create_cq_ex(self.context_ptr(), &mut attributes) };
         }
         self.info.capabilities.extended_completion_queue = !self.cq_extended.is_null();
         if self.cq_extended.is_null() {
             let entries = libc::c_int::try_from(self.completions).unwrap_or(libc::c_int::MAX);
             // SAFETY: an open context and channel; vector 0 is always there.
             self.cq =
-                unsafe { ffi::ibv_create_cq(self.context.0, entries, ptr::null_mut(), self.channel, 0) };
+                unsafe { ffi::ibv_create_cq(self.context_ptr(), entries, ptr::null_mut(), self.channel, 0) };
         } else {
             // SAFETY: a live extended queue; the result is the same object by its older face.
             self.cq = unsafe { ffi::ibv_cq_ex_to_cq(self.cq_extended) };
@@ -256,7 +262,7 @@ impl Nic {
     #[must_use]
     pub fn async_fd(&self) -> i32 {
         // SAFETY: a live context; its descriptor is a plain number in it.
-        unsafe { (*self.context.0).async_fd }
+        unsafe { (*self.context_ptr()).async_fd }
     }
 
     /// Makes an arena's buffers usable here. Its memory is pinned piece by piece, when first used; the first piece now.
@@ -264,6 +270,9 @@ impl Nic {
     /// # Errors
     /// [`RdmaError::Memlock`] says which limit to raise.
     pub fn register(&mut self, arena: &Arena) -> Result<(), RdmaError> {
+        if self.is_closed() {
+            return Err(RdmaError::Gone { what: "the device" });
+        }
         self.regions.add(arena, &mut self.counts)
     }
 
@@ -274,6 +283,9 @@ impl Nic {
     /// # Errors
     /// The limit of the configuration or of the device.
     pub fn create_queue_pair(&mut self) -> Result<QueuePairId, RdmaError> {
+        if self.is_closed() {
+            return Err(RdmaError::Gone { what: "the device" });
+        }
         let per_pair = self.config.sends_per_queue_pair
             + if self.srq.is_null() { self.config.receives_without_shared } else { 0 };
         let shared = if self.srq.is_null() { 0 } else { self.config.receives };
@@ -354,7 +366,7 @@ impl Nic {
             }
             attributes.send_ops_flags = u64::from(operations.0);
             // SAFETY: an open context; the queues and the domain named in the structure are live and ours.
-            let qp = unsafe { ffi::ibv_create_qp_ex(self.context.0, &mut attributes) };
+            let qp = unsafe { ffi::ibv_create_qp_ex(self.context_ptr(), &mut attributes) };
             if qp.is_null() {
                 return Err(last("ibv_create_qp_ex"));
             }
@@ -584,10 +596,60 @@ impl Nic {
         self.judge_destruction(answer);
     }
 
+    /// Gives the device back: every queue pair, queue and region is gone when this returns, so that the kernel may remove it. What was
+    /// in flight comes out of [`Nic::poll`] as flushed. Nothing can be made on it any more.
+    pub fn close(&mut self) {
+        let Some(context) = self.context.take() else { return };
+        let pairs: Vec<u64> = self.queue_pairs.iter().map(|(name, _)| name).collect();
+        for name in pairs {
+            self.destroy_queue_pair(QueuePairId(name));
+        }
+        for window in std::mem::take(&mut self.free_windows) {
+            self.destroy_window(window);
+        }
+        if !self.srq.is_null() {
+            // SAFETY: live, destroyed once; its queue pairs are gone.
+            let answer = unsafe { ffi::ibv_destroy_srq(std::mem::replace(&mut self.srq, ptr::null_mut())) };
+            self.judge_destruction(answer);
+        }
+        self.cq_extended = ptr::null_mut();
+        if !self.cq.is_null() {
+            // SAFETY: live, destroyed once; its queue pairs are gone and its signs acknowledged.
+            let answer = unsafe { ffi::ibv_destroy_cq(std::mem::replace(&mut self.cq, ptr::null_mut())) };
+            self.judge_destruction(answer);
+        }
+        if !self.channel.is_null() {
+            // SAFETY: live, destroyed once; its queue is gone.
+            unsafe { ffi::ibv_destroy_comp_channel(std::mem::replace(&mut self.channel, ptr::null_mut())) };
+        }
+        self.free_heads = [Vec::new(), Vec::new()];
+        let receives = self.receives.iter().map(|(name, _)| name).collect::<Vec<_>>();
+        let receives: Vec<_> = receives.into_iter().map(|name| self.receives.remove(name)).collect();
+        self.shared_receives = 0;
+        let heads = self.heads.take();
+        if self.may_release {
+            self.regions.deregister_all();
+            // SAFETY: live, ended once; nothing made on it is left.
+            unsafe { ffi::ibv_dealloc_pd(self.pd) };
+            drop((receives, heads, context));
+        } else {
+            // In doubt: the device may still know memory of ours. Better to lose it than to hand it out.
+            std::mem::forget((receives, heads, context));
+        }
+    }
+
+    /// True after [`Nic::close`].
+    pub(super) fn is_closed(&self) -> bool {
+        self.context.is_none()
+    }
+
     // ---- sleeping and events
 
     /// Asks for a sign at [`Nic::completion_fd`] when the next completion comes; poll once more before sleeping.
     pub fn arm(&mut self) {
+        if self.is_closed() {
+            return;
+        }
         self.counts.syscalls += 1;
         // SAFETY: a live completion queue. It cannot fail for one.
         let _ = unsafe { ffi::ibv_req_notify_cq(self.cq, 0) };
@@ -595,6 +657,9 @@ impl Nic {
 
     /// Takes all signs from the channel; without this it stays readable.
     pub fn drain_channel(&mut self) {
+        if self.is_closed() {
+            return;
+        }
         let mut signs = 0;
         loop {
             let (mut cq, mut context) = (ptr::null_mut(), ptr::null_mut());
@@ -614,11 +679,14 @@ impl Nic {
 
     /// The next event of the device.
     pub fn poll_async(&mut self) -> Option<AsyncEvent> {
+        if self.is_closed() {
+            return None;
+        }
         // SAFETY: a C structure of numbers and pointers, except its kind, which is read as a number below and never as the enum.
         let mut event: std::mem::MaybeUninit<ffi::ibv_async_event> = std::mem::MaybeUninit::zeroed();
         self.counts.syscalls += 1;
         // SAFETY: an open context, nonblocking; writes one structure of ours.
-        let answer = unsafe { ffi::ibv_get_async_event(self.context.0, event.as_mut_ptr()) };
+        let answer = unsafe { ffi::ibv_get_async_event(self.context_ptr(), event.as_mut_ptr()) };
         if answer != 0 {
             return None;
         }
@@ -677,39 +745,7 @@ impl Nic {
 
 impl Drop for Nic {
     fn drop(&mut self) {
-        let pairs: Vec<u64> = self.queue_pairs.iter().map(|(name, _)| name).collect();
-        for name in pairs {
-            self.destroy_queue_pair(QueuePairId(name));
-        }
-        for window in std::mem::take(&mut self.free_windows) {
-            self.destroy_window(window);
-        }
-        if !self.srq.is_null() {
-            // SAFETY: live, destroyed once; its queue pairs are gone.
-            let answer = unsafe { ffi::ibv_destroy_srq(self.srq) };
-            self.judge_destruction(answer);
-        }
-        if !self.cq.is_null() {
-            // SAFETY: live, destroyed once; its queue pairs are gone and its signs acknowledged.
-            let answer = unsafe { ffi::ibv_destroy_cq(self.cq) };
-            self.judge_destruction(answer);
-        }
-        if !self.channel.is_null() {
-            // SAFETY: live, destroyed once; its queue is gone.
-            unsafe { ffi::ibv_destroy_comp_channel(self.channel) };
-        }
-        if self.may_release {
-            self.regions.deregister_all();
-            // SAFETY: live, ended once; nothing made on it is left.
-            unsafe { ffi::ibv_dealloc_pd(self.pd) };
-        } else {
-            // In doubt: the device may still know memory of ours. Better to lose it than to hand it out.
-            for name in self.receives.iter().map(|(name, _)| name).collect::<Vec<_>>() {
-                std::mem::forget(self.receives.remove(name));
-            }
-            std::mem::forget(self.heads.take());
-            std::mem::forget(Arc::clone(&self.context));
-        }
+        self.close();
     }
 }
 

@@ -282,6 +282,9 @@ impl Nic {
     /// How many receives are missing: of the shared queue, or of one queue pair where there is none.
     #[must_use]
     pub fn receives_wanted(&self, id: Option<QueuePairId>) -> u32 {
+        if self.is_closed() {
+            return 0;
+        }
         if self.has_shared_receives() {
             return self.config.receives.saturating_sub(self.shared_receives);
         }
@@ -301,6 +304,9 @@ impl Nic {
     /// The device's refusal; buffers not posted are dropped.
     pub fn post_receives(&mut self, id: Option<QueuePairId>, buffers: Vec<Buffer>) -> Result<(), PostError> {
         let owner = if self.has_shared_receives() { None } else { id };
+        if self.is_closed() {
+            return Err(PostError::Gone);
+        }
         let mut names: Vec<u64> = Vec::with_capacity(buffers.len());
         let mut parts: Vec<ffi::ibv_sge> = Vec::with_capacity(buffers.len());
         for mut buffer in buffers {
