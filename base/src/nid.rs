@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use bincode::{Decode, Encode};
+use serde::{Deserialize, Serialize};
 
 /// Kind of network, and so the backend that carries it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
@@ -71,6 +72,19 @@ impl Nid {
     #[must_use]
     pub fn ipv4(self) -> Option<Ipv4Addr> {
         matches!(self.net.kind, NetKind::Tcp | NetKind::O2ib).then(|| Ipv4Addr::from(self.address))
+    }
+}
+
+impl Serialize for Nid {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Nid {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Nid, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 

@@ -91,6 +91,7 @@ impl Blueprint {
                 .map(|(index, endpoint)| ServerSection {
                     process: process(index),
                     endpoints: vec![*endpoint],
+                    rails: Vec::new(),
                     node: None,
                 })
                 .collect(),

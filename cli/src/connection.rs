@@ -20,7 +20,7 @@ use runtime::{
     SharedBuffer,
 };
 use spdk_stob::{Backend, Domain, FormatParams, OpenOptions, is_nvme_address};
-use verbs_net::{Fabric, TmConfig, TransferMachine, VerbsFabric};
+use verbs_net::{Fabric, PeerInfo, TmConfig, TransferMachine, VerbsFabric};
 
 use crate::args::ConnectArgs;
 use crate::failure::Failure;
@@ -139,6 +139,18 @@ impl Station {
         let deadline = self.now() + within;
         let answer = self.wait(rpc.call(to, fop, Bulk::none(), CallOptions::until(deadline)))?;
         answer.map(|answer| answer.reply).map_err(|error| Failure::new(error.to_string()))
+    }
+
+    /// What a process of the cluster says of itself: features and nids.
+    pub fn discover(
+        &mut self,
+        file: &ClusterFile,
+        to: Endpoint,
+        within: Duration,
+    ) -> Result<PeerInfo, Failure> {
+        let rpc = self.rpc(&fabric_of(to)?, file)?;
+        let answer = self.wait(rpc.discover(to, within))?;
+        answer.map_err(|error| Failure::new(error.to_string()))
     }
 
     fn rpc(&mut self, fabric: &Fabric, file: &ClusterFile) -> Result<RpcMachine, Failure> {

@@ -198,7 +198,7 @@ pub fn serve_server(
         let path = device_path(folder, &device.path);
         devices.push((device.fid, open_device(&path)?));
     }
-    let config = ServerConfig::new(
+    let mut config = ServerConfig::new(
         section.endpoints[0],
         process,
         file.control.endpoint,
@@ -206,6 +206,7 @@ pub fn serve_server(
         new_epoch(),
         devices,
     );
+    config.rails.clone_from(&section.rails);
     let handle = station.handle();
     let started = station.wait(Server::start(&handle, fabric, config))?;
     let server = started.map_err(|error| Failure::new(error.to_string()))?;

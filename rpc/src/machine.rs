@@ -127,7 +127,7 @@ struct Inner {
     /// Empty between turns; keeps its memory.
     parcels: Cell<Vec<Parcel>>,
     troubles: RefCell<BTreeMap<Endpoint, Trouble>>,
-    handlers: RefCell<BTreeMap<u16, Handler>>,
+    handlers: RefCell<BTreeMap<u16, (Repeat, Handler)>>,
     queue: RefCell<VecDeque<Request>>,
     running: Cell<usize>,
     drain: Cell<Drain>,
@@ -171,11 +171,20 @@ struct Parcel {
     request_id: u64,
     /// A request: its call, and the session that it names.
     call: Option<(CallId, SessionId)>,
+    /// A reply: the exposure that pushes before it went into. It arrives behind them.
+    follows: Option<BulkCookie>,
 }
 
 impl From<SharedBuffer> for Parcel {
     fn from(message: SharedBuffer) -> Parcel {
-        Parcel { message, exposes: Cookies::new(), invalidates: None, request_id: 0, call: None }
+        Parcel {
+            message,
+            exposes: Cookies::new(),
+            invalidates: None,
+            request_id: 0,
+            call: None,
+            follows: None,
+        }
     }
 }
 
@@ -411,7 +420,7 @@ impl RpcMachine {
                 })
             }) as HandlerFuture)
         });
-        let before = self.0.handlers.borrow_mut().insert(F::OPCODE as u16, typed);
+        let before = self.0.handlers.borrow_mut().insert(F::OPCODE as u16, (F::REPEAT, typed));
         assert!(before.is_none(), "{} has a handler already", F::NAME);
     }
 
@@ -662,7 +671,7 @@ impl RpcMachine {
         record.message = Message::Sent(shared.clone());
         let (exposes, request_id) = (record.exposes.clone(), record.header.request_id);
         let call = Some((call, place.session));
-        let parcel = Parcel { message: shared, exposes, invalidates: None, request_id, call };
+        let parcel = Parcel { message: shared, exposes, invalidates: None, request_id, call, follows: None };
         Some(((record.priority, now + wait), parcel))
     }
 
@@ -832,8 +841,10 @@ impl RpcMachine {
             exposes.extend_from_slice(&parcel.exposes);
         }
         let invalidates = parcels.iter().find_map(|parcel| parcel.invalidates);
+        // With the invalidation, of which a packet has one.
+        let follows = parcels.iter().find_map(|parcel| parcel.follows);
         let request_id = parcels.first().map_or(0, |parcel| parcel.request_id);
-        Parcel { message: room.freeze(), exposes, invalidates, request_id, call: None }
+        Parcel { message: room.freeze(), exposes, invalidates, request_id, call: None, follows }
     }
 
     /// An item will not leave.
@@ -843,6 +854,7 @@ impl RpcMachine {
         }
     }
 
+    #[allow(clippy::result_large_err)] // the parcel comes back as it was: a box would cost an allocation
     fn try_post(
         &self,
         now: Instant,
@@ -850,11 +862,11 @@ impl RpcMachine {
         lane: Lane,
         parcel: Parcel,
     ) -> Result<(), (Refused, Parcel)> {
-        let Parcel { message, exposes, invalidates, request_id, call } = parcel;
-        let options = SendOptions { exposes: &exposes, invalidates, header_data: request_id, lane };
+        let Parcel { message, exposes, invalidates, request_id, call, follows } = parcel;
+        let options = SendOptions { exposes: &exposes, invalidates, follows, header_data: request_id, lane };
         let result = self.0.tm.borrow_mut().try_send_with(now, to, options, message);
         result.map_err(|(refused, message)| {
-            (refused, Parcel { message, exposes, invalidates, request_id, call })
+            (refused, Parcel { message, exposes, invalidates, request_id, call, follows })
         })
     }
 
@@ -866,7 +878,9 @@ impl RpcMachine {
 
     fn on_refused(&self, now: Instant, to: PeerId, refused: Refused) {
         self.0.figures.borrow_mut().messages_dropped += 1;
-        if matches!(refused, Refused::Stale | Refused::NotConnected) {
+        if refused == Refused::PushesLost {
+            // A reply of ours: its request will come again, and run again.
+        } else if matches!(refused, Refused::Stale | Refused::NotConnected) {
             self.0.requester.borrow_mut().on_peer_lost(now, to.endpoint);
         } else {
             self.note_trouble(to.endpoint, Trouble::Refused(refused));
@@ -909,6 +923,7 @@ impl RpcMachine {
                 }
             }
             Event::Writable(peer) => self.0.formation.borrow_mut().on_writable(peer.endpoint),
+            Event::RailLost { peer, .. } => self.0.requester.borrow_mut().on_rail_lost(now, peer.endpoint),
             Event::Discovered { peer, result } => self.0.discoveries.on_discovered(peer, &result),
             // Nothing of ours is attached or bound besides messages and bulk.
             Event::Portal(_) => {}
@@ -1110,15 +1125,32 @@ impl RpcMachine {
         let source = parse_descriptor(&bytes[header.source_range()])?;
         let sink = parse_descriptor(&bytes[header.sink_range()])?;
         let has_room = self.has_room();
-        let decision = self.0.responder.borrow_mut().handle_request(now, from, &header, has_room)?;
+        let mut decision = self.0.responder.borrow_mut().handle_request(now, from, &header, has_room)?;
+        if matches!(decision, Decision::Resend(_)) && self.must_repeat(from, &header, sink.as_ref()) {
+            // Without room the requester asks again.
+            let ticket = has_room.then(|| self.0.responder.borrow_mut().repeat(from, &header)).flatten();
+            if let (Some(_), Some(sink)) = (&ticket, &sink) {
+                self.0.tm.borrow_mut().forget_pushes(from, sink.cookie());
+            }
+            decision = ticket.map_or(Decision::Ignore, Decision::Execute);
+        }
         if let Decision::Execute(ticket) = decision {
             let deadline = now + Duration::from_millis(header.time_left_ms.into());
             let ticket = Some(ticket);
             self.start_or_queue(now, Request { ticket, peer: from, header, deadline, source, sink, bytes });
         } else {
-            self.answer_without_running(now, from, &header, decision);
+            let follows = sink.as_ref().map(BulkDescriptor::cookie);
+            self.answer_without_running(now, from, &header, decision, follows);
         }
         Ok(())
+    }
+
+    /// True if the kept reply to a request may tell of bytes that were lost with the rail they were pushed over, and the request may be
+    /// run again.
+    fn must_repeat(&self, from: PeerId, header: &Header, sink: Option<&BulkDescriptor>) -> bool {
+        let (Some(sink), Kind::Request { opcode }) = (sink, header.kind) else { return false };
+        let repeat = self.0.handlers.borrow().get(&opcode).map(|(repeat, _)| *repeat);
+        repeat == Some(Repeat::Idempotent) && !self.0.tm.borrow().are_pushes_intact(from, sink.cookie())
     }
 
     fn on_cancel(&self, now: Instant, from: PeerId, header: &Header) -> Result<(), PeerMisbehaved> {
@@ -1141,7 +1173,7 @@ impl RpcMachine {
             }
             None => decision,
         };
-        self.answer_without_running(now, from, header, decision);
+        self.answer_without_running(now, from, header, decision, None);
         Ok(())
     }
 
@@ -1151,10 +1183,11 @@ impl RpcMachine {
         from: PeerId,
         header: &Header,
         decision: Decision<SharedBuffer>,
+        follows: Option<BulkCookie>,
     ) {
         let (session, slot, xid) = (header.session, header.slot, header.xid);
         match decision {
-            Decision::Resend(reply) => drop(self.send(now, from, true, reply)),
+            Decision::Resend(reply) => drop(self.send(now, from, true, Parcel { follows, ..reply.into() })),
             Decision::Replay(body) => {
                 let kind = Kind::Reply { status: Status::Done };
                 let reply = Header {
@@ -1295,7 +1328,7 @@ impl RpcMachine {
             );
             return Err(FopError::BadRequest { reason });
         }
-        let handler = self.0.handlers.borrow().get(&fom.0.opcode).cloned();
+        let handler = self.0.handlers.borrow().get(&fom.0.opcode).map(|(_, handler)| Rc::clone(handler));
         let Some(handler) = handler else {
             let reason = format!("opcode {} is not served at {}", fom.0.opcode, self.endpoint());
             return Err(FopError::BadRequest { reason });
@@ -1341,7 +1374,8 @@ impl RpcMachine {
                 // invalidation or the end of the connection takes care of that.
                 let invalidates = fom.0.sink.as_ref().or(fom.0.source.as_ref()).map(BulkDescriptor::cookie);
                 let (exposes, request_id) = (Cookies::new(), fom.request_id());
-                let parcel = Parcel { message, exposes, invalidates, request_id, call: None };
+                let follows = fom.0.sink.as_ref().map(BulkDescriptor::cookie);
+                let parcel = Parcel { message, exposes, invalidates, request_id, call: None, follows };
                 let _ = self.send(now, ticket.peer, true, parcel); // lost: the resend finds it in the cache
             }
         }

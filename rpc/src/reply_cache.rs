@@ -62,6 +62,8 @@ enum SlotState<B> {
     Fresh,
     /// Runs or waits to run.
     Running,
+    /// Runs once more, without holding the slot.
+    Again,
     /// Ran. `seq` finds the reply's place in the order of age.
     Done { kept: Option<(B, u64)> },
     /// Was cancelled before it ran.
@@ -223,8 +225,9 @@ impl<B: Clone + AsRef<[u8]>> ReplyCache<B> {
             (1, SlotState::Running) => {
                 return Err(PeerMisbehaved::SlotBusy { slot, running: last.0, got: xid.0 });
             }
+            // (1, Again): the requester has its answer, from the run before.
             (1, _) | (1.., SlotState::Resumed { .. }) => Verdict::Execute,
-            (0, SlotState::Running) => Verdict::StillRunning, // twin of the one in progress
+            (0, SlotState::Running | SlotState::Again) => Verdict::StillRunning, // twin of the one in progress
             (0, SlotState::Done { kept: Some((reply, _)) }) => Verdict::Resend(reply.clone()), // our reply was lost
             (0, SlotState::Done { kept: None }) => Verdict::ReplyGone, // it ran, and must not run again
             (0, SlotState::Dropped) => Verdict::Dropped,               // overtaken by its own cancellation
@@ -252,6 +255,12 @@ impl<B: Clone + AsRef<[u8]>> ReplyCache<B> {
     /// Makes the entry of a request that [`ReplyCache::decide`] let pass, before it runs.
     pub fn begin(&mut self, session: SessionId, slot: u16, xid: Xid) {
         self.set(session, slot, xid, SlotState::Running);
+    }
+
+    /// A request that may be repeated runs once more, because what its reply told of may not have arrived. Unlike [`ReplyCache::begin`] it does
+    /// not hold its slot: the next request may come meanwhile, and then this one's reply is of no use.
+    pub fn begin_again(&mut self, session: SessionId, slot: u16, xid: Xid) {
+        self.set(session, slot, xid, SlotState::Again);
     }
 
     /// The request ran: keeps its reply, if the bounds allow. False if the session is gone: nobody waits for the reply.
@@ -287,7 +296,11 @@ impl<B: Clone + AsRef<[u8]>> ReplyCache<B> {
 
     /// The request will never run: it was cancelled, or its deadline passed before its turn came.
     pub fn drop_request(&mut self, session: SessionId, slot: u16, xid: Xid) {
-        self.set(session, slot, xid, SlotState::Dropped);
+        let entry = self.slots.get(&session).and_then(|slots| slots.get(usize::from(slot)));
+        // A repeated one may have been overtaken by the slot's next.
+        if entry.is_some_and(|entry| xid.distance_from(entry.last_xid) >= 0) {
+            self.set(session, slot, xid, SlotState::Dropped);
+        }
     }
 
     /// Lets go of replies that are older than their lifetime.

@@ -570,6 +570,24 @@ impl Requester {
         }
     }
 
+    /// One of several ways to the peer is gone, and with it perhaps what was under way: everything that waits for an answer is sent again
+    /// at once.
+    pub fn on_rail_lost(&mut self, now: Instant, to: Endpoint) {
+        let Some(peer) = self.peers.get_mut(&to) else { return };
+        if let Some(wish) = &mut peer.wish {
+            self.timers.remove(&(wish.next_send, Timer::Wish(to)));
+            wish.next_send = now;
+            self.timers.insert((now, Timer::Wish(to)));
+        }
+        for (id, call) in self.calls.iter_mut().filter(|(_, call)| call.spec.to == to) {
+            if let CallState::InSlot { next_send, .. } = &mut call.state {
+                *next_send = now;
+                Self::rearm(&mut self.timers, *id, call);
+            }
+        }
+        self.handle_timeouts(now);
+    }
+
     /// The peer will not talk to us (wrong credential, wrong version): every call to it ends.
     pub fn on_peer_refused(&mut self, now: Instant, by: Endpoint) {
         let Some(peer) = self.peers.get_mut(&by) else { return };

@@ -109,6 +109,8 @@ pub struct ResponderStats {
     pub no_room: u64,
     /// Sessions that went on after a restart.
     pub sessions_resumed: u64,
+    /// Requests run once more, because what their reply told of may have been lost.
+    pub repeated: u64,
 }
 
 #[derive(Debug)]
@@ -381,6 +383,16 @@ impl<B: Clone + AsRef<[u8]>> Responder<B> {
             Verdict::Dropped => Decision::Dropped,
             Verdict::StillRunning | Verdict::Stale => Decision::Ignore,
         })
+    }
+
+    /// A request whose reply was to be sent again runs once more instead: only for those that may be repeated.
+    pub fn repeat(&mut self, from: PeerId, header: &Header) -> Option<Ticket> {
+        let (id, slot, xid) = (header.session, header.slot, header.xid);
+        let session = self.sessions.get_mut(&id)?;
+        session.running_count += 1;
+        self.cache.begin_again(id, slot, xid);
+        self.stats.repeated += 1;
+        Some(Ticket { peer: from, session: id, nonce: session.nonce, slot, xid })
     }
 
     /// The client no longer wants a request. One that never came is marked, so that it never runs; one that runs goes on,

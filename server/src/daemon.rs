@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use base::{Endpoint, Fid, Instant};
+use base::{Endpoint, Fid, Instant, Nid};
 use faces::{ConfClient, Configuration, Heartbeat, Registrant};
 use fops::FopError;
 use fops::admin::{DeviceFault, DeviceFaultReply, Ping, PingReply, Shutdown, ShutdownReply};
@@ -36,6 +36,8 @@ pub const START_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 pub struct ServerConfig {
     /// Where this locality listens.
     pub endpoint: Endpoint,
+    /// Further nids of this host: it listens there too, and peers learn of them.
+    pub rails: Vec<Nid>,
     /// The process.
     pub process: Fid,
     /// The control daemon.
@@ -67,6 +69,7 @@ impl ServerConfig {
     ) -> ServerConfig {
         ServerConfig {
             endpoint,
+            rails: Vec::new(),
             process,
             control,
             token,
@@ -100,7 +103,8 @@ impl Server {
         let config_version = Rc::new(Cell::new(0));
         let rpc_config =
             RpcConfig { config_version: Rc::clone(&config_version), durable_slots: true, ..config.rpc };
-        let tm_config = TmConfig::new(config.endpoint, true, epoch, config.token, config_version);
+        let mut tm_config = TmConfig::new(config.endpoint, true, epoch, config.token, config_version);
+        tm_config.rails = config.rails;
         let transfer_machine = TransferMachine::start(locality, fabric, tm_config)?;
         let rpc = RpcMachine::start(locality, transfer_machine, rpc_config);
         // Served from the first moment: until the state is there every request is told to come again. A client that knew the

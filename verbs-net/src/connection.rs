@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
-use base::{Endpoint, Instant};
+use base::{Endpoint, Instant, Nid};
 use runtime::SharedBuffer;
 use smallvec::SmallVec;
 
@@ -74,6 +74,10 @@ pub(crate) struct Outgoing {
     pub(crate) invalidates: Option<BulkCookie>,
     /// By a fault rule: its checksum goes out wrong.
     pub(crate) is_damaged: bool,
+    /// An exposure of the peer: it goes over the rail that pushes into that went over.
+    pub(crate) follows: Option<BulkCookie>,
+    /// Times that it was sent again over another rail.
+    pub(crate) resends: u8,
 }
 
 /// An ACK or REPLY, and the number of what it answers, whose credit goes back with it.
@@ -131,7 +135,11 @@ impl Phase {
 
 pub(crate) struct Connection {
     pub(crate) phase: Phase,
-    /// Dialled or introduced by its hello; `None` while greeting.
+    /// Our interface that it is made from, or to.
+    pub(crate) interface: usize,
+    /// The peer's nid at its other end.
+    pub(crate) rail: Nid,
+    /// Whom it serves: dialled or introduced by its hello; `None` while greeting.
     pub(crate) endpoint: Option<Endpoint>,
     /// The peer's epoch; 0 until its hello.
     pub(crate) epoch: u64,
@@ -176,6 +184,10 @@ pub(crate) struct Connection {
     /// Since when the peer, owing us something, has been silent.
     quiet_since: Instant,
     pinged_at: Option<Instant>,
+    /// The peer has said something since the hello.
+    pub(crate) is_confirmed: bool,
+    /// A transfer of it was not done in time: it is to be pinged until it gives a sign of life.
+    pub(crate) is_doubtful: bool,
     /// Somebody was refused for want of credits.
     pub(crate) is_starved: bool,
 }
@@ -193,6 +205,8 @@ impl Connection {
     pub(crate) fn new(phase: Phase, endpoint: Option<Endpoint>, now: Instant) -> Connection {
         Connection {
             phase,
+            interface: 0,
+            rail: endpoint.map_or(Nid::LOOPBACK, |endpoint| endpoint.nid),
             endpoint,
             epoch: 0,
             nonce: 0,
@@ -218,6 +232,8 @@ impl Connection {
             remote: RemoteTable::default(),
             quiet_since: now,
             pinged_at: None,
+            is_confirmed: false,
+            is_doubtful: false,
             is_starved: false,
         }
     }
@@ -239,16 +255,34 @@ impl Connection {
         self.sent
     }
 
-    /// The peer has consumed up to `credits`.
-    pub(crate) fn handle_credits(&mut self, credits: u32) -> Result<(), PeerMisbehaved> {
+    /// Credits that a request may take.
+    pub(crate) fn free_credits(&self) -> u32 {
+        self.window.saturating_sub(self.in_flight())
+    }
+
+    /// Messages that the peer has not consumed.
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.sent.wrapping_sub(self.acked)
+    }
+
+    /// The connection is over: answers how many messages are in flight for ever.
+    pub(crate) fn give_up_credits(&mut self) -> u32 {
+        let in_flight = self.in_flight();
+        self.acked = self.sent;
+        in_flight
+    }
+
+    /// The peer has consumed up to `credits`; answers how many more than before.
+    pub(crate) fn handle_credits(&mut self, credits: u32) -> Result<u32, PeerMisbehaved> {
         if counter_distance(self.sent, credits) > 0 {
             return Err(PeerMisbehaved::CreditInvented { got: credits, sent: self.sent });
         }
         // An older frame that comes late says less than we know.
-        if counter_distance(self.acked, credits) > 0 {
+        let returned = counter_distance(self.acked, credits);
+        if returned > 0 {
             self.acked = credits;
         }
-        Ok(())
+        Ok(u32::try_from(returned).unwrap_or(0))
     }
 
     /// Checks a message's number against the window that we granted.
@@ -317,7 +351,7 @@ impl Connection {
 
     /// True if the peer owes us something: credits, transfers, or room for bytes.
     fn is_waiting(&self) -> bool {
-        self.sent != self.acked || self.transfers > 0 || self.is_backlogged
+        self.sent != self.acked || self.transfers > 0 || self.is_backlogged || self.is_doubtful
     }
 
     /// Called before something becomes outstanding: silence counts from here.
@@ -330,6 +364,7 @@ impl Connection {
 
     /// The peer gave a sign of life.
     pub(crate) fn hear(&mut self, now: Instant) {
+        self.is_doubtful = false;
         self.quiet_since = now;
         self.pinged_at = None;
     }
@@ -390,7 +425,7 @@ mod tests {
             connection.take_credit(Instant::ZERO);
         }
         assert!(!connection.has_credit(Lane::Reply));
-        assert_eq!(connection.handle_credits(CREDIT_RESERVE + 1), Ok(()));
+        assert_eq!(connection.handle_credits(CREDIT_RESERVE + 1), Ok(CREDIT_RESERVE + 1));
         assert!(connection.has_credit(Lane::Request) && connection.has_credit(Lane::Reply));
     }
 
@@ -402,8 +437,8 @@ mod tests {
         connection.consumed = u32::MAX - 1;
         connection.returned = u32::MAX - 1;
         assert_eq!(connection.take_credit(Instant::ZERO), 0);
-        assert_eq!(connection.handle_credits(0), Ok(()));
-        assert_eq!(connection.handle_credits(u32::MAX), Ok(()), "late");
+        assert_eq!(connection.handle_credits(0), Ok(1));
+        assert_eq!(connection.handle_credits(u32::MAX), Ok(0), "late");
         assert!(!connection.is_waiting());
         assert!(matches!(connection.handle_credits(1), Err(PeerMisbehaved::CreditInvented { .. })));
         assert_eq!(connection.check_sequence(20), Ok(()));

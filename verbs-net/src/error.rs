@@ -14,6 +14,17 @@ pub(crate) const NO_RDMA_ADVICE: &str = "this build of clovis has no RDMA transp
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
+    /// A further nid that cannot be one of this machine's.
+    #[error(
+        "{endpoint}: rail {nid}: all nids of a machine are of one kind of net, each named once, at most {}; list each address of this host once",
+        crate::limits::NIDS_MAX
+    )]
+    BadRail {
+        /// The endpoint asked for.
+        endpoint: Endpoint,
+        /// The nid.
+        nid: base::Nid,
+    },
     /// Another process or machine listens there.
     #[error(
         "{endpoint}: address {address} is in use: another process listens there; choose another endpoint"
@@ -82,6 +93,7 @@ impl Blamed for StartError {
     fn blame(&self) -> Blame {
         match self {
             StartError::EpochZero { .. }
+            | StartError::BadRail { .. }
             | StartError::PortalWithoutPort { .. }
             | StartError::NoSuchNet { .. } => Blame::Caller,
             _ => Blame::Environment,
@@ -126,6 +138,10 @@ pub enum Refused {
     /// The descriptor is gone, spent, or has no memory for it. Permanent.
     #[error("the memory descriptor is gone, spent, or has no memory for the operation")]
     Descriptor,
+    /// It follows pushes over a rail that is gone, whose bytes may be lost: it would tell of bytes that are not there. Permanent; the
+    /// requester asks again.
+    #[error("the rail of the pushes before it is gone: it would tell of bytes that may not be there")]
+    PushesLost,
     /// The peer is this machine. Permanent.
     #[error("a transfer machine does not send to itself")]
     Myself,
@@ -461,6 +477,12 @@ pub enum NetError {
         /// Why.
         reason: RefuseReason,
     },
+    /// It was not delivered, and could not be sent over another rail.
+    #[error("not delivered ({class}), and no other rail could take it")]
+    Undelivered {
+        /// What kind of error.
+        class: crate::rail::ErrorClass,
+    },
     /// The peer's answer to a ping is not one.
     #[error(transparent)]
     BadInfo {
@@ -485,6 +507,7 @@ impl NetError {
             | NetError::RemoteDropped
             | NetError::RemoteTimeout
             | NetError::Stale
+            | NetError::Undelivered { .. }
             | NetError::Protocol(_) => true,
             NetError::Refused { reason } => {
                 matches!(reason, RefuseReason::TooMany | RefuseReason::Race | RefuseReason::StaleEpoch)
@@ -506,6 +529,7 @@ impl NetError {
             | NetError::RemoteError { .. }
             | NetError::Protocol(_)
             | NetError::BadInfo { .. }
+            | NetError::Undelivered { .. }
             | NetError::Canceled => true,
             NetError::Local(_)
             | NetError::Unreachable { .. }

@@ -6,7 +6,7 @@
 //! A rule is a line of text (`clovis net fault add`), parsed once into a [`FaultRule`]:
 //!
 //! ```text
-//! ACTION [peer=NID|*@NET] [kind=message|bulk|control|all] [one-in=N] [count=N] [ms=N]
+//! ACTION [peer=NID|*@NET] [kind=message|bulk|control|all] [one-in=N] [count=N] [ms=N] [error=CLASS]
 //! ```
 //!
 //! | action | what happens |
@@ -15,6 +15,8 @@
 //! | delay | the frame and all behind it on that connection leave `ms` later, in order |
 //! | duplicate | a message leaves twice; other kinds are left alone |
 //! | corrupt | the header's checksum is wrong: the receiver counts a breach and ends the connection. Not for READs and WRITEs |
+//!
+//! | fail | the frame never leaves and its rail reports `error`: health and resends follow their rules (rail.rs) |
 //!
 //! The first rule that fires decides. Source of the idea: LNet's drop and delay rules (NID, kind, rate, counters per rule).
 
@@ -27,6 +29,7 @@ use base::nid::{Net, Nid};
 
 use crate::frame::FrameBody;
 use crate::limits::FAULT_RULES_MAX;
+use crate::rail::ErrorClass;
 
 /// What happens to a frame that a rule fires on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +43,8 @@ pub enum FaultAction {
     Duplicate,
     /// Its header is damaged.
     Corrupt,
+    /// It fails with an error of this class, as if its rail had said so.
+    Fail(ErrorClass),
 }
 
 /// Frames that a rule looks at.
@@ -105,14 +110,14 @@ pub struct FaultStatus {
 #[non_exhaustive]
 pub enum FaultError {
     /// Not one of the actions.
-    #[error("unknown action {got:?}: drop, delay, duplicate or corrupt, and the action comes first")]
+    #[error("unknown action {got:?}: drop, delay, duplicate, corrupt or fail, and the action comes first")]
     Action {
         /// What was given.
         got: String,
     },
     /// Not a field, or a value that it cannot have.
     #[error(
-        "{got:?} is no field of a fault rule: peer=ADDRESS@NET or *@NET, kind=message|bulk|control|all, one-in=N, count=N, ms=N"
+        "{got:?} is no field of a fault rule: peer=ADDRESS@NET or *@NET, kind=message|bulk|control|all, one-in=N, count=N, ms=N, error=CLASS"
     )]
     Field {
         /// What was given.
@@ -124,6 +129,11 @@ pub enum FaultError {
         /// The longest delay.
         max: u64,
     },
+    /// A failure without its class, or a class without a failure.
+    #[error(
+        "error=CLASS belongs to fail, and fail needs it: local-interrupt|dropped|aborted|no-route|timeout|error, remote-dropped|error|timeout or network-timeout"
+    )]
+    Class,
     /// Too many rules.
     #[error("{max} fault rules are in force already: clear some")]
     TooMany {
@@ -149,6 +159,7 @@ impl FromStr for FaultRule {
             count_max: 0,
         };
         let mut delay_ms = None;
+        let mut class = None;
         for word in words {
             let bad = || FaultError::Field { got: word.to_owned() };
             let (name, value) = word.split_once('=').ok_or_else(bad)?;
@@ -167,19 +178,24 @@ impl FromStr for FaultRule {
                     rule.one_in = value.parse().ok().filter(|one_in| *one_in > 0).ok_or_else(bad)?;
                 }
                 "count" => rule.count_max = value.parse().map_err(|_| bad())?,
+                "error" => class = Some(ErrorClass::from_word(value).ok_or_else(bad)?),
                 "ms" => delay_ms = Some(value.parse::<u64>().map_err(|_| bad())?),
                 _ => return Err(bad()),
             }
         }
         let milliseconds = FaultError::Milliseconds { max: DELAY_MS_MAX };
+        if (action == "fail") != class.is_some() {
+            return Err(FaultError::Class);
+        }
         rule.action = match (action, delay_ms) {
+            ("fail", None) => FaultAction::Fail(class.unwrap_or(ErrorClass::LocalError)),
             ("drop", None) => FaultAction::Drop,
             ("duplicate", None) => FaultAction::Duplicate,
             ("corrupt", None) => FaultAction::Corrupt,
             ("delay", Some(ms)) if (1..=DELAY_MS_MAX).contains(&ms) => {
                 FaultAction::Delay(Duration::from_millis(ms))
             }
-            ("drop" | "duplicate" | "corrupt" | "delay", _) => return Err(milliseconds),
+            ("drop" | "duplicate" | "corrupt" | "delay" | "fail", _) => return Err(milliseconds),
             _ => return Err(FaultError::Action { got: action.to_owned() }),
         };
         Ok(rule)
@@ -201,6 +217,7 @@ impl fmt::Display for FaultRule {
             FaultAction::Delay(_) => "delay",
             FaultAction::Duplicate => "duplicate",
             FaultAction::Corrupt => "corrupt",
+            FaultAction::Fail(_) => "fail",
         };
         f.write_str(action)?;
         match self.peer {
@@ -220,6 +237,9 @@ impl fmt::Display for FaultRule {
         }
         if self.count_max > 0 {
             write!(f, " count={}", self.count_max)?;
+        }
+        if let FaultAction::Fail(class) = self.action {
+            write!(f, " error={class}")?;
         }
         if let FaultAction::Delay(time) = self.action {
             write!(f, " ms={}", time.as_millis())?;

@@ -32,6 +32,8 @@ mod memory_wait;
 mod operation;
 pub mod portal;
 mod protocol;
+pub mod rail;
+mod rails;
 mod remote;
 pub mod stats;
 mod transfer;
@@ -54,5 +56,6 @@ pub use machine::{
 pub use portal::{
     AttachError, MatchEntry, MatchFrom, MdId, MdMemory, MdOptions, MemoryDescriptor, PORTAL_FIRST, Position,
 };
+pub use rail::{ErrorClass, HEALTH_MAX};
 pub use stats::NetStats;
 pub use verbs_sys;

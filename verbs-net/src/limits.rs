@@ -27,6 +27,12 @@ pub const TRANSFERS_MAX: usize = 16 * 1024;
 pub const EXPOSURES_MAX: usize = 64 * 1024;
 /// Fault rules of one machine: each send looks at all of them.
 pub const FAULT_RULES_MAX: usize = 64;
+/// Messages in flight of one interface, over all its peers: 128 full windows. Beyond it a peer may still have one each.
+pub const NET_CREDITS: u32 = 128 * CREDIT_WINDOW;
+/// Part of [`NET_CREDITS`] that only replies may use.
+pub const NET_CREDITS_RESERVE: u32 = NET_CREDITS / 4;
+/// Exposures of peers of which a machine remembers over which rail pushes went, 32 bytes each. A reply or resend of an older one counts as if that rail were lost.
+pub const PUSHES_REMEMBERED_MAX: usize = 16 * 1024;
 /// Nids of one machine: rails to it are at most as many.
 pub const NIDS_MAX: usize = 16;
 /// Bytes that one GET may ask for, so that its REPLY is an eager frame on every net. Larger data is bulk.

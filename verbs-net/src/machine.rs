@@ -3,11 +3,13 @@
 use std::cell::Cell;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 
 use base::{Endpoint, Instant, NetKind, Nid};
+use runtime::poller::{Interest, Poller};
 use runtime::{Arena, Buffer, LocalityHandle, SharedBuffer};
+use smallvec::SmallVec;
 
 use crate::backend::Backend;
 use crate::backend::verbs::VerbsFabric;
@@ -17,7 +19,7 @@ use crate::error::{NetError, Refused, StartError, fabric_word};
 use crate::exposure::{Retract, Retraction};
 use crate::fault::{FaultError, FaultId, FaultRule, FaultStatus};
 use crate::hello::Token;
-use crate::limits::NetTimes;
+use crate::limits::{NIDS_MAX, NetTimes};
 use crate::portal::{AttachError, MatchEntry, MdId, MemoryDescriptor};
 use crate::protocol::{Carriage, Protocol, ProtocolConfig};
 use crate::stats::NetStats;
@@ -62,6 +64,9 @@ pub struct TmConfig {
     pub config_version: Rc<Cell<u64>>,
     /// Times; the defaults are for a LAN.
     pub times: NetTimes,
+    /// Further nids of this machine, beside its endpoint's: with the same pid, portal and tmid it listens on and connects from each. Peers
+    /// learn of them, and messages take the best way.
+    pub rails: Vec<Nid>,
 }
 
 impl TmConfig {
@@ -74,7 +79,15 @@ impl TmConfig {
         token: impl Into<Token>,
         config_version: Rc<Cell<u64>>,
     ) -> TmConfig {
-        TmConfig { endpoint, listen, epoch, token: token.into(), config_version, times: NetTimes::default() }
+        TmConfig {
+            endpoint,
+            listen,
+            epoch,
+            token: token.into(),
+            config_version,
+            times: NetTimes::default(),
+            rails: Vec::new(),
+        }
     }
 }
 
@@ -135,6 +148,8 @@ pub struct SendOptions<'a> {
     pub exposes: &'a [BulkCookie],
     /// An exposure of the receiver that this message ends: a reply names what its request exposed.
     pub invalidates: Option<BulkCookie>,
+    /// An exposure of the receiver: the message arrives behind all pushes into it. `invalidates` says the same.
+    pub follows: Option<BulkCookie>,
     /// 64 bits that go beside the bytes, for the receiver's eyes.
     pub header_data: u64,
 }
@@ -143,7 +158,7 @@ impl SendOptions<'_> {
     /// A message on `lane` that exposes and invalidates nothing.
     #[must_use]
     pub const fn on(lane: Lane) -> SendOptions<'static> {
-        SendOptions { lane, exposes: &[], invalidates: None, header_data: 0 }
+        SendOptions { lane, exposes: &[], invalidates: None, follows: None, header_data: 0 }
     }
 }
 
@@ -271,6 +286,16 @@ pub enum Event {
         /// Why.
         error: NetError,
     },
+    /// One of several ways to a peer is gone. What had left over it may or may not have arrived; what had not left went over
+    /// another.
+    RailLost {
+        /// Who.
+        peer: PeerId,
+        /// Its nid there.
+        nid: Nid,
+        /// Why.
+        error: NetError,
+    },
     /// After a refusal for want of credits or queue: try again.
     Writable(PeerId),
     /// A transfer ended.
@@ -327,7 +352,10 @@ pub fn local_nid_towards(peer: Endpoint) -> io::Result<Nid> {
 /// Not a driver by itself: the rpc machine drives it (`poll`, `flush`, deadlines) and takes its events.
 pub struct TransferMachine {
     protocol: Protocol,
-    backend: Backend,
+    /// One for each nid, in their order.
+    backends: SmallVec<[Backend; 1]>,
+    /// With several backends: waits for them all.
+    poller: Option<Poller>,
 }
 
 impl TransferMachine {
@@ -350,9 +378,24 @@ impl TransferMachine {
         if config.epoch == 0 {
             return Err(StartError::EpochZero { endpoint });
         }
-        let backend = Backend::start(locality, fabric, endpoint, config.listen)?;
+        let mut nids = vec![endpoint.nid];
+        for nid in config.rails {
+            if nid.net.kind != fabric.net() || nids.contains(&nid) || nids.len() == NIDS_MAX {
+                return Err(StartError::BadRail { endpoint, nid });
+            }
+            nids.push(nid);
+        }
+        let has_rails = nids.len() > 1;
+        let mut backends = SmallVec::new();
+        for nid in &nids {
+            let local = Endpoint { nid: *nid, ..endpoint };
+            backends.push(Backend::start(locality, fabric, local, config.listen, has_rails)?);
+        }
+        let poller = has_rails.then(|| nest(&backends)).transpose();
+        let poller = poller.map_err(|source| StartError::Io { endpoint, what: "epoll", source })?.flatten();
         let protocol = Protocol::new(ProtocolConfig {
             endpoint,
+            interfaces: nids,
             epoch: config.epoch,
             listen: config.listen,
             times: config.times,
@@ -372,7 +415,7 @@ impl TransferMachine {
             arena: locality.arena().clone(),
             unparker: locality.unparker(),
         });
-        Ok(TransferMachine { protocol, backend })
+        Ok(TransferMachine { protocol, backends, poller })
     }
 
     /// Its address.
@@ -553,8 +596,8 @@ impl TransferMachine {
         self.protocol.start_pull(now, peer, from, deadline)
     }
 
-    /// Pushes parts into a requester's sink: part `i` fills segment `segment_index + i` and has its length. A message sent to
-    /// the peer after this call arrives after the bytes. Ends in one `TransferDone`, when the bytes are with the net.
+    /// Pushes parts into a requester's sink: part `i` fills segment `segment_index + i` and has its length. A message that
+    /// names the sink (`invalidates`, `follows`) and is sent after this call arrives after the bytes; so does any other on a peer with one rail. Ends in one `TransferDone`, when the bytes are with the net.
     pub fn start_push(
         &mut self,
         now: Instant,
@@ -574,7 +617,11 @@ impl TransferMachine {
         if self.protocol.memory.is_over() {
             self.protocol.request_pulls();
         }
-        let frames = self.backend.poll(&mut self.protocol, now, budget);
+        let mut frames = 0;
+        for (interface, backend) in self.backends.iter_mut().enumerate() {
+            self.protocol.activate(interface);
+            frames += backend.poll(&mut self.protocol, now, budget);
+        }
         frames + self.protocol.event_count().saturating_sub(before)
     }
 
@@ -585,7 +632,16 @@ impl TransferMachine {
 
     /// Sends what this turn has queued: one system call per peer where the net allows.
     pub fn flush(&mut self, now: Instant) {
-        self.backend.flush(&mut self.protocol, now);
+        // What one backend hands over may queue more for another: until there is nothing left.
+        loop {
+            for (interface, backend) in self.backends.iter_mut().enumerate() {
+                self.protocol.activate(interface);
+                backend.flush(&mut self.protocol, now);
+            }
+            if !self.protocol.has_output() {
+                return;
+            }
+        }
     }
 
     /// When to poll again without a sign from [`TransferMachine::wait_fd`]; `None` while nothing is outstanding.
@@ -594,7 +650,8 @@ impl TransferMachine {
         if self.protocol.has_events() {
             return Some(Instant::ZERO);
         }
-        let backend = self.backend.next_deadline().unwrap_or(Instant::NEVER);
+        let deadlines = self.backends.iter().filter_map(Backend::next_deadline);
+        let backend = deadlines.min().unwrap_or(Instant::NEVER);
         let next = self.protocol.next_timer().min(backend);
         (next != Instant::NEVER).then_some(next)
     }
@@ -602,12 +659,38 @@ impl TransferMachine {
     /// Readable when there is something to poll.
     #[must_use]
     pub fn wait_fd(&self) -> Option<RawFd> {
-        self.backend.wait_fd()
+        match &self.poller {
+            Some(poller) => Some(poller.as_raw_fd()),
+            None => self.backends.first().and_then(Backend::wait_fd),
+        }
     }
 
     /// False: something arrived meanwhile, poll instead of sleeping.
     pub fn before_sleep(&mut self) -> bool {
-        !self.protocol.has_events() && self.protocol.dirty.is_empty() && self.backend.before_sleep()
+        let mut may_sleep = !self.protocol.has_events() && !self.protocol.has_output();
+        for backend in &mut self.backends {
+            // Each of them, because each arms what wakes it.
+            may_sleep &= backend.before_sleep();
+        }
+        may_sleep
+    }
+
+    /// The rails to a peer: its nid, whether it is up, health of our interface and of its nid (0 to `HEALTH_MAX`).
+    #[must_use]
+    pub fn rails(&self, peer: Endpoint) -> Vec<(Nid, bool, u16, u16)> {
+        self.protocol.rails(peer)
+    }
+
+    /// True if all pushes into an exposure of a peer went over a rail that still is up, so that a reply sent now arrives behind them.
+    /// False also if that is too long ago to know.
+    #[must_use]
+    pub fn are_pushes_intact(&self, peer: PeerId, cookie: BulkCookie) -> bool {
+        self.protocol.are_pushes_intact(peer.endpoint, cookie)
+    }
+
+    /// The request that exposed it runs again: what was pushed into it before does not count.
+    pub fn forget_pushes(&mut self, peer: PeerId, cookie: BulkCookie) {
+        self.protocol.pushed.forget(peer.endpoint, cookie);
     }
 
     /// Adds a fault rule for frames that leave this machine.
@@ -644,14 +727,24 @@ impl TransferMachine {
     #[must_use]
     pub fn stats(&self) -> NetStats {
         let mut stats = self.protocol.stats.clone();
-        if let Some(counts) = self.backend.device_counts() {
-            stats.work_requests = counts.work_requests;
-            stats.completions = counts.completions;
-            stats.doorbells = counts.doorbells;
-            stats.registrations = counts.registrations;
+        for counts in self.backends.iter().filter_map(Backend::device_counts) {
+            stats.work_requests += counts.work_requests;
+            stats.completions += counts.completions;
+            stats.doorbells += counts.doorbells;
+            stats.registrations += counts.registrations;
         }
         stats
     }
+}
+
+/// One descriptor for those of several backends; `None` where they have none.
+fn nest(backends: &[Backend]) -> io::Result<Option<Poller>> {
+    let poller = Poller::new()?;
+    for (index, backend) in (0..).zip(backends) {
+        let Some(fd) = backend.wait_fd() else { return Ok(None) };
+        poller.add(fd, index, Interest::READABLE)?;
+    }
+    Ok(Some(poller))
 }
 
 /// lo, tcp and sim move bytes with the CPU or not at all, so there is nothing to register; verbs will.

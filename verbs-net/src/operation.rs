@@ -16,7 +16,7 @@ use crate::connection::{ConnectionId, Exposes, Owed, Payload};
 use crate::discovery::{Features, INFO_BYTES_MAX, NidStatus, PING_MATCH_BITS, PeerInfo};
 use crate::error::{NakReason, NetError, PeerMisbehaved, Refused};
 use crate::frame::{FrameBody, PutTarget};
-use crate::limits::{GET_BYTES_MAX, OPERATIONS_MAX};
+use crate::limits::{GET_BYTES_MAX, OPERATIONS_MAX, ms};
 use crate::machine::{Event, Lane, OperationId, OperationOptions, PeerId, PortalEvent};
 use crate::portal::{
     AttachError, Delivery, Incoming, Match, MatchEntry, MatchFrom, MdId, MdMemory, MdOptions,
@@ -31,8 +31,10 @@ enum Answer {
     Nothing,
     Ack,
     Reply,
-    /// A reply that is [`PeerInfo`].
+    /// A reply that is [`PeerInfo`], for the layer above.
     Info,
+    /// The same, for ourselves.
+    Rails,
 }
 
 /// A PUT or GET of ours.
@@ -81,11 +83,13 @@ impl Protocol {
     pub(crate) fn features(&self) -> Features {
         let mut features = Features::DISCOVERY;
         features.set(Features::REMOTE_ACCESS, self.carriage.remote_access);
+        features.set(Features::MULTI_RAIL, self.interfaces.len() > 1);
         features
     }
 
     pub(crate) fn info(&self) -> PeerInfo {
-        let nids = vec![NidStatus { nid: self.endpoint.nid, is_up: true }];
+        let nids =
+            self.interfaces.iter().map(|interface| NidStatus { nid: interface.nid, is_up: true }).collect();
         PeerInfo { features: self.features(), epoch: self.epoch, nids }
     }
 
@@ -317,7 +321,11 @@ impl Protocol {
             }
             let Some(Owed { body, payload, answers }) = connection.owed.pop_front() else { return };
             let exposes = Exposes::new();
-            self.post_message(now, id, Waiting { body, payload, exposes, invalidates: None, epoch: 0 });
+            self.post_message(
+                now,
+                id,
+                Waiting { body, payload, exposes, invalidates: None, epoch: 0, follows: None, resends: 0 },
+            );
             self.return_credit(id, answers);
         }
     }
@@ -407,7 +415,8 @@ impl Protocol {
         self.operations.insert(id, operation);
         let (exposes, invalidates) = (Exposes::new(), None);
         let own = (answer == Answer::Nothing).then_some(id);
-        let waiting = Waiting { body, payload, exposes, invalidates, epoch: to.epoch };
+        let waiting =
+            Waiting { body, payload, exposes, invalidates, epoch: to.epoch, follows: None, resends: 0 };
         if let Err((refused, _)) = self.submit(now, to.endpoint, Lane::Request, waiting) {
             self.operations.remove(&id);
             self.portals.undo(md);
@@ -426,6 +435,16 @@ impl Protocol {
     }
 
     pub(crate) fn try_ping(&mut self, now: Instant, to: PeerId, deadline: Instant) -> Result<(), Refused> {
+        self.ask(now, to, deadline, Answer::Info)
+    }
+
+    /// Asks a peer for its nids. If that is refused, its first rail does.
+    pub(crate) fn ask_for_rails(&mut self, now: Instant, peer: PeerId) {
+        let deadline = now + ms(self.times.idle_ping_ms + self.times.ping_wait_ms_max);
+        let _ = self.ask(now, peer, deadline, Answer::Rails); // without an answer the first rail is all there is
+    }
+
+    fn ask(&mut self, now: Instant, to: PeerId, deadline: Instant, answer: Answer) -> Result<(), Refused> {
         let buffer = self.memory.alloc(INFO_BYTES_MAX).ok_or(Refused::Descriptor)?;
         let md = MemoryDescriptor {
             memory: MdMemory::Writable(buffer),
@@ -442,7 +461,7 @@ impl Protocol {
             wants_ack: false,
             deadline,
         };
-        let started = self.start_get(now, to, md, options, Answer::Info);
+        let started = self.start_get(now, to, md, options, answer);
         if started.is_err() {
             self.portals.unlink(md);
             let _ = self.portals.settle(md); // nobody was told of it
@@ -461,9 +480,9 @@ impl Protocol {
             return;
         }
         let Some(found) = self.operations.get_mut(&operation) else { return };
-        found.connection = Some(id);
+        let is_resend = found.connection.replace(id).is_some();
         let (md, answer) = (found.md, found.answer);
-        if answer != Answer::Info {
+        if !is_resend && matches!(answer, Answer::Ack | Answer::Reply) {
             self.emit(Event::Portal(PortalEvent::Sent { operation: OperationId(operation), md }));
         }
     }
@@ -515,7 +534,7 @@ impl Protocol {
         bytes: &[u8],
     ) -> Result<(), PeerMisbehaved> {
         let (md, bytes_max) = match self.operation_on(id, operation) {
-            Some(found) if matches!(found.answer, Answer::Reply | Answer::Info) => {
+            Some(found) if matches!(found.answer, Answer::Reply | Answer::Info | Answer::Rails) => {
                 (found.md, found.bytes_max)
             }
             _ => {
@@ -557,22 +576,24 @@ impl Protocol {
                 let result = result.map(|_| placed);
                 self.emit(Event::Portal(PortalEvent::Reply { operation, md, result }));
             }
-            Answer::Info => {
+            Answer::Info | Answer::Rails => {
                 self.portals.unlink(md);
                 let memory = self.portals.settle(md).and_then(|gone| gone.memory);
                 let result = result.and_then(|_| {
                     let bytes = memory.as_ref().and_then(|memory| memory.get(..placed)).unwrap_or(&[]);
                     PeerInfo::parse(bytes).map_err(|error| NetError::BadInfo { error })
                 });
-                self.on_discovered(peer, &result);
-                return self.emit(Event::Discovered { peer, result });
+                self.stats.discoveries += u64::from(result.is_ok());
+                if answer == Answer::Info {
+                    self.emit(Event::Discovered { peer, result });
+                } else if let Ok(info) = result {
+                    let now = self.seen_now;
+                    self.learn_rails(now, peer, &info);
+                }
+                return;
             }
         }
         self.settle_descriptor(md);
-    }
-
-    fn on_discovered(&mut self, _peer: Endpoint, result: &Result<PeerInfo, NetError>) {
-        self.stats.discoveries += u64::from(result.is_ok());
     }
 
     /// A peer is gone: what it has not answered will not be.
@@ -581,6 +602,15 @@ impl Protocol {
         let theirs: Vec<u64> = theirs.map(|(id, _)| *id).collect();
         for id in theirs {
             self.end_operation(id, Err(error.clone()));
+        }
+    }
+
+    /// A rail is gone: what went over it and was not sent again will not be answered.
+    pub(crate) fn fail_operations_on(&mut self, id: ConnectionId, error: &NetError) {
+        let on_it = self.operations.iter().filter(|(_, operation)| operation.connection == Some(id));
+        let on_it: Vec<u64> = on_it.map(|(id, _)| *id).collect();
+        for operation in on_it {
+            self.end_operation(operation, Err(error.clone()));
         }
     }
 

@@ -15,8 +15,9 @@ use std::sync::Arc;
 
 use base::limits::MESSAGE_BYTES_MAX;
 use base::units::{narrow, wide};
-use base::{Endpoint, Instant, NetKind};
+use base::{Endpoint, Instant, NetKind, Nid};
 use runtime::{Arena, Buffer, Counters, SharedBuffer, Unparker, copy_counted};
+use smallvec::SmallVec;
 
 use crate::connection::{
     Connection, ConnectionId, Exposes, Liveness, Outgoing, Payload, Phase, reconnect_pause,
@@ -35,6 +36,8 @@ use crate::machine::{Event, Lane, PeerId, SendOptions, TransferId, is_dynamic};
 use crate::memory_wait::MemoryWait;
 use crate::operation::Operation;
 use crate::portal::{MdId, PortalTable};
+use crate::rail::{Interface, Link, Rail};
+use crate::rails::{Choice, PushedTable};
 use crate::remote::{RemoteAccess, RemoteExposure, RemoteSegment, parse_extension};
 use crate::stats::NetStats;
 use crate::transfer::{LentPull, PullContent, Transfer, TransferKind, pieces};
@@ -70,15 +73,6 @@ pub(crate) enum BulkPlace {
     },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Link {
-    Idle,
-    /// Messages wait; dial at `Peer::not_before`.
-    Scheduled,
-    Dialing(ConnectionId),
-    Up(ConnectionId),
-}
-
 /// A frame that takes a credit, on its way to a connection.
 pub(crate) struct Waiting {
     /// Its number is still to be given.
@@ -88,6 +82,10 @@ pub(crate) struct Waiting {
     pub(crate) invalidates: Option<BulkCookie>,
     /// Meant for this incarnation only; 0 = any.
     pub(crate) epoch: u64,
+    /// An exposure of the peer: it goes over the rail that pushes into that went over.
+    pub(crate) follows: Option<BulkCookie>,
+    /// Times that it was sent again over another rail.
+    pub(crate) resends: u8,
 }
 
 /// A PUT or GET that a lazy portal keeps: its credit goes back when it is delivered or dropped.
@@ -98,12 +96,24 @@ pub(crate) struct Early {
     pub(crate) bytes: Option<SharedBuffer>,
 }
 
-struct Peer {
-    link: Link,
-    waiting: VecDeque<Waiting>,
-    wants_writable: bool,
-    failures: u32,
-    not_before: Instant,
+pub(crate) struct Peer {
+    /// The first is the way to the endpoint's own nid.
+    pub(crate) rails: SmallVec<[Rail; 1]>,
+    pub(crate) waiting: VecDeque<Waiting>,
+    pub(crate) wants_writable: bool,
+    /// Incarnations that others have replaced: they do not come back.
+    pub(crate) retired: VecDeque<u64>,
+    /// Its nids have been asked for, of this incarnation.
+    pub(crate) asked_epoch: u64,
+    /// The incarnation that was up last; 0: none.
+    pub(crate) last_epoch: u64,
+}
+
+/// What another interface's backend will find.
+#[derive(Default)]
+struct Parked {
+    actions: VecDeque<Action>,
+    dirty: VecDeque<ConnectionId>,
 }
 
 struct Slot {
@@ -143,13 +153,25 @@ pub(crate) struct Protocol {
     pub(crate) carriage: Carriage,
     token: Token,
     config_version: Rc<Cell<u64>>,
-    random: fastrand::Rng,
-    peers: BTreeMap<Endpoint, Peer>,
+    pub(crate) random: fastrand::Rng,
+    pub(crate) peers: BTreeMap<Endpoint, Peer>,
+    pub(crate) interfaces: Vec<Interface>,
+    /// Whose backend has the word: `actions` and `dirty` are of its connections, those of the others are parked.
+    active: usize,
+    parked: Vec<Parked>,
+    /// Counts choices between rails.
+    pub(crate) turn: u64,
+    pub(crate) pushed: PushedTable,
+    /// Peers that were refused for want of an interface's credits.
+    pub(crate) net_waiting: VecDeque<Endpoint>,
+    /// Some rail has lost health: the flag that credits coming back look at.
+    pub(crate) is_ailing: bool,
+    pub(crate) next_recovery: Instant,
     slots: Vec<Slot>,
     free: Vec<u32>,
     greeting_count: usize,
     open_count: usize,
-    exposures: ExposureTable,
+    pub(crate) exposures: ExposureTable,
     transfers: BTreeMap<u64, Transfer>,
     next_transfer: u64,
     /// Pulls that wait for buffers, oldest first.
@@ -167,11 +189,13 @@ pub(crate) struct Protocol {
     /// There are fault rules, or frames that one holds back: the one flag that a send looks at.
     is_faulty: bool,
     /// The time of the last poll: delays count from there.
-    seen_now: Instant,
+    pub(crate) seen_now: Instant,
 }
 
 pub(crate) struct ProtocolConfig {
     pub(crate) endpoint: Endpoint,
+    /// Our nids, the endpoint's first.
+    pub(crate) interfaces: Vec<Nid>,
     pub(crate) epoch: u64,
     pub(crate) listen: bool,
     pub(crate) times: NetTimes,
@@ -201,6 +225,14 @@ impl Protocol {
             config_version: config.config_version,
             random: fastrand::Rng::with_seed(config.seed),
             peers: BTreeMap::new(),
+            parked: config.interfaces.iter().map(|_| Parked::default()).collect(),
+            interfaces: config.interfaces.into_iter().map(Interface::new).collect(),
+            active: 0,
+            turn: 0,
+            pushed: PushedTable::default(),
+            net_waiting: VecDeque::new(),
+            is_ailing: false,
+            next_recovery: Instant::ZERO,
             slots: Vec::new(),
             free: Vec::new(),
             greeting_count: 0,
@@ -239,6 +271,33 @@ impl Protocol {
         entry.generation = entry.generation.wrapping_add(1);
         entry.connection = Some(connection);
         Some(ConnectionId(u64::from(entry.generation) << 32 | u64::from(slot)))
+    }
+
+    /// Gives the word to an interface's backend.
+    pub(crate) fn activate(&mut self, interface: usize) {
+        if interface != self.active {
+            let resting = &mut self.parked[self.active];
+            std::mem::swap(&mut resting.actions, &mut self.actions);
+            std::mem::swap(&mut resting.dirty, &mut self.dirty);
+            let coming = &mut self.parked[interface];
+            std::mem::swap(&mut coming.actions, &mut self.actions);
+            std::mem::swap(&mut coming.dirty, &mut self.dirty);
+            self.active = interface;
+        }
+    }
+
+    /// True if some backend has something to flush.
+    pub(crate) fn has_output(&self) -> bool {
+        let is_parked = |parked: &Parked| !parked.actions.is_empty() || !parked.dirty.is_empty();
+        !self.actions.is_empty() || !self.dirty.is_empty() || self.parked.iter().any(is_parked)
+    }
+
+    fn act(&mut self, interface: usize, action: Action) {
+        if interface == self.active {
+            self.actions.push_back(action);
+        } else {
+            self.parked[interface].actions.push_back(action);
+        }
     }
 
     pub(crate) fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
@@ -282,7 +341,16 @@ impl Protocol {
         let exposes = Exposes::new();
         self.post_outgoing(
             id,
-            Outgoing { body, payload, completes, exposes, invalidates: None, is_damaged: false },
+            Outgoing {
+                body,
+                payload,
+                completes,
+                exposes,
+                invalidates: None,
+                is_damaged: false,
+                follows: None,
+                resends: 0,
+            },
         );
     }
 
@@ -296,7 +364,8 @@ impl Protocol {
     /// The boundary between core and backend while there are fault rules, or frames that one of them holds back.
     fn post_faulty(&mut self, id: ConnectionId, mut outgoing: Outgoing) {
         let Some(connection) = self.connection(id) else { return };
-        let (endpoint, held_until) = (connection.endpoint, connection.held.back().map(|(at, _)| *at));
+        let endpoint = connection.endpoint.map(|endpoint| Endpoint { nid: connection.rail, ..endpoint });
+        let held_until = connection.held.back().map(|(at, _)| *at);
         let mut leaves_at = held_until;
         let mut twin = None;
         match self.faults.judge(endpoint, &outgoing.body) {
@@ -309,6 +378,10 @@ impl Protocol {
                 }
                 return;
             }
+            Some(FaultAction::Fail(class)) => {
+                let now = self.seen_now;
+                return self.handle_undelivered(now, id, outgoing, class);
+            }
             Some(FaultAction::Delay(time)) => leaves_at = leaves_at.max(Some(self.seen_now + time)),
             Some(FaultAction::Duplicate) => {
                 // A message of its own, with its own number: the same number twice would be a replay.
@@ -318,6 +391,8 @@ impl Protocol {
                 {
                     let mut second = outgoing.twin();
                     second.body = second.body.renumbered(connection.take_credit(now));
+                    let interface = connection.interface;
+                    self.interfaces[interface].in_flight += 1;
                     twin = Some(second);
                 }
             }
@@ -375,18 +450,23 @@ impl Protocol {
     fn push_outgoing(&mut self, id: ConnectionId, outgoing: Outgoing) {
         let Some(connection) = self.connection(id) else { return };
         connection.outbox.push_back(outgoing);
-        if !connection.is_dirty {
-            connection.is_dirty = true;
-            self.dirty.push_back(id);
+        if !std::mem::replace(&mut connection.is_dirty, true) {
+            let interface = connection.interface;
+            if interface == self.active {
+                self.dirty.push_back(id);
+            } else {
+                self.parked[interface].dirty.push_back(id);
+            }
         }
     }
 
-    fn post_bare(&mut self, id: ConnectionId, body: FrameBody) {
+    pub(crate) fn post_bare(&mut self, id: ConnectionId, body: FrameBody) {
         self.post(id, body, Payload::None, None);
     }
 
     fn our_hello(&mut self, id: ConnectionId) -> Payload {
-        let nonce = self.connection(id).map_or(0, |connection| connection.nonce);
+        let (nonce, interface) =
+            self.connection(id).map_or((0, 0), |connection| (connection.nonce, connection.interface));
         let hello = Hello {
             version_min: VERSION_MIN,
             version_max: VERSION,
@@ -396,7 +476,7 @@ impl Protocol {
             endpoint: self.endpoint,
             token: self.token.clone(),
             features: self.features(),
-            rail: self.endpoint.nid,
+            rail: self.interfaces[interface].nid,
             nonce,
         };
         Payload::Hello(Box::new(hello.encode()))
@@ -411,7 +491,8 @@ impl Protocol {
         options: SendOptions<'_>,
         message: SharedBuffer,
     ) -> Result<(), (Refused, SharedBuffer)> {
-        let SendOptions { lane, exposes, invalidates, header_data } = options;
+        let SendOptions { lane, exposes, invalidates, follows, header_data } = options;
+        let follows = follows.or(invalidates);
         assert!(exposes.len() <= EXPOSES_MAX, "a message exposes at most a source and a sink");
         // Without hardware that touches it there is nothing to carry.
         let exposes = Exposes::from_slice(if self.carriage.remote_access { exposes } else { &[] });
@@ -421,7 +502,7 @@ impl Protocol {
         let target = PutTarget::message(lane.match_bits(), header_data);
         let body = FrameBody::Put { sequence: 0, extension_bytes: 0, target };
         let payload = Payload::Bytes(message);
-        let waiting = Waiting { body, payload, exposes, invalidates, epoch: to.epoch };
+        let waiting = Waiting { body, payload, exposes, invalidates, epoch: to.epoch, follows, resends: 0 };
         match self.submit(now, to.endpoint, lane, waiting) {
             Ok(()) => Ok(()),
             Err((refused, Waiting { payload: Payload::Bytes(message), .. })) => Err((refused, message)),
@@ -438,38 +519,38 @@ impl Protocol {
         lane: Lane,
         waiting: Waiting,
     ) -> Result<(), (Refused, Waiting)> {
-        let link = match self.peers.get(&to) {
-            Some(peer) => peer.link,
-            None => match self.check_reachable(to) {
-                Ok(()) => Link::Idle,
-                Err(refused) => return Err((refused, waiting)),
-            },
-        };
-        let refused = if let Link::Up(id) = link {
-            let Some(connection) = self.connection(id) else { return Err((Refused::NotConnected, waiting)) };
-            if waiting.epoch != 0 && connection.epoch != waiting.epoch {
-                return Err((Refused::Stale, waiting));
-            }
-            if connection.has_credit(lane) {
+        if !self.peers.contains_key(&to)
+            && let Err(refused) = self.check_reachable(to)
+        {
+            return Err((refused, waiting));
+        }
+        let refused = match self.choose_rail(to, lane, &waiting) {
+            Choice::Rail(id) => {
                 self.post_message(now, id, waiting);
                 return Ok(());
             }
-            connection.is_starved = true;
-            self.set_timer(now + ms(self.times.credit_ping_ms));
-            Refused::NoCredit
-        } else {
-            if is_dynamic(to) {
-                return Err((Refused::NotConnected, waiting));
+            Choice::Stale => return Err((Refused::Stale, waiting)),
+            Choice::PushesLost => {
+                self.stats.replies_withheld += 1;
+                return Err((Refused::PushesLost, waiting));
             }
-            let peer = self.peers.entry(to).or_insert_with(Peer::new);
-            if peer.waiting.len() < WAITING_MESSAGES_MAX {
-                peer.waiting.push_back(waiting);
-                if link == Link::Idle {
-                    self.schedule_dial(now, to);
+            Choice::NoCredit => {
+                self.set_timer(now + ms(self.times.credit_ping_ms));
+                Refused::NoCredit
+            }
+            Choice::Down if is_dynamic(to) => return Err((Refused::NotConnected, waiting)),
+            Choice::Down => {
+                let interface = self.interface_on(to).unwrap_or(0);
+                let peer = self.peers.entry(to).or_insert_with(|| Peer::new(interface, to));
+                if peer.waiting.len() < WAITING_MESSAGES_MAX {
+                    peer.waiting.push_back(waiting);
+                    if peer.rails.iter().all(|rail| rail.link == Link::Idle) {
+                        self.dial_best(now, to);
+                    }
+                    return Ok(());
                 }
-                return Ok(());
+                Refused::QueueFull
             }
-            Refused::QueueFull
         };
         if let Some(peer) = self.peers.get_mut(&to) {
             peer.wants_writable = true;
@@ -478,12 +559,18 @@ impl Protocol {
         Err((refused, waiting))
     }
 
+    /// Our interface on the net of an endpoint.
+    pub(crate) fn interface_on(&self, endpoint: Endpoint) -> Option<usize> {
+        self.interfaces.iter().position(|interface| interface.nid.net == endpoint.nid.net)
+    }
+
     fn check_reachable(&self, endpoint: Endpoint) -> Result<(), Refused> {
-        if endpoint == self.endpoint {
+        let is_ours = self.interfaces.iter().any(|interface| interface.nid == endpoint.nid);
+        if is_ours && (Endpoint { nid: self.endpoint.nid, ..endpoint }) == self.endpoint {
             return Err(Refused::Myself);
         }
-        if endpoint.nid.net.kind != self.carriage.net {
-            let no_rdma = endpoint.nid.net.kind == NetKind::O2ib;
+        if self.interface_on(endpoint).is_none() {
+            let no_rdma = endpoint.nid.net.kind == NetKind::O2ib && self.carriage.net != NetKind::O2ib;
             return Err(if no_rdma { Refused::NoRdma } else { Refused::WrongNet });
         }
         if is_dynamic(endpoint) {
@@ -499,24 +586,40 @@ impl Protocol {
         self.set_timer(now + ms(self.times.idle_ping_ms));
         let Some(connection) = self.connection(id) else { return };
         let sequence = connection.take_credit(now);
+        let interface = connection.interface;
+        self.interfaces[interface].in_flight += 1;
         self.stats.messages_sent += 1;
-        let Waiting { body, payload, exposes, invalidates, .. } = waiting;
+        let Waiting { body, payload, exposes, invalidates, follows, resends, .. } = waiting;
         let body = body.renumbered(sequence);
         self.on_posted(id, &body);
-        let outgoing = Outgoing { body, payload, completes: None, exposes, invalidates, is_damaged: false };
+        let outgoing = Outgoing {
+            body,
+            payload,
+            completes: None,
+            exposes,
+            invalidates,
+            is_damaged: false,
+            follows,
+            resends,
+        };
         self.post_outgoing(id, outgoing);
     }
 
-    /// Dials now, or when the pause after the last failure is over.
-    fn schedule_dial(&mut self, now: Instant, endpoint: Endpoint) {
+    /// Dials a rail now, or when the pause after its last failure is over.
+    pub(crate) fn schedule_dial(&mut self, now: Instant, endpoint: Endpoint, index: usize) {
         let Some(peer) = self.peers.get_mut(&endpoint) else { return };
-        if now < peer.not_before {
-            peer.link = Link::Scheduled;
-            let at = peer.not_before;
+        let Some(rail) = peer.rails.get_mut(index) else { return };
+        if now < rail.not_before {
+            rail.link = Link::Scheduled;
+            let at = rail.not_before;
             self.set_timer(at);
             return;
         }
-        let Some(id) = self.open(Connection::new(Phase::Dialing, Some(endpoint), now)) else {
+        let (interface, nid) = (rail.interface, rail.nid);
+        let mut connection = Connection::new(Phase::Dialing, Some(endpoint), now);
+        connection.interface = interface;
+        connection.rail = nid;
+        let Some(id) = self.open(connection) else {
             self.fail_peer(
                 now,
                 endpoint,
@@ -525,12 +628,12 @@ impl Protocol {
             );
             return;
         };
-        if let Some(peer) = self.peers.get_mut(&endpoint) {
-            peer.link = Link::Dialing(id);
+        if let Some(rail) = self.peers.get_mut(&endpoint).and_then(|peer| peer.rails.get_mut(index)) {
+            rail.link = Link::Dialing(id);
         }
         self.stats.dials += 1;
         self.set_timer(now + ms(self.times.hello_ms_max));
-        self.actions.push_back(Action::Dial(id, endpoint));
+        self.act(interface, Action::Dial(id, Endpoint { nid, ..endpoint }));
         let hello = self.our_hello(id);
         self.post(id, FrameBody::Hello, hello, None);
     }
@@ -544,7 +647,9 @@ impl Protocol {
             self.stats.turned_away += 1;
             return None;
         }
-        let Some(id) = self.open(Connection::new(Phase::Greeting, None, now)) else {
+        let mut connection = Connection::new(Phase::Greeting, None, now);
+        connection.interface = self.active;
+        let Some(id) = self.open(connection) else {
             self.stats.turned_away += 1;
             return None;
         };
@@ -568,54 +673,17 @@ impl Protocol {
     }
 
     /// Ends a connection without a word to the layer above.
-    fn end(&mut self, id: ConnectionId) {
+    pub(crate) fn end(&mut self, id: ConnectionId) {
         let Some(connection) = self.connection(id) else { return };
         if connection.phase != Phase::Ended {
+            let (interface, in_flight) = (connection.interface, connection.give_up_credits());
+            self.interfaces[interface].in_flight -= in_flight;
             self.set_phase(id, Phase::Ended);
-            self.actions.push_back(Action::Close(id));
+            self.act(interface, Action::Close(id));
         }
     }
 
-    /// A peer's connection is over: its transfers fail, its waiting messages are dropped, the layer above is told.
-    pub(crate) fn lose(&mut self, now: Instant, id: ConnectionId, error: NetError) {
-        let Some(connection) = self.connection(id) else { return };
-        let (phase, endpoint, epoch) = (connection.phase, connection.endpoint, connection.epoch);
-        if phase == Phase::Ended {
-            return;
-        }
-        self.end(id);
-        self.fail_transfers(id, &error);
-        self.portals.retain_early(|early| early.connection != id);
-        let Some(endpoint) = endpoint else { return };
-        let is_current = self
-            .peers
-            .get(&endpoint)
-            .is_some_and(|peer| peer.link == Link::Dialing(id) || peer.link == Link::Up(id));
-        if is_current {
-            if phase == Phase::Up {
-                self.stats.peers_lost += 1;
-            }
-            self.fail_peer(now, endpoint, epoch, error);
-        }
-    }
-
-    fn fail_peer(&mut self, now: Instant, endpoint: Endpoint, epoch: u64, error: NetError) {
-        let random = self.random.u64(..);
-        let times = self.times;
-        let Some(peer) = self.peers.get_mut(&endpoint) else { return };
-        peer.link = Link::Idle;
-        peer.waiting.clear();
-        peer.wants_writable = false;
-        peer.not_before = now + reconnect_pause(&times, peer.failures, random);
-        peer.failures = peer.failures.saturating_add(1);
-        if is_dynamic(endpoint) {
-            self.peers.remove(&endpoint);
-        }
-        self.fail_operations(endpoint, &error);
-        self.emit(Event::PeerLost { peer: PeerId { endpoint, epoch }, error });
-    }
-
-    fn fail_transfers(&mut self, id: ConnectionId, error: &NetError) {
+    pub(crate) fn fail_transfers(&mut self, id: ConnectionId, error: &NetError) {
         if self.connection(id).is_none_or(|connection| connection.transfers == 0) {
             return;
         }
@@ -651,13 +719,17 @@ impl Protocol {
     }
 
     pub(crate) fn drop_peer(&mut self, endpoint: Endpoint, epoch: u64) {
-        let Some(peer) = self.peers.get_mut(&endpoint) else { return };
-        let link = peer.link;
-        if let Link::Up(id) | Link::Dialing(id) = link {
-            let Some(connection) = self.connection(id) else { return };
-            if epoch != 0 && connection.epoch != epoch {
-                return;
-            }
+        let Some(peer) = self.peers.get(&endpoint) else { return };
+        let links: SmallVec<[Link; 2]> = peer.rails.iter().map(|rail| rail.link).collect();
+        let first_up = peer.rails.iter().find_map(Rail::up);
+        if let Some(id) = first_up
+            && epoch != 0
+            && self.connection(id).is_some_and(|connection| connection.epoch != epoch)
+        {
+            return;
+        }
+        for link in links {
+            let (Link::Up(id) | Link::Dialing(id)) = link else { continue };
             if matches!(link, Link::Up(_)) {
                 self.post_bare(id, FrameBody::Close);
             }
@@ -709,7 +781,15 @@ impl Protocol {
             return Err(PeerMisbehaved::WrongEpoch { got: frame.to_epoch, want });
         }
         connection.hear(now);
-        connection.handle_credits(frame.credits)?;
+        let returned = connection.handle_credits(frame.credits)?;
+        let interface = connection.interface;
+        if !connection.is_confirmed && connection.phase == Phase::Up {
+            self.confirm(id);
+        }
+        if returned > 0 {
+            self.interfaces[interface].in_flight -= returned;
+            self.on_delivered(id, returned);
+        }
         self.after_credits(now, id);
         Ok(true)
     }
@@ -726,9 +806,9 @@ impl Protocol {
         self.notify_writable(endpoint);
     }
 
-    fn notify_writable(&mut self, endpoint: Endpoint) {
+    pub(crate) fn notify_writable(&mut self, endpoint: Endpoint) {
         let Some(peer) = self.peers.get_mut(&endpoint) else { return };
-        let Link::Up(id) = peer.link else { return };
+        let Some(id) = peer.rails.iter().find_map(Rail::up) else { return };
         if std::mem::take(&mut peer.wants_writable) {
             let epoch = self.connection(id).map_or(0, |connection| connection.epoch);
             self.emit(Event::Writable(PeerId { endpoint, epoch }));
@@ -810,7 +890,11 @@ impl Protocol {
                 self.post_bare(id, FrameBody::Pong { nonce });
                 Ok(())
             }
-            (FrameBody::Noop | FrameBody::Pong { .. }, _) => Ok(()),
+            (FrameBody::Noop, _) => Ok(()),
+            (FrameBody::Pong { .. }, _) => {
+                self.on_pong(id);
+                Ok(())
+            }
             (FrameBody::Close, _) => {
                 self.lose(now, id, NetError::RemoteDropped);
                 Ok(())
@@ -845,13 +929,17 @@ impl Protocol {
         let hello = Hello::parse(bytes)?;
         let Some(connection) = self.connection(id) else { return Ok(()) };
         connection.endpoint = Some(hello.endpoint);
+        connection.rail = hello.rail;
         connection.epoch = hello.epoch;
         connection.peer_nonce = hello.nonce;
+        let interface = connection.interface;
         if let Err(reason) = self.judge_hello(&hello, expected_epoch) {
             self.reject(id, hello.endpoint, reason);
             return Ok(());
         }
-        match self.peers.get(&hello.endpoint).map(|peer| peer.link) {
+        let rails = self.peers.get(&hello.endpoint).map(|peer| &peer.rails[..]).unwrap_or_default();
+        let same = rails.iter().find(|rail| rail.interface == interface && rail.nid == hello.rail);
+        match same.map(|rail| rail.link) {
             Some(Link::Dialing(other)) => {
                 // Both connect at once: the connection that the lower endpoint makes is kept.
                 if self.endpoint < hello.endpoint {
@@ -902,6 +990,11 @@ impl Protocol {
         if hello.endpoint == self.endpoint {
             return Err(RefuseReason::WrongEndpoint);
         }
+        // Another incarnation has taken its place: this is one that did not notice, or a recording.
+        let retired = self.peers.get(&hello.endpoint).map(|peer| &peer.retired);
+        if retired.is_some_and(|retired| retired.contains(&hello.epoch)) {
+            return Err(RefuseReason::StaleEpoch);
+        }
         Ok(())
     }
 
@@ -922,12 +1015,12 @@ impl Protocol {
         bytes: &[u8],
     ) -> Result<(), PeerMisbehaved> {
         let hello = Hello::parse(bytes)?;
-        let dialled = self.connection(id).and_then(|connection| connection.endpoint);
+        let dialled = self.connection(id).map(|connection| (connection.endpoint, connection.rail));
         let reason = if !self.token.matches(hello.token_bytes()) {
             Some(RefuseReason::Token)
         } else if hello.common_version().is_none() {
             Some(RefuseReason::Version)
-        } else if dialled != Some(hello.endpoint) {
+        } else if dialled != Some((Some(hello.endpoint), hello.rail)) {
             Some(RefuseReason::WrongEndpoint)
         } else {
             None
@@ -951,11 +1044,10 @@ impl Protocol {
                 let pause = reconnect_pause(&self.times, 1, self.random.u64(..));
                 let endpoint = self.connection(id).and_then(|connection| connection.endpoint);
                 let Some(peer) = endpoint.and_then(|endpoint| self.peers.get_mut(&endpoint)) else { return };
-                if peer.link == Link::Dialing(id) {
-                    peer.link = Link::Scheduled;
-                    peer.not_before = now + pause;
-                    let at = peer.not_before;
-                    self.set_timer(at);
+                if let Some(rail) = peer.rails.iter_mut().find(|rail| rail.link == Link::Dialing(id)) {
+                    rail.link = Link::Scheduled;
+                    rail.not_before = now + pause;
+                    self.set_timer(now + pause);
                 }
             }
             RefuseReason::StaleEpoch => self.lose(now, id, NetError::Stale),
@@ -965,6 +1057,14 @@ impl Protocol {
 
     fn go_up(&mut self, now: Instant, id: ConnectionId, hello: &Hello) {
         let (endpoint, epoch) = (hello.endpoint, hello.epoch);
+        // Rails of an incarnation that this one replaces.
+        let rails = self.peers.get(&endpoint).map(|peer| &peer.rails[..]).unwrap_or_default();
+        let others: SmallVec<[ConnectionId; 4]> = rails.iter().filter_map(Rail::up).collect();
+        for other in others {
+            if self.connection(other).is_some_and(|connection| connection.epoch != epoch) {
+                self.lose(now, other, NetError::Stale);
+            }
+        }
         self.set_phase(id, Phase::Up);
         let Some(connection) = self.connection(id) else { return };
         connection.epoch = epoch;
@@ -973,14 +1073,35 @@ impl Protocol {
         connection.window = hello.window.min(CREDIT_WINDOW);
         connection.since = now;
         connection.hear(now);
-        let peer = self.peers.entry(endpoint).or_insert_with(Peer::new);
-        peer.link = Link::Up(id);
-        peer.failures = 0;
-        peer.not_before = Instant::ZERO;
-        let waiting = std::mem::take(&mut peer.waiting);
+        let (interface, nid, is_dialled) = (connection.interface, connection.rail, connection.is_dialled);
+        let peer = self.peers.entry(endpoint).or_insert_with(Peer::empty);
+        let was_up = peer.rails.iter().any(|rail| rail.up().is_some());
+        let index = peer
+            .rails
+            .iter()
+            .position(|rail| rail.is_on(id))
+            .or_else(|| peer.rails.iter().position(|rail| rail.interface == interface && rail.nid == nid))
+            .unwrap_or_else(|| {
+                peer.rails.push(Rail::new(interface, nid));
+                peer.rails.len() - 1
+            });
+        let rail = &mut peer.rails[index];
+        rail.link = Link::Up(id);
+        rail.is_confirmed = is_dialled || !was_up;
+        rail.failures = 0;
+        rail.not_before = Instant::ZERO;
         self.stats.peers_up += 1;
-        self.emit(Event::PeerUp(PeerId { endpoint, epoch }, hello.config_version));
-        for message in waiting {
+        if was_up {
+            self.stats.rails_up += 1;
+            if is_dialled {
+                // The other side waits for a word before it uses the rail: its answer to our hello might not have come.
+                self.post_bare(id, FrameBody::Noop);
+            }
+        } else {
+            self.emit(Event::PeerUp(PeerId { endpoint, epoch }, hello.config_version));
+        }
+        let waiting = self.peers.get_mut(&endpoint).map(|peer| std::mem::take(&mut peer.waiting));
+        for message in waiting.unwrap_or_default() {
             // All fit: WAITING_MESSAGES_MAX is the request window, unless the peer claimed a smaller one.
             let has_credit = self.connection(id).is_some_and(|found| found.has_credit(Lane::Reply));
             if (message.epoch == 0 || message.epoch == epoch) && has_credit {
@@ -991,6 +1112,7 @@ impl Protocol {
             }
         }
         self.notify_writable(endpoint);
+        self.discover_rails(now, PeerId { endpoint, epoch }, id, hello.features);
     }
 
     // ---- bulk: the side whose memory is exposed
@@ -1013,7 +1135,10 @@ impl Protocol {
         let mut revoke = Vec::new();
         let is_current = current_connections(&self.slots);
         let retraction = self.exposures.retract(cookie, how, deadline, is_current, &mut revoke);
-        self.actions.extend(revoke.into_iter().map(|connection| Action::Revoke(connection, cookie)));
+        for connection in revoke {
+            let interface = self.connection(connection).map_or(0, |found| found.interface);
+            self.act(interface, Action::Revoke(connection, cookie));
+        }
         if matches!(retraction, Retraction::Pending) {
             self.set_timer(deadline);
         }
@@ -1172,18 +1297,37 @@ impl Protocol {
         self.finish(transfer, Err(error));
     }
 
-    fn live_connection(&mut self, peer: PeerId) -> Result<ConnectionId, NetError> {
-        let Some(Link::Up(id)) = self.peers.get(&peer.endpoint).map(|found| found.link) else {
-            return Err(NetError::RemoteDropped);
-        };
-        let epoch = self.connection(id).map_or(0, |connection| connection.epoch);
+    /// The rail that a transfer takes: the one that its exposure is bound on, the one that pushes to it went over, or the best.
+    fn live_connection(
+        &mut self,
+        peer: PeerId,
+        descriptor: &BulkDescriptor,
+    ) -> Result<ConnectionId, NetError> {
+        let rails = self.peers.get(&peer.endpoint).map(|found| &found.rails[..]).unwrap_or_default();
+        let up: SmallVec<[ConnectionId; 4]> = rails.iter().filter_map(Rail::up).collect();
+        let Some(first) = up.first().copied() else { return Err(NetError::RemoteDropped) };
+        let epoch = self.connection(first).map_or(0, |connection| connection.epoch);
         if peer.epoch != 0 && peer.epoch != epoch {
             return Err(NetError::Stale);
         }
         if self.transfers.len() >= TRANSFERS_MAX {
             return Err(NetError::Local(LocalError::TooManyTransfers { max: TRANSFERS_MAX }));
         }
-        Ok(id)
+        if up.len() == 1 {
+            return Ok(first);
+        }
+        if let Some(before) = self.pushed.binding(peer.endpoint, descriptor.cookie)
+            && up.contains(&before)
+        {
+            return Ok(before);
+        }
+        if self.carriage.remote_access {
+            let knows = |id: &ConnectionId| {
+                self.connection(*id).is_some_and(|found| found.remote.get(descriptor.cookie).is_some())
+            };
+            return Ok(up.iter().copied().find(knows).unwrap_or(first));
+        }
+        Ok(self.best_rail(peer.endpoint, None).unwrap_or(first))
     }
 
     pub(crate) fn next_transfer_id(&mut self) -> u64 {
@@ -1217,7 +1361,7 @@ impl Protocol {
         deadline: Instant,
     ) -> TransferId {
         let id = self.next_transfer_id();
-        let connection = match self.live_connection(peer) {
+        let connection = match self.live_connection(peer, from) {
             Ok(connection) => connection,
             Err(error) => return self.fail_at_once(id, error),
         };
@@ -1281,7 +1425,7 @@ impl Protocol {
         if let Some(error) = misfit {
             return self.fail_at_once(id, NetError::Local(error));
         }
-        let connection = match self.live_connection(peer) {
+        let connection = match self.live_connection(peer, to) {
             Ok(connection) => connection,
             Err(error) => return self.fail_at_once(id, error),
         };
@@ -1291,8 +1435,14 @@ impl Protocol {
         self.insert_transfer(
             now,
             id,
-            Transfer { connection, deadline, kind: TransferKind::Push, is_incomplete: false },
+            Transfer {
+                connection,
+                deadline,
+                kind: TransferKind::Push { to: to.cookie },
+                is_incomplete: false,
+            },
         );
+        self.pushed.note(peer.endpoint, to.cookie, connection);
         // At most BULK_SEGMENTS_MAX segments of 1 MiB.
         let total_bytes = parts
             .iter()
@@ -1340,6 +1490,11 @@ impl Protocol {
         if let Some(connection) = self.connection(transfer.connection) {
             connection.transfers -= 1;
             connection.pulls -= u32::from(transfer.is_pull());
+        }
+        if let TransferKind::Push { to } = transfer.kind
+            && let Some(endpoint) = self.connection(transfer.connection).and_then(|found| found.endpoint)
+        {
+            self.pushed.on_push_ended(endpoint, to, result.is_ok());
         }
         let result = match result {
             Ok(()) => Ok(transfer.into_parts()),
@@ -1547,6 +1702,7 @@ impl Protocol {
         self.expire_exposures(now);
         self.expire_connections(now);
         self.dial_scheduled(now);
+        self.recover_rails(now);
     }
 
     fn expire_transfers(&mut self, now: Instant) {
@@ -1563,6 +1719,10 @@ impl Protocol {
         for id in due {
             let is_ours = self.transfers.get(&id).is_some_and(Transfer::waits_for_memory);
             let error = if is_ours { NetError::Local(LocalError::NoMemory) } else { NetError::RemoteTimeout };
+            if !is_ours && let Some(connection) = self.transfers.get(&id).map(|transfer| transfer.connection)
+            {
+                self.on_transfer_overdue(now, connection);
+            }
             self.finish(id, Err(error));
         }
     }
@@ -1621,18 +1781,17 @@ impl Protocol {
     }
 
     fn dial_scheduled(&mut self, now: Instant) {
-        let scheduled: Vec<Endpoint> = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| peer.link == Link::Scheduled)
-            .map(|(endpoint, _)| *endpoint)
-            .collect();
-        for endpoint in scheduled {
+        let mut scheduled: Vec<(Endpoint, usize)> = Vec::new();
+        for (endpoint, peer) in &self.peers {
+            let due = peer.rails.iter().enumerate().filter(|(_, rail)| rail.link == Link::Scheduled);
+            scheduled.extend(due.map(|(index, _)| (*endpoint, index)));
+        }
+        for (endpoint, index) in scheduled {
             // Dials, or sets the timer again if the pause is not over.
-            if let Some(peer) = self.peers.get_mut(&endpoint) {
-                peer.link = Link::Idle;
+            if let Some(rail) = self.peers.get_mut(&endpoint).and_then(|peer| peer.rails.get_mut(index)) {
+                rail.link = Link::Idle;
             }
-            self.schedule_dial(now, endpoint);
+            self.schedule_dial(now, endpoint, index);
         }
     }
 }
@@ -1648,13 +1807,19 @@ fn current_connections(slots: &[Slot]) -> impl FnMut(ConnectionId) -> bool + '_ 
 }
 
 impl Peer {
-    fn new() -> Peer {
+    pub(crate) fn new(interface: usize, endpoint: Endpoint) -> Peer {
+        Peer { rails: smallvec::smallvec![Rail::new(interface, endpoint.nid)], ..Peer::empty() }
+    }
+
+    /// One that came to us.
+    pub(crate) fn empty() -> Peer {
         Peer {
-            link: Link::Idle,
+            rails: SmallVec::new(),
             waiting: VecDeque::new(),
             wants_writable: false,
-            failures: 0,
-            not_before: Instant::ZERO,
+            retired: VecDeque::new(),
+            asked_epoch: 0,
+            last_epoch: 0,
         }
     }
 }

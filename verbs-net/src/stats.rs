@@ -37,7 +37,17 @@ pub struct NetStats {
     pub peers_up: u64,
     /// Peers lost after a completed hello.
     pub peers_lost: u64,
-    /// Peers connected now.
+    /// Further rails to peers that were up.
+    pub rails_up: u64,
+    /// Rails lost while their peer had another.
+    pub rails_lost: u64,
+    /// Messages sent again over another rail.
+    pub resends: u64,
+    /// Messages that a lost rail did not deliver and no other took.
+    pub undelivered: u64,
+    /// Replies withheld because the rail of the pushes before them was gone.
+    pub replies_withheld: u64,
+    /// Connections up now.
     pub peers_connected: u64,
     /// Hellos that we refused.
     pub refused_by_us: u64,

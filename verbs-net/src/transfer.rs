@@ -6,7 +6,7 @@ use runtime::{Buffer, SharedBuffer};
 use smallvec::SmallVec;
 
 use crate::connection::ConnectionId;
-use crate::descriptor::BulkDescriptor;
+use crate::descriptor::{BulkCookie, BulkDescriptor};
 use crate::frame::FrameBody;
 
 /// Where a pulled segment's bytes are.
@@ -38,7 +38,7 @@ pub(crate) struct PullSegment {
 #[allow(clippy::large_enum_variant)] // one per request under way: a box for pulls would cost each write an allocation
 pub(crate) enum TransferKind {
     Pull { segments: SmallVec<[PullSegment; 2]>, missing_bytes: u64, request: FrameBody, is_requested: bool },
-    Push,
+    Push { to: BulkCookie },
 }
 
 pub(crate) struct Transfer {

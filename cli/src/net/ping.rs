@@ -97,7 +97,15 @@ fn ping(
     sorted.sort_by(f64::total_cmp);
     let median = sorted.get(sorted.len() / 2).copied().unwrap_or(*first);
     let (least, most) = (sorted.first().copied().unwrap_or(*first), sorted.last().copied().unwrap_or(*first));
+    let info = station.discover(file, to, within)?;
+    let features: Vec<&str> = info.features.words().collect();
+    let nids = info
+        .nids
+        .iter()
+        .map(|told| if told.is_up { told.nid.to_string() } else { format!("{} (down)", told.nid) });
+    let nids: Vec<String> = nids.collect();
     if !args.json {
+        output::line(&format!("{to}: features {}; nids {}", features.join(", "), nids.join(", ")))?;
         output::line(&format!(
             "{to}: {} pings, least {least:.0}, median {median:.0}, most {most:.0} us; incarnation {epoch:x}",
             rest.len()
@@ -105,6 +113,7 @@ fn ping(
     }
     Ok(json!({
         "endpoint": to.to_string(), "incarnation": format!("{epoch:x}"), "with_connection_us": first,
+        "features": features, "nids": nids,
         "pings": rest.len(), "least_us": least, "median_us": median, "most_us": most,
     }))
 }

@@ -471,9 +471,11 @@ impl Side for Requester {
                 Some(ended) => self.finish(context, ended, parts),
                 None => Ok(()),
             },
-            Event::PeerUp(..) | Event::TransferDone { .. } | Event::Portal(_) | Event::Discovered { .. } => {
-                Ok(())
-            }
+            Event::PeerUp(..)
+            | Event::TransferDone { .. }
+            | Event::RailLost { .. }
+            | Event::Portal(_)
+            | Event::Discovered { .. } => Ok(()),
         }
     }
 

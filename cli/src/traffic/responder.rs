@@ -229,9 +229,11 @@ impl Side for Responder {
                 self.is_done |= self.once && peer.epoch != 0;
                 Ok(())
             }
-            Event::PeerUp(..) | Event::Retracted { .. } | Event::Portal(_) | Event::Discovered { .. } => {
-                Ok(())
-            }
+            Event::PeerUp(..)
+            | Event::Retracted { .. }
+            | Event::RailLost { .. }
+            | Event::Portal(_)
+            | Event::Discovered { .. } => Ok(()),
         }
     }
 

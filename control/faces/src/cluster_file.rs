@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use base::units::BLOCK_BYTES;
-use base::{Endpoint, Fid, LayoutWidth, NetKind};
+use base::{Endpoint, Fid, LayoutWidth, NetKind, Nid};
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
@@ -198,6 +198,9 @@ pub struct ServerSection {
     pub process: Fid,
     /// One endpoint per locality; the first is also where its admin requests go.
     pub endpoints: Vec<Endpoint>,
+    /// Further nids of its machine: it listens there too, with the same pid, portal and transfer machine ids, and peers find out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rails: Vec<Nid>,
     /// The machine it runs on, if the file has nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<Fid>,
@@ -436,6 +439,8 @@ struct RawServer {
     process: Spanned<Fid>,
     endpoints: Spanned<Vec<Spanned<Endpoint>>>,
     #[serde(default)]
+    rails: Vec<Nid>,
+    #[serde(default)]
     node: Option<Spanned<Fid>>,
 }
 
@@ -499,6 +504,7 @@ impl RawFile {
                 .map(|server| ServerSection {
                     process: server.process.into_inner(),
                     endpoints: server.endpoints.into_inner().into_iter().map(Spanned::into_inner).collect(),
+                    rails: server.rails,
                     node: server.node.map(Spanned::into_inner),
                 })
                 .collect(),

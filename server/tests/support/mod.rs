@@ -188,6 +188,7 @@ pub fn cluster_file(shape: &Shape) -> ClusterFile {
         .map(|index| ServerSection {
             process: process_fid(index),
             endpoints: vec![endpoint(shape.transport, 1 + index)],
+            rails: Vec::new(),
             node: None,
         })
         .collect();

@@ -36,6 +36,7 @@ impl Backend {
         fabric: &Fabric,
         endpoint: Endpoint,
         listen: bool,
+        has_rails: bool,
     ) -> Result<Backend, StartError> {
         Ok(match fabric {
             Fabric::Lo(fabric) => {
@@ -49,7 +50,7 @@ impl Backend {
             Fabric::Verbs(fabric) => {
                 Backend::Verbs(Box::new(VerbsBackend::start(locality, fabric, endpoint, listen)?))
             }
-            Fabric::Tcp => Backend::Tcp(Box::new(TcpBackend::start(locality, endpoint, listen)?)),
+            Fabric::Tcp => Backend::Tcp(Box::new(TcpBackend::start(locality, endpoint, listen, has_rails)?)),
         })
     }
 

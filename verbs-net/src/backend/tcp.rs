@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,7 @@ use crate::error::{LocalError, NetError, StartError};
 use crate::limits::{MESSAGE_MEMORY_BYTES, OUTBOX_FRAMES_MAX};
 use crate::memory_wait::MemoryWait;
 use crate::protocol::{Action, Protocol};
+use crate::rail::ErrorClass;
 
 mod socket;
 
@@ -36,6 +37,8 @@ const ACCEPTS_PER_POLL: usize = 16;
 /// The tcp backend of one machine.
 pub(crate) struct TcpBackend {
     poller: Poller,
+    /// With several rails each connects from its own address; else the kernel chooses.
+    source: Option<Ipv4Addr>,
     listener: Option<TcpListener>,
     sockets: BTreeMap<ConnectionId, Socket>,
     counters: Arc<Counters>,
@@ -56,6 +59,7 @@ impl TcpBackend {
         locality: &LocalityHandle,
         endpoint: Endpoint,
         listen: bool,
+        has_rails: bool,
     ) -> Result<TcpBackend, StartError> {
         let counters = Arc::clone(locality.counters());
         let failed = |what| move |source| StartError::Io { endpoint, what, source };
@@ -73,6 +77,7 @@ impl TcpBackend {
         };
         Ok(TcpBackend {
             poller,
+            source: endpoint.nid.ipv4().filter(|_| has_rails),
             listener,
             sockets: BTreeMap::new(),
             counters,
@@ -147,7 +152,7 @@ impl TcpBackend {
         let dialled = endpoint
             .socket_address()
             .ok_or(io::ErrorKind::AddrNotAvailable.into())
-            .and_then(start_connect)
+            .and_then(|address| start_connect(address, self.source))
             .and_then(|stream| {
                 self.poller.add(stream.as_raw_fd(), id.0, Interest::WRITABLE)?;
                 Ok(Socket::dialling(stream, Interest::WRITABLE))
@@ -225,7 +230,11 @@ impl TcpBackend {
             }
             for id in closes {
                 self.write(protocol, now, id);
-                if let Some(socket) = self.sockets.remove(&id) {
+                if let Some(mut socket) = self.sockets.remove(&id) {
+                    // Not one of these has left whole, so the peer has none of them.
+                    for message in socket.take_unsent_messages() {
+                        protocol.handle_undelivered(now, id, message, ErrorClass::LocalAborted);
+                    }
                     // The set forgets a closed descriptor by itself, but only if nobody duplicated it.
                     let _ = self.poller.remove(socket.stream.as_raw_fd());
                 }
@@ -310,9 +319,12 @@ fn listen_on(endpoint: Endpoint, address: SocketAddrV4) -> Result<TcpListener, S
 }
 
 /// Starts a connect; the socket turns writable when it is made or has failed.
-fn start_connect(address: SocketAddrV4) -> io::Result<TcpStream> {
+fn start_connect(address: SocketAddrV4, source: Option<Ipv4Addr>) -> io::Result<TcpStream> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)?;
+    if let Some(source) = source {
+        rustix::net::bind(&socket, &SocketAddr::V4(SocketAddrV4::new(source, 0)))?;
+    }
     match rustix::net::connect(&socket, &SocketAddr::V4(address)) {
         Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
         Err(error) => return Err(error.into()),

@@ -165,6 +165,53 @@ fn bad_hellos_are_refused_with_a_reason() {
     assert_eq!(server.ups(), []);
 }
 
+/// A process that was replaced and did not notice, or a recording of its hello.
+#[test]
+fn a_replaced_incarnation_does_not_come_back() {
+    let world = World::new(Kind::Tcp);
+    let mut server = world.start(world.endpoint(), 22);
+    let reserved = world.endpoint();
+    let hello = |epoch| Hello { epoch, ..hello_of(reserved) };
+    let greet = |server: &mut Node, epoch| {
+        let mut stream = connect(server);
+        stream.write_all(&hello_bytes(&hello(epoch))).unwrap();
+        stream
+    };
+    let _old = greet(&mut server, 77);
+    world.drive(&mut [&mut server], |nodes| nodes[0].ups().len() == 1);
+    let _new = greet(&mut server, 78);
+    world.drive(&mut [&mut server], |nodes| nodes[0].ups().len() == 2);
+    assert!(matches!(server.lost().pop(), Some((PeerId { epoch: 77, .. }, NetError::Stale))));
+    let mut back = greet(&mut server, 77);
+    world.drive(&mut [&mut server], |nodes| nodes[0].tm.stats().refused_by_us == 1);
+    let mut reject = [0; HEADER_BYTES];
+    back.read_exact(&mut reject).unwrap();
+    let body = Frame::parse(&reject, 1).unwrap().body;
+    assert_eq!(body, FrameBody::Reject { reason: RefuseReason::StaleEpoch, epoch: 22 });
+    assert_eq!((server.ups().len(), server.lost().len()), (2, 1), "the new one stays");
+}
+
+/// All bytes of a connection, sent once more over another one: the hello gets in with its token, and nothing behind it does.
+#[test]
+fn a_recorded_connection_is_refused_by_its_stamp() {
+    let world = World::new(Kind::Tcp);
+    let mut server = world.start(world.endpoint(), 22);
+    let mut first = Raw::connect(&world, &mut server);
+    let mut message = frame(first.stamp, 6, put(1)).to_vec();
+    message.extend_from_slice(b"secret");
+    first.stream.write_all(&message).unwrap();
+    world.drive(&mut [&mut server], |nodes| nodes[0].has_message(b"secret"));
+    let mut second = Raw::connect(&world, &mut server);
+    second.stream.write_all(&message).unwrap();
+    world.drive(&mut [&mut server], |nodes| nodes[0].tm.stats().misbehaved == 1);
+    let what = server.tm.stats().last_misbehaved.unwrap().1;
+    assert!(
+        matches!(what, PeerMisbehaved::WrongEpoch { .. }) && what.to_string().contains("replayed"),
+        "{what}"
+    );
+    assert_eq!(server.messages().len(), 1);
+}
+
 #[test]
 fn each_breach_of_protocol_has_its_name() {
     let end = |raw: &mut Raw, body| raw.say(0, body);
@@ -203,6 +250,15 @@ fn each_breach_of_protocol_has_its_name() {
             raw.stream.write_all(b"x").unwrap();
         }),
         PeerMisbehaved::CreditOverrun { .. }
+    ));
+    assert!(matches!(
+        verdict(|raw| {
+            for _ in 0..2 {
+                raw.say(1, put(1));
+                raw.stream.write_all(b"x").unwrap();
+            }
+        }),
+        PeerMisbehaved::Replayed { sequence: 1 }
     ));
     assert!(matches!(verdict(|raw| raw.say(u32::MAX, put(1))), PeerMisbehaved::PayloadLength { .. }));
 }

@@ -7,6 +7,7 @@ mod hostile;
 mod hostile_verbs;
 mod pair;
 mod portals;
+mod rails;
 mod remote;
 mod simulated;
 mod threads;
@@ -480,6 +481,10 @@ use portals::{
     a_lazy_portal_keeps_what_comes_early, a_ping_tells_what_a_peer_is, gets_are_answered_from_descriptors,
     operations_end_with_their_peer, puts_land_in_descriptors_and_are_acknowledged,
 };
+use rails::{
+    a_rail_cut_in_mid_transfer_loses_and_doubles_nothing_that_had_not_left, a_single_rail_resends_nothing,
+    messages_are_sent_again_by_their_class, two_rails_share_the_load,
+};
 
 macro_rules! conformance {
     ($($test:ident),* $(,)?) => {
@@ -495,6 +500,10 @@ macro_rules! conformance {
 }
 
 conformance!(
+    two_rails_share_the_load,
+    messages_are_sent_again_by_their_class,
+    a_single_rail_resends_nothing,
+    a_rail_cut_in_mid_transfer_loses_and_doubles_nothing_that_had_not_left,
     messages_go_both_ways,
     thousands_of_messages_keep_order_and_credits,
     largest_message_arrives_and_larger_is_refused,

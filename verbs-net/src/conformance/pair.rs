@@ -153,6 +153,24 @@ impl World {
         token: [u8; 32],
         listen: bool,
     ) -> Result<Node, StartError> {
+        self.try_start_on(endpoint, epoch, token, listen, &[])
+    }
+
+    /// Another nid for the host of an endpoint, on the same net.
+    pub(super) fn second_nid(&self, endpoint: Endpoint) -> Nid {
+        let step = if self.kind.is_real() { 1 } else { 1000 };
+        Nid { address: endpoint.nid.address + step, ..endpoint.nid }
+    }
+
+    /// A machine with further nids.
+    pub(super) fn try_start_on(
+        &self,
+        endpoint: Endpoint,
+        epoch: u64,
+        token: [u8; 32],
+        listen: bool,
+        rails: &[Nid],
+    ) -> Result<Node, StartError> {
         self.reserved.borrow_mut().retain(|(held, _)| *held != endpoint);
         let arena = Arena::new(ArenaConfig { capacity_bytes: self.arena_bytes }).unwrap();
         let counters = Arc::new(Counters::new());
@@ -166,6 +184,7 @@ impl World {
         });
         let mut config = TmConfig::new(endpoint, listen, epoch, token, Rc::new(Cell::new(epoch + 100)));
         config.times = self.times;
+        config.rails = rails.to_vec();
         let tm = TransferMachine::start(&locality.handle(), &self.fabric, config)?;
         Ok(Node { tm, arena, counters, events: Vec::new(), _locality: locality })
     }

@@ -60,13 +60,12 @@ enum Incoming {
 
 struct Unsent {
     header: [u8; HEADER_BYTES],
-    payload: Payload,
-    completes: Option<TransferId>,
+    outgoing: Outgoing,
 }
 
 impl Unsent {
     fn bytes(&self) -> usize {
-        HEADER_BYTES + self.payload.as_slice().len()
+        HEADER_BYTES + self.outgoing.payload.as_slice().len()
     }
 }
 
@@ -129,8 +128,7 @@ impl Socket {
     pub(super) fn take_outbox(&mut self, connection: &mut Connection) {
         while let Some(outgoing) = connection.outbox.pop_front() {
             let header = connection.seal(&outgoing);
-            let Outgoing { payload, completes, .. } = outgoing;
-            self.unsent.push_back(Unsent { header, payload, completes });
+            self.unsent.push_back(Unsent { header, outgoing });
         }
     }
 
@@ -162,7 +160,7 @@ impl Socket {
         let mut skip = self.sent_of_first;
         let mut asked = 0;
         for frame in self.unsent.iter().take(WRITE_SLICES / 2) {
-            for part in [&frame.header[..], frame.payload.as_slice()] {
+            for part in [&frame.header[..], frame.outgoing.payload.as_slice()] {
                 let skipped = skip.min(part.len());
                 skip -= skipped;
                 if skipped < part.len() {
@@ -182,10 +180,17 @@ impl Socket {
                 return;
             }
             self.sent_of_first -= whole;
-            if let Some(Unsent { completes: Some(transfer), .. }) = self.unsent.pop_front() {
+            let sent = self.unsent.pop_front();
+            if let Some(transfer) = sent.and_then(|sent| sent.outgoing.completes) {
                 self.completed.push(transfer);
             }
         }
+    }
+
+    /// After the last write: messages that have not left whole.
+    pub(super) fn take_unsent_messages(&mut self) -> Vec<Outgoing> {
+        let unsent = std::mem::take(&mut self.unsent).into_iter().map(|unsent| unsent.outgoing);
+        unsent.filter(|outgoing| outgoing.body.sequence().is_some()).collect()
     }
 
     /// Pushes whose last byte has been handed over since the last call.
