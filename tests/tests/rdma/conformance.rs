@@ -30,11 +30,11 @@ fn all_pass(package: &str, target: &str, filter: &[&str], least: usize, words: &
 }
 
 fn edge(words: &str) {
-    all_pass("verbs-sys", "device", &["--test-threads=4"], 8, words, "");
+    all_pass("verbs-sys", "device", &["--test-threads=1"], 8, words, "");
 }
 
 fn backend(words: &str) {
-    all_pass("verbs-net", "verbs_net", &["verbs::", "--test-threads=4"], 20, words, "");
+    all_pass("verbs-net", "verbs_net", &["verbs::", "--test-threads=1"], 20, words, "");
 }
 
 #[test]
