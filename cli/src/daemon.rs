@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::path::Path;
 use std::pin::pin;
+use std::rc::Rc;
 use std::time::Duration;
 
 use base::Fid;
@@ -198,7 +199,7 @@ pub fn serve_server(
         let path = device_path(folder, &device.path);
         devices.push((device.fid, open_device(&path)?));
     }
-    let config = ServerConfig::new(
+    let mut config = ServerConfig::new(
         section.endpoints[0],
         process,
         file.control.endpoint,
@@ -206,6 +207,8 @@ pub fn serve_server(
         new_epoch(),
         devices,
     );
+    let teller = name.clone();
+    config.rpc.on_hung = Some(Rc::new(move |hung: &rpc::HungFom| eprintln!("clovis: {teller}: {hung}")));
     let handle = station.handle();
     let started = station.wait(Server::start(&handle, fabric, config))?;
     let server = started.map_err(|error| Failure::new(error.to_string()))?;
