@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::path::Path;
 use std::pin::pin;
+use std::rc::Rc;
 use std::time::Duration;
 
 use base::Fid;
@@ -207,6 +208,8 @@ pub fn serve_server(
         devices,
     );
     config.rails.clone_from(&section.rails);
+    let teller = name.clone();
+    config.rpc.on_hung = Some(Rc::new(move |hung: &rpc::HungFom| eprintln!("clovis: {teller}: {hung}")));
     let handle = station.handle();
     let started = station.wait(Server::start(&handle, fabric, config))?;
     let server = started.map_err(|error| Failure::new(error.to_string()))?;
