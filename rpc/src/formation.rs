@@ -60,8 +60,8 @@ pub struct Shape {
     pub bytes: usize,
     /// Exposures that it carries.
     pub exposes: usize,
-    /// Exposures that it ends, 0 or 1.
-    pub invalidates: usize,
+    /// Exposures that it ends or comes behind, 0 or 1: a message names one.
+    pub concludes: usize,
 }
 
 /// One lane to one peer. The flag: true for what answers a peer.
@@ -126,7 +126,7 @@ struct Room {
     count: usize,
     bytes: usize,
     exposes: usize,
-    invalidates: usize,
+    concludes: usize,
 }
 
 /// What to send.
@@ -349,21 +349,21 @@ fn take(room: &mut Option<Room>, shape: &Shape, limits: &FormationLimits, items_
             count: 1,
             bytes: shape.bytes,
             exposes: shape.exposes,
-            invalidates: shape.invalidates,
+            concludes: shape.concludes,
         });
         return true;
     };
     let (count, bytes) = (room.count + 1, room.bytes + shape.bytes);
-    let (exposes, invalidates) = (room.exposes + shape.exposes, room.invalidates + shape.invalidates);
+    let (exposes, concludes) = (room.exposes + shape.exposes, room.concludes + shape.concludes);
     let fits = room.to == shape.to
         && count <= items_max
         && shape.bytes <= limits.item_bytes_max
         && packet_bytes(count, bytes) <= limits.packet_bytes_max
         && (room.count > 1 || room.bytes <= limits.item_bytes_max) // the first alone, if it is long
         && exposes <= verbs_net::limits::EXPOSES_MAX
-        && invalidates <= 1;
+        && concludes <= 1;
     if fits {
-        *room = Room { to: room.to, count, bytes, exposes, invalidates };
+        *room = Room { to: room.to, count, bytes, exposes, concludes };
     }
     fits
 }
@@ -396,7 +396,7 @@ mod tests {
 
     fn shape(bytes: usize) -> Shape {
         let priority = Priority::Normal;
-        Shape { to: peer(1), priority, urgent_at: at(0), bytes, exposes: 0, invalidates: 0 }
+        Shape { to: peer(1), priority, urgent_at: at(0), bytes, exposes: 0, concludes: 0 }
     }
 
     struct Test {
@@ -454,7 +454,7 @@ mod tests {
         }
         assert_eq!(test.all(), [[0, 1], [2, 3]]);
         for name in 0..2 {
-            test.push(name, Shape { invalidates: 1, ..shape(100) });
+            test.push(name, Shape { concludes: 1, ..shape(100) });
         }
         assert_eq!(test.all(), [[0], [1]]);
     }

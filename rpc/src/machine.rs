@@ -171,7 +171,8 @@ struct Parcel {
     request_id: u64,
     /// A request: its call, and the session that it names.
     call: Option<(CallId, SessionId)>,
-    /// A reply: the exposure that pushes before it went into. It arrives behind them.
+    /// A reply from the cache, which ends no exposure: the one that pushes before it went into. It arrives behind them, as a reply does behind
+    /// those into the exposure that it ends.
     follows: Option<BulkCookie>,
 }
 
@@ -766,7 +767,7 @@ impl RpcMachine {
             urgent_at,
             bytes: parcel.message.len(),
             exposes: parcel.exposes.len(),
-            invalidates: usize::from(parcel.invalidates.is_some()),
+            concludes: usize::from(parcel.invalidates.or(parcel.follows).is_some()),
         };
         let is_taken = self.0.formation.borrow_mut().push(now, is_reply, shape, parcel).is_ok();
         if !is_taken {
@@ -840,8 +841,8 @@ impl RpcMachine {
             copy_counted(self.0.locality.counters(), &mut room[range], &parcel.message);
             exposes.extend_from_slice(&parcel.exposes);
         }
+        // Formation puts one item that concludes an exposure into a packet.
         let invalidates = parcels.iter().find_map(|parcel| parcel.invalidates);
-        // With the invalidation, of which a packet has one.
         let follows = parcels.iter().find_map(|parcel| parcel.follows);
         let request_id = parcels.first().map_or(0, |parcel| parcel.request_id);
         Parcel { message: room.freeze(), exposes, invalidates, request_id, call: None, follows }
@@ -1374,8 +1375,7 @@ impl RpcMachine {
                 // invalidation or the end of the connection takes care of that.
                 let invalidates = fom.0.sink.as_ref().or(fom.0.source.as_ref()).map(BulkDescriptor::cookie);
                 let (exposes, request_id) = (Cookies::new(), fom.request_id());
-                let follows = fom.0.sink.as_ref().map(BulkDescriptor::cookie);
-                let parcel = Parcel { message, exposes, invalidates, request_id, call: None, follows };
+                let parcel = Parcel { message, exposes, invalidates, request_id, call: None, follows: None };
                 let _ = self.send(now, ticket.peer, true, parcel); // lost: the resend finds it in the cache
             }
         }
