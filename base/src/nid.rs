@@ -32,6 +32,23 @@ impl NetKind {
             NetKind::Sim => "sim",
         }
     }
+
+    /// The number that stands for it in messages and on disk (docs/wire.md#hello).
+    #[must_use]
+    pub const fn code(self) -> u16 {
+        match self {
+            NetKind::Lo => 1,
+            NetKind::Tcp => 2,
+            NetKind::O2ib => 3,
+            NetKind::Sim => 4,
+        }
+    }
+
+    /// The kind with this number. `None`: no kind has it.
+    #[must_use]
+    pub fn from_code(code: u16) -> Option<NetKind> {
+        [NetKind::Lo, NetKind::Tcp, NetKind::O2ib, NetKind::Sim].into_iter().find(|kind| kind.code() == code)
+    }
 }
 
 /// One network: kind and number (`tcp` is `tcp0`).

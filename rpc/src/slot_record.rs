@@ -72,18 +72,13 @@ struct RawKey {
 
 const _: () = assert!(size_of::<RawKey>() == KEY_BYTES);
 
-/// The numbers of docs/wire.md#hello.
-const NETS: [(u16, NetKind); 4] =
-    [(1, NetKind::Lo), (2, NetKind::Tcp), (3, NetKind::O2ib), (4, NetKind::Sim)];
-
 impl SessionName {
     /// The key of one of its slots.
     #[must_use]
     pub fn key(&self, slot: u16) -> [u8; KEY_BYTES] {
         let Endpoint { nid, pid, portal, tmid } = self.peer.endpoint;
-        let net_kind = NETS.iter().find(|(_, kind)| *kind == nid.net.kind).map_or(0, |(code, _)| *code);
         let raw = RawKey {
-            net_kind: net_kind.into(),
+            net_kind: nid.net.kind.code().into(),
             net_number: nid.net.number.into(),
             address: nid.address.into(),
             pid: pid.into(),
@@ -116,7 +111,7 @@ impl SlotRecord {
     #[must_use]
     pub fn parse(key: &[u8], value: &[u8]) -> Option<SlotRecord> {
         let raw = RawKey::read_from_bytes(key).ok()?;
-        let kind = NETS.iter().find(|(code, _)| *code == raw.net_kind.get()).map(|(_, kind)| *kind)?;
+        let kind = NetKind::from_code(raw.net_kind.get())?;
         let nid = Nid { net: Net { kind, number: raw.net_number.get() }, address: raw.address.get() };
         let endpoint = Endpoint { nid, pid: raw.pid.get(), portal: raw.portal.get(), tmid: raw.tmid.get() };
         let peer = PeerId { endpoint, epoch: raw.epoch.get() };

@@ -4,11 +4,10 @@
 //! Untrusted bytes become a `PeerInfo` in one step, [`PeerInfo::parse`], or a [`ParseInfoError`].
 //! Bound: `NIDS_MAX` nids. Format: docs/wire.md, ping. Source of the idea: LNet's ping and its feature bits.
 
-use base::nid::{Net, Nid};
+use base::nid::{Net, NetKind, Nid};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::hello::{kind_of_code, net_code};
 use crate::limits::NIDS_MAX;
 
 /// Match bits of a ping.
@@ -149,7 +148,7 @@ impl PeerInfo {
         let mut bytes = head.as_bytes().to_vec();
         for NidStatus { nid, is_up } in &self.nids {
             let raw = RawNid {
-                net_kind: net_code(nid.net.kind).into(),
+                net_kind: nid.net.kind.code().into(),
                 net_number: nid.net.number.into(),
                 address: nid.address.into(),
                 status: if *is_up { STATUS_UP } else { STATUS_DOWN }.into(),
@@ -187,7 +186,7 @@ impl PeerInfo {
         let mut nids = Vec::with_capacity(count);
         for (index, chunk) in rest.chunks_exact(size_of::<RawNid>()).enumerate() {
             let raw = RawNid::read_from_bytes(chunk).map_err(|_| ParseInfoError::Nid { index })?;
-            let kind = kind_of_code(raw.net_kind.get()).ok_or(ParseInfoError::Nid { index })?;
+            let kind = NetKind::from_code(raw.net_kind.get()).ok_or(ParseInfoError::Nid { index })?;
             let is_up = match raw.status.get() {
                 STATUS_UP => true,
                 STATUS_DOWN => false,

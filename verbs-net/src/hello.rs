@@ -90,19 +90,6 @@ struct RawHello {
 
 const _: () = assert!(size_of::<RawHello>() == HELLO_BYTES);
 
-const NETS: [(u16, NetKind); 4] =
-    [(1, NetKind::Lo), (2, NetKind::Tcp), (3, NetKind::O2ib), (4, NetKind::Sim)];
-
-/// A net's kind as it is written.
-pub(crate) fn net_code(kind: NetKind) -> u16 {
-    NETS.iter().find(|(_, known)| *known == kind).map_or(0, |(code, _)| *code)
-}
-
-/// The kind of a net that was read.
-pub(crate) fn kind_of_code(code: u16) -> Option<NetKind> {
-    NETS.iter().find(|(known, _)| *known == code).map(|(_, kind)| *kind)
-}
-
 impl Hello {
     pub(crate) fn encode(&self) -> [u8; HELLO_BYTES] {
         let nid = self.endpoint.nid;
@@ -113,14 +100,14 @@ impl Hello {
             window: self.window.into(),
             epoch: self.epoch.into(),
             config_version: self.config_version.into(),
-            net_kind: net_code(nid.net.kind).into(),
+            net_kind: nid.net.kind.code().into(),
             net_number: nid.net.number.into(),
             address: nid.address.into(),
             pid: self.endpoint.pid.into(),
             portal: self.endpoint.portal.into(),
             tmid: self.endpoint.tmid.into(),
             token: self.token.0,
-            rail_kind: net_code(self.rail.net.kind).into(),
+            rail_kind: self.rail.net.kind.code().into(),
             rail_number: self.rail.net.number.into(),
             rail_address: self.rail.address.into(),
             nonce: self.nonce.into(),
@@ -142,12 +129,12 @@ impl Hello {
         if raw.epoch.get() == 0 {
             return Err(bad("epoch 0"));
         }
-        let kind = kind_of_code(raw.net_kind.get()).ok_or(bad("net"))?;
+        let kind = NetKind::from_code(raw.net_kind.get()).ok_or(bad("net"))?;
         if raw.portal.get() >= endpoint::PORTALS || raw.tmid.get() > endpoint::TMID_MAX {
             return Err(bad("endpoint"));
         }
         let nid = Nid { net: Net { kind, number: raw.net_number.get() }, address: raw.address.get() };
-        let rail_kind = kind_of_code(raw.rail_kind.get()).ok_or(bad("net of the rail"))?;
+        let rail_kind = NetKind::from_code(raw.rail_kind.get()).ok_or(bad("net of the rail"))?;
         let rail_net = Net { kind: rail_kind, number: raw.rail_number.get() };
         Ok(Hello {
             version_min: raw.version_min,
