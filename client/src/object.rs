@@ -12,7 +12,7 @@ use base::{ByteExtent, ObjectId};
 use fops::object::{ObjectRecord, OpenMode};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use runtime::SharedBuffer;
-use runtime::sync::Semaphore;
+use runtime::sync::{Permit, Semaphore};
 
 use crate::error::{ClientError, Fault, UnitFailures};
 use crate::geometry::OBJECT_BYTES_MAX;
@@ -383,21 +383,13 @@ impl Object {
     ///
     /// Errors: as [`Object::write`]. A device writes new bytes beside old ones, so this does not keep a later write from [`NoSpace`](fops::FopError::NoSpace).
     pub async fn allocate(&self, extent: ByteExtent) -> Result<(), ClientError> {
-        check_length(extent)?;
-        if !extent.is_block_aligned() {
-            return Err(ClientError::NotAligned { extent });
-        }
-        let store = &self.0.store;
-        let _turn = self.0.writing.acquire(1).await;
-        let _growing = self.0.growing.acquire(1).await;
-        store.refresh().await;
-        self.reload().await?;
+        let _turns = self.blocks_turns(extent).await?;
         let view = self.view()?;
         let below = ByteExtent {
             start: extent.start.min(view.size_bytes),
             count: extent.end().min(view.size_bytes).saturating_sub(extent.start),
         };
-        let mut unwritten = holes(&view, below, store.deadline()).await?;
+        let mut unwritten = holes(&view, below, self.0.store.deadline()).await?;
         // Behind the end nothing is written: from its block on, for the block that it lies in is.
         let tail = extent.start.max(view.size_bytes.next_multiple_of(BLOCK_BYTES));
         if tail < extent.end() {
@@ -413,20 +405,25 @@ impl Object {
     ///
     /// Zeros are written: the blocks stay allocated. Errors: as [`Object::write`].
     pub async fn free(&self, extent: ByteExtent) -> Result<(), ClientError> {
-        check_length(extent)?;
-        if !extent.is_block_aligned() {
-            return Err(ClientError::NotAligned { extent });
-        }
-        let store = &self.0.store;
-        let _turn = self.0.writing.acquire(1).await;
-        let _growing = self.0.growing.acquire(1).await;
-        store.refresh().await;
-        self.reload().await?;
+        let _turns = self.blocks_turns(extent).await?;
         let end = extent.end().min(self.size().next_multiple_of(BLOCK_BYTES));
         if end <= extent.start {
             return Ok(());
         }
         self.write_zeros(ByteExtent { start: extent.start, count: end - extent.start }).await
+    }
+
+    /// What changes whole blocks of any place begins with: the turn to write and that to grow, and the object as it is now.
+    async fn blocks_turns(&self, extent: ByteExtent) -> Result<(Permit, Permit), ClientError> {
+        check_length(extent)?;
+        if !extent.is_block_aligned() {
+            return Err(ClientError::NotAligned { extent });
+        }
+        let writing = self.0.writing.acquire(1).await;
+        let growing = self.0.growing.acquire(1).await;
+        self.0.store.refresh().await;
+        self.reload().await?;
+        Ok((writing, growing))
     }
 
     /// Writes zeros at whole blocks. The caller has the turn to write and that to grow.
