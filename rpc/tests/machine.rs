@@ -19,7 +19,7 @@ use rpc::formation::{FormationLimits, FormationStats};
 use rpc::item::{Header, Kind, SessionId, Xid};
 use rpc::slot_record::{KEY_BYTES, SlotRecord, Transaction};
 use rpc::{Bug, Bulk, CallError, CallOptions, PeerMisbehaved, RpcConfig, RpcMachine};
-use runtime::{Arena, ArenaConfig, Buffer, Counters, Locality, LocalityConfig, SharedBuffer};
+use runtime::{Arena, ArenaConfig, Buffer, Counters, Locality, LocalityConfig, SharedBuffer, Task};
 use verbs_net::{Event, Fabric, LoFabric, PeerId, SimFabric, SimFaults, SimKeys, TmConfig, TransferMachine};
 
 const TOKEN: [u8; 32] = [7; 32];
@@ -372,11 +372,8 @@ fn many_calls_move_bulk_both_ways_over_cards_whose_queue_pairs_die() {
     }
 }
 
-/// The keys of a pool outlive a call that is given up: its memory waits for the server's word, and no longer.
-#[test]
-fn memory_of_a_dropped_call_waits_for_the_late_answer() {
-    let mut world = World::hardware(1, SimKeys::Pool, SimFaults::default());
-    world.start(0, RpcConfig::default());
+/// Starts the requester and a call with a sink of 1 MiB that the server is at work on for 2 s. The call's task, and the bytes in use before it.
+fn call_to_drop(world: &mut World) -> (Task, u64) {
     world.start(1, RpcConfig::default());
     let options = world.options(60);
     world.call(1, 0, ping(b""), Bulk::none(), options).unwrap();
@@ -390,6 +387,15 @@ fn memory_of_a_dropped_call_waits_for_the_late_answer() {
         panic!("the call is dropped before it ends");
     });
     world.run_for(Duration::from_millis(100));
+    (task, before)
+}
+
+/// The keys of a pool outlive a call that is given up: its memory waits for the server's word, and no longer.
+#[test]
+fn memory_of_a_dropped_call_waits_for_the_late_answer() {
+    let mut world = World::hardware(1, SimKeys::Pool, SimFaults::default());
+    world.start(0, RpcConfig::default());
+    let (task, before) = call_to_drop(&mut world);
     task.cancel();
     world.run_for(Duration::from_millis(500));
     assert!(world.arena.in_use_bytes() + (1 << 19) > before, "the server is still at work on it");
@@ -456,19 +462,7 @@ fn a_wrong_token_is_told_and_not_tried_again() {
 fn a_dropped_call_takes_its_memory_back_and_its_slot_returns() {
     let mut world = World::lo();
     world.start(0, RpcConfig { slots: 2, ..RpcConfig::default() });
-    world.start(1, RpcConfig::default());
-    let options = world.options(60);
-    world.call(1, 0, ping(b""), Bulk::none(), options).unwrap();
-    world.served(0).delay.set(Duration::from_secs(2));
-    let rpc = world.node(1).rpc.clone();
-    let to = world.endpoint(0);
-    let sink = vec![world.buffer(1 << 20, 0)];
-    let before = world.arena.in_use_bytes();
-    let task = world.node(1).locality.handle().spawn("call", async move {
-        let _ = rpc.call(to, &open(1), Bulk::into_sink(sink), options).await;
-        panic!("the call is dropped before it ends");
-    });
-    world.run_for(Duration::from_millis(100));
+    let (task, before) = call_to_drop(&mut world);
     assert_eq!(world.served(0).runs.borrow().get(&1), Some(&1));
     task.cancel();
     world.run_for(Duration::from_millis(100));
@@ -476,7 +470,7 @@ fn a_dropped_call_takes_its_memory_back_and_its_slot_returns() {
     assert_eq!(world.node(1).rpc.stats().calls, 1, "an orphan keeps the slot");
     world.served(0).delay.set(Duration::ZERO);
     for tag in 2..20 {
-        world.call(1, 0, open(tag), Bulk::none(), options).unwrap();
+        world.call(1, 0, open(tag), Bulk::none(), world.options(60)).unwrap();
     }
     world.run_for(Duration::from_secs(10));
     let stats = world.node(1).rpc.stats();
