@@ -14,7 +14,7 @@ use runtime::Counters;
 use verbs_net::{Fabric, Token};
 
 use super::machine::{ProcessTimes, Quiet};
-use super::pairs::{SAMPLE_TIME_MIN, Sample, interleave};
+use super::pairs::{SAMPLE_TIME_MIN, Sample, Taken, take};
 use super::peer::{find_program, output};
 use super::report::{Comparison, Costs, Figure, Peer};
 use super::round_trip::PingPong;
@@ -64,21 +64,15 @@ fn round_trips_beside(plan: &Plan, peer: PingPong) -> Result<Comparison, Failure
         u64::try_from(lasting.as_nanos() / one.as_nanos()).unwrap_or(u64::MAX).clamp(1_000, 5_000_000);
     let quiet = Quiet::start();
     let mut costs = Costs::default();
-    let mut ours = || {
+    let ours = || {
         let (found, cost) = ping(timed)?;
         let bytes = timed * wide(MESSAGE_BYTES);
         costs.add(Costs { bytes, ..cost });
         Ok(Sample { bytes, took: found.took })
     };
-    let (mut pairs, mut alone) = (Vec::new(), Vec::new());
     let absent = peer.find().err();
-    if absent.is_none() {
-        pairs = interleave(plan.pairs, ours, || peer.sample(lasting, one))?;
-    } else {
-        for _ in 0..plan.pairs {
-            alone.push(ours()?);
-        }
-    }
+    let beside = absent.is_none().then_some(|| peer.sample(lasting, one));
+    let Taken { pairs, alone } = take(plan.pairs, ours, beside)?;
     Ok(Comparison {
         what: format!("TCP loopback, {MESSAGE_BYTES} B there and back, {}", peer.name()),
         peer: absent.map_or_else(|| Peer::Ran(peer.name().to_owned()), |absent| Peer::Absent(absent.0)),
@@ -98,23 +92,17 @@ fn round_trips_beside(plan: &Plan, peer: PingPong) -> Result<Comparison, Failure
 fn bulk(plan: &Plan, kind: Kind, what: &str, bytes: u64, iperf: Option<&str>) -> Result<Comparison, Failure> {
     let quiet = Quiet::start();
     let (mut costs, mut peer_costs) = (Costs::default(), Costs::default());
-    let mut ours = || {
+    let ours = || {
         let (found, cost) = sample(kind, u64::from(WINDOW), bytes / REQUEST_BYTES, WINDOW)?;
         costs.add(cost);
         Ok(Sample { bytes: cost.bytes, took: found.took })
     };
-    let (mut pairs, mut alone) = (Vec::new(), Vec::new());
-    if iperf.is_some() {
-        pairs = interleave(plan.pairs, ours, || {
-            let (sample, cost) = iperf_sample(bytes)?;
-            peer_costs.add(cost);
-            Ok(sample)
-        })?;
-    } else {
-        for _ in 0..plan.pairs {
-            alone.push(ours()?);
-        }
-    }
+    let beside = iperf.is_some().then_some(|| {
+        let (sample, cost) = iperf_sample(bytes)?;
+        peer_costs.add(cost);
+        Ok(sample)
+    });
+    let Taken { pairs, alone } = take(plan.pairs, ours, beside)?;
     Ok(Comparison {
         what: what.to_owned(),
         peer: iperf.map_or_else(

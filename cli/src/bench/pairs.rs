@@ -178,6 +178,27 @@ pub fn interleave(
     Ok(pairs)
 }
 
+/// What was measured: pairs where there is a peer, samples of our side alone where there is none.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// With the peer.
+    pub pairs: Vec<Pair>,
+    /// Without.
+    pub alone: Vec<Sample>,
+}
+
+/// As [`interleave`] if there is a peer; else `count` samples of our side.
+pub fn take(
+    count: u32,
+    mut ours: impl FnMut() -> Result<Sample, Failure>,
+    peer: Option<impl FnMut() -> Result<Sample, Failure>>,
+) -> Result<Taken, Failure> {
+    Ok(match peer {
+        Some(peer) => Taken { pairs: interleave(count, ours, peer)?, alone: Vec::new() },
+        None => Taken { pairs: Vec::new(), alone: (0..count).map(|_| ours()).collect::<Result<_, _>>()? },
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,7 +22,7 @@ use serde_json::Value;
 use spdk_stob::{Domain, FormatParams, StobError, StobId, TreeId, WritePiece, create_device_file};
 
 use super::machine::{ProcessTimes, Quiet};
-use super::pairs::{Pair, Sample, interleave};
+use super::pairs::{Sample, Taken, take};
 use super::peer::{Scratch, find_program, output};
 use super::report::{Comparison, Costs, Peer};
 use super::{Plan, announce};
@@ -280,18 +280,12 @@ impl Bench {
             costs.add(cost);
             Ok(sample)
         };
-        let (mut pairs, mut alone) = (Vec::<Pair>::new(), Vec::new());
-        if has_fio {
-            pairs = interleave(plan.pairs, &mut ours, || {
-                let (sample, cost) = bench.borrow().fio(work)?;
-                peer_costs.add(cost);
-                Ok(sample)
-            })?;
-        } else {
-            for _ in 0..plan.pairs {
-                alone.push(ours()?);
-            }
-        }
+        let beside = has_fio.then_some(|| {
+            let (sample, cost) = bench.borrow().fio(work)?;
+            peer_costs.add(cost);
+            Ok(sample)
+        });
+        let Taken { pairs, alone } = take(plan.pairs, &mut ours, beside)?;
         let bench = bench.into_inner();
         let operations = float(costs.bytes) / float(work.operation_bytes());
         let each = |value: Option<u64>| float(value.unwrap_or(0)) / operations.max(1.0);
@@ -366,15 +360,8 @@ impl Bench {
             costs.add(cost);
             Ok(sample)
         };
-        let (mut pairs, mut alone) = (Vec::<Pair>::new(), Vec::new());
-        match &program {
-            Some(program) => pairs = interleave(plan.pairs, &mut ours, || bench.borrow().redb(program))?,
-            None => {
-                for _ in 0..plan.pairs {
-                    alone.push(ours()?);
-                }
-            }
-        }
+        let beside = program.as_ref().map(|program| || bench.borrow().redb(program));
+        let Taken { pairs, alone } = take(plan.pairs, &mut ours, beside)?;
         let puts = float(costs.bytes) / float(put_bytes());
         Ok(Comparison {
             what: format!("stob: tree puts, groups of {PUTS}, durable"),
