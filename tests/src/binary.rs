@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use crate::place::{self, Build};
+
 /// Path of the binary. Built at the first call of a process; the others wait for it.
 ///
 /// # Panics
@@ -28,21 +30,15 @@ pub fn clovis() -> &'static Path {
 }
 
 fn build() -> PathBuf {
-    // TARGET/PROFILE/deps/suite-HASH: where this test runs from says where the binary belongs.
-    let own = std::env::current_exe().expect("a running program has a path");
-    let profile_folder = own.ancestors().nth(2).expect("a test runs from TARGET/PROFILE/deps");
-    let target_folder = profile_folder.parent().expect("a profile's folder lies in the target folder");
-    let profile = match profile_folder.file_name().and_then(|name| name.to_str()) {
-        Some("debug") | None => "dev",
-        Some(other) => other,
-    };
+    // Where this test runs from says where the binary belongs.
+    let Build { target_folder, profile_folder, profile } = Build::of_this_test();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let output = Command::new(cargo)
-        .args(["build", "--workspace", "--bin", "clovis", "--profile", profile])
+        .args(["build", "--workspace", "--bin", "clovis", "--profile", &profile])
         .args(if cfg!(feature = "rdma") { &["--features", "clovis-tests/rdma"][..] } else { &[] })
         .arg("--target-dir")
         .arg(target_folder)
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")))
+        .current_dir(place::root())
         .output()
         .expect("cargo can be started");
     assert!(

@@ -10,6 +10,8 @@ use std::sync::OnceLock;
 
 use cargo_metadata::{CargoOpt, MetadataCommand};
 
+use crate::place::{Build, root};
+
 /// The environment variable that tells the stand-in what to lack and where to fail (`hw-ci/standin/config.c`).
 pub const WORDS: &str = "CLOVIS_STANDIN";
 
@@ -20,11 +22,6 @@ pub fn why_not() -> Option<&'static str> {
         return None;
     }
     Some("built without RDMA: --features clovis-tests/rdma, which needs cmake and libclang")
-}
-
-/// The repository.
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the repository")
 }
 
 /// The folder with `libibverbs.so.1` and `librdmacm.so.1`. Built at the first call of a process.
@@ -49,10 +46,8 @@ fn headers() -> PathBuf {
 }
 
 fn build() -> PathBuf {
-    let own = std::env::current_exe().expect("a running program has a path");
-    let profile_folder = own.ancestors().nth(2).expect("a test runs from TARGET/PROFILE/deps");
     // A folder of this process: two suites may build at once. What it holds is small, and the next run replaces it.
-    let folder = profile_folder.join("standin");
+    let folder = Build::of_this_test().profile_folder.join("standin");
     std::fs::create_dir_all(&folder).expect("the target folder can be written");
     let sources: Vec<PathBuf> = std::fs::read_dir(root().join("hw-ci/standin"))
         .expect("hw-ci/standin is there")
@@ -110,8 +105,6 @@ pub fn command(program: &Path, words: &str) -> Command {
 #[must_use]
 pub fn test_program(package: &str, target: &str) -> PathBuf {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let own = std::env::current_exe().expect("a running program has a path");
-    let target_folder = own.ancestors().nth(3).expect("a test runs from TARGET/PROFILE/deps");
     // What `./dev test` has built with the whole workspace is not built again for two packages with features of their own.
     let selection: &[&str] = if std::env::var_os("CLOVIS_WHOLE_WORKSPACE").is_some() {
         &["--workspace", "--features", "clovis-tests/rdma"]
@@ -122,7 +115,7 @@ pub fn test_program(package: &str, target: &str) -> PathBuf {
         .args(["test", "--no-run", "--lib", "--test", "device"])
         .args(selection)
         .args(["--message-format=json-render-diagnostics", "--target-dir"])
-        .arg(target_folder)
+        .arg(Build::of_this_test().target_folder)
         .current_dir(root())
         .output()
         .expect("cargo can be started");

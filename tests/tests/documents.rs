@@ -7,6 +7,8 @@
 
 use std::path::{Path, PathBuf};
 
+use clovis_tests::place::root;
+
 const BEGIN: &str = "<!-- limits:begin (made by tests/tests/documents.rs) -->";
 const END: &str = "<!-- limits:end -->";
 
@@ -14,13 +16,6 @@ struct Limit {
     name: String,
     value: String,
     reason: String,
-}
-
-fn workspace_root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the tests crate lies one folder below the root")
-        .to_path_buf()
 }
 
 /// Every `src/limits.rs` of a crate, by the crate's folder, in order of dependence as the import table has it.
@@ -103,12 +98,12 @@ fn tables(root: &Path) -> String {
 
 #[test]
 fn the_document_has_every_limit() {
-    let root = workspace_root();
+    let root = root();
     let path = root.join("docs/limits.md");
     let text = std::fs::read_to_string(&path).expect("docs/limits.md is there");
     let (head, rest) = text.split_once(BEGIN).expect("docs/limits.md has the begin marker");
     let (found, tail) = rest.split_once(END).expect("docs/limits.md has the end marker");
-    let wanted = tables(&root);
+    let wanted = tables(root);
     if found.trim() == wanted.trim() {
         return;
     }
@@ -205,9 +200,9 @@ fn exists(root: &Path, name: &str) -> bool {
 
 #[test]
 fn every_document_that_is_named_exists() {
-    let root = workspace_root();
+    let root = root();
     let mut files = Vec::new();
-    readable_files(&root, &mut files);
+    readable_files(root, &mut files);
     let mut wrong = Vec::new();
     for file in files {
         // This file names what does not exist, to see that it is seen.
@@ -215,9 +210,9 @@ fn every_document_that_is_named_exists() {
             continue;
         }
         let text = std::fs::read_to_string(&file).expect("a source or document is text");
-        let shown = file.strip_prefix(&root).expect("below the root").display();
+        let shown = file.strip_prefix(root).expect("below the root").display();
         for name in named_documents(&text) {
-            if !exists(&root, &name) {
+            if !exists(root, &name) {
                 wrong.push(format!("{shown} names {name}"));
             }
         }
@@ -243,7 +238,7 @@ fn a_missing_document_is_seen() {
         relative_links("[a](docs/a.md#x) [b](https://host/b) [c](#here) [d](../d)"),
         ["docs/a.md", "../d"]
     );
-    let root = workspace_root();
-    assert!(exists(&root, "docs/rfd/0001") && exists(&root, "docs/glossary.md"));
-    assert!(!exists(&root, "docs/nowhere.md") && !exists(&root, "docs/rfd/9999"));
+    let root = root();
+    assert!(exists(root, "docs/rfd/0001") && exists(root, "docs/glossary.md"));
+    assert!(!exists(root, "docs/nowhere.md") && !exists(root, "docs/rfd/9999"));
 }

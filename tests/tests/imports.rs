@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
 use cargo_metadata::{CargoOpt, DependencyKind, Metadata, MetadataCommand, Package, TargetKind};
+use clovis_tests::place::root;
 
 /// What may not be reached, by normal and build dependencies, in any number of steps.
 const NEVER: &[(&str, &str)] = &[
@@ -36,13 +37,6 @@ struct Row {
     except: BTreeSet<String>,
     may_hold_unsafe: bool,
     is_later: bool,
-}
-
-fn workspace_root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the tests crate lies one folder below the root")
-        .to_path_buf()
 }
 
 /// Lines between `<!-- NAME:begin -->` and `<!-- NAME:end -->`, table head and rule left out, split into trimmed cells.
@@ -110,7 +104,7 @@ fn test_only(text: &str) -> BTreeSet<(String, String)> {
 /// The workspace alone, or with everything that it would link on this kind of machine, all features on.
 fn metadata(with_dependencies: bool) -> Metadata {
     let mut command = MetadataCommand::new();
-    command.manifest_path(workspace_root().join("Cargo.toml"));
+    command.manifest_path(root().join("Cargo.toml"));
     if with_dependencies {
         let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
         command.features(CargoOpt::AllFeatures);
@@ -149,7 +143,7 @@ fn edges(metadata: &Metadata) -> Vec<Edge> {
 }
 
 fn architecture() -> String {
-    std::fs::read_to_string(workspace_root().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md is there")
+    std::fs::read_to_string(root().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md is there")
 }
 
 type Edge = (String, String, DependencyKind);
@@ -399,7 +393,7 @@ fn copying_calls(text: &str) -> Vec<usize> {
 
 #[test]
 fn nothing_copies_on_the_bulk_path() {
-    let root = workspace_root();
+    let root = root();
     for (file, may_have) in BULK_PATH {
         let text = std::fs::read_to_string(root.join(file)).expect("the bulk path is where it was");
         let found = copying_calls(&text);

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use clovis_tests::place::root;
 use clovis_tests::processes;
 
-use crate::installed::{self, include_flag, library_flags, prefix, root};
+use crate::installed::{self, include_flag, library_flags, prefix};
 use crate::tools::{compile, have};
 
 const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Werror", "-fsyntax-only"];

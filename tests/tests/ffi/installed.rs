@@ -5,31 +5,18 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use clovis_tests::place::{Build, root};
 use clovis_tests::{binary, processes};
 
 /// Longest that the installation may take. After ./dev test has built everything, only linking and copying are left; the suite has its own budget.
 const INSTALL_LIMIT: Duration = Duration::from_secs(600);
-
-/// The root of the checkout.
-pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the tests crate lies one folder below the root")
-        .to_owned()
-}
 
 /// The prefix of the tree, made at the first call. It lies beside the test's binary and is made anew by each run.
 pub fn prefix() -> &'static Path {
     static PREFIX: OnceLock<PathBuf> = OnceLock::new();
     PREFIX.get_or_init(|| {
         let _built = binary::clovis();
-        let own = std::env::current_exe().expect("a running program has a path");
-        let profile_folder = own.ancestors().nth(2).expect("a test runs from TARGET/PROFILE/deps");
-        let target_folder = profile_folder.parent().expect("a profile's folder lies in the target folder");
-        let profile = match profile_folder.file_name().and_then(|name| name.to_str()) {
-            Some("debug") | None => "dev",
-            Some(other) => other,
-        };
+        let Build { target_folder, profile_folder, profile } = Build::of_this_test();
         let prefix = profile_folder.join("ffi-prefix");
         let _absent = std::fs::remove_dir_all(&prefix);
         let folder = clovis_tests::folder("install");

@@ -5,9 +5,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use clovis_tests::cluster::RunningCluster;
+use clovis_tests::place::root;
 use clovis_tests::processes::{self, Finished};
 
-use crate::installed::{include_flag, library_flags, prefix, root};
+use crate::installed::{include_flag, library_flags, prefix};
 use crate::tools::{compile, have};
 
 /// Longest that one program may take on a loaded machine.

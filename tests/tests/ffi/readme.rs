@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use clovis_tests::cluster::RunningCluster;
+use clovis_tests::place::{Build, root};
 use clovis_tests::processes;
 
-use crate::installed::{prefix, root};
+use crate::installed::prefix;
 use crate::programs::{PROGRAM_LIMIT, build, command, control_endpoint};
 use crate::tools::have;
 
@@ -80,8 +81,7 @@ fn the_rust_example_runs() {
     assert_is_in(&example, &text, "tests/examples/hello.rs");
     let cluster = RunningCluster::start("rust-readme", &["--device-size", "64M"]);
     // Cargo builds the examples of a package with its tests.
-    let own = std::env::current_exe().expect("a running program has a path");
-    let folder = own.ancestors().nth(2).expect("a test runs from TARGET/PROFILE/deps");
+    let folder = Build::of_this_test().profile_folder;
     let mut command = command(&cluster, &folder.join("examples/hello"));
     let said = processes::run(&mut command, cluster.scratch(), PROGRAM_LIMIT).succeeded();
     assert_eq!(said.text(), "hello\n");

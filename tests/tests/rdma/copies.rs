@@ -6,14 +6,14 @@ use std::process::Command;
 use std::time::Duration;
 
 use clovis_tests::processes::{self, Process};
-use clovis_tests::{binary, folder, standin, wait};
+use clovis_tests::{binary, folder, place, standin, wait};
 use serde_json::Value;
 
 use crate::{LIMIT, endpoint, is_ready};
 
 /// The library that counts calls of memcpy and memmove (`hw-ci/copies`).
 fn counter(scratch: &Path) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../hw-ci/copies/count_copies.c");
+    let source = place::root().join("hw-ci/copies/count_copies.c");
     let library = scratch.join("count_copies.so");
     standin::compile(&[source], &library, scratch);
     library
