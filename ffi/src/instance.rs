@@ -22,7 +22,7 @@ use client::{Client, ClientConfig};
 use faces::ClusterFile;
 use runtime::{
     Arena, ArenaConfig, Counters, Crowd, Locality, LocalityConfig, MailReceiver, MailSender, MonotonicClock,
-    mailbox,
+    Waiting, mailbox,
 };
 use verbs_net::{Fabric, Token};
 
@@ -284,7 +284,7 @@ fn credential() -> Result<(Token, PathBuf), BadConfig> {
 /// One locality for each instance; programs have threads of their own. `CLOVIS_SPIN=off`: it never spins, so that counting tools see work only.
 fn crowd() -> Arc<Crowd> {
     let is_off = std::env::var_os("CLOVIS_SPIN").is_some_and(|value| value == "off");
-    if is_off { Crowd::with_cores(0) } else { Crowd::new() }
+    Crowd::that_waits(if is_off { Waiting::Sleeping } else { Waiting::Adaptive })
 }
 
 /// The network that an endpoint is on, as far as this build can be on it.

@@ -75,12 +75,14 @@ pub enum CallError {
         cause: Cause,
     },
     /// The peer will not talk to us, and another try will not help.
-    #[error("{operation} at {peer}: {error}")]
+    #[error("{operation} at {peer} failed after {:.1} s: {error}", age.as_secs_f64())]
     Net {
         /// Whom.
         peer: Endpoint,
         /// What: the fop's name.
         operation: &'static str,
+        /// How long ago the call was made.
+        age: Duration,
         /// Why not.
         error: NetError,
     },

@@ -718,7 +718,7 @@ impl RpcMachine {
                 (Some(Trouble::Refused(refused)), _) => {
                     return CallError::NotSendable { peer, operation, refused: *refused };
                 }
-                (_, Some(error)) => return CallError::Net { peer, operation, error: error.clone() },
+                (_, Some(error)) => return CallError::Net { peer, operation, age, error: error.clone() },
                 _ => {}
             }
         }

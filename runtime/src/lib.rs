@@ -26,7 +26,7 @@ pub mod sync;
 pub mod timers;
 
 pub use clock::{MonotonicClock, SimulatedClock};
-pub use crowd::Crowd;
+pub use crowd::{Crowd, Waiting};
 pub use driver::{Driver, Registrar};
 pub use executor::Task;
 pub use helper_threads::HelperThreads;

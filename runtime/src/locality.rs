@@ -30,7 +30,7 @@ use runtime_sys::poller::{Interest, PollEvent, Poller};
 use runtime_sys::{Arena, Counters};
 
 use crate::clock::MonotonicClock;
-use crate::crowd::Crowd;
+use crate::crowd::{Crowd, Waiting};
 use crate::driver::Driver;
 use crate::executor::{self, Task, TaskInfo, Tasks};
 use crate::limits;
@@ -252,8 +252,13 @@ impl Locality {
             self.spin.on_work(turn_start);
             return Ok(());
         }
-        let is_crowded = self.shared.config.crowd.as_ref().is_some_and(|crowd| crowd.is_crowded());
-        if self.spin.is_wanted(turn_start) && !is_crowded {
+        let is_wanted = self.spin.is_wanted(turn_start);
+        let spins = self.shared.config.crowd.as_ref().map_or(is_wanted, |crowd| match crowd.waiting() {
+            Waiting::Adaptive => is_wanted && !crowd.is_crowded(),
+            Waiting::Polling => true,
+            Waiting::Sleeping => false,
+        });
+        if spins {
             std::hint::spin_loop();
             return Ok(());
         }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::units::{MIB, wide};
-use runtime::Counters;
+use runtime::{Counters, Waiting};
 use verbs_net::{Fabric, Token};
 
 use super::machine::{ProcessTimes, Quiet};
@@ -151,6 +151,7 @@ fn sample(kind: Kind, untimed: u64, timed: u64, concurrency: u32) -> Result<(Fou
         check: Check::None,
         within: SAMPLE_WITHIN,
         goes_on: false,
+        waiting: Waiting::Adaptive,
     };
     let token = Token::new([7; 32]);
     let found =

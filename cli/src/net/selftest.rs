@@ -10,7 +10,7 @@ use std::time::Duration;
 use base::units::{BLOCK_BYTES, MIB};
 use base::{Endpoint, NetKind};
 use clap::{Args, Subcommand, ValueEnum};
-use runtime::{Counters, Crowd, MonotonicClock, StopFlag, process};
+use runtime::{Counters, Crowd, MonotonicClock, StopFlag, Waiting, process};
 use serde_json::{Value, json};
 use verbs_net::{Fabric, LoFabric, Token};
 
@@ -50,6 +50,9 @@ pub struct ServerArgs {
     /// End when the first client has left
     #[arg(long)]
     pub once: bool,
+    /// Poll and never sleep, as perftest does: takes a whole core, and no wake-up is on a message's way
+    #[arg(long)]
+    pub poll: bool,
     /// Use the credential of this cluster's configuration file, instead of the well-known one
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -135,9 +138,16 @@ pub struct TrafficArgs {
     /// Count requests that fail and go on, over a new connection if need be; without it the first one ends the run
     #[arg(long)]
     pub keep_going: bool,
+    /// Poll and never sleep, as perftest does: takes a whole core, and no wake-up is on a message's way
+    #[arg(long)]
+    pub poll: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+const fn waiting(poll: bool) -> Waiting {
+    if poll { Waiting::Polling } else { Waiting::Adaptive }
 }
 
 fn parse_bulk(text: &str) -> Result<u64, String> {
@@ -190,6 +200,7 @@ impl TrafficArgs {
             },
             within: Duration::from_secs(self.timeout),
             goes_on: self.keep_going,
+            waiting: waiting(self.poll),
         })
     }
 }
@@ -215,7 +226,8 @@ fn server(args: &ServerArgs) -> Result<(), Failure> {
     let stop = StopFlag::new();
     stop_on_signal(&stop)?;
     let counters = Arc::new(Counters::default());
-    let mut locality = station::locality(0, "selftest-server", &counters, &Crowd::new())?;
+    let mut locality =
+        station::locality(0, "selftest-server", &counters, &Crowd::that_waits(waiting(args.poll)))?;
     let machine =
         traffic::start_machine(&locality, &fabric, args.listen, true, credential(args.config.as_ref())?)?;
     output::line(&format!("selftest serves at {}", args.listen))?;
@@ -228,7 +240,7 @@ fn client(args: &ClientArgs) -> Result<(), Failure> {
     let work = args.traffic.work()?;
     let fabric = own_fabric(args.server)?;
     let counters = Arc::new(Counters::default());
-    let mut locality = station::locality(0, "selftest-client", &counters, &Crowd::new())?;
+    let mut locality = station::locality(0, "selftest-client", &counters, &Crowd::that_waits(work.waiting))?;
     let own = station::requester_endpoint(args.server)?;
     let machine = traffic::start_machine(&locality, &fabric, own, false, credential(args.config.as_ref())?)?;
     let requester = Requester::new(args.server, work, locality.handle().arena())?;

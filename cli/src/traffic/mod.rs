@@ -20,6 +20,7 @@ pub mod usage;
 use std::time::Duration;
 
 use base::units::MIB;
+use runtime::Waiting;
 
 pub use content::Check;
 pub use requester::{Found, Requester};
@@ -47,6 +48,17 @@ pub enum Kind {
     Read,
     /// No bulk: a message there and back.
     Ping,
+}
+
+impl Kind {
+    /// The word in errors.
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Write => "write",
+            Kind::Read => "read",
+            Kind::Ping => "ping",
+        }
+    }
 }
 
 /// When a run ends.
@@ -79,4 +91,6 @@ pub struct Work {
     pub within: Duration,
     /// Count requests that failed and go on, over a new connection if need be, instead of ending at the first.
     pub goes_on: bool,
+    /// What the localities of this process do without work.
+    pub waiting: Waiting,
 }

@@ -117,6 +117,7 @@ pub struct Requester {
 /// How a request ended whose memory has not come back.
 struct Ended {
     number: u64,
+    asked_at: Instant,
     outcome: Result<Instant, Wrong>,
     seed: u64,
 }
@@ -222,17 +223,26 @@ impl Requester {
         match self.work.kind {
             Kind::Ping => Ok(None),
             Kind::Write => {
-                let parts = if self.work.check == Check::None { parts } else { self.filled(parts, seed)? };
+                let parts = if self.work.check == Check::None {
+                    parts
+                } else {
+                    self.filled(parts, seed, context.arena)?
+                };
                 Ok(Some(context.machine.expose_source(&parts)))
             }
-            Kind::Read => Ok(Some(context.machine.expose_sink(unshared(parts)?))),
+            Kind::Read => Ok(Some(context.machine.expose_sink(unshared(parts, context.arena)?))),
         }
     }
 
-    fn filled(&self, parts: Vec<SharedBuffer>, seed: u64) -> Result<Vec<SharedBuffer>, Failure> {
+    fn filled(
+        &self,
+        parts: Vec<SharedBuffer>,
+        seed: u64,
+        arena: &Arena,
+    ) -> Result<Vec<SharedBuffer>, Failure> {
         let mut start_bytes = 0;
         let mut filled = Vec::with_capacity(parts.len());
-        for mut part in unshared(parts)? {
+        for mut part in unshared(parts, arena)? {
             content::fill(self.work.check, seed, start_bytes, &mut part);
             start_bytes += part.len() as u64;
             filled.push(part.freeze());
@@ -298,7 +308,7 @@ impl Requester {
             let waited = u64::try_from((*at - request.asked_at).as_nanos()).unwrap_or(LONGEST_NS);
             self.waited_ns.saturating_record(waited);
         }
-        let ended = Ended { number, outcome, seed: request.seed };
+        let ended = Ended { number, asked_at: request.asked_at, outcome, seed: request.seed };
         let Some(cookie) = request.cookie else {
             return self.finish(context, ended, Vec::new());
         };
@@ -318,7 +328,7 @@ impl Requester {
         ended: Ended,
         parts: Vec<SharedBuffer>,
     ) -> Result<(), Failure> {
-        let Ended { number, mut outcome, seed } = ended;
+        let Ended { number, asked_at, mut outcome, seed } = ended;
         let mut place = None;
         if outcome.is_ok() && self.work.kind == Kind::Read {
             place = content::first_wrong(self.work.check, seed, &parts);
@@ -331,12 +341,18 @@ impl Requester {
         match outcome {
             Ok(_) if matches!(self.stage, Stage::Timed { .. }) => self.operations += 1,
             Ok(_) => {}
-            Err(wrong) => self.on_wrong(number, &wrong, place)?,
+            Err(wrong) => self.on_wrong(number, context.now.since(asked_at), &wrong, place)?,
         }
         self.go_on(context)
     }
 
-    fn on_wrong(&mut self, number: u64, wrong: &Wrong, place: Option<u64>) -> Result<(), Failure> {
+    fn on_wrong(
+        &mut self,
+        number: u64,
+        age: Duration,
+        wrong: &Wrong,
+        place: Option<u64>,
+    ) -> Result<(), Failure> {
         let place = place.map(|place| format!(" at byte {place}")).unwrap_or_default();
         let (count, what) = match wrong {
             Wrong::Content => {
@@ -351,7 +367,12 @@ impl Requester {
             Wrong::Peer(error) => (&mut self.errors.peer_lost, format!("the connection was lost: {error}")),
         };
         *count += 1;
-        let text = format!("request {number} to {}: {what}", self.responder.endpoint);
+        let text = format!(
+            "{} {number} to {} after {:.3} s: {what}",
+            self.work.kind.word(),
+            self.responder.endpoint,
+            age.as_secs_f64()
+        );
         self.errors.last = Some(text.clone());
         if self.work.goes_on { Ok(()) } else { Err(Failure::new(text)) }
     }
@@ -410,7 +431,17 @@ impl Requester {
 
     fn on_lost(&mut self, context: &mut Context<'_>, error: &str) -> Result<(), Failure> {
         if !self.work.goes_on {
-            return Err(Failure::new(format!("{} is gone: {error}", self.responder.endpoint)));
+            // Numbers go up with time: the first is the oldest.
+            let oldest = self.in_flight.first_key_value().map(|(number, request)| {
+                let age = context.now.since(request.asked_at).as_secs_f64();
+                let count = self.in_flight.len();
+                format!(
+                    "; {count} in flight, the oldest is {} {number} after {age:.3} s",
+                    self.work.kind.word()
+                )
+            });
+            let oldest = oldest.unwrap_or_default();
+            return Err(Failure::new(format!("{} is gone: {error}{oldest}", self.responder.endpoint)));
         }
         self.outbox.clear();
         let in_flight = std::mem::take(&mut self.in_flight);
@@ -513,9 +544,18 @@ fn refused_text(refused: &verbs_net::Refused) -> Failure {
     Failure::new(format!("the net refuses a message: {refused}"))
 }
 
-fn unshared(parts: Vec<SharedBuffer>) -> Result<Vec<Buffer>, Failure> {
-    let unshared: Result<Vec<Buffer>, _> = parts.into_iter().map(SharedBuffer::try_unshare).collect();
-    unshared.map_err(|_| Failure::new("the net kept a buffer that was given back"))
+/// Memory to write into. In one process a push hands over the responder's own memory: in its place comes a buffer of the same length.
+fn unshared(parts: Vec<SharedBuffer>, arena: &Arena) -> Result<Vec<Buffer>, Failure> {
+    let unshared = |part: SharedBuffer| {
+        let bytes = part.len();
+        part.try_unshare().or_else(|_| buffer(arena, bytes))
+    };
+    parts.into_iter().map(unshared).collect()
+}
+
+fn buffer(arena: &Arena, bytes: usize) -> Result<Buffer, Failure> {
+    let buffer = arena.try_alloc(bytes);
+    buffer.ok_or_else(|| Failure::new("the requester's arena is too small for what is in flight"))
 }
 
 /// Memory of one request: full buffers, and what is left.
@@ -524,9 +564,7 @@ fn parts(work: Work, arena: &Arena) -> Result<Vec<SharedBuffer>, Failure> {
     let mut left = if work.kind == Kind::Ping { 0 } else { work.bulk_bytes };
     while left > 0 {
         let bytes = left.min(BUFFER_BYTES_MAX);
-        let mut buffer = arena
-            .try_alloc(narrow(bytes))
-            .ok_or_else(|| Failure::new("the requester's arena is too small for what is in flight"))?;
+        let mut buffer = buffer(arena, narrow(bytes))?;
         fastrand::Rng::with_seed(1).fill(&mut buffer);
         parts.push(buffer.freeze());
         left -= bytes;

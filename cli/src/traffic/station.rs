@@ -97,7 +97,7 @@ pub fn in_one_process(
     work: Work,
     shared: Option<&Arc<Counters>>,
 ) -> Result<Found, Failure> {
-    let crowd = Crowd::new();
+    let crowd = Crowd::that_waits(work.waiting);
     let stop = StopFlag::new();
     let clock = MonotonicClock::start();
     let counters = || shared.map_or_else(|| Arc::new(Counters::default()), Arc::clone);
