@@ -733,6 +733,7 @@ impl TransferMachine {
             stats.doorbells += counts.doorbells;
             stats.registrations += counts.registrations;
         }
+        stats.receive_bytes = self.backends.iter().map(Backend::receive_bytes).sum();
         stats
     }
 }

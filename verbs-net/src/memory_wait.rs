@@ -48,6 +48,11 @@ impl MemoryWait {
         None
     }
 
+    /// Bytes of the arena in use: what receives hold, and messages that the layer above has not given back.
+    pub(crate) fn in_use_bytes(&self) -> u64 {
+        self.arena.in_use_bytes()
+    }
+
     /// A buffer if one is free; nobody waits for it.
     pub(crate) fn try_alloc(&self, len: usize) -> Option<Buffer> {
         self.arena.try_alloc(len)

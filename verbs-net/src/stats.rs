@@ -77,6 +77,8 @@ pub struct NetStats {
     pub doorbells: u64,
     /// Memory regions registered with a device.
     pub registrations: u64,
+    /// Bytes that receives hold now, in the memory that the transport has for them.
+    pub receive_bytes: u64,
     /// The last refusal by us: who (as claimed) and why.
     pub last_refused: Option<(Endpoint, RefuseReason)>,
     /// The last breach of protocol: who (where known) and what.

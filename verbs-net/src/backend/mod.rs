@@ -88,6 +88,15 @@ impl Backend {
         }
     }
 
+    /// Bytes that receives hold in the memory of their own that a backend has for them, where it has.
+    pub(crate) fn receive_bytes(&self) -> u64 {
+        match self {
+            Backend::Tcp(backend) => backend.receive_bytes(),
+            Backend::Verbs(backend) => backend.receive_bytes(),
+            Backend::Lo(_) | Backend::Sim(_) => 0,
+        }
+    }
+
     pub(crate) fn wait_fd(&self) -> Option<RawFd> {
         match self {
             Backend::Tcp(backend) => Some(backend.wait_fd()),

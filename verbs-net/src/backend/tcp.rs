@@ -88,6 +88,10 @@ impl TcpBackend {
         })
     }
 
+    pub(crate) fn receive_bytes(&self) -> u64 {
+        self.messages.in_use_bytes()
+    }
+
     pub(crate) fn wait_fd(&self) -> RawFd {
         self.poller.as_raw_fd()
     }

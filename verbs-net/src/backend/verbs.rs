@@ -237,6 +237,10 @@ impl VerbsBackend {
         self.nic.counts()
     }
 
+    pub(crate) fn receive_bytes(&self) -> u64 {
+        self.messages.in_use_bytes()
+    }
+
     pub(crate) fn wait_fd(&self) -> RawFd {
         use std::os::fd::AsRawFd;
         self.poller.as_raw_fd()

@@ -394,6 +394,47 @@ fn clients_register_themselves_and_are_never_dialled(kind: Kind) {
     assert_eq!(server.tm.try_send(world.now(), PeerId::any(a), late).unwrap_err().0, Refused::NotConnected);
 }
 
+/// What a machine holds for receiving is its own and not its connections': docs/limits.md.
+fn memory_does_not_grow_with_connections(kind: Kind) {
+    // Each machine of a real device pins 5 MiB, and all of them are in this process; a stand-in pins nothing, and once is enough of it.
+    let standin = std::env::var("CLOVIS_STANDIN");
+    let count: u16 = if kind == Kind::Verbs && standin.as_deref() != Ok("") { 32 } else { 256 };
+    let lacks = standin.unwrap_or_default() + &std::env::var("CLOVIS_RDMA_WITHOUT").unwrap_or_default();
+    let is_shared = !lacks.contains("srq");
+    let mut world = World::new(kind);
+    world.times.idle_ping_ms = 3_600_000; // clients whose turn has passed are not driven, and would not answer
+    let b = world.endpoint();
+    let mut server = world.start(b, 22);
+    let mut clients: Vec<pair::Node> = Vec::new();
+    let mut with_one = 0;
+    for number in 1..=count {
+        let own = crate::dynamic_endpoint(b.nid, 4711, number);
+        let mut client = world.try_start(own, 100 + u64::from(number), pair::TOKEN, false).unwrap();
+        client.send(world.now(), b, format!("hello {number}").as_bytes());
+        world.drive(&mut [&mut client, &mut server], |nodes| !nodes[1].messages().is_empty());
+        server.events.clear();
+        server.send(world.now(), own, b"welcome");
+        world.drive(&mut [&mut client, &mut server], |nodes| nodes[0].has_message(b"welcome"));
+        client.events.clear();
+        clients.push(client);
+        if number == 1 {
+            with_one = server.tm.stats().receive_bytes;
+        }
+    }
+    let stats = server.tm.stats();
+    assert_eq!((stats.peers_up, stats.peers_lost), (u64::from(count), 0), "all stand at once");
+    let allowed = if is_shared { with_one } else { with_one * u64::from(count) };
+    assert!(stats.receive_bytes <= allowed, "{with_one} bytes with 1, {} with {count}", stats.receive_bytes);
+    assert_eq!(with_one > 0, kind == Kind::Verbs, "posted receives are memory: {with_one}");
+    // They are all served, and not only there.
+    for (number, client) in (1..).zip(&mut clients) {
+        client.send(world.now(), b, format!("again {number}").as_bytes());
+        client.turn(world.now());
+    }
+    let mut nodes: Vec<&mut pair::Node> = std::iter::once(&mut server).chain(&mut clients).collect();
+    world.drive(&mut nodes, |nodes| nodes[0].messages().len() == usize::from(count));
+}
+
 fn a_silent_peer_is_pinged_and_then_lost(kind: Kind) {
     let mut world = World::new(kind);
     world.times.idle_ping_ms = 100;
@@ -520,6 +561,7 @@ conformance!(
     transfers_fail_with_their_peer,
     both_connect_at_once_and_one_connection_stays,
     clients_register_themselves_and_are_never_dialled,
+    memory_does_not_grow_with_connections,
     a_silent_peer_is_pinged_and_then_lost,
     idle_machines_ask_for_nothing,
     start_says_what_is_wrong,
