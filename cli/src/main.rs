@@ -38,6 +38,10 @@ use clap::error::ErrorKind;
 use args::{Cli, ClusterCommand, Command};
 use failure::Failure;
 
+/// Benchmarks print allocations per operation.
+#[global_allocator]
+static ALLOCATOR: runtime::CountingAllocator = runtime::CountingAllocator;
+
 fn main() -> ExitCode {
     let outcome = run(parsed::<Cli>("clovis").command);
     match outcome {

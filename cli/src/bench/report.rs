@@ -25,6 +25,8 @@ pub struct Costs {
     pub syscalls: Option<u64>,
     /// Submissions told to devices.
     pub doorbells: Option<u64>,
+    /// Heap allocations, where the whole data path is on one thread.
+    pub allocations: Option<u64>,
 }
 
 impl Costs {
@@ -42,6 +44,7 @@ impl Costs {
             registrations: Some(usage.registrations),
             syscalls: Some(usage.syscalls),
             doorbells: Some(usage.doorbells),
+            allocations: None,
         }
     }
 
@@ -55,6 +58,7 @@ impl Costs {
             registrations: less(self.registrations, before.registrations),
             syscalls: less(self.syscalls, before.syscalls),
             doorbells: less(self.doorbells, before.doorbells),
+            allocations: less(self.allocations, before.allocations),
         }
     }
 
@@ -68,6 +72,7 @@ impl Costs {
             registrations: sum(self.registrations, other.registrations),
             syscalls: sum(self.syscalls, other.syscalls),
             doorbells: sum(self.doorbells, other.doorbells),
+            allocations: sum(self.allocations, other.allocations),
         };
     }
 
@@ -183,6 +188,7 @@ fn costs_json(costs: &Costs) -> Value {
         "copied_bytes_per_mib": each(costs.copied_bytes),
         "syscalls_per_mib": each(costs.syscalls),
         "doorbells_per_mib": each(costs.doorbells),
+        "allocations_per_mib": each(costs.allocations),
         "registrations": costs.registrations,
     })
 }

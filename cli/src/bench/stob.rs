@@ -17,7 +17,7 @@ use base::checksum::crc32c;
 use base::units::{BLOCK_BYTES, KIB, MIB, narrow};
 use base::{BlockExtent, Fid, FidType};
 use futures_util::future::try_join_all;
-use runtime::{LocalityHandle, MonotonicClock, SharedBuffer, process};
+use runtime::{LocalityHandle, MonotonicClock, SharedBuffer, allocations, process};
 use serde_json::Value;
 use spdk_stob::{Domain, FormatParams, StobError, StobId, TreeId, WritePiece, create_device_file};
 
@@ -190,7 +190,9 @@ impl Bench {
     }
 
     fn costs(&self) -> Costs {
-        Costs::now(self.desk.handle().counters(), process::cpu_time())
+        // The domain and its device run on this thread.
+        let allocations = Some(allocations());
+        Costs { allocations, ..Costs::now(self.desk.handle().counters(), process::cpu_time()) }
     }
 
     /// One sample of ours.
@@ -304,11 +306,12 @@ impl Bench {
             peer_costs: has_fio.then_some(peer_costs),
             others: quiet.others(),
             note: format!(
-                "depth {}{groups}; an operation takes {:.1} us of CPU, {:.3} syscalls, {:.0} copied bytes; peer: fio {}",
+                "depth {}{groups}; an operation takes {:.1} us of CPU, {:.3} syscalls, {:.0} copied bytes, {:.2} allocations; peer: fio {}",
                 work.depth(),
                 costs.cpu_seconds * 1e6 / operations.max(1.0),
                 each(costs.syscalls),
                 each(costs.copied_bytes),
+                each(costs.allocations),
                 bench.job(work).join(" ")
             ),
             is_quick: plan.is_quick,
@@ -377,9 +380,10 @@ impl Bench {
             others: quiet.others(),
             note: format!(
                 "random keys of 8 bytes out of {KEYS}, values of {VALUE_BYTES}, a transaction and a flush for each group on both sides; \
-                 a put takes {:.1} us of CPU, {:.3} syscalls",
+                 a put takes {:.1} us of CPU, {:.3} syscalls, {:.2} allocations",
                 costs.cpu_seconds * 1e6 / puts.max(1.0),
-                float(costs.syscalls.unwrap_or(0)) / puts.max(1.0)
+                float(costs.syscalls.unwrap_or(0)) / puts.max(1.0),
+                float(costs.allocations.unwrap_or(0)) / puts.max(1.0)
             ),
             is_quick: plan.is_quick,
         })

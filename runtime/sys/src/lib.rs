@@ -1,4 +1,4 @@
-//! The unsafe edge of the runtime: buffers in mapped memory, io_uring, epoll, affinity and resource figures.
+//! The unsafe edge of the runtime: buffers in mapped memory, io_uring, epoll, affinity, counted allocations and resource figures.
 //!
 //! Every item here has a safe interface; the unsafe code stays inside this crate, one C call or one pointer step per block.
 //! Must not know: futures beyond the one that waits for a buffer, localities, protocols, files' contents.
@@ -11,6 +11,7 @@
 //! a ring that uses it, or a handle of its arena lives.
 //! Start reading at [`arena`], then [`ring`].
 
+pub mod allocations;
 pub mod arena;
 pub mod buffer;
 pub mod counters;
@@ -19,6 +20,7 @@ pub mod poller;
 pub mod process;
 pub mod ring;
 
+pub use allocations::{CountingAllocator, allocations};
 pub use arena::{Alloc, Arena, ArenaConfig, Run};
 pub use buffer::{Buffer, Lender, SharedBuffer};
 pub use counters::{Counter, Counters, copy_counted};
