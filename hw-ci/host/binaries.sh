@@ -48,6 +48,7 @@ build_stob_binaries() {
 build_guest_binaries() {
     local lane wanted=no stob_wanted=no
     mkdir -p -- "$GUEST_BINARIES"
+    rm -f -- "$GUEST_BINARIES/spdk" # of an earlier run, which may have had an SPDK
     for lane in "$@"; do
         case " $(lane_says "$lane" needs) " in *' spdk '*) spdk_folder >/dev/null || continue ;; esac
         case " $(lane_says "$lane" needs) " in *' clovis '*) wanted=yes ;; esac
