@@ -682,15 +682,15 @@ impl TransferMachine {
     }
 
     /// True if all pushes into an exposure of a peer went over a rail that still is up, so that a reply sent now arrives behind them.
-    /// False also if that is too long ago to know.
+    /// False also if that is too long ago to know. `peer`: an incarnation (no epoch 0).
     #[must_use]
     pub fn are_pushes_intact(&self, peer: PeerId, cookie: BulkCookie) -> bool {
-        self.protocol.are_pushes_intact(peer.endpoint, cookie)
+        self.protocol.are_pushes_intact(peer, cookie)
     }
 
     /// The request that exposed it runs again: what was pushed into it before does not count.
     pub fn forget_pushes(&mut self, peer: PeerId, cookie: BulkCookie) {
-        self.protocol.pushed.forget(peer.endpoint, cookie);
+        self.protocol.pushed.forget(peer, cookie);
     }
 
     /// Adds a fault rule for frames that leave this machine.

@@ -1316,7 +1316,7 @@ impl Protocol {
         if up.len() == 1 {
             return Ok(first);
         }
-        if let Some(before) = self.pushed.binding(peer.endpoint, descriptor.cookie)
+        if let Some(before) = self.pushed.binding(PeerId { epoch, ..peer }, descriptor.cookie)
             && up.contains(&before)
         {
             return Ok(before);
@@ -1442,7 +1442,8 @@ impl Protocol {
                 is_incomplete: false,
             },
         );
-        self.pushed.note(peer.endpoint, to.cookie, connection);
+        let epoch = self.connection(connection).map_or(0, |connection| connection.epoch);
+        self.pushed.note(PeerId { epoch, ..peer }, to.cookie, connection);
         // At most BULK_SEGMENTS_MAX segments of 1 MiB.
         let total_bytes = parts
             .iter()
@@ -1492,9 +1493,10 @@ impl Protocol {
             connection.pulls -= u32::from(transfer.is_pull());
         }
         if let TransferKind::Push { to } = transfer.kind
-            && let Some(endpoint) = self.connection(transfer.connection).and_then(|found| found.endpoint)
+            && let Some(found) = self.connection(transfer.connection)
+            && let (Some(endpoint), epoch) = (found.endpoint, found.epoch)
         {
-            self.pushed.on_push_ended(endpoint, to, result.is_ok());
+            self.pushed.on_push_ended(PeerId { endpoint, epoch }, to, result.is_ok());
         }
         let result = match result {
             Ok(()) => Ok(transfer.into_parts()),

@@ -55,14 +55,16 @@ struct Pushed {
 const NOWHERE: ConnectionId = ConnectionId(0);
 
 /// Over which connection pushes into an exposure of a peer went: the last `PUSHES_REMEMBERED_MAX`.
+///
+/// **Invariant**: by incarnation, since a peer that starts again under its address gives the same cookies again. Epoch 0 is never in it.
 #[derive(Default)]
 pub(crate) struct PushedTable {
-    rails: BTreeMap<(Endpoint, u64), Pushed>,
-    order: VecDeque<(Endpoint, u64)>,
+    rails: BTreeMap<(PeerId, u64), Pushed>,
+    order: VecDeque<(PeerId, u64)>,
 }
 
 impl PushedTable {
-    pub(crate) fn note(&mut self, peer: Endpoint, cookie: BulkCookie, connection: ConnectionId) {
+    pub(crate) fn note(&mut self, peer: PeerId, cookie: BulkCookie, connection: ConnectionId) {
         let key = (peer, cookie.0);
         if let Some(before) = self.rails.get_mut(&key) {
             if before.connection != connection {
@@ -81,18 +83,18 @@ impl PushedTable {
         }
     }
 
-    pub(crate) fn rail(&self, peer: Endpoint, cookie: BulkCookie) -> Option<ConnectionId> {
+    pub(crate) fn rail(&self, peer: PeerId, cookie: BulkCookie) -> Option<ConnectionId> {
         self.rails.get(&(peer, cookie.0)).map(|pushed| pushed.connection)
     }
 
     /// The connection that a further push has to take, so that all are on one.
-    pub(crate) fn binding(&self, peer: Endpoint, cookie: BulkCookie) -> Option<ConnectionId> {
+    pub(crate) fn binding(&self, peer: PeerId, cookie: BulkCookie) -> Option<ConnectionId> {
         let pushed = self.rails.get(&(peer, cookie.0))?;
         (pushed.has_bytes || pushed.pending > 0).then_some(pushed.connection)
     }
 
     /// A push has ended.
-    pub(crate) fn on_push_ended(&mut self, peer: Endpoint, cookie: BulkCookie, is_well: bool) {
+    pub(crate) fn on_push_ended(&mut self, peer: PeerId, cookie: BulkCookie, is_well: bool) {
         if let Some(pushed) = self.rails.get_mut(&(peer, cookie.0)) {
             pushed.pending = pushed.pending.saturating_sub(1);
             pushed.has_bytes |= is_well;
@@ -100,7 +102,7 @@ impl PushedTable {
     }
 
     /// Its request runs again: what was pushed before does not count.
-    pub(crate) fn forget(&mut self, peer: Endpoint, cookie: BulkCookie) {
+    pub(crate) fn forget(&mut self, peer: PeerId, cookie: BulkCookie) {
         let key = (peer, cookie.0);
         if let Some(pushed) = self.rails.get_mut(&key) {
             *pushed = Pushed { connection: NOWHERE, pending: 0, has_bytes: false };
@@ -118,9 +120,11 @@ impl Protocol {
 
     pub(crate) fn choose_rail(&mut self, to: Endpoint, lane: Lane, waiting: &Waiting) -> Choice {
         let up = self.up_rails(to);
+        let epoch = up.first().and_then(|first| self.connection(*first)).map_or(0, |first| first.epoch);
         let mut only = None;
         if let Some(cookie) = waiting.follows {
-            match self.pushed.rail(to, cookie) {
+            let epoch = if waiting.epoch == 0 { epoch } else { waiting.epoch };
+            match self.pushed.rail(PeerId { endpoint: to, epoch }, cookie) {
                 Some(id) if up.contains(&id) => only = Some(id),
                 Some(_) => return Choice::PushesLost,
                 None => {
@@ -132,7 +136,6 @@ impl Protocol {
             }
         }
         let Some(first) = up.first().copied() else { return Choice::Down };
-        let epoch = self.connection(first).map_or(0, |connection| connection.epoch);
         if waiting.epoch != 0 && waiting.epoch != epoch {
             return Choice::Stale;
         }
@@ -374,7 +377,9 @@ impl Protocol {
         class: ErrorClass,
     ) {
         let Outgoing { body, payload, exposes, invalidates, follows, resends, .. } = frame;
-        let follows_pushes = follows.is_some_and(|cookie| self.pushed.rail(endpoint, cookie) == Some(from));
+        let epoch = self.connection(from).map_or(0, |connection| connection.epoch);
+        let peer = PeerId { endpoint, epoch };
+        let follows_pushes = follows.is_some_and(|cookie| self.pushed.rail(peer, cookie) == Some(from));
         if class.may_resend()
             && resends < RESENDS_MAX
             && !follows_pushes
@@ -551,8 +556,8 @@ impl Protocol {
         }
     }
 
-    pub(crate) fn are_pushes_intact(&self, peer: Endpoint, cookie: BulkCookie) -> bool {
-        self.pushed.rail(peer, cookie).is_some_and(|id| self.up_rails(peer).contains(&id))
+    pub(crate) fn are_pushes_intact(&self, peer: PeerId, cookie: BulkCookie) -> bool {
+        self.pushed.rail(peer, cookie).is_some_and(|id| self.up_rails(peer.endpoint).contains(&id))
     }
 
     /// State of the rails to a peer, for `clovis net` and tests: nid, whether it is up, and the health of ours and theirs.
@@ -571,7 +576,8 @@ mod tests {
 
     #[test]
     fn a_reply_follows_its_pushes_or_stays() {
-        let peer: Endpoint = "10.0.0.1@tcp:1:34:0".parse().unwrap();
+        let endpoint: Endpoint = "10.0.0.1@tcp:1:34:0".parse().unwrap();
+        let (peer, again) = (PeerId { endpoint, epoch: 5 }, PeerId { endpoint, epoch: 6 });
         let (one, two, cookie) = (ConnectionId(1 << 32), ConnectionId(2 << 32), BulkCookie(7));
         let mut table = PushedTable::default();
         assert_eq!(table.rail(peer, cookie), None);
@@ -589,6 +595,9 @@ mod tests {
         table.forget(peer, cookie);
         table.note(peer, cookie, one);
         assert_eq!(table.rail(peer, cookie), Some(one), "the request runs again");
+        table.on_push_ended(peer, cookie, true);
+        table.note(again, cookie, two);
+        assert_eq!(table.rail(again, cookie), Some(two), "another incarnation: its cookies are its own");
         for number in 0..u64::try_from(PUSHES_REMEMBERED_MAX).unwrap() {
             table.note(peer, BulkCookie(100 + number), two);
         }

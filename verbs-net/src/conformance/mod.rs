@@ -344,6 +344,35 @@ fn restarted_peer_is_another_incarnation(kind: Kind) {
     assert_eq!(server.error_of(id), NetError::Stale);
 }
 
+/// A client that starts again under its address gives the same cookies again: what was pushed to the one before it does not count.
+fn a_restarted_peer_has_pushes_of_its_own(kind: Kind) {
+    let world = World::new(kind);
+    let (mut client, mut server, mut peer) = connected(&world);
+    let (a, mut cookies) = (client.endpoint(), Vec::new());
+    for epoch in 12..15 {
+        let sink = client.tm.expose_sink(vec![client.blank(4096)]);
+        cookies.push(sink.cookie());
+        announce(&world, &mut client, &mut server, &[&sink]);
+        let deadline = world.now() + Duration::from_secs(10);
+        let part = server.pattern(4096, 3);
+        let push = server.tm.start_push(world.now(), peer, &sink, 0, vec![part], deadline);
+        world.drive(&mut [&mut client, &mut server], |nodes| nodes[1].done(push).is_some());
+        assert!(server.tm.are_pushes_intact(peer, sink.cookie()), "start {epoch}");
+        assert_pattern(
+            &reclaim(&world, &mut client, &mut server, sink.cookie(), Retract::Answered)[0],
+            4096,
+            3,
+        );
+        let losses = server.lost().len();
+        drop(client);
+        world.drive(&mut [&mut server], |nodes| nodes[0].lost().len() > losses);
+        assert!(!server.tm.are_pushes_intact(peer, sink.cookie()));
+        client = world.start(a, epoch);
+        peer = PeerId { endpoint: a, epoch };
+    }
+    assert!(cookies.iter().all(|cookie| *cookie == cookies[0]), "{cookies:?}");
+}
+
 fn transfers_fail_with_their_peer(kind: Kind) {
     let world = World::new(kind);
     let (mut client, mut server, peer) = connected(&world);
@@ -558,6 +587,7 @@ conformance!(
     wrong_token_is_refused_with_the_reason,
     nobody_there_is_told_and_retried_with_pauses,
     restarted_peer_is_another_incarnation,
+    a_restarted_peer_has_pushes_of_its_own,
     transfers_fail_with_their_peer,
     both_connect_at_once_and_one_connection_stays,
     clients_register_themselves_and_are_never_dialled,
