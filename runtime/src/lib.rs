@@ -34,7 +34,7 @@ pub use locality::{Locality, LocalityConfig, LocalityHandle, StopFlag, Turn};
 pub use mailbox::{MailReceiver, MailSender, mailbox};
 pub use parking::Unparker;
 pub use runtime_sys::{
-    Alloc, Arena, ArenaConfig, Buffer, Counter, Counters, Lender, Run, SharedBuffer, arena, copy_counted,
-    counters, poller, process, ring,
+    Alloc, Arena, ArenaConfig, Buffer, Counter, Counters, Lender, Run, SharedBuffer, Words, arena,
+    copy_counted, counters, poller, process, ring,
 };
 pub use timers::{Elapsed, Sleep};
