@@ -76,6 +76,12 @@ pub enum Command {
         #[command(subcommand)]
         action: crate::net::NetCommand,
     },
+    /// Look at what requests did, in running and in killed processes: dump, report, follow
+    Addb {
+        /// What to do.
+        #[command(subcommand)]
+        action: crate::addb::AddbCommand,
+    },
     /// Measure this machine against peers and limits, as ratios
     Bench(crate::bench::BenchArgs),
 }

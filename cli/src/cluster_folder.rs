@@ -5,6 +5,7 @@
 //! D/control.dev        the control daemon's own store
 //! D/devices/NAME.dev   one file per device, preallocated
 //! D/log/NAME.log       what a daemon prints
+//! D/addb/NAME.addb     what its requests do, kept when it is killed (docs/addb.md); clients have files there too
 //! D/run/NAME.pid       process id and start time of a running daemon
 //! D/bin/               a link to the one binary
 //! ```
@@ -110,7 +111,7 @@ impl ClusterFolder {
             let _ = remove_folder(&self.root);
             return;
         }
-        for folder in ["devices", "log", "run", "bin"] {
+        for folder in ["devices", "log", "run", "bin", "addb"] {
             let _ = remove_folder(&self.root.join(folder));
         }
         for file in ["control.dev", "clovis.toml.new", "clovis.toml"] {
@@ -120,7 +121,7 @@ impl ClusterFolder {
 
     /// Makes the sub-folders that running daemons need, where they are not there: a configuration may come alone.
     pub fn create_for_daemons(&self) -> Result<(), Failure> {
-        for name in ["log", "run"] {
+        for name in ["log", "run", "addb"] {
             let path = self.root.join(name);
             fs::create_dir_all(&path)
                 .map_err(Failure::while_doing(format!("making the folder {}", path.display())))?;
@@ -131,7 +132,7 @@ impl ClusterFolder {
     /// Makes the sub-folders of an empty folder. Errors: one of them cannot be made.
     pub fn create(&self) -> Result<(), Failure> {
         let doing = |path: &Path| format!("making the folder {}", path.display());
-        for folder in ["devices", "log", "run", "bin"] {
+        for folder in ["devices", "log", "run", "bin", "addb"] {
             let path = self.root.join(folder);
             fs::create_dir_all(&path).map_err(Failure::while_doing(doing(&path)))?;
         }

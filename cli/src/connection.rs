@@ -14,6 +14,7 @@ use base::{Endpoint, Fid, Instant};
 use client::{Client, ClientConfig};
 use faces::cluster_file::{ClusterFile, Credential};
 use fops::Fop;
+use rpc::addb::AddbSpace;
 use rpc::{Bulk, CallOptions, RpcConfig, RpcMachine};
 use runtime::{
     Arena, ArenaConfig, Counters, Crowd, Locality, LocalityConfig, LocalityHandle, MonotonicClock,
@@ -22,6 +23,7 @@ use runtime::{
 use spdk_stob::{Backend, Domain, FormatParams, OpenOptions, is_nvme_address};
 use verbs_net::{Fabric, PeerInfo, TmConfig, TransferMachine, VerbsFabric};
 
+use crate::addb;
 use crate::args::ConnectArgs;
 use crate::failure::Failure;
 
@@ -33,6 +35,8 @@ pub struct Station {
     locality: Locality,
     clock: MonotonicClock,
     rpc: Option<RpcMachine>,
+    /// Where its machine's ADDB file goes; `None`: it is kept in memory.
+    addb_folder: Option<PathBuf>,
 }
 
 /// A number that no other start of a process has had: an incarnation.
@@ -72,12 +76,35 @@ impl Station {
 
     /// A locality as configured by the caller.
     pub fn of(config: LocalityConfig) -> Station {
-        Station { locality: Locality::new(config), clock: MonotonicClock::start(), rpc: None }
+        Station {
+            locality: Locality::new(config),
+            clock: MonotonicClock::start(),
+            rpc: None,
+            addb_folder: None,
+        }
     }
 
     /// Its handle.
     pub fn handle(&self) -> LocalityHandle {
         self.locality.handle()
+    }
+
+    /// From now on the machine of a daemon or client here keeps its ADDB in a file of the folder `addb` in `folder`.
+    pub fn keep_addb_in(&mut self, folder: &Path) {
+        self.addb_folder = Some(folder.join("addb"));
+    }
+
+    /// The file of a daemon, if it is to have one and can: a daemon without it serves, and says why there is none.
+    pub fn addb_of_daemon(&self, name: &str, process: Fid, epoch: u64) -> Option<AddbSpace> {
+        let folder = self.addb_folder.as_ref()?;
+        let origin = addb::place::origin(&self.clock, name, process, epoch);
+        match addb::place::daemon_file(folder, origin) {
+            Ok(space) => Some(space),
+            Err(failure) => {
+                eprintln!("clovis: {name}: ADDB is kept in memory only: {failure}");
+                None
+            }
+        }
     }
 
     /// The time.
@@ -176,7 +203,11 @@ impl Station {
     /// A client of the cluster.
     pub fn client(&mut self, fabric: &Fabric, config: ClientConfig) -> Result<Client, Failure> {
         let handle = self.handle();
-        let connected = self.wait(async { Client::connect(&handle, fabric, config).await })?;
+        let addb = self.addb_folder.as_ref().and_then(|folder| {
+            let origin = addb::place::origin(&self.clock, "client", Fid::default(), config.epoch);
+            addb::place::client_file(folder, &origin)
+        });
+        let connected = self.wait(async { Client::connect_recorded(&handle, fabric, config, addb).await })?;
         connected.map_err(|error| Failure::new(error.to_string()))
     }
 }
@@ -196,6 +227,11 @@ pub fn client_config(file: &ClusterFile, op_timeout: Duration) -> ClientConfig {
         op_timeout,
         read_verify: false,
     }
+}
+
+/// The folder that a cluster file is in.
+pub fn folder_of(config: &Path) -> &Path {
+    config.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Reads and checks a cluster file. Errors name the file, the line and what is wrong.
@@ -242,8 +278,10 @@ pub fn find_cluster_file(named: Option<&Path>) -> Result<PathBuf, Failure> {
 
 /// A station and a client for a command with the usual flags.
 pub fn connect(args: &ConnectArgs, read_verify: bool) -> Result<(Station, Client, ClusterFile), Failure> {
-    let file = load_cluster_file(&find_cluster_file(args.config.as_deref())?)?;
+    let path = find_cluster_file(args.config.as_deref())?;
+    let file = load_cluster_file(&path)?;
     let mut station = Station::new("clovis")?;
+    station.keep_addb_in(folder_of(&path));
     let config = ClientConfig { read_verify, ..client_config(&file, Duration::from_secs(args.timeout)) };
     let client = station.client(&fabric_of(file.control.endpoint)?, config)?;
     Ok((station, client, file))

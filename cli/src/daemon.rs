@@ -22,8 +22,8 @@ use verbs_net::Fabric;
 
 use crate::args::{ControlArgs, ServerArgs};
 use crate::connection::{
-    Station, device_path, fabric_of, load_cluster_file, new_epoch, open_device, read_cluster_file, token,
-    unix_s,
+    Station, device_path, fabric_of, folder_of, load_cluster_file, new_epoch, open_device, read_cluster_file,
+    token, unix_s,
 };
 use crate::failure::Failure;
 use crate::output;
@@ -90,16 +90,13 @@ fn counts(station: &Station) -> String {
     )
 }
 
-fn folder_of(config: &Path) -> &Path {
-    config.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
 /// `clovis control`
 pub fn control(args: &ControlArgs) -> Result<(), Failure> {
     let (text, file) = read_cluster_file(&args.config)?;
     let fabric = fabric_of(file.control.endpoint)?;
     let stop = stop_signal()?;
     let mut station = Station::for_devices("control", [file.control.store.as_path()])?;
+    station.keep_addb_in(folder_of(&args.config));
     let endpoint = file.control.endpoint;
     serve_control(&mut station, &fabric, (&text, &file), folder_of(&args.config), stop, || {
         note(&format!("control serves at {endpoint}"));
@@ -126,6 +123,7 @@ pub fn server(args: &ServerArgs) -> Result<(), Failure> {
     let stop = stop_signal()?;
     let devices = file.devices_of(args.process);
     let mut station = Station::for_devices(&name, devices.map(|device| device.path.as_path()))?;
+    station.keep_addb_in(folder_of(&args.config));
     serve_server(&mut station, &fabric, &file, args.process, folder_of(&args.config), stop, || {
         note(&format!("{name} serves at {endpoint}"));
     })?;
@@ -169,7 +167,9 @@ pub fn serve_control(
     let path = device_path(folder, &file.control.store);
     let store = open_device(&path)?;
     let credential = file.cluster.credential;
-    let mut config = ControlConfig::new(token(&credential), new_epoch(), file.initial_configuration(), store);
+    let epoch = new_epoch();
+    let mut config = ControlConfig::new(token(&credential), epoch, file.initial_configuration(), store);
+    config.rpc.addb = station.addb_of_daemon("control", Fid::default(), epoch);
     let text = ClusterFile::hide_credential(text).map_err(|error| Failure::new(error.to_string()))?;
     config.file = Some(OperatorFile { text, credential, unix_s: unix_s() });
     let handle = station.handle();
@@ -199,14 +199,16 @@ pub fn serve_server(
         let path = device_path(folder, &device.path);
         devices.push((device.fid, open_device(&path)?));
     }
+    let epoch = new_epoch();
     let mut config = ServerConfig::new(
         section.endpoints[0],
         process,
         file.control.endpoint,
         token(&file.cluster.credential),
-        new_epoch(),
+        epoch,
         devices,
     );
+    config.rpc.addb = station.addb_of_daemon(&name, process, epoch);
     config.rails.clone_from(&section.rails);
     let teller = name.clone();
     config.rpc.on_hung = Some(Rc::new(move |hung: &rpc::HungFom| eprintln!("clovis: {teller}: {hung}")));

@@ -5,6 +5,7 @@
 //! Start reading at [`quickstart`]: it walks the whole road.
 #![forbid(unsafe_code)]
 
+mod addb;
 mod args;
 mod bench;
 mod blueprint;
@@ -98,6 +99,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Device { action } => device::run(&action),
         Command::Stob { action } => stob::run(&action),
         Command::Net { action } => net::run(&action),
+        Command::Addb { action } => addb::run(&action),
         Command::Bench(args) => bench::run(&args),
     }
 }

@@ -10,6 +10,7 @@ use base::{ByteExtent, Endpoint, ObjectId};
 use faces::{ConfClient, ConfError};
 use fops::lock::Ticket;
 use fops::object::{ObjectRecord, OpenMode, generation_of};
+use rpc::addb::AddbSpace;
 use rpc::{CallError, RpcConfig, RpcMachine};
 use runtime::{Buffer, LocalityHandle, SharedBuffer};
 use verbs_net::{Fabric, NetError, RefuseReason, TmConfig, Token, TransferMachine};
@@ -53,7 +54,17 @@ impl Client {
         fabric: &Fabric,
         config: ClientConfig,
     ) -> Result<Client, ClientError> {
-        Client::connect_with_bug(locality, fabric, config, None).await
+        Client::connect_with(locality, fabric, config, None, None).await
+    }
+
+    /// As [`Client::connect`], and what its requests do is recorded in `addb`, which may be a file.
+    pub async fn connect_recorded(
+        locality: &LocalityHandle,
+        fabric: &Fabric,
+        config: ClientConfig,
+        addb: Option<AddbSpace>,
+    ) -> Result<Client, ClientError> {
+        Client::connect_with(locality, fabric, config, None, addb).await
     }
 
     /// For the simulation only.
@@ -64,12 +75,22 @@ impl Client {
         config: ClientConfig,
         bug: Option<Bug>,
     ) -> Result<Client, ClientError> {
+        Client::connect_with(locality, fabric, config, bug, None).await
+    }
+
+    async fn connect_with(
+        locality: &LocalityHandle,
+        fabric: &Fabric,
+        config: ClientConfig,
+        bug: Option<Bug>,
+        addb: Option<AddbSpace>,
+    ) -> Result<Client, ClientError> {
         let endpoint = config.local.unwrap_or_else(|| own_endpoint(locality, config.control));
         let rpc_bug = match bug {
             Some(Bug::Rpc(bug)) => Some(bug),
             _ => None,
         };
-        let rpc_config = RpcConfig { bug: rpc_bug, ..RpcConfig::default() };
+        let rpc_config = RpcConfig { bug: rpc_bug, addb, ..RpcConfig::default() };
         let version = rpc_config.config_version.clone();
         let tm_config = TmConfig::new(endpoint, false, config.epoch, config.token.clone(), version);
         let machine = TransferMachine::start(locality, fabric, tm_config)

@@ -10,6 +10,7 @@ use fops::FopError;
 use runtime::{Buffer, SharedBuffer};
 use verbs_net::PeerId;
 
+use crate::addb::AddbSpace;
 use crate::bug::Bug;
 use crate::formation::{FormationLimits, Priority};
 use crate::limits;
@@ -54,8 +55,10 @@ pub struct RpcConfig {
     pub fom_queue_max: usize,
     /// Which items share a packet, and how many wait for the transport.
     pub formation: FormationLimits,
-    /// Records of the phase ring.
-    pub trace_records: usize,
+    /// Where ADDB goes: memory of the machine's own if there is none.
+    pub addb: Option<AddbSpace>,
+    /// Records of the machine's own ADDB memory; 0 keeps nothing, which is for measuring what the rest costs.
+    pub addb_records: usize,
     /// Who may do what. `None`: every peer that the transfer machine let in may do everything.
     pub authorise: Option<Authorise>,
     /// The service's handlers record slots in their transactions ([`crate::Fom::record_in`]), and it hands the records of
@@ -89,7 +92,8 @@ impl Default for RpcConfig {
             foms_max: limits::FOMS_MAX,
             fom_queue_max: limits::FOM_QUEUE_MAX,
             formation: limits::FORMATION,
-            trace_records: limits::TRACE_RECORDS,
+            addb: None,
+            addb_records: limits::ADDB_RECORDS,
             authorise: None,
             durable_slots: false,
             hung_after: limits::HUNG_AFTER,

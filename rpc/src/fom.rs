@@ -2,8 +2,8 @@
 //!
 //! Phases: `resources` (it waits for a place among the foms; only if it has to), `authenticate` (the transfer machine checked the
 //! peer's token before the first byte), `authorise`, `decode`, `run`, the type's own ([`Fom::phase`]), `durable` ([`Fom::durable`],
-//! where it changed something), `reply`. Each is recorded with its time in the locality's phase ring, and the watchdog names the
-//! phase of a fom that stays at one for too long.
+//! where it changed something), `reply`, `done`. Each is recorded with its time in the locality's ring ([`crate::addb`]), and the watchdog
+//! names the phase of a fom that stays at one for too long.
 //! Thread: the owning locality.
 
 use std::fmt;
@@ -15,11 +15,11 @@ use fops::{FopError, codec};
 use runtime::SharedBuffer;
 use verbs_net::{BulkDescriptor, LocalError, NetError, PeerId};
 
+use crate::addb::Phase;
 use crate::limits;
 use crate::machine::RpcMachine;
 use crate::responder::Ticket;
 use crate::slot_record::Transaction;
-use crate::trace::PhaseRecord;
 use crate::watchdog::FomPlace;
 
 /// One request that runs. Clones are the same fom.
@@ -37,6 +37,8 @@ pub(crate) struct FomInner {
     pub(crate) sink: Option<BulkDescriptor>,
     /// `None`: one-way.
     pub(crate) ticket: Option<Ticket>,
+    /// When it arrived.
+    pub(crate) since: Instant,
     /// At the watchdog.
     pub(crate) place: FomPlace,
 }
@@ -73,10 +75,9 @@ impl Fom {
     }
 
     /// The request enters a phase.
-    pub fn phase(&self, phase: &'static str) {
+    pub fn phase(&self, phase: Phase) {
         let at = self.0.machine.locality().now();
-        let record = PhaseRecord { request_id: self.0.request_id, opcode: self.0.opcode, phase, at };
-        self.0.machine.record_phase(self.0.place, record);
+        self.0.machine.record_phase(at, self.0.place, phase, self.0.request_id, self.0.opcode);
     }
 
     /// Binds the request to the transaction of its effect: the number and `reply`, which has to be what the handler answers once the
@@ -98,7 +99,7 @@ impl Fom {
 
     /// The request enters the phase `durable`: its change is on the device, with its slot's record.
     pub fn durable(&self) {
-        self.phase("durable");
+        self.phase(Phase::Durable);
         self.0.machine.note_durable();
     }
 

@@ -7,8 +7,8 @@
 //! - [`item`]: the header of every message, and the one place where a peer's bytes become trusted values.
 //! - [`formation`]: what leaves now, and which items share a [`packet`].
 //! - [`requester`] and [`responder`] (with [`reply_cache`]): the rules, as pure state machines; [`misbehaviour`] names what peers may not do.
-//! - [`machine`]: both bound to a transfer machine and to futures; [`fom`]: what a handler sees of its request; [`trace`];
-//!   [`watchdog`]: which request is at which phase, and which hangs.
+//! - [`machine`]: both bound to a transfer machine and to futures; [`fom`]: what a handler sees of its request;
+//!   [`watchdog`]: which request is at which phase, and which hangs; [`addb`]: what each did and when.
 //!
 //! Threads: everything lives in one locality and is `!Send`. Limits, with their sums: [`limits`].
 //! **Invariant**: a request that ran does not run again: its slot's number decides, and is kept as long as the session; a
@@ -18,6 +18,7 @@
 //! Start reading at [`RpcMachine::call`], then [`requester`], then [`responder`]; docs/wire.md#items has the bytes.
 #![forbid(unsafe_code)]
 
+pub mod addb;
 pub mod bug;
 pub mod config;
 mod discovery;
@@ -36,9 +37,9 @@ pub mod reply_cache;
 pub mod requester;
 pub mod responder;
 pub mod slot_record;
-pub mod trace;
 pub mod watchdog;
 
+pub use addb::Phase;
 pub use bug::Bug;
 pub use config::{Answer, Authorise, Bulk, CallOptions, RpcConfig};
 pub use discovery::DiscoverError;
@@ -48,6 +49,5 @@ pub use formation::Priority;
 pub use machine::{RpcMachine, RpcStats};
 pub use misbehaviour::PeerMisbehaved;
 pub use slot_record::{SessionName, SlotRecord};
-pub use trace::PhaseRecord;
 pub use verbs_net::PeerId;
 pub use watchdog::{HungFom, RunningFom};

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use base::limits::MESSAGE_BYTES_MAX;
 
+use crate::addb::header::Shape;
 use crate::formation::FormationLimits;
 use crate::item::HEADER_BYTES;
 use crate::packet::packet_bytes;
@@ -56,8 +57,19 @@ pub const PENDING_MESSAGES_MAX: usize = 4 * SLOTS as usize;
 /// How long a fom may be at one phase before the watchdog names it: half of the longest time for which a request is resent.
 pub const HUNG_AFTER: Duration = Duration::from_secs(30);
 
-/// Records of the phase ring of a locality: 40 bytes each.
-pub const TRACE_RECORDS: usize = 4096;
+/// Records of a locality's ADDB ring, 32 bytes each: 256 KiB, about 1000 requests with 8 phases.
+pub const ADDB_RECORDS: usize = 8192;
+/// Histograms of a locality, 2 KiB each: 128 KiB; two for what finds none of its own, the others for one fop seen from one side.
+pub const ADDB_HISTOGRAMS: usize = 64;
+/// Most records of a ring that is made or read: 32 MiB.
+pub const ADDB_RECORDS_MAX: usize = 1 << 20;
+/// Most histograms of a ring that is read.
+pub const ADDB_HISTOGRAMS_MAX: usize = 1024;
+/// Bytes of the longest ADDB file that is read: 8 KiB, the most histograms, the most records.
+pub const ADDB_FILE_BYTES_MAX: usize = 8192 + ADDB_HISTOGRAMS_MAX * 2048 + ADDB_RECORDS_MAX * 32;
+const _: () = assert!(
+    ADDB_FILE_BYTES_MAX == 8 * Shape { records: ADDB_RECORDS_MAX, histograms: ADDB_HISTOGRAMS_MAX }.words()
+);
 
 /// First interval from a request to its resend; doubles up to [`RESEND_INTERVAL_MAX`].
 pub const RESEND_INTERVAL: Duration = Duration::from_millis(500);

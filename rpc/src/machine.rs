@@ -35,6 +35,7 @@ use verbs_net::{
     TransferId, TransferMachine,
 };
 
+use crate::addb::{Event as AddbEvent, Phase, Record, Ring, Side};
 use crate::bug::Bug;
 use crate::config::{Answer, Bulk, CallOptions, RpcConfig};
 use crate::discovery::Discoveries;
@@ -51,7 +52,6 @@ use crate::requester::{
 };
 use crate::responder::{Decision, EstablishDecision, Responder, ResponderStats, Ticket};
 use crate::slot_record::{SessionName, SlotRecord, Transaction, encode_value};
-use crate::trace::{PhaseRecord, PhaseRing};
 use crate::watchdog::{FomPlace, RunningFom, Watchdog};
 
 /// Most bodies fit the smallest buffer of an arena.
@@ -139,7 +139,7 @@ struct Inner {
     /// Transfers that ended, for a seeded bug.
     wakes: Cell<u64>,
     changes_durable: Cell<u64>,
-    trace: RefCell<PhaseRing>,
+    addb: Ring,
     figures: RefCell<Figures>,
     discoveries: Discoveries,
 }
@@ -220,6 +220,8 @@ struct CallRecord {
     exposes: Cookies,
     priority: Priority,
     formation_wait: Duration,
+    /// When it was made.
+    since: Instant,
     result: Option<Result<(Header, SharedBuffer), CallError>>,
     waker: Option<Waker>,
 }
@@ -242,6 +244,8 @@ struct Request {
     ticket: Option<Ticket>,
     peer: PeerId,
     header: Header,
+    /// When it arrived.
+    since: Instant,
     deadline: Instant,
     source: Option<BulkDescriptor>,
     sink: Option<BulkDescriptor>,
@@ -262,7 +266,6 @@ impl RpcMachine {
                 config.responder(),
                 config.bug == Some(Bug::ReplyCacheOff),
             )),
-            tm: RefCell::new(tm),
             calls: RefCell::default(),
             transfers: RefCell::default(),
             retractions: RefCell::default(),
@@ -281,9 +284,10 @@ impl RpcMachine {
             watchdog: RefCell::new(Watchdog::new(config.hung_after)),
             wakes: Cell::new(0),
             changes_durable: Cell::new(0),
-            trace: RefCell::new(PhaseRing::new(config.trace_records)),
+            addb: Ring::new(config.addb.as_ref(), config.addb_records, locality.index(), tm.endpoint()),
             figures: RefCell::default(),
             discoveries: Discoveries::default(),
+            tm: RefCell::new(tm),
             config,
         };
         if inner.config.bug == Some(Bug::ResumedTooEarly) {
@@ -355,10 +359,16 @@ impl RpcMachine {
         change(&mut self.0.tm.borrow_mut())
     }
 
-    /// The last phases of requests, oldest first.
+    /// The last records of what requests did here, oldest first.
     #[must_use]
-    pub fn phases(&self) -> Vec<PhaseRecord> {
-        self.0.trace.borrow().iter().copied().collect()
+    pub fn records(&self) -> Vec<Record> {
+        self.0.addb.records()
+    }
+
+    /// The ring of those records, with its counters and histograms.
+    #[must_use]
+    pub fn addb(&self) -> &Ring {
+        &self.0.addb
     }
 
     pub(crate) fn discoveries(&self) -> &Discoveries {
@@ -388,14 +398,30 @@ impl RpcMachine {
     /// Tells of the foms that hang.
     fn watch(&self, now: Instant) {
         let hung = self.0.watchdog.borrow_mut().check(now);
+        for RunningFom { request_id, opcode, phase, .. } in hung.iter().map(|hung| hung.fom) {
+            self.0.addb.event(now, AddbEvent::Hung, request_id, opcode, (phase as u8).into());
+        }
         if let Some(on_hung) = &self.0.config.on_hung {
             hung.iter().for_each(|hung| on_hung(hung));
         }
     }
 
-    pub(crate) fn record_phase(&self, place: FomPlace, record: PhaseRecord) {
-        self.0.watchdog.borrow_mut().enter(record.at, place, record.phase);
-        self.0.trace.borrow_mut().record(record);
+    pub(crate) fn record_phase(
+        &self,
+        at: Instant,
+        place: FomPlace,
+        phase: Phase,
+        request_id: u64,
+        opcode: u16,
+    ) {
+        self.0.watchdog.borrow_mut().enter(at, place, phase);
+        self.0.addb.phase(at, phase, request_id, opcode, 0);
+    }
+
+    /// A message was given up.
+    fn note_dropped(&self) {
+        self.0.figures.borrow_mut().messages_dropped += 1;
+        self.0.addb.event(self.0.locality.now(), AddbEvent::Dropped, 0, 0, 0);
     }
 
     /// Registers the handler of a fop type. Requests of types without one are answered `BadRequest`.
@@ -409,7 +435,7 @@ impl RpcMachine {
         let typed: Handler = Rc::new(move |fom, body| {
             let request: F = codec::decode(body)
                 .map_err(|error| FopError::BadRequest { reason: format!("{}: {error}", F::NAME) })?;
-            fom.phase("run");
+            fom.phase(Phase::Run);
             let running = handler(fom, request);
             let machine = machine.clone();
             Ok(Box::pin(async move {
@@ -509,6 +535,7 @@ impl RpcMachine {
         };
         header.seal(&mut item);
         let now = self.0.locality.now();
+        self.0.addb.phase(now, Phase::OneWay, header.request_id, F::OPCODE as u16, 0);
         let when = (Priority::Normal, now + limits::FORMATION_WAIT);
         let _ = self.send_at(now, PeerId::any(to), false, when, item.freeze().into()); // it may be lost
         Ok(())
@@ -591,9 +618,11 @@ impl RpcMachine {
             exposes,
             priority,
             formation_wait,
+            since: now,
             result: None,
             waker: None,
         };
+        self.0.addb.phase(now, Phase::Submit, header.request_id, opcode_of(header.kind), 0);
         self.0.calls.borrow_mut().insert(id, record);
         CallWait { machine: self.clone(), id, is_done: false }
     }
@@ -627,7 +656,7 @@ impl RpcMachine {
         loop {
             let next = self.0.requester.borrow_mut().poll_failure();
             let Some((id, failure)) = next else { break };
-            self.end_call(id, |record| Err(self.call_error(record, failure)));
+            self.end_call(id, failure.kind.number(), |record| Err(self.call_error(record, failure)));
         }
     }
 
@@ -637,9 +666,11 @@ impl RpcMachine {
         let mut calls = self.0.calls.borrow_mut();
         let record = calls.get_mut(&call)?;
         let mut wait = Duration::ZERO; // a resend has waited enough
+        let mut phase = Phase::Resend;
         let mut item = match std::mem::replace(&mut record.message, Message::Taken) {
             Message::Fresh(item) => {
                 wait = record.formation_wait;
+                phase = Phase::Send;
                 item
             }
             Message::Sent(shared) => match shared.try_unshare() {
@@ -651,7 +682,7 @@ impl RpcMachine {
                     });
                     let Some(copy) = copy else {
                         record.message = Message::Sent(shared);
-                        self.0.figures.borrow_mut().messages_dropped += 1;
+                        self.note_dropped();
                         return None;
                     };
                     copy
@@ -671,21 +702,38 @@ impl RpcMachine {
         let shared = item.freeze();
         record.message = Message::Sent(shared.clone());
         let (exposes, request_id) = (record.exposes.clone(), record.header.request_id);
+        self.0.addb.phase(now, phase, request_id, opcode_of(record.header.kind), 0);
         let call = Some((call, place.session));
         let parcel = Parcel { message: shared, exposes, invalidates: None, request_id, call, follows: None };
         Some(((record.priority, now + wait), parcel))
     }
 
+    /// `failure`: the number of what went wrong, if something did.
     fn end_call(
         &self,
         id: CallId,
+        failure: u32,
         result: impl FnOnce(&CallRecord) -> Result<(Header, SharedBuffer), CallError>,
     ) {
         let mut calls = self.0.calls.borrow_mut();
         let Some(record) = calls.get_mut(&id) else { return };
         let result = result(record);
-        if result.is_err() {
-            self.abandon(id, &record.exposes);
+        let now = self.0.locality.now();
+        let (request_id, opcode) = (record.header.request_id, opcode_of(record.header.kind));
+        match &result {
+            Ok((reply, _)) => {
+                let status = match reply.kind {
+                    Kind::Reply { status: Status::Failed } => 1,
+                    Kind::Reply { status: Status::Dropped } => 2,
+                    _ => 0,
+                };
+                self.0.addb.phase(now, Phase::Replied, request_id, opcode, status);
+                self.0.addb.ended(now, Side::Client, opcode, record.since);
+            }
+            Err(_) => {
+                self.0.addb.phase(now, Phase::Failed, request_id, opcode, failure);
+                self.abandon(id, &record.exposes);
+            }
         }
         record.result = Some(result);
         record.message = Message::Taken;
@@ -734,7 +782,7 @@ impl RpcMachine {
 
     fn send_control(&self, now: Instant, to: PeerId, header: Header) {
         let Some(mut item) = self.0.locality.arena().try_alloc(HEADER_BYTES) else {
-            self.0.figures.borrow_mut().messages_dropped += 1;
+            self.note_dropped();
             return;
         };
         let request_id = if names_packets(header.kind) { packet::VERSION.into() } else { header.request_id };
@@ -771,7 +819,7 @@ impl RpcMachine {
         };
         let is_taken = self.0.formation.borrow_mut().push(now, is_reply, shape, parcel).is_ok();
         if !is_taken {
-            self.0.figures.borrow_mut().messages_dropped += 1;
+            self.note_dropped();
         }
         is_taken
     }
@@ -878,7 +926,7 @@ impl RpcMachine {
     }
 
     fn on_refused(&self, now: Instant, to: PeerId, refused: Refused) {
-        self.0.figures.borrow_mut().messages_dropped += 1;
+        self.note_dropped();
         if refused == Refused::PushesLost {
             // A reply of ours: its request will come again, and run again.
         } else if matches!(refused, Refused::Stale | Refused::NotConnected) {
@@ -904,11 +952,13 @@ impl RpcMachine {
         match event {
             Event::Message { from, bytes, .. } => self.on_message(now, from, bytes),
             Event::PeerUp(peer, version) => {
+                self.0.addb.event(now, AddbEvent::PeerUp, 0, 0, 0);
                 self.see_config_version(version);
                 self.0.troubles.borrow_mut().remove(&peer.endpoint);
                 self.0.requester.borrow_mut().on_peer_up(now, peer);
             }
             Event::PeerLost { peer, error } => {
+                self.0.addb.event(now, AddbEvent::PeerLost, 0, 0, 0);
                 let is_final = match &error {
                     NetError::Refused { .. } | NetError::NoRdma { .. } => !error.may_resend(),
                     _ => false,
@@ -979,6 +1029,7 @@ impl RpcMachine {
         figures.misbehaved += 1;
         figures.last_misbehaviour = Some((from, error));
         drop(figures);
+        self.0.addb.event(now, AddbEvent::Misbehaved, 0, 0, 0);
         self.0.responder.borrow_mut().on_misbehaviour(now, from);
         self.forget_pending(from.endpoint);
         self.0.tm.borrow_mut().drop_peer(from);
@@ -1009,14 +1060,23 @@ impl RpcMachine {
                     let (source, sink) = (None, None);
                     self.start_or_queue(
                         now,
-                        Request { ticket: None, peer: from, header, deadline, source, sink, bytes },
+                        Request {
+                            ticket: None,
+                            peer: from,
+                            header,
+                            since: now,
+                            deadline,
+                            source,
+                            sink,
+                            bytes,
+                        },
                     );
                 }
             }
             Kind::Reply { .. } => {
                 let whom = self.0.requester.borrow_mut().handle_reply(now, from, &header)?;
                 match whom {
-                    ReplyFor::Call(id) => self.end_call(id, |_| Ok((header, bytes))),
+                    ReplyFor::Call(id) => self.end_call(id, 0, |_| Ok((header, bytes))),
                     ReplyFor::Orphan(id) => {
                         for cookie in self.0.abandoned.borrow_mut().remove(&id).unwrap_or_default() {
                             self.0.tm.borrow_mut().settle(cookie);
@@ -1138,7 +1198,10 @@ impl RpcMachine {
         if let Decision::Execute(ticket) = decision {
             let deadline = now + Duration::from_millis(header.time_left_ms.into());
             let ticket = Some(ticket);
-            self.start_or_queue(now, Request { ticket, peer: from, header, deadline, source, sink, bytes });
+            self.start_or_queue(
+                now,
+                Request { ticket, peer: from, header, since: now, deadline, source, sink, bytes },
+            );
         } else {
             let follows = sink.as_ref().map(BulkDescriptor::cookie);
             self.answer_without_running(now, from, &header, decision, follows);
@@ -1187,6 +1250,11 @@ impl RpcMachine {
         follows: Option<BulkCookie>,
     ) {
         let (session, slot, xid) = (header.session, header.slot, header.xid);
+        if let (Decision::Resend(_) | Decision::Replay(_) | Decision::ReplyGone, Kind::Request { opcode }) =
+            (&decision, header.kind)
+        {
+            self.0.addb.phase(now, Phase::Answered, header.request_id, opcode, 0);
+        }
         match decision {
             Decision::Resend(reply) => drop(self.send(now, from, true, Parcel { follows, ..reply.into() })),
             Decision::Replay(body) => {
@@ -1204,7 +1272,7 @@ impl RpcMachine {
                         reply.seal(&mut item);
                         let _ = self.send(now, from, true, item.freeze());
                     }
-                    None => self.0.figures.borrow_mut().messages_dropped += 1,
+                    None => self.note_dropped(),
                 }
             }
             Decision::Ended => {
@@ -1221,7 +1289,7 @@ impl RpcMachine {
                 let item = self.0.locality.arena().try_alloc(SMALL_ITEM_BYTES);
                 match item.and_then(|item| self.seal_error(item, reply, &FopError::ReplyGone)) {
                     Some(message) => drop(self.send(now, from, true, message)),
-                    None => self.0.figures.borrow_mut().messages_dropped += 1,
+                    None => self.note_dropped(),
                 }
             }
             Decision::Ignore | Decision::Execute(_) => {}
@@ -1241,10 +1309,7 @@ impl RpcMachine {
             self.start_fom(now, request);
         } else {
             let Header { request_id, kind, .. } = request.header;
-            if let Kind::Request { opcode } | Kind::OneWay { opcode } = kind {
-                let record = PhaseRecord { request_id, opcode, phase: "resources", at: now };
-                self.0.trace.borrow_mut().record(record);
-            }
+            self.0.addb.phase(now, Phase::Resources, request_id, opcode_of(kind), 0);
             self.0.queue.borrow_mut().push_back(request);
         }
     }
@@ -1268,10 +1333,11 @@ impl RpcMachine {
     }
 
     fn start_fom(&self, now: Instant, request: Request) {
-        let Request { ticket, peer, header, deadline, source, sink, bytes } = request;
+        let Request { ticket, peer, header, since, deadline, source, sink, bytes } = request;
         if deadline <= now {
             // Nobody waits for it any more. Its slot says so to whoever asks.
             self.0.figures.borrow_mut().expired += 1;
+            self.0.addb.phase(now, Phase::Expired, header.request_id, opcode_of(header.kind), 0);
             if let Some(ticket) = ticket {
                 self.0.responder.borrow_mut().drop_request(ticket);
             }
@@ -1281,7 +1347,7 @@ impl RpcMachine {
         self.0.running.set(self.0.running.get() + 1);
         self.0.figures.borrow_mut().executed += 1;
         self.see_config_version(header.config_version);
-        let phase = "authenticate";
+        let phase = Phase::Authenticate;
         let running = RunningFom { request_id: header.request_id, opcode, peer, phase, since: now };
         let place = self.0.watchdog.borrow_mut().begin(running);
         let fom = Fom(Rc::new(FomInner {
@@ -1294,6 +1360,7 @@ impl RpcMachine {
             source,
             sink,
             ticket,
+            since,
             place,
         }));
         fom.phase(phase);
@@ -1307,7 +1374,7 @@ impl RpcMachine {
                 }
                 Err(error) => Err(error),
             };
-            fom.phase("reply");
+            fom.phase(Phase::Reply);
             machine.finish_fom(&fom, ticket, result).await;
         }));
     }
@@ -1316,7 +1383,7 @@ impl RpcMachine {
         if self.0.drain.get() != Drain::Open {
             return Err(FopError::NotServing { reason: "the process is shutting down".to_owned() });
         }
-        fom.phase("authorise");
+        fom.phase(Phase::Authorise);
         if let Some(authorise) = &self.0.config.authorise {
             authorise(fom.peer(), fom.0.opcode)?;
         }
@@ -1334,13 +1401,14 @@ impl RpcMachine {
             let reason = format!("opcode {} is not served at {}", fom.0.opcode, self.endpoint());
             return Err(FopError::BadRequest { reason });
         };
-        fom.phase("decode");
+        fom.phase(Phase::Decode);
         handler(fom.clone(), body)
     }
 
     /// Answers, keeps the answer, and lets the next request run.
     async fn finish_fom(&self, fom: &Fom, ticket: Option<Ticket>, result: Result<Buffer, FopError>) {
         let is_leaked = self.0.config.bug == Some(Bug::FomPlaceLeaked) && result.is_err();
+        let status = u32::from(result.is_err());
         if let Some(ticket) = ticket {
             let kind = |status| Kind::Reply { status };
             let reply = Header {
@@ -1379,11 +1447,15 @@ impl RpcMachine {
                 let _ = self.send(now, ticket.peer, true, parcel); // lost: the resend finds it in the cache
             }
         }
+        let now = self.0.locality.now();
+        let opcode = fom.0.opcode;
+        self.0.addb.phase(now, Phase::Done, fom.request_id(), opcode, status);
+        self.0.addb.ended(now, Side::Server, opcode, fom.0.since);
         self.0.watchdog.borrow_mut().end(fom.0.place);
         if !is_leaked {
             self.0.running.set(self.0.running.get() - 1);
         }
-        self.start_waiting(self.0.locality.now());
+        self.start_waiting(now);
     }
 
     // ---- bulk, active side
@@ -1434,6 +1506,14 @@ const EMPTY: Header = Header {
 /// Words of session control in which each side says whether it reads packets: in `request id`, the newest version; 0 for none.
 const fn names_packets(kind: Kind) -> bool {
     matches!(kind, Kind::Establish | Kind::Resume | Kind::Established { .. } | Kind::Resumed { .. })
+}
+
+/// The number of an item's fop; 0 where it has none.
+const fn opcode_of(kind: Kind) -> u16 {
+    match kind {
+        Kind::Request { opcode } | Kind::OneWay { opcode } => opcode,
+        _ => 0,
+    }
 }
 
 /// A length that fits, because no item is longer than a message.
@@ -1623,10 +1703,14 @@ impl Drop for CallWait {
             return;
         }
         let record = self.machine.0.calls.borrow_mut().remove(&self.id);
+        let now = self.machine.0.locality.now();
         if let Some(record) = &record {
+            let (request_id, opcode) = (record.header.request_id, opcode_of(record.header.kind));
+            if record.result.is_none() {
+                self.machine.0.addb.phase(now, Phase::Cancelled, request_id, opcode, 0);
+            }
             self.machine.abandon(self.id, &record.exposes);
         }
-        let now = self.machine.0.locality.now();
         self.machine.0.requester.borrow_mut().cancel(now, self.id);
         drop(record);
     }

@@ -147,6 +147,19 @@ pub enum FailureKind {
     Refused,
 }
 
+impl FailureKind {
+    /// Its number in records of ADDB.
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        match self {
+            FailureKind::TimedOut => 1,
+            FailureKind::Unreachable => 2,
+            FailureKind::SessionLost => 3,
+            FailureKind::Refused => 4,
+        }
+    }
+}
+
 /// A call that ended without an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failure {

@@ -12,6 +12,8 @@ use std::time::Duration;
 use base::Instant;
 use verbs_net::PeerId;
 
+use crate::addb::Phase;
+
 /// A fom that runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunningFom {
@@ -22,7 +24,7 @@ pub struct RunningFom {
     /// Who asked.
     pub peer: PeerId,
     /// Where it is.
-    pub phase: &'static str,
+    pub phase: Phase,
     /// Since when it is there.
     pub since: Instant,
 }
@@ -103,7 +105,7 @@ impl Watchdog {
     }
 
     /// A fom enters a phase.
-    pub fn enter(&mut self, now: Instant, place: FomPlace, phase: &'static str) {
+    pub fn enter(&mut self, now: Instant, place: FomPlace, phase: Phase) {
         if let Some(Some(entry)) = self.entries.get_mut(place.0) {
             entry.fom.phase = phase;
             entry.fom.since = now;
@@ -169,7 +171,7 @@ mod tests {
 
     fn fom(request_id: u64, since: Instant) -> RunningFom {
         let endpoint = Endpoint { nid: Nid::LOOPBACK, pid: 1, portal: 34, tmid: 1 };
-        RunningFom { request_id, opcode: 32, peer: PeerId { endpoint, epoch: 1 }, phase: "run", since }
+        RunningFom { request_id, opcode: 32, peer: PeerId { endpoint, epoch: 1 }, phase: Phase::Run, since }
     }
 
     #[test]
@@ -177,7 +179,7 @@ mod tests {
         let mut dog = Watchdog::new(Duration::from_secs(20));
         assert_eq!(dog.next_deadline(), None);
         let (slow, quick) = (dog.begin(fom(7, at(0))), dog.begin(fom(8, at(0))));
-        dog.enter(at(5), slow, "pull");
+        dog.enter(at(5), slow, Phase::Pull);
         assert_eq!(dog.next_deadline(), Some(at(20)));
         dog.end(quick);
         assert_eq!(dog.check(at(20)), []);
@@ -186,8 +188,8 @@ mod tests {
         let text = told[0].to_string();
         assert!(text.contains("0x7") && text.contains("phase pull for 20.0 s"), "{text}");
         assert_eq!(dog.check(at(40)), [], "once");
-        dog.enter(at(41), slow, "commit");
-        assert_eq!(dog.check(at(61))[0].fom.phase, "commit", "once for each phase");
+        dog.enter(at(41), slow, Phase::Commit);
+        assert_eq!(dog.check(at(61))[0].fom.phase, Phase::Commit, "once for each phase");
         assert_eq!((dog.hung_count(), dog.running().count()), (2, 1));
         dog.end(slow);
         dog.end(slow);

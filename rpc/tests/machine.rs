@@ -18,7 +18,7 @@ use futures_util::FutureExt;
 use rpc::formation::{FormationLimits, FormationStats};
 use rpc::item::{Header, Kind, SessionId, Xid};
 use rpc::slot_record::{KEY_BYTES, SlotRecord, Transaction};
-use rpc::{Bug, Bulk, CallError, CallOptions, PeerMisbehaved, RpcConfig, RpcMachine};
+use rpc::{Bug, Bulk, CallError, CallOptions, PeerMisbehaved, Phase, RpcConfig, RpcMachine};
 use runtime::{Arena, ArenaConfig, Buffer, Counters, Locality, LocalityConfig, SharedBuffer, Task};
 use verbs_net::{Event, Fabric, LoFabric, PeerId, SimFabric, SimFaults, SimKeys, TmConfig, TransferMachine};
 
@@ -245,7 +245,7 @@ fn serve(rpc: &RpcMachine, served: &Rc<Served>, epoch: u64) {
         let state = Rc::clone(&state);
         async move {
             let parts = fom.pull().await?;
-            fom.phase("store");
+            fom.phase(Phase::Write);
             state.stored.borrow_mut().insert(write.generation, parts);
             *state.runs.borrow_mut().entry(write.generation).or_default() += 1;
             Ok(ComponentWriteReply { free_blocks: fom.bulk_source_bytes() })
@@ -308,8 +308,15 @@ fn a_call_is_answered_and_both_sides_learn_the_other_s_configuration() {
     assert_eq!(world.served(0).requester_version.get(), 4);
     assert_eq!(world.now, Instant::ZERO, "nothing waited for a timer");
     let phases: Vec<&str> =
-        server.phases().iter().filter(|r| r.opcode == Opcode::Ping as u16).map(|r| r.phase).collect();
-    assert_eq!(phases, ["authenticate", "authorise", "decode", "run", "reply"]);
+        server.records().iter().filter(|r| r.opcode == Opcode::Ping as u16).map(|r| r.what.name()).collect();
+    assert_eq!(phases, ["authenticate", "authorise", "decode", "run", "reply", "done"]);
+    let asked: Vec<&str> =
+        client.records().iter().filter(|r| r.opcode == Opcode::Ping as u16).map(|r| r.what.name()).collect();
+    assert_eq!(asked, ["submit", "send", "replied"]);
+    let id = |rpc: &RpcMachine| {
+        rpc.records().iter().find(|r| r.opcode == Opcode::Ping as u16).map(|r| r.request_id)
+    };
+    assert_eq!(id(&server), id(&client), "both sides call the request the same");
     assert_eq!(server.stats().executed, 2);
 }
 
@@ -590,7 +597,7 @@ fn a_fom_that_hangs_is_named_with_its_phase_and_ends_in_its_time() {
     world.run_for(Duration::from_secs(29));
     assert!(told.borrow().is_empty());
     let running = server.running_foms();
-    assert_eq!((running.len(), running[0].phase, running[0].opcode), (1, "run", 16));
+    assert_eq!((running.len(), running[0].phase, running[0].opcode), (1, Phase::Run, 16));
     world.until("the reply", |_| slow.borrow().is_some());
     slow.take().unwrap().unwrap();
     assert_eq!((told.borrow().len(), server.stats().foms_hung, server.running_foms().len()), (1, 1, 0));

@@ -12,7 +12,7 @@ use fops::component::{
     ComponentDelete, ComponentDeleteReply, ComponentRead, ComponentReadReply, ComponentWrite,
     ComponentWriteReply,
 };
-use rpc::Fom;
+use rpc::{Fom, Phase};
 use spdk_stob::{StobId, WritePiece};
 
 use crate::component_extents::{ComponentExtents, check_component};
@@ -32,12 +32,12 @@ pub(crate) async fn write(
     extents.check_checksums(&request.checksums)?;
     // Before the pull: what does not fit is not worth moving.
     extents.check_segments("source", fom.source_segment_lengths().iter().copied().map(u64::from))?;
-    fom.phase("pull");
+    fom.phase(Phase::Pull);
     let parts = fom.pull().await?;
     extents.check_segments("source", parts.iter().map(|part| wide(part.len())))?;
     state.check_serving()?;
     writer.begin()?;
-    fom.phase("write");
+    fom.phase(Phase::Write);
     let stob = StobId { fid: request.component, generation: request.generation };
     let pieces = extents
         .as_slice()
@@ -66,14 +66,14 @@ pub(crate) async fn read(
     let device = state.admit(&fom, request.device).await?;
     let extents = ComponentExtents::parse(request.component, request.extents)?;
     extents.check_segments("sink", fom.sink_segment_lengths().iter().copied().map(u64::from))?;
-    fom.phase("read");
+    fom.phase(Phase::Read);
     let stob = StobId { fid: request.component, generation: request.generation };
     let outcome = device
         .domain
         .read(stob, extents.as_slice())
         .await
         .map_err(|error| state.refuse(&device, &error, extents.as_slice()))?;
-    fom.phase("push");
+    fom.phase(Phase::Push);
     fom.push(0, outcome.parts).await?;
     Ok(ComponentReadReply { checksums: outcome.checksums, absent: outcome.absent })
 }

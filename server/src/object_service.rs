@@ -14,7 +14,7 @@ use fops::object::{
     ObjectUpdate, ObjectUpdateReply, OpenMode,
 };
 use fops::{FopError, codec};
-use rpc::Fom;
+use rpc::{Fom, Phase};
 
 use crate::device::{Device, RECORDS};
 use crate::record::{OpenVerdict, UpdateVerdict, check_object, check_record, decide_open, decide_update};
@@ -41,7 +41,7 @@ pub(crate) async fn open(
         OpenMode::Open => check_object(object)?,
         _ => check_record(&request.record, pool_version(&state))?,
     }
-    fom.phase("lock");
+    fom.phase(Phase::Lock);
     let _key = device.records.lock(object).await;
     match decide_open(request.mode, device.record(object)?, request.record)? {
         OpenVerdict::Found(record) => Ok(ObjectOpenReply { record, created: false }),
@@ -62,7 +62,7 @@ pub(crate) async fn update(
     let device = state.admit(&fom, request.device).await?;
     check_record(&request.record, pool_version(&state))?;
     let object = request.record.object;
-    fom.phase("lock");
+    fom.phase(Phase::Lock);
     let _key = device.records.lock(object).await;
     match decide_update(device.record(object)?, &request)? {
         UpdateVerdict::Keep(record) => Ok(ObjectUpdateReply { record }),
@@ -81,7 +81,7 @@ pub(crate) async fn delete(
 ) -> Result<ObjectDeleteReply, FopError> {
     let device = state.admit(&fom, request.device).await?;
     check_object(request.object)?;
-    fom.phase("lock");
+    fom.phase(Phase::Lock);
     let _key = device.records.lock(request.object).await;
     let existed = device
         .record(request.object)?

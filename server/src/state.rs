@@ -15,7 +15,7 @@ use faces::{ConfClient, Configuration, DeviceState, Heartbeat, Pass};
 use fops::conf::{DeviceEvidence, DeviceHealth};
 use fops::lock::Ticket;
 use fops::{FopError, codec};
-use rpc::{Fom, RpcMachine};
+use rpc::{Fom, Phase, RpcMachine};
 use runtime::sync::Notify;
 use spdk_stob::{StobError, Transaction};
 
@@ -55,7 +55,7 @@ pub(crate) struct State {
 impl State {
     /// May this request run on `device`? The device, if so.
     pub(crate) async fn admit(&self, fom: &Fom, device: Fid) -> Result<Rc<Device>, FopError> {
-        fom.phase("admit");
+        fom.phase(Phase::Admit);
         self.check_serving()?;
         if fom.config_version() > self.conf.version() {
             self.conf.refresh_if_newer(fom.config_version(), fom.deadline()).await.map_err(|error| {
@@ -105,7 +105,7 @@ impl State {
     ) -> Result<(), FopError> {
         self.check_serving()?;
         writer.begin()?;
-        fom.phase("commit");
+        fom.phase(Phase::Commit);
         if let Some(reply) = reply {
             fom.record_in(&mut SlotChange(&mut transaction), reply)?;
         }

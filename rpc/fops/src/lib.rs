@@ -86,6 +86,49 @@ pub enum Opcode {
     TicketedDelete = 74,
 }
 
+impl Opcode {
+    /// All of them, by number.
+    pub const ALL: &[Opcode] = &[
+        Opcode::ConfGet,
+        Opcode::Register,
+        Opcode::Heartbeat,
+        Opcode::DeviceReport,
+        Opcode::ClusterStatus,
+        Opcode::ConfText,
+        Opcode::ConfApply,
+        Opcode::ConfHistory,
+        Opcode::EventsGet,
+        Opcode::ObjectOpen,
+        Opcode::ObjectUpdate,
+        Opcode::ObjectDelete,
+        Opcode::ObjectList,
+        Opcode::ComponentWrite,
+        Opcode::ComponentRead,
+        Opcode::ComponentDelete,
+        Opcode::DeviceFault,
+        Opcode::Ping,
+        Opcode::Shutdown,
+        Opcode::NetFault,
+        Opcode::LockTake,
+        Opcode::LockRelease,
+        Opcode::LockRenew,
+        Opcode::LockBreak,
+        Opcode::LockList,
+        Opcode::FencesGet,
+        Opcode::TicketedWrite,
+        Opcode::TicketedComponentDelete,
+        Opcode::TicketedOpen,
+        Opcode::TicketedUpdate,
+        Opcode::TicketedDelete,
+    ];
+
+    /// The one with this number.
+    #[must_use]
+    pub fn from_number(number: u16) -> Option<Opcode> {
+        Opcode::ALL.iter().copied().find(|opcode| *opcode as u16 == number)
+    }
+}
+
 /// Whether a request may run again if its reply was lost and the session with its reply cache is gone too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repeat {
@@ -118,3 +161,20 @@ macro_rules! fop {
     };
 }
 pub(crate) use fop;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_opcode_is_listed_once_by_its_number() {
+        let defined = include_str!("lib.rs").lines().filter(|line| {
+            let number = line.strip_prefix("    ").and_then(|line| line.split_once(" = "));
+            number.is_some_and(|(_, number)| number.trim_end_matches(',').parse::<u16>().is_ok())
+        });
+        assert_eq!(Opcode::ALL.len(), defined.count());
+        assert!(Opcode::ALL.is_sorted_by(|one, other| one < other));
+        assert_eq!(Opcode::from_number(32), Some(Opcode::ComponentWrite));
+        assert_eq!(Opcode::from_number(999), None);
+    }
+}

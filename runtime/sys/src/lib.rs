@@ -19,8 +19,10 @@ mod mapping;
 pub mod poller;
 pub mod process;
 pub mod ring;
+pub mod words;
 
 pub use allocations::{CountingAllocator, allocations};
 pub use arena::{Alloc, Arena, ArenaConfig, Run};
 pub use buffer::{Buffer, Lender, SharedBuffer};
 pub use counters::{Counter, Counters, copy_counted};
+pub use words::Words;

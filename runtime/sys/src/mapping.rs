@@ -1,8 +1,11 @@
-//! One anonymous mapping: address space reserved at once, memory taken by the kernel as it is touched.
+//! One mapping: anonymous (address space reserved at once, memory taken by the kernel as it is touched), or of a whole file.
 //!
 //! Under Miri the memory comes from the Rust allocator, so that everything above runs there unchanged.
 
+use std::fs::File;
 use std::io;
+#[cfg(not(miri))]
+use std::os::fd::AsRawFd as _;
 use std::ptr::NonNull;
 
 /// A huge page of x86-64 and of aarch64 with pages of 4 KiB.
@@ -99,6 +102,46 @@ impl Mapping {
         let base =
             NonNull::new(address.cast::<u8>()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
         Ok(Mapping { base, bytes, whole: (address, bytes) })
+    }
+
+    /// The first `bytes` of `file`, shared: stores go to the file, and whoever reads it sees them. Its blocks are allocated now.
+    ///
+    /// Errors: what the kernel says (`ENOSPC`, `EBADF` for a file that is not open for writing, `EOPNOTSUPP`).
+    #[cfg(not(miri))]
+    pub(crate) fn of_file(file: &File, bytes: usize) -> io::Result<Mapping> {
+        let length = libc::off_t::try_from(bytes).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+        // SAFETY: the call needs an open descriptor: `file` is borrowed here. It touches no memory.
+        let error = unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, length) };
+        if error != 0 {
+            return Err(io::Error::from_raw_os_error(error));
+        }
+        // SAFETY: the call needs a length above 0 (posix_fallocate refuses 0) and an open descriptor; with a null hint it touches
+        // no memory of ours. The mapping outlives the descriptor by itself.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // As in `reserve`: a child of fork gets none of these pages, it would write over its parent's.
+        // SAFETY: the range is the mapping just made.
+        unsafe { libc::madvise(address, bytes, libc::MADV_DONTFORK) };
+        let base =
+            NonNull::new(address.cast::<u8>()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        Ok(Mapping { base, bytes, whole: (address, bytes) })
+    }
+
+    /// Miri maps no files.
+    #[cfg(miri)]
+    pub(crate) fn of_file(_file: &File, _bytes: usize) -> io::Result<Mapping> {
+        Err(io::Error::from(io::ErrorKind::Unsupported))
     }
 
     /// Miri has no huge pages.

@@ -12,6 +12,8 @@ use std::time::Duration;
 use base::nid::NetKind;
 use base::{Endpoint, Fid, FidType, Instant, LayoutWidth, Nid};
 use faces::{Configuration, DeviceConfig, DeviceState, PoolConfig, ProcessConfig};
+use rpc::Phase;
+use rpc::addb::Record;
 use runtime::clock::SimulatedClock;
 use spdk_stob::{SimDisk, TraceEvent};
 use verbs_net::{SimFabric, SimKeys};
@@ -546,11 +548,11 @@ impl World {
             let net = rpc.with_transfer_machine(verbs_net::TransferMachine::stats);
             counters.add("a peer's old incarnation was shut out", net.stale_dropped);
             counters.add("bulk came for memory no longer exposed", net.bulk_bytes_late);
-            let phases = rpc.phases();
+            let phases = rpc.records();
             ran_at_most_once(&phases).map_err(|error| format!("{}: {error}", node.name))?;
             ran_not_again(&phases, &oracle.durable_requests)
                 .map_err(|error| format!("{}: {error}", node.name))?;
-            let durable = phases.iter().filter(|record| record.phase == "durable");
+            let durable = phases.iter().filter(|record| record.is(Phase::Durable));
             oracle.durable_requests.extend(durable.map(|record| record.request_id));
         }
         if let Some(control) = slot.control.borrow().as_ref() {
@@ -646,10 +648,10 @@ impl World {
 
 /// No request ran twice in one life of a server, but reads: one whose bytes were lost with the connection they were pushed over is done
 /// again. The ring may have lost its beginning.
-fn ran_at_most_once(phases: &[rpc::PhaseRecord]) -> Result<(), String> {
+fn ran_at_most_once(phases: &[Record]) -> Result<(), String> {
     let mut ran = BTreeSet::new();
     let is_read = |opcode: u16| opcode == fops::Opcode::ComponentRead as u16;
-    for record in phases.iter().filter(|record| record.phase == "run" && !is_read(record.opcode)) {
+    for record in phases.iter().filter(|record| record.is(Phase::Run) && !is_read(record.opcode)) {
         if !ran.insert(record.request_id) {
             return Err(format!("request {:#x} of opcode {} ran twice", record.request_id, record.opcode));
         }
@@ -658,8 +660,8 @@ fn ran_at_most_once(phases: &[rpc::PhaseRecord]) -> Result<(), String> {
 }
 
 /// No request runs whose change became durable in an earlier life of its server.
-fn ran_not_again(phases: &[rpc::PhaseRecord], durable: &BTreeSet<u64>) -> Result<(), String> {
-    let mut ran = phases.iter().filter(|record| record.phase == "run");
+fn ran_not_again(phases: &[Record], durable: &BTreeSet<u64>) -> Result<(), String> {
+    let mut ran = phases.iter().filter(|record| record.is(Phase::Run));
     match ran.find(|record| durable.contains(&record.request_id)) {
         Some(record) => Err(format!(
             "request {:#x} of opcode {} ran again after its change was durable",

@@ -1,0 +1,286 @@
+//! `clovis addb report`: where time went.
+//!
+//! Counts and quantiles of requests come from histograms, which hold everything since the processes began. Phases, the slowest requests and
+//! those that did not end come from the records, which hold the last ones; the heading says how many.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rpc::addb::histogram::Key;
+use rpc::addb::{Event, Histogram, Phase, Side};
+use serde_json::json;
+
+use crate::addb::ReportArgs;
+use crate::addb::dump::{left_out, source_json};
+use crate::addb::sources::{Sources, Visit, fop_name, load, time_text};
+use crate::failure::Failure;
+use crate::output;
+use crate::table::{Align, Table};
+
+/// Unfinished requests that are shown as text; JSON has all.
+const UNFINISHED_SHOWN: usize = 20;
+
+/// Phases that are worth a line of their own, as they tell of trouble.
+const TROUBLES: [Phase; 6] =
+    [Phase::Resources, Phase::Expired, Phase::Answered, Phase::Resend, Phase::Failed, Phase::Cancelled];
+
+/// What the files say together.
+struct Findings<'a> {
+    requests: BTreeMap<Key, Histogram>,
+    phases: BTreeMap<(Side, u16, Phase), Histogram>,
+    /// Slowest first.
+    slowest: Vec<Slow<'a>>,
+    unfinished: Vec<Visit<'a>>,
+    /// Requests of which there are records.
+    seen: usize,
+    troubles: Vec<(&'static str, u64)>,
+}
+
+/// A request, as the process saw it that it kept waiting the longest.
+struct Slow<'a> {
+    visit: Visit<'a>,
+    /// The longest of all its steps, and whose it is.
+    longest: (Phase, Duration, String),
+}
+
+/// `clovis addb report`
+pub fn run(args: &ReportArgs) -> Result<(), Failure> {
+    let sources = load(&args.sources)?;
+    let findings = find(&sources, base::units::narrow(args.slowest.into()));
+    if args.sources.json {
+        output::line(&findings.json(&sources).to_string())
+    } else {
+        output::print(&findings.text(&sources))
+    }
+}
+
+fn find(sources: &Sources, slowest_count: usize) -> Findings<'_> {
+    let mut requests: BTreeMap<Key, Histogram> = BTreeMap::new();
+    for (key, histogram) in sources.list.iter().flat_map(|source| &source.snapshot.histograms) {
+        requests.entry(*key).or_default().merge(histogram);
+    }
+    requests.retain(|_, histogram| histogram.count() > 0);
+
+    let visits = sources.visits();
+    let seen = visits.iter().map(Visit::request_id).collect::<BTreeSet<_>>().len();
+    let mut phases: BTreeMap<(Side, u16, Phase), Histogram> = BTreeMap::new();
+    let mut longest: BTreeMap<u64, (Phase, Duration, String)> = BTreeMap::new();
+    for visit in &visits {
+        for (phase, took) in visit.steps() {
+            phases.entry((visit.side, visit.opcode(), phase)).or_default().add(took);
+            // What a client waits for is what its server does, where that is known: its steps count first.
+            let known = longest.get(&visit.request_id());
+            let is_longer = known
+                .is_none_or(|(other, time, _)| (phase.is_at_server(), took) > (other.is_at_server(), *time));
+            if is_longer {
+                longest.insert(visit.request_id(), (phase, took, visit.source.who()));
+            }
+        }
+    }
+    // One line for a request: of its client, if that is known.
+    let (mut ended, unfinished): (Vec<Visit<'_>>, Vec<Visit<'_>>) =
+        visits.into_iter().partition(Visit::has_ended);
+    ended.sort_by_key(|visit| (visit.request_id(), std::cmp::Reverse(visit.lasted())));
+    ended.dedup_by_key(|visit| visit.request_id());
+    ended.sort_by_key(|visit| std::cmp::Reverse(visit.lasted()));
+    let slowest = ended
+        .into_iter()
+        .take(slowest_count)
+        .filter_map(|visit| {
+            let longest = longest.get(&visit.request_id())?.clone();
+            Some(Slow { visit, longest })
+        })
+        .collect();
+
+    let count_of = |count: &dyn Fn(&rpc::addb::Snapshot) -> u64| {
+        sources.list.iter().map(|source| count(&source.snapshot)).fold(0, u64::saturating_add)
+    };
+    let of_phases = TROUBLES.iter().map(|phase| (phase.name(), count_of(&|snapshot| snapshot.count(*phase))));
+    let of_events =
+        Event::ALL.iter().map(|event| (event.name(), count_of(&|snapshot| snapshot.event_count(*event))));
+    let troubles = of_phases.chain(of_events).filter(|(_, count)| *count > 0).collect();
+    Findings { requests, phases, slowest, unfinished, seen, troubles }
+}
+
+fn key_name(key: &Key) -> String {
+    key.opcode.map_or_else(|| "others".to_owned(), fop_name)
+}
+
+impl Findings<'_> {
+    fn text(&self, sources: &Sources) -> String {
+        let mut text = String::new();
+        for source in &sources.list {
+            text.push_str(&format!(
+                "{} on {}: {}{}\n",
+                source.who(),
+                source.snapshot.header.origin.node,
+                source.state(),
+                left_out(source)
+            ));
+        }
+        text.push_str("\nRequests since the processes began:\n");
+        let columns = [
+            ("side", Align::Left),
+            ("fop", Align::Left),
+            ("count", Align::Right),
+            ("p50", Align::Right),
+            ("p99", Align::Right),
+            ("longest", Align::Right),
+            ("total", Align::Right),
+        ];
+        let mut table = Table::new(&columns);
+        let mut by_time: Vec<(&Key, &Histogram)> = self.requests.iter().collect();
+        by_time.sort_by_key(|(key, histogram)| (key.side, std::cmp::Reverse(histogram.sum())));
+        for (key, histogram) in by_time {
+            let mut row = vec![key.side.name().to_owned(), key_name(key)];
+            row.extend(numbers(histogram));
+            table.row(row);
+        }
+        text.push_str(&table.render());
+
+        text.push_str(&format!("\nPhases of the last {} requests:\n", self.seen));
+        let mut table = Table::new(&[
+            ("side", Align::Left),
+            ("fop", Align::Left),
+            ("phase", Align::Left),
+            ("count", Align::Right),
+            ("p50", Align::Right),
+            ("p99", Align::Right),
+            ("longest", Align::Right),
+            ("total", Align::Right),
+            ("of the fop", Align::Right),
+        ]);
+        for ((side, opcode, phase), histogram) in &self.phases {
+            let whole: Duration = self
+                .phases
+                .range((*side, *opcode, Phase::Resources)..)
+                .take_while(|((a, b, _), _)| (a, b) == (side, opcode))
+                .map(|(_, one)| one.sum())
+                .sum();
+            let mut row = vec![side.name().to_owned(), fop_name(*opcode), phase.name().to_owned()];
+            row.extend(numbers(histogram));
+            row.push(share(histogram.sum(), whole));
+            table.row(row);
+        }
+        text.push_str(&table.render());
+
+        if !self.slowest.is_empty() {
+            text.push_str("\nSlowest of them:\n");
+            let mut table = Table::new(&[
+                ("request", Align::Left),
+                ("fop", Align::Left),
+                ("took", Align::Right),
+                ("seen by", Align::Left),
+                ("most of it", Align::Right),
+                ("at phase", Align::Left),
+                ("of", Align::Left),
+            ]);
+            for Slow { visit, longest: (phase, took, who) } in &self.slowest {
+                table.row([
+                    format!("{:#018x}", visit.request_id()),
+                    fop_name(visit.opcode()),
+                    time_text(visit.lasted()),
+                    visit.source.who(),
+                    time_text(*took),
+                    phase.name().to_owned(),
+                    who.clone(),
+                ]);
+            }
+            text.push_str(&table.render());
+        }
+        if !self.unfinished.is_empty() {
+            text.push_str("\nWithout an end (they run, or their process died):\n");
+            let mut table = Table::new(&[
+                ("request", Align::Left),
+                ("fop", Align::Left),
+                ("at phase", Align::Left),
+                ("of", Align::Left),
+            ]);
+            for visit in self.unfinished.iter().take(UNFINISHED_SHOWN) {
+                table.row([
+                    format!("{:#018x}", visit.request_id()),
+                    fop_name(visit.opcode()),
+                    visit.last().what.name().to_owned(),
+                    format!("{}, {}", visit.source.who(), visit.source.state()),
+                ]);
+            }
+            text.push_str(&table.render());
+            let more = self.unfinished.len().saturating_sub(UNFINISHED_SHOWN);
+            if more > 0 {
+                text.push_str(&format!("and {more} more\n"));
+            }
+        }
+        if !self.troubles.is_empty() {
+            let words: Vec<String> =
+                self.troubles.iter().map(|(name, count)| format!("{name} {count}")).collect();
+            text.push_str(&format!("\nBesides, since the processes began: {}\n", words.join(", ")));
+        }
+        text
+    }
+
+    fn json(&self, sources: &Sources) -> serde_json::Value {
+        let times = |histogram: &Histogram| {
+            json!({ "count": histogram.count(), "p50_ns": ns(histogram.percentile(50)),
+                    "p99_ns": ns(histogram.percentile(99)), "longest_ns": ns(histogram.longest()),
+                    "total_ns": ns(histogram.sum()) })
+        };
+        let requests: Vec<_> = self
+            .requests
+            .iter()
+            .map(|(key, histogram)| {
+                json!({ "side": key.side.name(), "opcode": key.opcode, "fop": key_name(key), "times": times(histogram) })
+            })
+            .collect();
+        let phases: Vec<_> = self
+            .phases
+            .iter()
+            .map(|((side, opcode, phase), histogram)| {
+                json!({ "side": side.name(), "opcode": opcode, "fop": fop_name(*opcode), "phase": phase.name(),
+                        "times": times(histogram) })
+            })
+            .collect();
+        let slowest: Vec<_> = self
+            .slowest
+            .iter()
+            .map(|Slow { visit, longest: (phase, took, who) }| {
+                json!({ "request": format!("{:#018x}", visit.request_id()), "fop": fop_name(visit.opcode()),
+                        "took_ns": ns(visit.lasted()), "seen_by": visit.source.who(),
+                        "longest_phase": phase.name(), "longest_phase_ns": ns(*took), "longest_phase_of": who })
+            })
+            .collect();
+        let unfinished: Vec<_> = self
+            .unfinished
+            .iter()
+            .map(|visit| {
+                json!({ "request": format!("{:#018x}", visit.request_id()), "fop": fop_name(visit.opcode()),
+                        "phase": visit.last().what.name(), "of": visit.source.who(), "state": visit.source.state() })
+            })
+            .collect();
+        let troubles: BTreeMap<_, _> = self.troubles.iter().copied().collect();
+        json!({ "files": sources.list.iter().map(source_json).collect::<Vec<_>>(), "requests": requests,
+                "requests_seen": self.seen, "phases": phases, "slowest": slowest, "unfinished": unfinished,
+                "counters": troubles })
+    }
+}
+
+fn numbers(histogram: &Histogram) -> [String; 5] {
+    [
+        histogram.count().to_string(),
+        time_text(histogram.percentile(50)),
+        time_text(histogram.percentile(99)),
+        time_text(histogram.longest()),
+        time_text(histogram.sum()),
+    ]
+}
+
+fn ns(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A part of a whole, in percent.
+fn share(part: Duration, whole: Duration) -> String {
+    if whole.is_zero() {
+        return "-".to_owned();
+    }
+    format!("{:.0} %", part.as_secs_f64() / whole.as_secs_f64() * 100.0)
+}
