@@ -52,6 +52,10 @@ pub enum Command {
     Status(StatusArgs),
     /// List changes of states, in their order
     Events(EventsArgs),
+    /// Watch an object: print what others notify on it, and acknowledge it
+    Watch(WatchArgs),
+    /// Tell everybody who watches an object something, and show who acknowledged it
+    Notify(NotifyArgs),
     /// List, take, release and break named locks
     Lock {
         /// What to do.
@@ -314,6 +318,50 @@ pub struct EventsArgs {
     /// Cluster.
     #[command(flatten)]
     pub connect: ConnectArgs,
+}
+
+/// `clovis watch`
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    /// Object id, HI:LO, whether it is there or not
+    pub object: ObjectId,
+    /// Who watches, for people: 1 to 64 bytes (default: watch-PID)
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// What to acknowledge with: at most 512 bytes
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub reply: String,
+    /// Seconds of silence after which this watcher is forgotten; until then it is missed by name
+    #[arg(long, value_name = "SECONDS", default_value_t = faces::limits::WATCH_LEASE_DEFAULT_MS / 1000, value_parser = clap::value_parser!(u32).range(1..=120))]
+    pub lease: u32,
+    /// End after so many notifications (default: when it is interrupted)
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// One JSON object per line
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis notify`
+#[derive(Debug, Args)]
+pub struct NotifyArgs {
+    /// Object id, HI:LO
+    pub object: ObjectId,
+    /// What to say: at most 16 KiB
+    #[arg(default_value = "")]
+    pub payload: String,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// The cluster's configuration file
+    #[arg(long, env = "CLOVIS_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Seconds to wait for acknowledgements
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=25))]
+    pub timeout: u64,
 }
 
 /// `clovis lock ...`

@@ -177,6 +177,7 @@ fn take(args: &LockTakeArgs) -> Result<(), Failure> {
     }
     let mut told = false;
     let (epoch, lease_ms) = loop {
+        let asked_at = desk.station.now();
         match ask(&mut desk, &wish, wait_ms)? {
             LockTakeReply::Granted { epoch, lease_ms } => break (epoch, lease_ms),
             LockTakeReply::Busy { holders, ahead } => {
@@ -190,7 +191,10 @@ fn take(args: &LockTakeArgs) -> Result<(), Failure> {
                 if !std::mem::replace(&mut told, true) {
                     eprintln!("clovis: {busy}; waiting");
                 }
-                desk.station.pause(PAUSE)?;
+                // Control wakes who waits there. Only one that it could not let wait has to ask from time to time.
+                if desk.station.now() < asked_at + Duration::from_millis(u64::from(wait_ms)) {
+                    desk.station.pause(PAUSE)?;
+                }
             }
         }
     };

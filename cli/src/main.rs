@@ -30,6 +30,7 @@ mod stob;
 mod stob_bench;
 mod table;
 mod traffic;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -95,6 +96,8 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Conf { action } => conf::run(&action),
         Command::Status(args) => status::run(&args),
         Command::Events(args) => events::run(&args),
+        Command::Watch(args) => watch::watch(&args),
+        Command::Notify(args) => watch::notify(&args),
         Command::Lock { action } => lock::run(&action),
         Command::Device { action } => device::run(&action),
         Command::Stob { action } => stob::run(&action),

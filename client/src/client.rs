@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use base::endpoint::TMID_MAX;
 use base::{ByteExtent, Endpoint, ObjectId};
-use faces::{ConfClient, ConfError};
+use faces::{ConfClient, ConfError, NotifyOutcome, Watcher};
 use fops::lock::Ticket;
 use fops::object::{ObjectRecord, OpenMode, generation_of};
 use rpc::addb::AddbSpace;
@@ -119,6 +119,24 @@ impl Client {
     /// them ([`ClientError`] with `FopError::Fenced`), also those in flight. `None`: changes are made without a lock.
     pub fn write_under(&self, ticket: Option<Ticket>) {
         self.store.ticket.set(ticket);
+    }
+
+    /// A watcher of its own, without watches yet: [`Watcher::watch`] registers one on the fid of an object. `name`: for people, 1 to 64 bytes;
+    /// `lease`: so long notifiers wait for it, and name it as missed, once it is silent (docs/watch.md).
+    #[must_use]
+    pub fn watcher(&self, name: &str, lease: Duration) -> Watcher {
+        Watcher::start(&self.store.conf, name.to_owned(), lease)
+    }
+
+    /// Tells everybody who watches `object` something (at most 16 KiB), and waits until all have acknowledged it, or `within`, at most 25 s.
+    /// The outcome names those who did not. Errors: control does not answer, or refuses.
+    pub async fn notify(
+        &self,
+        object: ObjectId,
+        payload: &[u8],
+        within: Duration,
+    ) -> Result<NotifyOutcome, ConfError> {
+        self.store.conf.notify(object.fid(), payload, within).await
     }
 
     /// The rpc machine, for fops that have no word of their own here (status, faults).

@@ -34,6 +34,7 @@ mod view;
 pub use bug::Bug;
 pub use client::{Client, ClientConfig};
 pub use error::{ClientError, Fault, UnitFailure, UnitFailures};
+pub use faces::{ConfError, Notified, NotifyOutcome, Watch, WatchEvent, Watcher};
 pub use object::{Object, ObjectStat};
 pub use operation::{Operation, OperationEvent, OperationState};
 pub use replacement::Replacement;

@@ -17,6 +17,7 @@ use base::{Endpoint, Instant};
 use faces::lease::{LEASE_DEFAULT, LEASE_MAX, LEASE_MIN};
 use faces::limits::{
     CLUSTER_FILE_BYTES_MAX, CLUSTER_TEXT_PART_BYTES, EVENTS_KEPT, EVENTS_PAGE, EVENTS_WAIT_MS_MAX,
+    EVENTS_WAITS_MAX,
 };
 use faces::{Configuration, Credential};
 use fops::FopError;
@@ -38,8 +39,10 @@ use crate::error::ControlError;
 use crate::lock_service;
 use crate::locks::LockTable;
 use crate::reconcile::reconcile;
-use crate::store::{Store, Stored};
+use crate::store::{Changes, Store, Stored};
 use crate::transactions::{ApplyRefusal, Reason, Transactions};
+use crate::watch_service;
+use crate::watches::WatchTable;
 
 /// The operator's cluster file, as the daemon finds it when it starts.
 #[derive(Clone, Debug)]
@@ -96,7 +99,7 @@ impl ControlConfig {
 
 pub(crate) struct Inner {
     pub(crate) rpc: RpcMachine,
-    epoch: u64,
+    pub(crate) epoch: u64,
     store: Store,
     pub(crate) core: RefCell<ControlCore>,
     pub(crate) locks: RefCell<LockTable>,
@@ -106,6 +109,15 @@ pub(crate) struct Inner {
     pub(crate) locks_rung: Notify,
     /// Requests that wait for it.
     pub(crate) lock_waits: Cell<usize>,
+    pub(crate) watches: RefCell<WatchTable>,
+    /// Serial of the last durable change of watches.
+    watches_stored: Cell<u64>,
+    /// Rings when a notify came, was acknowledged, or is over.
+    pub(crate) watches_rung: Notify,
+    /// Requests of watchers that wait for it.
+    pub(crate) watch_waits: Cell<usize>,
+    /// Requests that wait for an event.
+    event_waits: Cell<usize>,
     /// The last durable configuration.
     published: RefCell<Rc<Configuration>>,
     /// Why the store takes no more, once it does not.
@@ -154,11 +166,12 @@ impl Control {
             }
             None => Default::default(),
         };
+        let watches = stored.as_mut().map(|stored| std::mem::take(&mut stored.watches)).unwrap_or_default();
         let started_unix_s = config.file.as_ref().map_or(0, |file| file.unix_s);
         let Recovered { configuration, transactions, changed } =
             recover(stored, &config.configuration, config.file.as_ref(), config.endpoint)?;
         if changed {
-            store.save(&configuration, transactions.as_ref(), &[], &Default::default()).await?;
+            store.save(&configuration, transactions.as_ref(), &Changes::default()).await?;
         }
         let config_version = Rc::new(Cell::new(configuration.version));
         let tm_config =
@@ -178,6 +191,11 @@ impl Control {
             locks_stored: Cell::new(0),
             locks_rung: Notify::new(),
             lock_waits: Cell::new(0),
+            watches: RefCell::new(WatchTable::new(locality.now(), config.endpoint, watches)),
+            watches_stored: Cell::new(0),
+            watches_rung: Notify::new(),
+            watch_waits: Cell::new(0),
+            event_waits: Cell::new(0),
             published: RefCell::new(Rc::new(configuration)),
             store_failed: RefCell::new(None),
             dirty: Notify::new(),
@@ -192,6 +210,7 @@ impl Control {
             locality.spawn("control-store", write_changes(Rc::clone(&inner))),
             locality.spawn("control-leases", run_leases(Rc::clone(&inner), config.lease)),
             locality.spawn("control-locks", lock_service::run(Rc::clone(&inner))),
+            locality.spawn("control-watches", watch_service::run(Rc::clone(&inner))),
         ];
         Ok(Control { inner, tasks })
     }
@@ -241,9 +260,7 @@ impl Control {
 
     /// Finishes what runs and closes the store. Errors: the store's last checkpoint failed; nothing acknowledged is lost.
     pub async fn stop(mut self) -> Result<(), ControlError> {
-        self.inner.shutdown.set(true);
-        self.inner.settled.notify_waiters();
-        self.inner.locks_rung.notify_waiters();
+        self.inner.shut_down();
         self.inner.rpc.drain().await;
         self.tasks.drain(..).for_each(Task::cancel);
         self.inner.store.close().await.map_err(ControlError::Store)
@@ -335,17 +352,24 @@ impl Inner {
             Ok(inner.events_get(fom.deadline(), &request).await)
         });
         lock_service::serve_all(inner);
+        watch_service::serve_all(inner);
         inner.rpc.serve_net_faults();
         serve(inner, |inner: Rc<Inner>, _fom, request: Ping| async move {
             Ok(PingReply { payload: request.payload, epoch: inner.epoch })
         });
         serve(inner, |inner: Rc<Inner>, _fom, _request: Shutdown| async move {
-            inner.shutdown.set(true);
+            inner.shut_down();
             inner.shutdown_rung.notify_waiters();
-            inner.settled.notify_waiters();
-            inner.locks_rung.notify_waiters();
             Ok(ShutdownReply)
         });
+    }
+
+    /// From now on nobody waits for anything.
+    fn shut_down(&self) {
+        self.shutdown.set(true);
+        self.settled.notify_waiters();
+        self.locks_rung.notify_waiters();
+        self.watches_rung.notify_waiters();
     }
 
     fn conf_get(&self, request: &ConfGet) -> Result<ConfGetReply, FopError> {
@@ -449,22 +473,31 @@ impl Inner {
 
     /// Waits until `version` is durable. Error: the store failed.
     async fn settle(&self, version: u64) -> Result<(), FopError> {
-        self.settle_both(version, 0).await
+        self.settle_all(version, 0, 0).await
     }
 
     /// Waits until every change of locks up to now is durable. Error: the store failed.
     pub(crate) async fn settle_locks(&self) -> Result<(), FopError> {
         let serial = self.locks.borrow().serial();
-        self.settle_both(0, serial).await
+        self.settle_all(0, serial, 0).await
     }
 
-    async fn settle_both(&self, version: u64, locks_serial: u64) -> Result<(), FopError> {
+    /// Waits until every change of watches up to now is durable. Error: the store failed.
+    pub(crate) async fn settle_watches(&self) -> Result<(), FopError> {
+        let serial = self.watches.borrow().serial();
+        self.settle_all(0, 0, serial).await
+    }
+
+    async fn settle_all(&self, version: u64, locks_serial: u64, watches_serial: u64) -> Result<(), FopError> {
         // An event need not bring a new version; nobody waits for it here, but it is written at once.
         if self.core.borrow().has_changes() {
             self.dirty.notify_one();
         }
         loop {
-            if self.published.borrow().version >= version && self.locks_stored.get() >= locks_serial {
+            let is_durable = self.published.borrow().version >= version
+                && self.locks_stored.get() >= locks_serial
+                && self.watches_stored.get() >= watches_serial;
+            if is_durable {
                 return Ok(());
             }
             if let Some(reason) = self.store_failed.borrow().as_ref() {
@@ -515,8 +548,9 @@ impl Inner {
         let wait = Duration::from_millis(u64::from(request.wait_ms.min(EVENTS_WAIT_MS_MAX)));
         let until = (locality.now() + wait).min(deadline);
         let newest = || self.events.borrow().back().map_or(0, |last| last.number);
+        let waits = Waits::begin(&self.event_waits, EVENTS_WAITS_MAX);
         // A daemon that is to stop does not wait for those who wait for it.
-        while newest() <= request.after && locality.now() < until && !self.shutdown.get() {
+        while waits.is_some() && newest() <= request.after && locality.now() < until && !self.shutdown.get() {
             // Either way it is looked again: something became durable, or time is up.
             let _rung = locality.timeout_at(until, self.settled.notified()).await;
         }
@@ -527,6 +561,26 @@ impl Inner {
             newest: newest(),
             events: wanted.take(EVENTS_PAGE).cloned().collect(),
         }
+    }
+}
+
+/// One request that waits; over when it is dropped, also with its fom.
+pub(crate) struct Waits<'a>(&'a Cell<usize>);
+
+impl Waits<'_> {
+    /// A place among at most `max`; `None` if there is none: heartbeats need foms too.
+    pub(crate) fn begin(waits: &Cell<usize>, max: usize) -> Option<Waits<'_>> {
+        if waits.get() >= max {
+            return None;
+        }
+        waits.set(waits.get() + 1);
+        Some(Waits(waits))
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
@@ -560,15 +614,19 @@ async fn write_changes(inner: Rc<Inner>) {
             let changes = inner.core.borrow_mut().take_changes();
             let locks_serial = inner.locks.borrow().serial();
             let locks = inner.locks.borrow_mut().take_changes();
-            let nothing_new = changes.is_empty() && locks.0.is_empty();
+            let watches_serial = inner.watches.borrow().serial();
+            let watches = inner.watches.borrow_mut().take_changes();
+            let nothing_new = changes.is_empty() && locks.0.is_empty() && watches.is_empty();
             if next.version == inner.published.borrow().version && nothing_new {
                 break;
             }
             let events = inner.number(&changes);
-            match inner.store.save(&next, transactions.as_ref(), &events, &locks).await {
+            let changes = Changes { events, locks, watches };
+            match inner.store.save(&next, transactions.as_ref(), &changes).await {
                 Ok(()) => {
-                    inner.publish(next, events);
+                    inner.publish(next, changes.events);
                     inner.locks_stored.set(locks_serial);
+                    inner.watches_stored.set(watches_serial);
                 }
                 Err(error) => *inner.store_failed.borrow_mut() = Some(error.to_string()),
             }

@@ -4,7 +4,6 @@
 //! each time that something may have become free, so no wake-up is lost. Waits are bounded by `faces::limits`; a daemon that is to stop
 //! ends them. Thread: the daemon's. Start at [`serve_all`]; [`run`] is what happens without a request.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use fops::lock::{
 };
 use rpc::Fom;
 
-use crate::daemon::{Inner, serve};
+use crate::daemon::{Inner, Waits, serve};
 use crate::locks::LockRefusal;
 
 /// Time between two tries of what found no room.
@@ -53,15 +52,6 @@ fn refused(refusal: LockRefusal) -> FopError {
     }
 }
 
-/// One request that waits; over when it is dropped, also with its fom.
-struct Waits<'a>(&'a Cell<usize>);
-
-impl Drop for Waits<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
-}
-
 impl Inner {
     /// End of a wait of `wait_ms`, at most `max_ms`, inside the request's time.
     fn wait_until(&self, fom: &Fom, wait_ms: u32, max_ms: u32) -> Instant {
@@ -73,11 +63,10 @@ impl Inner {
     /// wait: heartbeats need foms too.
     async fn wait_for_locks(&self, until: Instant) -> bool {
         let locality = self.rpc.locality().clone();
-        if locality.now() >= until || self.shutdown.get() || self.lock_waits.get() >= LOCK_WAITS_MAX {
+        if locality.now() >= until || self.shutdown.get() {
             return false;
         }
-        self.lock_waits.set(self.lock_waits.get() + 1);
-        let _waits = Waits(&self.lock_waits);
+        let Some(_waits) = Waits::begin(&self.lock_waits, LOCK_WAITS_MAX) else { return false };
         // Either way it is looked again.
         let _rung = locality.timeout_at(until, self.locks_rung.notified()).await;
         true

@@ -14,12 +14,14 @@ use faces::limits::EVENTS_KEPT;
 use fops::codec;
 use fops::conf::{ConfTransaction, Event};
 use fops::lock::{Fence, LockGrant, LockName, OwnerId};
+use fops::watch::{WatchRecord, WatcherId};
 use runtime::LocalityHandle;
 use spdk_stob::{Backend, Domain, FormatParams, StobError, TreeId};
 
 use crate::error::ControlError;
 use crate::locks::{LockChange, LockNumbers};
 use crate::transactions::{Kept, Transactions};
+use crate::watches::WatchChange;
 
 /// The tree of control's state.
 const TREE: TreeId = TreeId(1);
@@ -37,6 +39,8 @@ const EVENTS: TreeId = TreeId(3);
 const LOCKS: TreeId = TreeId(4);
 /// The tree of fences: key = number, big endian; value = the encoded fence.
 const FENCES: TreeId = TreeId(5);
+/// The tree of watches: key = `watch_key`; value = the encoded record.
+const WATCHES: TreeId = TreeId(6);
 /// The last numbers of tickets and fences, little endian.
 const LOCK_NUMBERS_KEY: &[u8] = b"lock-numbers";
 /// Bytes of a piece of a text.
@@ -61,6 +65,15 @@ pub(crate) struct Stored {
     pub(crate) grants: Vec<LockGrant>,
     pub(crate) fences: Vec<Fence>,
     pub(crate) lock_numbers: LockNumbers,
+    pub(crate) watches: Vec<WatchRecord>,
+}
+
+/// What is new since the last save.
+#[derive(Default)]
+pub(crate) struct Changes {
+    pub(crate) events: Vec<Event>,
+    pub(crate) locks: (Vec<LockChange>, LockNumbers),
+    pub(crate) watches: Vec<WatchChange>,
 }
 
 impl Store {
@@ -84,6 +97,7 @@ impl Store {
                 grants: store.read_all(LOCKS)?,
                 fences: store.read_all(FENCES)?,
                 lock_numbers: store.read_lock_numbers()?,
+                watches: store.read_all(WATCHES)?,
             }),
             None => None,
         };
@@ -91,14 +105,14 @@ impl Store {
     }
 
     /// Durable when it returns: the configuration, the transactions that are new or no longer kept, new events, and what
-    /// changed of locks and fences.
+    /// changed of locks, fences and watches.
     pub(crate) async fn save(
         &self,
         configuration: &Configuration,
         transactions: Option<&Transactions>,
-        events: &[Event],
-        (lock_changes, lock_numbers): &(Vec<LockChange>, LockNumbers),
+        changes: &Changes,
     ) -> Result<(), ControlError> {
+        let Changes { events, locks: (lock_changes, lock_numbers), watches } = changes;
         let mut value = FORMAT_VERSION.to_le_bytes().to_vec();
         value.extend(configuration.to_bytes().map_err(ControlError::Configuration)?);
         let mut transaction = self.domain.begin();
@@ -152,6 +166,17 @@ impl Store {
                 }
                 LockChange::DropFence(number) => {
                     transaction.tree_delete(FENCES, &number.to_be_bytes());
+                }
+            }
+        }
+        for change in watches {
+            match change {
+                WatchChange::Put(watch) => {
+                    let value = codec::encode(watch).map_err(ControlError::Record)?;
+                    transaction.tree_put(WATCHES, &watch_key(watch.watcher, watch.cookie), &value);
+                }
+                WatchChange::Drop(watcher, cookie) => {
+                    transaction.tree_delete(WATCHES, &watch_key(*watcher, *cookie));
                 }
             }
         }
@@ -237,6 +262,14 @@ fn lock_key(lock: &LockName, owner: OwnerId) -> Vec<u8> {
     key.extend_from_slice(lock.name.as_bytes());
     key.push(0);
     key.extend_from_slice(&owner.0.to_be_bytes());
+    key
+}
+
+/// Watcher, then cookie.
+fn watch_key(watcher: WatcherId, cookie: u64) -> [u8; 24] {
+    let mut key = [0; 24];
+    key[..16].copy_from_slice(&watcher.0.to_be_bytes());
+    key[16..].copy_from_slice(&cookie.to_be_bytes());
     key
 }
 

@@ -16,6 +16,7 @@ pub mod fences;
 pub mod heartbeat;
 pub mod lease;
 pub mod limits;
+pub mod watcher;
 
 pub use cluster_check::{ConfigError, ConfigProblem};
 pub use cluster_diff::{Change, Effect, diff};
@@ -28,3 +29,4 @@ pub use configuration::{
 pub use fences::{Fences, Pass};
 pub use heartbeat::{Heartbeat, Registrant};
 pub use lease::Lease;
+pub use watcher::{Notified, NotifyOutcome, Watch, WatchEvent, Watcher};

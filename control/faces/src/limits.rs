@@ -60,6 +60,46 @@ pub const LOCKS_PAGE: usize = 64;
 /// Holders that an answer names to one who has to wait.
 pub const LOCK_HOLDERS_NAMED: usize = 16;
 
+/// Requests that wait for an event at a time; what comes on top is answered at once.
+pub const EVENTS_WAITS_MAX: usize = 16;
+
+/// Watches of a cluster: 200 bytes each in memory and in control's store.
+pub const WATCHES_MAX: usize = 4096;
+/// Watches of one object: all of their acknowledgements fit one message.
+pub const WATCHES_PER_OBJECT_MAX: usize = 64;
+/// Watches of one watcher, named in each answer to it.
+pub const WATCHES_PER_WATCHER_MAX: usize = 64;
+/// Bytes of a watcher's name.
+pub const WATCH_NAME_BYTES_MAX: usize = 64;
+/// Lease of a watch where nobody chooses one.
+pub const WATCH_LEASE_DEFAULT_MS: u32 = 10_000;
+/// Shortest lease of a watch, in milliseconds.
+pub const WATCH_LEASE_MIN_MS: u32 = 1_000;
+/// Longest lease of a watch, in milliseconds.
+pub const WATCH_LEASE_MAX_MS: u32 = 120_000;
+/// A watcher asks again so many times in its lease: two answers may be late before it ends.
+pub const WATCH_POLLS_PER_LEASE: u32 = 3;
+/// A watcher whose request control could not let wait asks so many times in its lease.
+pub const WATCH_TRIES_PER_LEASE: u32 = 10;
+/// Requests of watchers that wait at control at a time; what comes on top is answered at once and asks again after a pause.
+pub const WATCH_WAITS_MAX: usize = 64;
+/// Notifications that a watch keeps for a program that does not fetch them; then it has a gap.
+pub const WATCH_INBOX_MAX: usize = 64;
+/// Bytes of a notify: three of them fit one answer to a watcher.
+pub const NOTIFY_BYTES_MAX: usize = 16 << 10;
+/// Bytes of an acknowledgement.
+pub const NOTIFY_ACK_BYTES_MAX: usize = 512;
+/// Notifies under way at a time, each a fom: at most 32 x (16 KiB + 64 x 700 bytes) = 2 MiB. What comes on top asks again.
+pub const NOTIFIES_MAX: usize = 32;
+/// Answers to notifies that are kept for those who ask again: at most 45 KiB each.
+pub const NOTIFIES_KEPT: usize = 32;
+/// Longest wait for acknowledgements, in milliseconds: shorter than a fom may wait before it is named as hung.
+pub const NOTIFY_WAIT_MS_MAX: u32 = 25_000;
+/// Bytes of payload of one answer to a watcher.
+pub const WATCH_PAGE_BYTES: usize = 3 * NOTIFY_BYTES_MAX;
+/// Notifications of one answer to a watcher.
+pub const WATCH_PAGE: usize = 64;
+
 /// Encoded bytes of an endpoint: net kind and number, address, pid, portal, transfer machine id.
 const ENDPOINT_BYTES: usize = 4 + 2 + 4 + 4 + 2 + 2;
 /// Encoded bytes of a fid.
@@ -96,7 +136,32 @@ const EVENT_BYTES_MAX: usize = 3 * 8 + FID_BYTES + 3 * (8 + 16);
 const _: () = assert!(wide(3 * 8 + EVENTS_PAGE * EVENT_BYTES_MAX + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 const _: () =
     assert!(wide(8 + TRANSACTIONS_KEPT * TRANSACTION_BYTES_MAX + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
-const _: () = assert!(2 * LOCK_WAITS_MAX <= rpc::limits::FOMS_MAX);
+/// Foms that are left for heartbeats and for what does not wait.
+const FOMS_FREE: usize = 16;
+const _: () = assert!(
+    LOCK_WAITS_MAX + WATCH_WAITS_MAX + NOTIFIES_MAX + EVENTS_WAITS_MAX + FOMS_FREE <= rpc::limits::FOMS_MAX
+);
+/// Encoded bytes of a `WatchPlace`: watcher, cookie, name, endpoint.
+const WATCH_PLACE_BYTES: usize = 16 + 8 + 8 + WATCH_NAME_BYTES_MAX + ENDPOINT_BYTES;
+const _: () = assert!(
+    wide(
+        4 + 2 * 8
+            + WATCHES_PER_OBJECT_MAX * (WATCH_PLACE_BYTES + 8 + NOTIFY_ACK_BYTES_MAX)
+            + ITEM_HEADER_ROOM
+    ) <= MESSAGE_BYTES_MAX
+);
+/// Encoded bytes of a `Notification` without its payload: number, cookie, notify, object, endpoint, length.
+const NOTIFICATION_BYTES: usize = 2 * 8 + 16 + FID_BYTES + ENDPOINT_BYTES + 8;
+const _: () = assert!(
+    wide(
+        3 * 8
+            + WATCHES_PER_WATCHER_MAX * 8
+            + WATCH_PAGE * NOTIFICATION_BYTES
+            + WATCH_PAGE_BYTES
+            + ITEM_HEADER_ROOM
+    ) <= MESSAGE_BYTES_MAX
+);
+const _: () = assert!(NOTIFY_WAIT_MS_MAX as u128 + 1_000 < rpc::limits::HUNG_AFTER.as_millis());
 /// Encoded bytes of a lock's name: option, fid, length, text.
 const LOCK_NAME_ENCODED: usize = 1 + FID_BYTES + 8 + LOCK_NAME_BYTES_MAX;
 /// Encoded bytes of a `LockEntry`: name, ticket, two words, endpoint, since, why, breaking (fence, endpoint, why), silence, waiting, fenced.

@@ -4,7 +4,7 @@
 //! belong to `rpc`. Bytes are pinned by golden tests; docs/wire.md lists the opcodes.
 //!
 //! Start at [`Fop`]; the bodies are grouped by the service that answers them: [`conf`], [`object`], [`component`], [`lock`],
-//! [`admin`].
+//! [`watch`], [`admin`].
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -14,6 +14,7 @@ pub mod conf;
 mod error;
 pub mod lock;
 pub mod object;
+pub mod watch;
 
 pub use error::FopError;
 
@@ -84,6 +85,16 @@ pub enum Opcode {
     TicketedUpdate = 73,
     /// [`lock::Ticketed`] [`object::ObjectDelete`]
     TicketedDelete = 74,
+    /// [`watch::WatchRegister`]
+    WatchRegister = 80,
+    /// [`watch::WatchUnregister`]
+    WatchUnregister = 81,
+    /// [`watch::WatchPoll`]
+    WatchPoll = 82,
+    /// [`watch::WatchAck`]
+    WatchAck = 83,
+    /// [`watch::Notify`]
+    Notify = 84,
 }
 
 impl Opcode {

@@ -5,7 +5,7 @@
 
 use base::{BlockExtent, Endpoint, Fid, LayoutWidth};
 use fops::codec::{CodecError, Decode, Encode, decode, encode, encode_into};
-use fops::{FopError, admin, component, conf, lock, object};
+use fops::{FopError, admin, component, conf, lock, object, watch};
 use proptest::prelude::*;
 
 type RawFid = (u64, u64);
@@ -422,6 +422,11 @@ fn opcodes_are_pinned() {
         (O::TicketedOpen, 72),
         (O::TicketedUpdate, 73),
         (O::TicketedDelete, 74),
+        (O::WatchRegister, 80),
+        (O::WatchUnregister, 81),
+        (O::WatchPoll, 82),
+        (O::WatchAck, 83),
+        (O::Notify, 84),
     ];
     for (opcode, number) in numbers {
         assert_eq!(opcode as u16, number, "{opcode:?}");
@@ -482,6 +487,16 @@ fn decode_as_everything(bytes: &[u8]) {
     one::<admin::ShutdownReply>(bytes);
     one::<admin::NetFault>(bytes);
     one::<admin::NetFaultReply>(bytes);
+    one::<lock::LockTake>(bytes);
+    one::<lock::LockTakeReply>(bytes);
+    one::<lock::LockListReply>(bytes);
+    one::<lock::FencesReply>(bytes);
+    one::<watch::WatchRegister>(bytes);
+    one::<watch::WatchPoll>(bytes);
+    one::<watch::WatchPollReply>(bytes);
+    one::<watch::WatchAck>(bytes);
+    one::<watch::Notify>(bytes);
+    one::<watch::NotifyReply>(bytes);
     one::<FopError>(bytes);
 }
 
@@ -640,6 +655,89 @@ fn bodies_of_locks() {
         agreed!((u32, u64, u64): (15, 5, 6)),
         "0f000000 0500000000000000 0600000000000000",
     );
+}
+
+#[test]
+fn bodies_of_watches() {
+    let watcher = watch::WatcherId(OWNER.0);
+    let notify = watch::NotifyId(3);
+    let notify_hex = "0300000000000000 0000000000000000";
+    let from: Endpoint = "127.0.0.1@tcp2:12345:34:5".parse().unwrap();
+    let from_hex = "01000000 0200 0100007f 39300000 2200 0500";
+    type RawEndpoint = (((u32, u16), u32), u32, u16, u16);
+    let raw_from: RawEndpoint = (((1, 2), 0x7f00_0001), 12345, 34, 5);
+    pinned(
+        watch::WatchRegister {
+            watch: watch::WatchRecord {
+                watcher,
+                cookie: 4,
+                object: FID,
+                name: "ab".to_owned(),
+                lease_ms: 3000,
+            },
+        },
+        agreed!((u128, u64, RawFid, String, u32): (OWNER.0, 4, RAW, "ab".to_owned(), 3000)),
+        &format!("{OWNER_HEX} 0400000000000000 {FID_HEX} 0200000000000000 6162 b80b0000"),
+    );
+    pinned(watch::WatchRegisterReply { lease_ms: 3000 }, agreed!(u32: 3000), "b80b0000");
+    pinned(
+        watch::WatchUnregister { watcher, cookie: 4 },
+        agreed!((u128, u64): (OWNER.0, 4)),
+        &format!("{OWNER_HEX} 0400000000000000"),
+    );
+    pinned(watch::WatchUnregisterReply { was_registered: true }, agreed!(bool: true), "01");
+    pinned(
+        watch::WatchPoll { watcher, incarnation: 5, after: 6, wait_ms: 9 },
+        agreed!((u128, u64, u64, u32): (OWNER.0, 5, 6, 9)),
+        &format!("{OWNER_HEX} 0500000000000000 0600000000000000 09000000"),
+    );
+    pinned(
+        watch::WatchPollReply {
+            incarnation: 5,
+            cookies: vec![4],
+            notifications: vec![watch::Notification {
+                number: 6,
+                cookie: 4,
+                notify,
+                object: FID,
+                from,
+                payload: vec![7],
+            }],
+        },
+        agreed!((u64, Vec<u64>, Vec<(u64, u64, u128, RawFid, RawEndpoint, Vec<u8>)>):
+            (5, vec![4], vec![(6, 4, 3, RAW, raw_from, vec![7])])),
+        &format!(
+            "0500000000000000 0100000000000000 0400000000000000 0100000000000000 0600000000000000 0400000000000000 \
+             {notify_hex} {FID_HEX} {from_hex} 0100000000000000 07"
+        ),
+    );
+    pinned(
+        watch::WatchAck { watcher, cookie: 4, notify, payload: vec![8] },
+        agreed!((u128, u64, u128, Vec<u8>): (OWNER.0, 4, 3, vec![8])),
+        &format!("{OWNER_HEX} 0400000000000000 {notify_hex} 0100000000000000 08"),
+    );
+    pinned(watch::WatchAckReply { counted: false }, agreed!(bool: false), "00");
+    pinned(
+        watch::Notify { id: notify, object: FID, payload: vec![7], wait_ms: 9 },
+        agreed!((u128, RawFid, Vec<u8>, u32): (3, RAW, vec![7], 9)),
+        &format!("{notify_hex} {FID_HEX} 0100000000000000 07 09000000"),
+    );
+    let place = watch::WatchPlace { watcher, cookie: 4, name: "ab".to_owned(), from };
+    type RawPlace = (u128, u64, String, RawEndpoint);
+    let raw_place: RawPlace = (OWNER.0, 4, "ab".to_owned(), raw_from);
+    let place_hex = format!("{OWNER_HEX} 0400000000000000 0200000000000000 6162 {from_hex}");
+    pinned(
+        watch::NotifyReply::Done {
+            acks: vec![watch::NotifyAck { watch: place.clone(), payload: vec![8] }],
+            missed: vec![watch::NotifyMissed { watch: place, why: watch::MissedWhy::Left }],
+        },
+        agreed!((u32, Vec<(RawPlace, Vec<u8>)>, Vec<(RawPlace, u32)>):
+            (0, vec![(raw_place.clone(), vec![8])], vec![(raw_place, 3)])),
+        &format!(
+            "00000000 0100000000000000 {place_hex} 0100000000000000 08 0100000000000000 {place_hex} 03000000"
+        ),
+    );
+    pinned(watch::NotifyReply::Busy, agreed!(u32: 1), "01000000");
 }
 
 #[test]

@@ -14,3 +14,4 @@ mod peers;
 mod quickstart;
 mod refusals;
 mod states;
+mod watches;

@@ -1,0 +1,216 @@
+//! `clovis watch` and `clovis notify`: tell whoever watches an object something, and hear who took it. Rules: docs/watch.md.
+//!
+//! The watcher acknowledges what it has printed, in that order, so that who notifies knows that it was said. It goes on over a restart of
+//! control. A notify that somebody missed ends with status 1 and their names.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use base::ObjectId;
+use client::{Notified, NotifyOutcome, Watch, WatchEvent};
+use fops::watch::{MissedWhy, NotifyMissed};
+use serde_json::{Value, json};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::args::{ConnectArgs, NotifyArgs, WatchArgs};
+use crate::connection::{Station, connect};
+use crate::failure::Failure;
+use crate::output;
+use crate::table::{Align, Table};
+
+/// Longest time until an interruption is noticed.
+const NOTICE: Duration = Duration::from_millis(200);
+/// How long control may take to answer a notify, without its wait.
+const ANSWER_WITHIN_S: u64 = 30;
+
+/// `clovis watch`
+pub fn watch(args: &WatchArgs) -> Result<(), Failure> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    // From before the watch is registered: an interrupted watcher ends it.
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupted))
+            .map_err(Failure::while_doing("listening to signals"))?;
+    }
+    let name = args.name.clone().unwrap_or_else(|| format!("watch-{}", std::process::id()));
+    let within = Duration::from_secs(args.connect.timeout);
+    let (mut station, client, _) = connect(&args.connect, false)?;
+    let watcher = client.watcher(&name, Duration::from_secs(u64::from(args.lease)));
+    let deadline = station.now() + within;
+    let watch = station.wait(watcher.watch(args.object.fid(), deadline))?.map_err(failed)?;
+    eprintln!("clovis: watching {} as {name}", args.object);
+    let mut left = args.count.unwrap_or(u64::MAX);
+    while left > 0 {
+        let Some(event) = next(&mut station, &watch, &interrupted)? else { break };
+        let WatchEvent::Notified(notified) = event else {
+            output::line(if args.json {
+                r#"{"gap":true}"#
+            } else {
+                "gap: notifications may have been missed"
+            })?;
+            continue;
+        };
+        output::line(&if args.json {
+            notified_json(args.object, &notified).to_string()
+        } else {
+            format!("{}  {}", notified.from(), payload_text(notified.payload()))
+        })?;
+        match station.wait(notified.ack(args.reply.as_bytes()))? {
+            Ok(true) => {}
+            Ok(false) => eprintln!("clovis: the notifier no longer waited"),
+            Err(error) => eprintln!("clovis: not acknowledged: {error}"),
+        }
+        left -= 1;
+    }
+    let deadline = station.now() + within;
+    station.wait(watch.end(deadline))?.map_err(failed)
+}
+
+fn failed(error: client::ConfError) -> Failure {
+    Failure::new(error.to_string())
+}
+
+/// The next event, or nothing once the command is interrupted.
+fn next(
+    station: &mut Station,
+    watch: &Watch,
+    interrupted: &AtomicBool,
+) -> Result<Option<WatchEvent>, Failure> {
+    let handle = station.handle();
+    while !interrupted.load(Ordering::Relaxed) {
+        let until = station.now() + NOTICE;
+        if let Ok(event) = station.wait(handle.timeout_at(until, watch.next()))? {
+            return Ok(Some(event));
+        }
+    }
+    Ok(None)
+}
+
+/// Bytes as text if they are one that does not move the cursor, else in hexadecimal.
+fn payload_text(payload: &[u8]) -> String {
+    match std::str::from_utf8(payload) {
+        Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),
+        _ => format!("0x{}", hex(payload)),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `payload` for a text, `payload_hex` for anything else.
+fn with_payload(mut object: Value, payload: &[u8]) -> Value {
+    match std::str::from_utf8(payload) {
+        Ok(text) => object["payload"] = json!(text),
+        Err(_) => object["payload_hex"] = json!(hex(payload)),
+    }
+    object
+}
+
+fn notified_json(object: ObjectId, notified: &Notified) -> Value {
+    let head = json!({ "object": object.to_string(), "notify": notified.id().to_string(),
+                       "from": notified.from().to_string() });
+    with_payload(head, notified.payload())
+}
+
+/// `clovis notify`
+pub fn notify(args: &NotifyArgs) -> Result<(), Failure> {
+    let connect_args = ConnectArgs { config: args.config.clone(), timeout: ANSWER_WITHIN_S };
+    let (mut station, client, _) = connect(&connect_args, false)?;
+    let within = Duration::from_secs(args.timeout);
+    let outcome =
+        station.wait(client.notify(args.object, args.payload.as_bytes(), within))?.map_err(failed)?;
+    if args.json {
+        output::line(&outcome_json(args.object, &outcome).to_string())?;
+    } else if outcome.acks.is_empty() && outcome.missed.is_empty() {
+        output::line(&format!("nobody watches {}", args.object))?;
+    } else {
+        output::print(&outcome_text(&outcome))?;
+    }
+    match outcome.missed.as_slice() {
+        [] => Ok(()),
+        missed => Err(Failure::new(missed_text(missed, outcome.acks.len() + missed.len()))),
+    }
+}
+
+fn why_word(why: MissedWhy) -> &'static str {
+    match why {
+        MissedWhy::NotReached => "not reached",
+        MissedWhy::NoAnswer => "no answer",
+        MissedWhy::LeaseEnded => "lease ended",
+        MissedWhy::Left => "left",
+    }
+}
+
+fn missed_text(missed: &[NotifyMissed], watches: usize) -> String {
+    let names: Vec<String> =
+        missed.iter().map(|missed| format!("{} ({})", missed.watch.name, why_word(missed.why))).collect();
+    format!("{} of {watches} watches missed it: {}", missed.len(), names.join(", "))
+}
+
+fn outcome_text(outcome: &NotifyOutcome) -> String {
+    let mut table = Table::new(&[
+        ("WATCHER", Align::Left),
+        ("FROM", Align::Left),
+        ("OUTCOME", Align::Left),
+        ("REPLY", Align::Left),
+    ]);
+    for ack in &outcome.acks {
+        let (name, from) = (ack.watch.name.clone(), ack.watch.from.to_string());
+        table.row([name, from, "acknowledged".to_owned(), payload_text(&ack.payload)]);
+    }
+    for missed in &outcome.missed {
+        let (name, from) = (missed.watch.name.clone(), missed.watch.from.to_string());
+        table.row([name, from, why_word(missed.why).to_owned()]);
+    }
+    table.render()
+}
+
+fn outcome_json(object: ObjectId, outcome: &NotifyOutcome) -> Value {
+    let place = |watch: &fops::watch::WatchPlace| {
+        json!({ "watcher": watch.watcher.to_string(), "cookie": watch.cookie, "name": watch.name,
+                "from": watch.from.to_string() })
+    };
+    let acks: Vec<Value> =
+        outcome.acks.iter().map(|ack| with_payload(place(&ack.watch), &ack.payload)).collect();
+    let missed: Vec<Value> = outcome
+        .missed
+        .iter()
+        .map(|missed| {
+            let mut entry = place(&missed.watch);
+            entry["why"] = json!(why_word(missed.why));
+            entry
+        })
+        .collect();
+    json!({ "object": object.to_string(), "acks": acks, "missed": missed })
+}
+
+#[cfg(test)]
+mod tests {
+    use fops::watch::{NotifyAck, WatchPlace, WatcherId};
+
+    use super::*;
+
+    fn place(name: &str) -> WatchPlace {
+        let from = "10.0.0.7@tcp:1:34:1".parse().unwrap();
+        WatchPlace { watcher: WatcherId(0xab), cookie: 1, name: name.to_owned(), from }
+    }
+
+    #[test]
+    fn the_outcome_names_everybody_and_bytes_do_not_move_the_cursor() {
+        let outcome = NotifyOutcome {
+            acks: vec![NotifyAck { watch: place("left"), payload: b"\x1b[2J".to_vec() }],
+            missed: vec![NotifyMissed { watch: place("right"), why: MissedWhy::NoAnswer }],
+        };
+        let text = outcome_text(&outcome);
+        let rows: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(rows[1], ["left", "10.0.0.7@tcp:1:34:1", "acknowledged", "0x1b5b324a"]);
+        assert_eq!(rows[2], ["right", "10.0.0.7@tcp:1:34:1", "no", "answer"]);
+        assert_eq!(missed_text(&outcome.missed, 2), "1 of 2 watches missed it: right (no answer)");
+        let json = outcome_json(ObjectId::new(1, 7).unwrap(), &outcome);
+        assert_eq!(json["missed"][0]["why"], "no answer");
+        assert_eq!(json["acks"][0]["payload"], "\u{1b}[2J");
+        assert_eq!(with_payload(json!({}), &[0xff])["payload_hex"], "ff");
+        assert_eq!(payload_text("grüße".as_bytes()), "grüße");
+    }
+}

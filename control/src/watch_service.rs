@@ -1,0 +1,142 @@
+//! Requests about watches and notifies: they meet the table, wait for the store, wait for each other.
+//!
+//! **Invariant**: nobody hears that a watch is registered before it is durable: a notify after a restart counts it. Who waits looks at the
+//! table again each time that something happened, so no wake-up is lost. Waits are bounded by `faces::limits`; a daemon that is to stop
+//! ends them. Thread: the daemon's. Start at [`serve_all`]; [`run`] is what happens without a request.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use base::Instant;
+use faces::limits::{WATCH_LEASE_MAX_MS, WATCH_WAITS_MAX};
+use fops::FopError;
+use fops::watch::{
+    Notify, NotifyReply, WatchAck, WatchAckReply, WatchPoll, WatchPollReply, WatchRegister,
+    WatchRegisterReply, WatchUnregister, WatchUnregisterReply,
+};
+use rpc::Fom;
+
+use crate::daemon::{Inner, Waits, serve};
+use crate::watches::{NotifyStart, WatchRefusal};
+
+/// Shortest time between two looks at the table's deadlines.
+const TRY_AGAIN: Duration = Duration::from_millis(10);
+
+pub(crate) fn serve_all(inner: &Rc<Inner>) {
+    serve(inner, |inner: Rc<Inner>, fom: Fom, request: WatchRegister| async move {
+        inner.register_watch(&fom, &request).await
+    });
+    serve(inner, |inner: Rc<Inner>, _fom, request: WatchUnregister| async move {
+        inner.unregister_watch(&request).await
+    });
+    serve(inner, |inner: Rc<Inner>, fom: Fom, request: WatchPoll| async move {
+        Ok(inner.poll_watches(&fom, &request).await)
+    });
+    serve(inner, |inner: Rc<Inner>, _fom, request: WatchAck| async move { inner.ack_notify(request) });
+    serve(
+        inner,
+        |inner: Rc<Inner>, fom: Fom, request: Notify| async move { inner.notify(&fom, &request).await },
+    );
+}
+
+fn refused(refusal: WatchRefusal) -> FopError {
+    let reason = refusal.to_string();
+    match refusal {
+        WatchRefusal::Full | WatchRefusal::ObjectFull { .. } | WatchRefusal::WatcherFull => {
+            FopError::NotPermitted { reason }
+        }
+        _ => FopError::BadRequest { reason },
+    }
+}
+
+impl Inner {
+    async fn register_watch(
+        &self,
+        fom: &Fom,
+        request: &WatchRegister,
+    ) -> Result<WatchRegisterReply, FopError> {
+        let now = self.rpc.locality().now();
+        let from = fom.peer().endpoint;
+        let lease_ms =
+            self.watches.borrow_mut().handle_register(now, &request.watch, from).map_err(refused)?;
+        self.settle_watches().await?;
+        // `run` has a new deadline.
+        self.watches_rung.notify_waiters();
+        Ok(WatchRegisterReply { lease_ms })
+    }
+
+    async fn unregister_watch(&self, request: &WatchUnregister) -> Result<WatchUnregisterReply, FopError> {
+        let now = self.rpc.locality().now();
+        let was_registered = self.watches.borrow_mut().handle_unregister(now, request);
+        self.settle_watches().await?;
+        self.watches_rung.notify_waiters();
+        Ok(WatchUnregisterReply { was_registered })
+    }
+
+    async fn poll_watches(&self, fom: &Fom, request: &WatchPoll) -> WatchPollReply {
+        let locality = self.rpc.locality().clone();
+        let wait = Duration::from_millis(u64::from(request.wait_ms.min(WATCH_LEASE_MAX_MS)));
+        let until = (locality.now() + wait).min(fom.deadline());
+        let incarnation = self.epoch;
+        // Numbers of an earlier control: everything that is under way is new to this watcher.
+        let after = if request.incarnation == incarnation { request.after } else { 0 };
+        let from = fom.peer().endpoint;
+        let poll = self.watches.borrow_mut().handle_poll(locality.now(), request.watcher, after, from);
+        let waits = Waits::begin(&self.watch_waits, WATCH_WAITS_MAX);
+        loop {
+            let notifications = self.watches.borrow().page(request.watcher, after);
+            let is_current = poll.is_some_and(|poll| self.watches.borrow().is_current(request.watcher, poll));
+            let may_wait = is_current && waits.is_some() && locality.now() < until && !self.shutdown.get();
+            if !notifications.is_empty() || !may_wait {
+                let cookies = self.watches.borrow().cookies(request.watcher);
+                return WatchPollReply { incarnation, cookies, notifications };
+            }
+            // Either way it is looked again.
+            let _rung = locality.timeout_at(until, self.watches_rung.notified()).await;
+        }
+    }
+
+    fn ack_notify(&self, request: WatchAck) -> Result<WatchAckReply, FopError> {
+        let now = self.rpc.locality().now();
+        let counted = self.watches.borrow_mut().handle_ack(now, request).map_err(refused)?;
+        self.watches_rung.notify_waiters();
+        Ok(WatchAckReply { counted })
+    }
+
+    async fn notify(&self, fom: &Fom, request: &Notify) -> Result<NotifyReply, FopError> {
+        let locality = self.rpc.locality().clone();
+        let from = fom.peer().endpoint;
+        let begun = self.watches.borrow_mut().handle_notify(locality.now(), request, from);
+        let until = match begun.map_err(refused)? {
+            NotifyStart::Busy => return Ok(NotifyReply::Busy),
+            NotifyStart::Waits(until) => until,
+        };
+        self.watches_rung.notify_waiters();
+        loop {
+            if let Some(reply) = self.watches.borrow_mut().poll_notify(locality.now(), request.id) {
+                return Ok(reply);
+            }
+            if self.shutdown.get() {
+                // It is asked again, of the next start of control.
+                return Err(FopError::NotServing { reason: "control stops".to_owned() });
+            }
+            let _rung = locality.timeout_at(until, self.watches_rung.notified()).await;
+        }
+    }
+}
+
+/// Forgets watchers whose leases ended, for as long as the daemon runs.
+pub(crate) async fn run(inner: Rc<Inner>) {
+    let locality = inner.rpc.locality().clone();
+    loop {
+        let now = locality.now();
+        if inner.watches.borrow_mut().handle_tick(now) {
+            // Those who wait may be told at once: that a watch is gone is no promise. A store that failed changes nothing here.
+            inner.watches_rung.notify_waiters();
+            let _stored = inner.settle_watches().await;
+            continue;
+        }
+        let next = inner.watches.borrow().next_deadline().unwrap_or(Instant::NEVER);
+        let _rung = locality.timeout_at(next.max(now + TRY_AGAIN), inner.watches_rung.notified()).await;
+    }
+}

@@ -1,0 +1,641 @@
+//! Watches and notifies, without I/O: requests and time in; notifications, answers and what has to be stored out.
+//!
+//! **Invariant**: each watch that there was when a notify came is once in its answer: acknowledged, or missed with a reason.
+//! **Invariant**: a watch is forgotten only when it is ended, or its watcher was silent for the lease and its grace: a watcher that
+//! died is missed by name until then. A notify is over when nobody is awaited, or its time is. Bounds: `faces::limits`.
+//! Left over: notifies are not stored. Who notifies asks again after a restart, under the same id, so that a watch may be told twice;
+//! watches are stored, and have one lease to be heard. Thread: none of its own. Rules: docs/watch.md. Start at [`WatchTable::handle_notify`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use base::{Endpoint, Fid, Instant};
+use faces::lease::lost_after;
+use faces::limits::{
+    NOTIFIES_KEPT, NOTIFIES_MAX, NOTIFY_ACK_BYTES_MAX, NOTIFY_BYTES_MAX, NOTIFY_WAIT_MS_MAX,
+    WATCH_LEASE_MAX_MS, WATCH_LEASE_MIN_MS, WATCH_NAME_BYTES_MAX, WATCH_PAGE, WATCH_PAGE_BYTES, WATCHES_MAX,
+    WATCHES_PER_OBJECT_MAX, WATCHES_PER_WATCHER_MAX,
+};
+use fops::watch::{
+    MissedWhy, Notification, Notify, NotifyAck, NotifyId, NotifyMissed, NotifyReply, WatchAck, WatchPlace,
+    WatchRecord, WatchUnregister, WatcherId,
+};
+
+/// A request about watches that control refuses.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WatchRefusal {
+    /// Not a name.
+    #[error("a watcher's name has 1 to {WATCH_NAME_BYTES_MAX} bytes and no control characters")]
+    BadName,
+    /// The cookie is in use.
+    #[error("cookie {cookie} of this watcher watches {object} already: choose another")]
+    OtherObject {
+        /// Which.
+        cookie: u64,
+        /// What it watches.
+        object: Fid,
+    },
+    /// No room in the cluster.
+    #[error("{WATCHES_MAX} watches are registered, which is the limit: end some")]
+    Full,
+    /// No room for this object.
+    #[error("object {object} has {WATCHES_PER_OBJECT_MAX} watches, which is the limit")]
+    ObjectFull {
+        /// Which.
+        object: Fid,
+    },
+    /// No room for this watcher.
+    #[error("this watcher has {WATCHES_PER_WATCHER_MAX} watches, which is the limit")]
+    WatcherFull,
+    /// Too long.
+    #[error("a notify has at most {NOTIFY_BYTES_MAX} bytes, and this one has {bytes}")]
+    LongNotify {
+        /// Its length.
+        bytes: usize,
+    },
+    /// Too long.
+    #[error("an acknowledgement has at most {NOTIFY_ACK_BYTES_MAX} bytes, and this one has {bytes}")]
+    LongAck {
+        /// Its length.
+        bytes: usize,
+    },
+    /// The number is in use.
+    #[error("notify {id} is another one, on object {object}: choose another number")]
+    OtherNotify {
+        /// Which.
+        id: NotifyId,
+        /// What it is on.
+        object: Fid,
+    },
+}
+
+/// Something that the store has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WatchChange {
+    /// Put this watch.
+    Put(WatchRecord),
+    /// Delete the watch.
+    Drop(WatcherId, u64),
+}
+
+/// Where a notify stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotifyStart {
+    /// Under way until this moment at the latest.
+    Waits(Instant),
+    /// Too many are under way; nothing happened.
+    Busy,
+}
+
+#[derive(Clone, Debug)]
+struct Watcher {
+    heard_at: Instant,
+    from: Endpoint,
+    /// Number of its last poll: an older one that still waits is over.
+    polls: u64,
+    watches: BTreeMap<u64, WatchRecord>,
+    queue: VecDeque<Queued>,
+}
+
+impl Watcher {
+    /// When it counts as gone.
+    fn lost_at(&self) -> Instant {
+        let lease_ms = self.watches.values().map(|watch| watch.lease_ms).max().unwrap_or(0);
+        self.heard_at + lost_after(Duration::from_millis(u64::from(lease_ms)))
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Queued {
+    number: u64,
+    cookie: u64,
+    notify: NotifyId,
+}
+
+#[derive(Clone, Debug)]
+struct Awaited {
+    name: String,
+    /// Its watcher has shown that it got the notification.
+    told: bool,
+}
+
+#[derive(Clone, Debug)]
+struct UnderWay {
+    object: Fid,
+    from: Endpoint,
+    payload: Vec<u8>,
+    until: Instant,
+    awaited: BTreeMap<(WatcherId, u64), Awaited>,
+    acks: Vec<NotifyAck>,
+    missed: Vec<NotifyMissed>,
+}
+
+/// All watches of the cluster, and the notifies under way.
+#[derive(Debug, Default)]
+pub struct WatchTable {
+    watchers: BTreeMap<WatcherId, Watcher>,
+    under_way: BTreeMap<NotifyId, UnderWay>,
+    /// Oldest first: answers for those who ask again.
+    over: VecDeque<(NotifyId, Fid, NotifyReply)>,
+    /// Of the last notification.
+    number: u64,
+    /// Of the last poll.
+    polls: u64,
+    /// One more with each change that the store has to have.
+    serial: u64,
+    changes: Vec<WatchChange>,
+}
+
+impl WatchTable {
+    /// The table as the store had it at `now`. `here`: control's own endpoint, until a watcher says where it is.
+    #[must_use]
+    pub fn new(now: Instant, here: Endpoint, records: Vec<WatchRecord>) -> WatchTable {
+        let mut table = WatchTable::default();
+        for record in records {
+            table.watcher(now, here, record.watcher).watches.insert(record.cookie, record);
+        }
+        table
+    }
+
+    fn watcher(&mut self, now: Instant, from: Endpoint, id: WatcherId) -> &mut Watcher {
+        self.watchers.entry(id).or_insert_with(|| Watcher {
+            heard_at: now,
+            from,
+            polls: 0,
+            watches: BTreeMap::new(),
+            queue: VecDeque::new(),
+        })
+    }
+
+    /// Number of the last change: an answer waits until the store has it.
+    #[must_use]
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    /// What the store has to do, in this order.
+    pub fn take_changes(&mut self) -> Vec<WatchChange> {
+        std::mem::take(&mut self.changes)
+    }
+
+    fn change(&mut self, change: WatchChange) {
+        self.serial += 1;
+        self.changes.push(change);
+    }
+
+    fn all(&self) -> impl Iterator<Item = &WatchRecord> {
+        self.watchers.values().flat_map(|watcher| watcher.watches.values())
+    }
+
+    /// Registers a watch, or prolongs its lease. Answer: the lease that counts. Notifies that are under way do not count it.
+    pub fn handle_register(
+        &mut self,
+        now: Instant,
+        watch: &WatchRecord,
+        from: Endpoint,
+    ) -> Result<u32, WatchRefusal> {
+        let WatchRecord { watcher, cookie, object, ref name, lease_ms } = *watch;
+        if !(1..=WATCH_NAME_BYTES_MAX).contains(&name.len()) || name.chars().any(char::is_control) {
+            return Err(WatchRefusal::BadName);
+        }
+        let lease_ms = lease_ms.clamp(WATCH_LEASE_MIN_MS, WATCH_LEASE_MAX_MS);
+        let record = WatchRecord { lease_ms, ..watch.clone() };
+        let known = self.watchers.get(&watcher);
+        let found = known.and_then(|known| known.watches.get(&cookie));
+        match found {
+            Some(found) if found.object != object => {
+                return Err(WatchRefusal::OtherObject { cookie, object: found.object });
+            }
+            Some(_) => {}
+            None if known.is_some_and(|known| known.watches.len() >= WATCHES_PER_WATCHER_MAX) => {
+                return Err(WatchRefusal::WatcherFull);
+            }
+            None if self.all().filter(|other| other.object == object).count() >= WATCHES_PER_OBJECT_MAX => {
+                return Err(WatchRefusal::ObjectFull { object });
+            }
+            None if self.all().count() >= WATCHES_MAX => return Err(WatchRefusal::Full),
+            None => {}
+        }
+        let is_new = found != Some(&record);
+        let watcher = self.watcher(now, from, watcher);
+        (watcher.heard_at, watcher.from) = (now, from);
+        if is_new {
+            watcher.watches.insert(cookie, record.clone());
+            self.change(WatchChange::Put(record));
+        }
+        Ok(lease_ms)
+    }
+
+    /// Ends a watch. False if there is none.
+    pub fn handle_unregister(&mut self, now: Instant, request: &WatchUnregister) -> bool {
+        let Some(watcher) = self.watchers.get_mut(&request.watcher) else { return false };
+        watcher.heard_at = now;
+        self.end_watch(request.watcher, request.cookie, MissedWhy::Left)
+    }
+
+    fn end_watch(&mut self, id: WatcherId, cookie: u64, why: MissedWhy) -> bool {
+        let Some(watcher) = self.watchers.get_mut(&id) else { return false };
+        if watcher.watches.remove(&cookie).is_none() {
+            return false;
+        }
+        watcher.queue.retain(|queued| queued.cookie != cookie);
+        let from = watcher.from;
+        if watcher.watches.is_empty() {
+            self.watchers.remove(&id);
+        }
+        for notify in self.under_way.values_mut() {
+            if let Some(Awaited { name, .. }) = notify.awaited.remove(&(id, cookie)) {
+                let watch = WatchPlace { watcher: id, cookie, name, from };
+                notify.missed.push(NotifyMissed { watch, why });
+            }
+        }
+        self.change(WatchChange::Drop(id, cookie));
+        true
+    }
+
+    /// A watcher lives, and has what came up to the number `after`. Answer: the number of this poll; `None` if it has no watch here.
+    pub fn handle_poll(&mut self, now: Instant, id: WatcherId, after: u64, from: Endpoint) -> Option<u64> {
+        let watcher = self.watchers.get_mut(&id)?;
+        self.polls += 1;
+        (watcher.heard_at, watcher.from, watcher.polls) = (now, from, self.polls);
+        for queued in watcher.queue.iter().filter(|queued| queued.number <= after) {
+            let notify = self.under_way.get_mut(&queued.notify);
+            if let Some(awaited) = notify.and_then(|notify| notify.awaited.get_mut(&(id, queued.cookie))) {
+                awaited.told = true;
+            }
+        }
+        Some(self.polls)
+    }
+
+    /// True until its watcher polls again, or is gone.
+    #[must_use]
+    pub fn is_current(&self, id: WatcherId, poll: u64) -> bool {
+        self.watchers.get(&id).is_some_and(|watcher| watcher.polls == poll)
+    }
+
+    /// The watches of a watcher.
+    #[must_use]
+    pub fn cookies(&self, id: WatcherId) -> Vec<u64> {
+        self.watchers.get(&id).map_or_else(Vec::new, |watcher| watcher.watches.keys().copied().collect())
+    }
+
+    /// What comes behind `after` for a watcher, as much as fits one answer.
+    pub fn page(&self, id: WatcherId, after: u64) -> Vec<Notification> {
+        let mut page = Vec::new();
+        let Some(watcher) = self.watchers.get(&id) else { return page };
+        let mut bytes = 0;
+        for queued in watcher.queue.iter().filter(|queued| queued.number > after).take(WATCH_PAGE) {
+            let Some(notify) = self.under_way.get(&queued.notify) else { continue };
+            bytes += notify.payload.len();
+            if bytes > WATCH_PAGE_BYTES {
+                break;
+            }
+            page.push(Notification {
+                number: queued.number,
+                cookie: queued.cookie,
+                notify: queued.notify,
+                object: notify.object,
+                from: notify.from,
+                payload: notify.payload.clone(),
+            });
+        }
+        page
+    }
+
+    /// A watch has done what it was told. False if nobody waits for that.
+    pub fn handle_ack(&mut self, now: Instant, request: WatchAck) -> Result<bool, WatchRefusal> {
+        let WatchAck { watcher: id, cookie, notify, payload } = request;
+        if payload.len() > NOTIFY_ACK_BYTES_MAX {
+            return Err(WatchRefusal::LongAck { bytes: payload.len() });
+        }
+        let Some(watcher) = self.watchers.get_mut(&id) else { return Ok(false) };
+        watcher.heard_at = now;
+        watcher.queue.retain(|queued| (queued.notify, queued.cookie) != (notify, cookie));
+        let from = watcher.from;
+        let Some(under_way) = self.under_way.get_mut(&notify) else { return Ok(false) };
+        let Some(Awaited { name, .. }) = under_way.awaited.remove(&(id, cookie)) else { return Ok(false) };
+        let watch = WatchPlace { watcher: id, cookie, name, from };
+        under_way.acks.push(NotifyAck { watch, payload });
+        Ok(true)
+    }
+
+    /// Begins a notify, or joins the one of that number.
+    pub fn handle_notify(
+        &mut self,
+        now: Instant,
+        request: &Notify,
+        from: Endpoint,
+    ) -> Result<NotifyStart, WatchRefusal> {
+        let Notify { id, object, ref payload, wait_ms } = *request;
+        if payload.len() > NOTIFY_BYTES_MAX {
+            return Err(WatchRefusal::LongNotify { bytes: payload.len() });
+        }
+        let under_way = self.under_way.get(&id).map(|found| (found.object, found.until));
+        let over = self.over.iter().find(|(other, ..)| *other == id).map(|(_, object, _)| (*object, now));
+        if let Some((other, until)) = under_way.or(over) {
+            return match other == object {
+                true => Ok(NotifyStart::Waits(until)),
+                false => Err(WatchRefusal::OtherNotify { id, object: other }),
+            };
+        }
+        if self.under_way.len() >= NOTIFIES_MAX {
+            return Ok(NotifyStart::Busy);
+        }
+        let mut awaited = BTreeMap::new();
+        for (watcher_id, watcher) in &mut self.watchers {
+            for watch in watcher.watches.values().filter(|watch| watch.object == object) {
+                self.number += 1;
+                watcher.queue.push_back(Queued { number: self.number, cookie: watch.cookie, notify: id });
+                let name = watch.name.clone();
+                awaited.insert((*watcher_id, watch.cookie), Awaited { name, told: false });
+            }
+        }
+        let until = now + Duration::from_millis(u64::from(wait_ms.min(NOTIFY_WAIT_MS_MAX)));
+        let payload = payload.clone();
+        let (acks, missed) = (Vec::new(), Vec::new());
+        self.under_way.insert(id, UnderWay { object, from, payload, until, awaited, acks, missed });
+        Ok(NotifyStart::Waits(until))
+    }
+
+    /// How a notify ended; `None` while it waits. Busy if it was forgotten, which takes [`NOTIFIES_KEPT`] later ones.
+    pub fn poll_notify(&mut self, now: Instant, id: NotifyId) -> Option<NotifyReply> {
+        self.end_notifies(now);
+        if self.under_way.contains_key(&id) {
+            return None;
+        }
+        let over = self.over.iter().find(|(other, ..)| *other == id);
+        Some(over.map_or(NotifyReply::Busy, |(_, _, reply)| reply.clone()))
+    }
+
+    /// Ends the notifies that wait for nobody, or whose time is over.
+    fn end_notifies(&mut self, now: Instant) -> bool {
+        let is_over = |notify: &UnderWay| notify.awaited.is_empty() || notify.until <= now;
+        let ids: Vec<NotifyId> =
+            self.under_way.iter().filter(|(_, notify)| is_over(notify)).map(|(id, _)| *id).collect();
+        let any = !ids.is_empty();
+        for id in ids {
+            let Some(notify) = self.under_way.remove(&id) else { continue };
+            let UnderWay { object, awaited, acks, mut missed, .. } = notify;
+            for ((watcher_id, cookie), Awaited { name, told }) in awaited {
+                let Some(watcher) = self.watchers.get_mut(&watcher_id) else { continue };
+                watcher.queue.retain(|queued| queued.notify != id);
+                let why = if told { MissedWhy::NoAnswer } else { MissedWhy::NotReached };
+                let watch = WatchPlace { watcher: watcher_id, cookie, name, from: watcher.from };
+                missed.push(NotifyMissed { watch, why });
+            }
+            if self.over.len() >= NOTIFIES_KEPT {
+                self.over.pop_front();
+            }
+            self.over.push_back((id, object, NotifyReply::Done { acks, missed }));
+        }
+        any
+    }
+
+    /// Forgets watchers whose leases ended, ends notifies whose time is over. True if anything happened.
+    pub fn handle_tick(&mut self, now: Instant) -> bool {
+        let lost: Vec<(WatcherId, Vec<u64>)> = self
+            .watchers
+            .iter()
+            .filter(|(_, watcher)| watcher.lost_at() <= now)
+            .map(|(id, watcher)| (*id, watcher.watches.keys().copied().collect()))
+            .collect();
+        let any = !lost.is_empty();
+        for (id, cookies) in lost {
+            for cookie in cookies {
+                self.end_watch(id, cookie, MissedWhy::LeaseEnded);
+            }
+        }
+        self.end_notifies(now) || any
+    }
+
+    /// When [`WatchTable::handle_tick`] has work next.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let leases = self.watchers.values().map(Watcher::lost_at);
+        leases.chain(self.under_way.values().map(|notify| notify.until)).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base::FidType;
+
+    use super::*;
+
+    fn at(ms: u64) -> Instant {
+        Instant::ZERO + Duration::from_millis(ms)
+    }
+
+    fn place(tmid: u16) -> Endpoint {
+        format!("0@lo:1:34:{tmid}").parse().unwrap()
+    }
+
+    fn object(key: u64) -> Fid {
+        Fid::new(FidType::Object, 1, key)
+    }
+
+    fn watch(watcher: u128, cookie: u64, key: u64) -> WatchRecord {
+        let name = format!("w{watcher}.{cookie}");
+        WatchRecord { watcher: WatcherId(watcher), cookie, object: object(key), name, lease_ms: 1000 }
+    }
+
+    fn register(table: &mut WatchTable, now: u64, watcher: u128, cookie: u64, key: u64) {
+        assert_eq!(table.handle_register(at(now), &watch(watcher, cookie, key), place(1)), Ok(1000));
+    }
+
+    fn poll(table: &mut WatchTable, now: u64, watcher: u128, after: u64) -> Vec<Notification> {
+        table.handle_poll(at(now), WatcherId(watcher), after, place(2));
+        table.page(WatcherId(watcher), after)
+    }
+
+    fn notify(table: &mut WatchTable, now: u64, id: u128, key: u64) -> NotifyStart {
+        let request = Notify { id: NotifyId(id), object: object(key), payload: vec![7; 3], wait_ms: 500 };
+        table.handle_notify(at(now), &request, place(9)).unwrap()
+    }
+
+    fn ack(table: &mut WatchTable, now: u64, watcher: u128, cookie: u64, id: u128) -> bool {
+        let payload = vec![1];
+        let request = WatchAck { watcher: WatcherId(watcher), cookie, notify: NotifyId(id), payload };
+        table.handle_ack(at(now), request).unwrap()
+    }
+
+    /// Names of those who acknowledged, then of those who did not, with why.
+    fn outcome(table: &mut WatchTable, now: u64, id: u128) -> Option<String> {
+        match table.poll_notify(at(now), NotifyId(id))? {
+            NotifyReply::Busy => Some("busy".to_owned()),
+            NotifyReply::Done { acks, missed } => {
+                let acks: Vec<String> = acks.into_iter().map(|ack| ack.watch.name).collect();
+                let missed: Vec<String> = missed
+                    .into_iter()
+                    .map(|missed| format!("{} {:?}", missed.watch.name, missed.why))
+                    .collect();
+                Some(format!("{}; {}", acks.join(", "), missed.join(", ")))
+            }
+        }
+    }
+
+    #[test]
+    fn those_who_watch_are_told_and_the_notifier_hears_who_answered() {
+        let mut table = WatchTable::default();
+        register(&mut table, 0, 1, 1, 5);
+        register(&mut table, 0, 1, 2, 6);
+        register(&mut table, 0, 2, 1, 5);
+        assert_eq!(notify(&mut table, 10, 77, 5), NotifyStart::Waits(at(510)));
+        let told = poll(&mut table, 20, 1, 0);
+        assert_eq!(told.len(), 1, "the watch of another object hears nothing: {told:?}");
+        assert_eq!((told[0].cookie, told[0].object, told[0].payload.len()), (1, object(5), 3));
+        assert_eq!(poll(&mut table, 20, 1, 0), told, "an answer that was lost comes again");
+        assert!(poll(&mut table, 20, 1, told[0].number).is_empty());
+        assert!(ack(&mut table, 30, 1, 1, 77) && !ack(&mut table, 30, 1, 1, 77), "it counts once");
+        assert_eq!(outcome(&mut table, 30, 77), None, "the other has not answered");
+        assert!(!ack(&mut table, 40, 1, 2, 77), "nobody waits for a watch of another object");
+        poll(&mut table, 40, 2, 0);
+        assert!(ack(&mut table, 40, 2, 1, 77));
+        assert_eq!(outcome(&mut table, 40, 77).unwrap(), "w1.1, w2.1; ");
+        assert_eq!(outcome(&mut table, 41, 77).unwrap(), "w1.1, w2.1; ", "who asks again gets the same");
+        assert_eq!(notify(&mut table, 50, 77, 5), NotifyStart::Waits(at(50)), "and nobody is told again");
+        assert!(poll(&mut table, 50, 2, 0).is_empty());
+    }
+
+    #[test]
+    fn each_watch_is_once_in_the_answer_with_the_reason_why_it_missed() {
+        let mut table = WatchTable::default();
+        for watcher in 1..=4 {
+            register(&mut table, 0, watcher, 1, 5);
+        }
+        // Watchers 2 to 4 are heard later, so that the lease of watcher 1 alone ends at 1250.
+        for watcher in 2..=4 {
+            poll(&mut table, 900, watcher, 0);
+        }
+        assert_eq!(notify(&mut table, 1000, 77, 5), NotifyStart::Waits(at(1500)));
+        let told = poll(&mut table, 1001, 2, 0)[0].number;
+        poll(&mut table, 1002, 2, told);
+        poll(&mut table, 1001, 4, 0);
+        assert!(table.handle_unregister(at(1100), &WatchUnregister { watcher: WatcherId(3), cookie: 1 }));
+        assert_eq!(table.next_deadline(), Some(at(1250)));
+        assert!(!table.handle_tick(at(1249)) && table.handle_tick(at(1250)));
+        assert!(table.cookies(WatcherId(1)).is_empty());
+        assert_eq!(outcome(&mut table, 1499, 77), None);
+        assert!(table.handle_tick(at(1500)));
+        assert_eq!(
+            outcome(&mut table, 1500, 77).unwrap(),
+            "; w3.1 Left, w1.1 LeaseEnded, w2.1 NoAnswer, w4.1 NotReached"
+        );
+        assert!(!ack(&mut table, 1501, 2, 1, 77), "too late");
+        assert!(poll(&mut table, 1501, 4, 0).is_empty(), "what is over is not told any more");
+        assert_eq!(notify(&mut table, 1600, 78, 9), NotifyStart::Waits(at(2100)));
+        assert_eq!(outcome(&mut table, 1600, 78).unwrap(), "; ", "nobody watches: over at once");
+    }
+
+    #[test]
+    fn a_dead_watcher_is_missed_until_its_lease_ends_and_one_that_comes_back_is_not() {
+        let mut table = WatchTable::default();
+        register(&mut table, 0, 1, 1, 5);
+        register(&mut table, 0, 2, 1, 5);
+        assert_eq!(table.serial(), 2);
+        assert_eq!(table.take_changes().len(), 2);
+        // Both connections are gone; watcher 2 comes back and registers again.
+        notify(&mut table, 600, 77, 5);
+        register(&mut table, 700, 2, 1, 5);
+        assert_eq!(table.serial(), 2, "nothing new for the store");
+        assert_eq!(poll(&mut table, 700, 2, 0).len(), 1, "what came meanwhile was kept");
+        ack(&mut table, 700, 2, 1, 77);
+        assert_eq!(outcome(&mut table, 1100, 77).unwrap(), "w2.1; w1.1 NotReached");
+        table.handle_tick(at(1250));
+        assert_eq!(table.take_changes(), [WatchChange::Drop(WatcherId(1), 1)]);
+        notify(&mut table, 1300, 78, 5);
+        poll(&mut table, 1300, 2, 0);
+        ack(&mut table, 1300, 2, 1, 78);
+        assert_eq!(outcome(&mut table, 1300, 78).unwrap(), "w2.1; ", "it is no longer counted");
+        assert_eq!(table.handle_poll(at(1400), WatcherId(1), 0, place(1)), None);
+        // After a restart: one lease to be heard.
+        let mut again = WatchTable::new(at(0), place(1), vec![watch(2, 1, 5)]);
+        assert_eq!(again.next_deadline(), Some(at(1250)));
+        notify(&mut again, 10, 79, 5);
+        assert_eq!(outcome(&mut again, 510, 79).unwrap(), "; w2.1 NotReached");
+    }
+
+    #[test]
+    fn an_older_poll_is_over_when_the_watcher_asks_again() {
+        let mut table = WatchTable::default();
+        register(&mut table, 0, 1, 1, 5);
+        let first = table.handle_poll(at(1), WatcherId(1), 0, place(1)).unwrap();
+        assert!(table.is_current(WatcherId(1), first));
+        let second = table.handle_poll(at(2), WatcherId(1), 0, place(1)).unwrap();
+        assert!(!table.is_current(WatcherId(1), first) && table.is_current(WatcherId(1), second));
+    }
+
+    #[test]
+    fn answers_are_bounded_and_what_did_not_fit_comes_next() {
+        let mut table = WatchTable::default();
+        register(&mut table, 0, 1, 1, 5);
+        for id in 0..5 {
+            let payload = vec![0; NOTIFY_BYTES_MAX];
+            let request = Notify { id: NotifyId(id), object: object(5), payload, wait_ms: 500 };
+            table.handle_notify(at(0), &request, place(9)).unwrap();
+        }
+        let first = poll(&mut table, 1, 1, 0);
+        assert_eq!(first.len(), 3);
+        let next = poll(&mut table, 1, 1, first[2].number);
+        assert_eq!(next.iter().map(|told| told.notify.0).collect::<Vec<_>>(), [3, 4]);
+    }
+
+    #[test]
+    fn what_is_too_much_or_makes_no_sense_is_refused() {
+        let mut table = WatchTable::default();
+        let refused = |table: &mut WatchTable, watch: &WatchRecord| {
+            table.handle_register(at(0), watch, place(1)).unwrap_err()
+        };
+        for name in ["", "a\nb", "x".repeat(65).as_str()] {
+            let bad = WatchRecord { name: name.to_owned(), ..watch(1, 1, 5) };
+            assert_eq!(refused(&mut table, &bad), WatchRefusal::BadName);
+        }
+        for (lease_ms, granted) in [(0, 1000), (u32::MAX, 120_000)] {
+            let asked = WatchRecord { lease_ms, ..watch(1, 1, 5) };
+            assert_eq!(table.handle_register(at(0), &asked, place(1)), Ok(granted));
+        }
+        assert_eq!(
+            refused(&mut table, &watch(1, 1, 6)),
+            WatchRefusal::OtherObject { cookie: 1, object: object(5) }
+        );
+        for cookie in 2..=64 {
+            register(&mut table, 0, 1, cookie, cookie + 100);
+        }
+        assert_eq!(refused(&mut table, &watch(1, 65, 6)), WatchRefusal::WatcherFull);
+        for watcher in 2..=64 {
+            register(&mut table, 0, watcher, 1, 5);
+        }
+        assert_eq!(refused(&mut table, &watch(65, 1, 5)), WatchRefusal::ObjectFull { object: object(5) });
+        let payload = vec![0; NOTIFY_BYTES_MAX + 1];
+        let long = Notify { id: NotifyId(1), object: object(5), payload, wait_ms: 1 };
+        assert!(matches!(table.handle_notify(at(0), &long, place(1)), Err(WatchRefusal::LongNotify { .. })));
+        let payload = vec![0; NOTIFY_ACK_BYTES_MAX + 1];
+        let long = WatchAck { watcher: WatcherId(1), cookie: 1, notify: NotifyId(1), payload };
+        assert!(matches!(table.handle_ack(at(0), long), Err(WatchRefusal::LongAck { .. })));
+        for id in 0..32 {
+            notify(&mut table, 0, id, 5);
+        }
+        assert_eq!(notify(&mut table, 0, 32, 5), NotifyStart::Busy);
+        let other = Notify { id: NotifyId(3), object: object(6), payload: vec![], wait_ms: 1 };
+        assert!(matches!(
+            table.handle_notify(at(0), &other, place(1)),
+            Err(WatchRefusal::OtherNotify { .. })
+        ));
+        assert!(table.handle_tick(at(500)), "their time is over, and there is room again");
+        assert_eq!(notify(&mut table, 500, 32, 5), NotifyStart::Waits(at(1000)));
+    }
+
+    #[test]
+    fn the_table_has_room_for_so_many_watches_and_no_more() {
+        let mut table = WatchTable::default();
+        for number in 0..WATCHES_MAX {
+            let number = base::units::wide(number);
+            register(&mut table, 0, u128::from(number / 64), number % 64, number);
+        }
+        assert_eq!(
+            table.handle_register(at(0), &watch(1_000_000, 1, 1_000_000), place(1)),
+            Err(WatchRefusal::Full)
+        );
+    }
+}
