@@ -135,7 +135,7 @@ second_refused() {
             status=0
             break
         fi
-        wait "$worker"
+        wait "$worker" || true
     done
     [ "$status" != 0 ] || refused "$1" 'Busy' || status=1
     kill "$worker" 2>/dev/null
