@@ -46,7 +46,7 @@ pub fn run(args: &FollowArgs) -> Result<(), Failure> {
     ]);
     for step in &steps {
         table.row([
-            time_text(Duration::from_nanos(step.time_ns - first.time_ns)),
+            time_text(Duration::from_nanos(step.time_ns.saturating_sub(first.time_ns))),
             took(&steps, step).map(time_text).unwrap_or_default(),
             step.source.who(),
             step.record.what.name().to_owned(),
@@ -69,13 +69,19 @@ fn find(sources: &Sources, request_id: u64) -> Vec<Step<'_>> {
             steps.push(Step { time_ns: sources.time_ns(source, record), source, record });
         }
     }
-    // In the same nanosecond: out, there, back. Within a process the order is that of the ring, which a stable sort keeps.
+    // Out, there, back. Within a process the order is that of the ring, which a stable sort keeps.
     let rank = |record: &Record| match record.what {
         What::Phase(Phase::Submit | Phase::Send | Phase::Resend | Phase::OneWay) => 0,
         What::Phase(phase) if !phase.is_at_server() => 2,
         _ => 1,
     };
-    steps.sort_by_key(|step| (step.time_ns, rank(step.record)));
+    // A turn's time is that of its start, so a message may be received in a turn that began before it was sent: cause goes before time,
+    // as long as there is one way out and one way back.
+    let is_resent = steps.iter().any(|step| step.record.is(Phase::Resend));
+    steps.sort_by_key(|step| {
+        let rank = rank(step.record);
+        (if is_resent { 0 } else { rank }, step.time_ns, rank)
+    });
     steps
 }
 
@@ -101,7 +107,7 @@ fn to_json(sources: &Sources, steps: &[Step<'_>], fop: &str) -> serde_json::Valu
         .iter()
         .map(|step| {
             let took_ns = took(steps, step).map(|took| u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
-            json!({ "since_start_ns": step.time_ns - start_ns, "took_ns": took_ns, "process": step.source.who(),
+            json!({ "since_start_ns": step.time_ns.saturating_sub(start_ns), "took_ns": took_ns, "process": step.source.who(),
                     "state": step.source.state(), "file": step.source.path.display().to_string(),
                     "what": step.record.what.name(), "value": step.record.value })
         })

@@ -39,7 +39,7 @@ struct Findings<'a> {
 /// A request, as the process saw it that it kept waiting the longest.
 struct Slow<'a> {
     visit: Visit<'a>,
-    /// The longest of all its steps, and whose it is.
+    /// The longest of all its steps, and whose it is; `send` without what its server took.
     longest: (Phase, Duration, String),
 }
 
@@ -64,15 +64,21 @@ fn find(sources: &Sources, slowest_count: usize) -> Findings<'_> {
     let visits = sources.visits();
     let seen = visits.iter().map(Visit::request_id).collect::<BTreeSet<_>>().len();
     let mut phases: BTreeMap<(Side, u16, Phase), Histogram> = BTreeMap::new();
+    let mut at_servers: BTreeMap<u64, Duration> = BTreeMap::new();
+    for visit in visits.iter().filter(|visit| visit.side == Side::Server) {
+        *at_servers.entry(visit.request_id()).or_default() += visit.lasted();
+    }
     let mut longest: BTreeMap<u64, (Phase, Duration, String)> = BTreeMap::new();
     for visit in &visits {
         for (phase, took) in visit.steps() {
             phases.entry((visit.side, visit.opcode(), phase)).or_default().add(took);
-            // What a client waits for is what its server does, where that is known: its steps count first.
-            let known = longest.get(&visit.request_id());
-            let is_longer = known
-                .is_none_or(|(other, time, _)| (phase.is_at_server(), took) > (other.is_at_server(), *time));
-            if is_longer {
+            // What a client waits for after it sent is what its server does, and then the network.
+            let elsewhere = match phase {
+                Phase::Send => at_servers.get(&visit.request_id()).copied().unwrap_or_default(),
+                _ => Duration::ZERO,
+            };
+            let took = took.saturating_sub(elsewhere);
+            if longest.get(&visit.request_id()).is_none_or(|(_, time, _)| took > *time) {
                 longest.insert(visit.request_id(), (phase, took, visit.source.who()));
             }
         }
@@ -111,7 +117,8 @@ impl Findings<'_> {
         let mut text = String::new();
         for source in &sources.list {
             text.push_str(&format!(
-                "{} on {}: {}{}\n",
+                "{}: {} on {}, {}{}\n",
+                source.path.file_name().unwrap_or_default().display(),
                 source.who(),
                 source.snapshot.header.origin.node,
                 source.state(),
@@ -138,7 +145,10 @@ impl Findings<'_> {
         }
         text.push_str(&table.render());
 
-        text.push_str(&format!("\nPhases of the last {} requests:\n", self.seen));
+        text.push_str(&format!(
+            "\nPhases of the last {} requests, without those that took no time:\n",
+            self.seen
+        ));
         let mut table = Table::new(&[
             ("side", Align::Left),
             ("fop", Align::Left),
@@ -150,7 +160,7 @@ impl Findings<'_> {
             ("total", Align::Right),
             ("of the fop", Align::Right),
         ]);
-        for ((side, opcode, phase), histogram) in &self.phases {
+        for ((side, opcode, phase), histogram) in self.phases.iter().filter(|(_, one)| !one.sum().is_zero()) {
             let whole: Duration = self
                 .phases
                 .range((*side, *opcode, Phase::Resources)..)

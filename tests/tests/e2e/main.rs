@@ -4,6 +4,7 @@
 //! the simulation's to judge (`tests/sim`). One file per part of the command line; what they share is in `clovis_tests`.
 #![forbid(unsafe_code)]
 
+mod addb;
 mod command_line;
 mod conf;
 mod devices;

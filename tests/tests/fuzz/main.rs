@@ -66,6 +66,7 @@ targets!(
     rpc_fop,
     rpc_reply,
     rpc_slot_record,
+    addb_file,
     conf_file,
     stob_superblock,
     stob_record,

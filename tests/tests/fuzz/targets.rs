@@ -184,6 +184,55 @@ fn slot_records() -> Vec<Vec<u8>> {
     vec![[&name.key(2)[..], &value].concat()]
 }
 
+fn addb_file(bytes: &[u8]) -> String {
+    match rpc::addb::Snapshot::parse(bytes) {
+        Ok(found) => {
+            let shape = found.header.shape;
+            assert!(found.records.len() + found.damaged + found.unknown <= shape.records);
+            assert!(found.histograms.len() + found.histograms_damaged <= shape.histograms);
+            assert_eq!(found.missing_bytes, (8 * shape.words()).saturating_sub(bytes.len()));
+            // Names may have been mended once; from then on they stay.
+            let once = rpc::addb::Header::parse(&found.header.to_bytes()).expect("what was written is read");
+            assert_eq!(rpc::addb::Header::parse(&once.to_bytes()), Ok(once));
+            for (_, histogram) in &found.histograms {
+                let (half, most) = (histogram.percentile(50), histogram.percentile(99));
+                assert!(half <= most && most <= histogram.longest());
+            }
+            let some = |count: usize, word: &'static str| if count > 0 { word } else { "" };
+            format!(
+                "a file {}{}{}{}{}",
+                some(found.records.len(), "with records "),
+                some(found.damaged, "torn "),
+                some(found.histograms.len(), "with histograms "),
+                some(found.histograms_damaged, "wrong histograms "),
+                some(found.missing_bytes, "cut "),
+            )
+        }
+        Err(error) => error.to_string(),
+    }
+}
+
+fn mend_addb(bytes: &mut [u8]) {
+    const BYTES: usize = rpc::addb::header::HEADER_BYTES;
+    let Some(header) = bytes.get_mut(..BYTES) else { return };
+    let sum = crc32c(&header[..BYTES - 4]);
+    header[BYTES - 4..].copy_from_slice(&sum.to_le_bytes());
+}
+
+/// A ring that has gone round, with a histogram.
+fn addb_files() -> Vec<Vec<u8>> {
+    use base::Instant;
+    use rpc::addb::header::Shape;
+    use rpc::addb::{AddbSpace, Phase, Ring, Side};
+    let space = AddbSpace::in_memory(Shape { records: 8, histograms: 3 }).unwrap();
+    let ring = Ring::new(Some(&space), 0, 0, "10.0.0.5@tcp:12345:34:1".parse().unwrap());
+    for n in 0..11 {
+        ring.phase(Instant::from_nanos(n), Phase::Run, n, 32, 0);
+        ring.ended(Instant::from_nanos(n << n), Side::Server, 32, Instant::ZERO);
+    }
+    vec![space.to_bytes()]
+}
+
 fn conf_file(bytes: &[u8]) -> String {
     match faces::cluster_file::ClusterFile::parse(&String::from_utf8_lossy(bytes)) {
         Ok(_) => "a cluster".into(),
@@ -338,6 +387,7 @@ pub fn all() -> Vec<Target> {
         target("rpc_fop", zeros(), nothing, fop, 20),
         target("rpc_reply", zeros(), nothing, reply, 20),
         target("rpc_slot_record", slot_records(), nothing, slot_record, 2),
+        target("addb_file", addb_files(), mend_addb, addb_file, 10),
         target(
             "conf_file",
             texts(&["version = 1\n[control]\nendpoint = \"127.0.0.1@tcp:1:34:0\"\n"]),

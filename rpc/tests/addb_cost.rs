@@ -1,0 +1,125 @@
+//! What ADDB costs: the instructions of a null request over `lo`, with it and without, counted by callgrind.
+//!
+//! A null request is a ping without payload, asked and answered in one thread, one after the other. The test starts its own program under
+//! callgrind with two counts of requests, so that what is not a request falls out. The figures for users come from
+//! `cargo test --release -p rpc --test addb_cost -- --nocapture`; docs/addb.md#cost.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::cell::Cell;
+use std::process::Command;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::{Endpoint, Instant, Nid};
+use fops::admin::{Ping, PingReply};
+use futures_util::FutureExt;
+use rpc::{Bulk, CallOptions, Phase, RpcConfig, RpcMachine};
+use runtime::{Arena, ArenaConfig, Counters, Locality, LocalityConfig};
+use verbs_net::{Fabric, LoFabric, TmConfig, Token, TransferMachine};
+
+/// The part of a null request's instructions that ADDB may have, in thousandths; the development profile inlines little.
+const COST_MAX: u64 = if cfg!(debug_assertions) { 30 } else { 20 };
+/// `REQUESTS RECORDS`, for the program under callgrind.
+const ORDER: &str = "CLOVIS_NULL_REQUESTS";
+
+fn locality(index: u32) -> Locality {
+    Locality::new(LocalityConfig {
+        index,
+        name: format!("side {index}"),
+        seed: index.into(),
+        counters: Arc::new(Counters::default()),
+        arena: Arena::new(ArenaConfig { capacity_bytes: 16 << 20 }).unwrap(),
+        crowd: None,
+    })
+}
+
+fn machine(fabric: &Fabric, locality: &Locality, tmid: u16, addb_records: usize) -> RpcMachine {
+    let endpoint = Endpoint { nid: Nid::LOOPBACK, pid: 12345, portal: 34, tmid };
+    let config = RpcConfig { addb_records, ..RpcConfig::default() };
+    let version = Rc::clone(&config.config_version);
+    let tm_config = TmConfig::new(endpoint, true, 1 + u64::from(tmid), Token::new([7; 32]), version);
+    let tm = TransferMachine::start(&locality.handle(), fabric, tm_config).unwrap();
+    RpcMachine::start(&locality.handle(), tm, config)
+}
+
+/// Asks and answers; returns how many steps the server recorded.
+fn ask(requests: u64, addb_records: usize) -> u64 {
+    let fabric = Fabric::Lo(LoFabric::new());
+    let (mut server_side, mut client_side) = (locality(0), locality(1));
+    let server = machine(&fabric, &server_side, 0, addb_records);
+    let client = machine(&fabric, &client_side, 1, addb_records);
+    server.serve(|_fom, request: Ping| {
+        std::future::ready(Ok(PingReply { payload: request.payload, epoch: 1 })).boxed_local()
+    });
+    let (to, done) = (server.endpoint(), Rc::new(Cell::new(0)));
+    let answered = Rc::clone(&done);
+    let handle = client_side.handle();
+    let _task = client_side.handle().spawn("asker", async move {
+        for _ in 0..requests {
+            let options = CallOptions::until(handle.now() + Duration::from_secs(10));
+            client.call(to, &Ping { payload: Vec::new() }, Bulk::none(), options).await.unwrap();
+            answered.set(answered.get() + 1);
+        }
+    });
+    let mut now = Instant::ZERO;
+    while done.get() < requests {
+        now = now + Duration::from_micros(1);
+        client_side.turn(now);
+        server_side.turn(now);
+    }
+    assert_eq!(server.stats().executed, requests);
+    server.addb().count(Phase::Done)
+}
+
+#[test]
+fn null_requests_are_recorded_or_not() {
+    assert_eq!((ask(20, 64), ask(20, 0)), (20, 0));
+}
+
+#[test]
+#[ignore = "the other test runs it under callgrind"]
+fn ordered_null_requests() {
+    let order = std::env::var(ORDER).expect("the test that starts this says how many");
+    let (requests, records) = order.split_once(' ').unwrap();
+    ask(requests.parse().unwrap(), records.parse().unwrap());
+}
+
+/// Instructions of a run.
+fn instructions(requests: u64, records: usize) -> u64 {
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "ordered_null_requests"])
+        .env(ORDER, format!("{requests} {records}"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stdout));
+    let collected = said.lines().find_map(|line| line.split("Collected : ").nth(1));
+    collected.unwrap_or_else(|| panic!("callgrind counted nothing: {said}")).trim().parse().unwrap()
+}
+
+/// Instructions of one request.
+fn per_request(records: usize) -> u64 {
+    let (few, many) = (300, 2300);
+    (instructions(many, records) - instructions(few, records)) / (many - few)
+}
+
+#[test]
+fn addb_costs_less_than_its_part_of_a_null_request() {
+    if Command::new("valgrind").arg("--version").output().is_err() {
+        eprintln!("skipped: valgrind is not installed (apt-get install valgrind)");
+        return;
+    }
+    let (without, with) = (per_request(0), per_request(rpc::limits::ADDB_RECORDS));
+    let cost = with.saturating_sub(without);
+    println!(
+        "a null request over lo: {with} instructions, {cost} of them ADDB's ({}.{} %)",
+        cost * 100 / with,
+        cost * 1000 / with % 10
+    );
+    assert!(with > without, "{with} instructions with ADDB, {without} without: nothing was recorded");
+    assert!(cost * 1000 < with * COST_MAX, "ADDB takes {cost} of {with} instructions");
+}
