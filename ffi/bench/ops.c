@@ -1,9 +1,13 @@
-/* ops LOCAL HA COUNT: COUNT reads of 4 KiB, one after the other, with one operation that is used again. For ./dev bench ffi. */
+/*
+ * ops LOCAL HA COUNT [PAUSE_US]: COUNT reads of 4 KiB, one after the other, with one operation that is used again. For ./dev bench ffi, which has
+ * it pause before each, so that every read finds the client's thread asleep.
+ */
 #include "clovis/clovis.h"
 #include "clovis/clovis_idx.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static int launch_and_wait(struct m0_clovis_op *op)
 {
@@ -26,12 +30,15 @@ int main(int argc, char **argv)
 	m0_bindex_t start = 0;
 	m0_bcount_t bytes = 4096;
 	struct m0_indexvec ext = {{1, &bytes}, &start};
+	useconds_t pause_us = 0;
 	long i, count;
 	int rc;
 
-	if (argc != 4)
+	if (argc < 4)
 		return EXIT_FAILURE;
 	count = atol(argv[3]);
+	if (argc > 4)
+		pause_us = (useconds_t)atol(argv[4]);
 	memset(&config, 0, sizeof config);
 	config.cc_local_addr = argv[1];
 	config.cc_ha_addr = argv[2];
@@ -49,6 +56,8 @@ int main(int argc, char **argv)
 	if (rc == 0)
 		rc = m0_bufvec_alloc(&data, 1, bytes);
 	for (i = 0; i < count && rc == 0; ++i) {
+		if (pause_us != 0)
+			usleep(pause_us);
 		rc = m0_clovis_obj_op(&obj, M0_CLOVIS_OC_READ, &ext, &data, NULL, 0, &op);
 		if (rc == 0)
 			rc = launch_and_wait(op);

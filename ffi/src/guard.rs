@@ -1,21 +1,28 @@
 //! The edge of every exported function: no panic crosses it.
 
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Runs `body`; a panic is logged and becomes `otherwise`.
+#[inline]
 pub fn guarded<T>(call: &'static str, otherwise: T, body: impl FnOnce() -> T) -> T {
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(value) => value,
         Err(panic) => {
-            let text = panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("no text");
-            crate::say!("{call}: internal error: {text}");
+            tell(call, &*panic);
             otherwise
         }
     }
+}
+
+#[cold]
+fn tell(call: &str, panic: &(dyn Any + Send)) {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no text");
+    crate::say!("{call}: internal error: {text}");
 }
 
 /// Defines exported functions: `export! { fn name(arguments) -> type [otherwise] { body } }`. The body may rely on the header's contract for

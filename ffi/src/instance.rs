@@ -51,6 +51,7 @@ pub struct Shared {
     is_stopping: AtomicBool,
     /// Letters that the own thread could not put into the full box.
     own_letters: Mutex<VecDeque<Letter>>,
+    has_own_letters: AtomicBool,
     waiting_for_room: AtomicUsize,
     room: Mutex<()>,
     room_came: Condvar,
@@ -71,7 +72,13 @@ impl Shared {
     /// True on the thread that runs this instance's callbacks.
     #[must_use]
     pub fn is_own_thread(&self) -> bool {
-        std::thread::current().id() == self.thread
+        self.is_thread(std::thread::current().id())
+    }
+
+    /// True if that is the thread that runs this instance's callbacks.
+    #[must_use]
+    pub fn is_thread(&self, thread: ThreadId) -> bool {
+        thread == self.thread
     }
 
     /// Hands an operation to the instance's thread; waits for room. An instance that has ended ends the operation.
@@ -94,6 +101,7 @@ impl Shared {
             }
             if self.is_own_thread() {
                 self.own_letters.lock().unwrap_or_else(PoisonError::into_inner).push_back(letter);
+                self.has_own_letters.store(true, Ordering::Release);
                 return;
             }
             let room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
@@ -125,7 +133,14 @@ impl Shared {
 
     /// The oldest letter of the own thread to itself.
     pub fn take_own_letter(&self) -> Option<Letter> {
-        self.own_letters.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        // Set and looked at by one thread, so this is never older than the queue.
+        if !self.has_own_letters.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut letters = self.own_letters.lock().unwrap_or_else(PoisonError::into_inner);
+        let letter = letters.pop_front();
+        self.has_own_letters.store(!letters.is_empty(), Ordering::Release);
+        letter
     }
 }
 
@@ -392,6 +407,7 @@ fn run(wish: Wish, report: &mpsc::SyncSender<Started>) {
         serial: AtomicU64::new(0),
         is_stopping: AtomicBool::new(false),
         own_letters: Mutex::default(),
+        has_own_letters: AtomicBool::new(false),
         waiting_for_room: AtomicUsize::new(0),
         room: Mutex::default(),
         room_came: Condvar::new(),

@@ -31,4 +31,5 @@ mod object;
 mod op;
 mod request;
 mod sync;
+mod waiters;
 mod work;

@@ -22,19 +22,21 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::thread::{self, Thread};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use runtime::{Buffer, Lender};
 
-use crate::abi::{Op, OpOps, entity_opcode, entity_state, op_state};
+use crate::abi::{Callback, Op, OpOps, entity_opcode, entity_state, op_state};
 use crate::errno::{self, Errno};
 use crate::helpers::time;
 use crate::instance::Shared;
 use crate::request::Work;
 use crate::say;
+use crate::waiters::Waiters;
 
 const LIVE: u64 = 0x6f70_2d6c_6976_6521;
 const ENDED: u64 = 0x6f70_2d65_6e64_6564;
@@ -44,7 +46,6 @@ const ENDED: u64 = 0x6f70_2d65_6e64_6564;
 pub struct Tail {
     magic: AtomicU64,
     core: Mutex<Core>,
-    changed: Condvar,
     is_cancelled: AtomicBool,
     /// Buffers of the caller's that the network has.
     loans: AtomicUsize,
@@ -65,6 +66,7 @@ struct Core {
     instance: Option<Arc<Shared>>,
     /// Order of launches in the instance; 0 before.
     serial: u64,
+    waiters: Waiters,
 }
 
 /// Where the tail begins.
@@ -148,6 +150,7 @@ pub unsafe fn prepare(
         work: Some(work),
         instance,
         serial: 0,
+        waiters: Waiters::default(),
     };
     // SAFETY: OP_BYTES of memory that is ours or was given for this; nothing lives in it (see `make_reusable`).
     unsafe {
@@ -160,7 +163,6 @@ pub unsafe fn prepare(
         tail_of(op).write(Tail {
             magic: AtomicU64::new(LIVE),
             core: Mutex::new(core),
-            changed: Condvar::new(),
             is_cancelled: AtomicBool::new(false),
             loans: AtomicUsize::new(0),
             task: AtomicWaker::new(),
@@ -246,10 +248,11 @@ impl OpRef {
         unsafe { AtomicU32::from_ptr(&raw mut (*self.as_ptr()).sm.state) }
     }
 
-    fn set_state(&self, core: &mut Core, state: u32) {
+    /// `at`: the time now ([`time::now`]).
+    fn set_state(&self, core: &mut Core, state: u32, at: u64) {
         core.state = state;
         // SAFETY: written by whoever moves the state, under the lock; programs only read it.
-        unsafe { (*self.as_ptr()).sm.state_epoch = time::now() };
+        unsafe { (*self.as_ptr()).sm.state_epoch = at };
         self.sm_state().store(state, Ordering::Release);
     }
 
@@ -307,18 +310,20 @@ impl OpRef {
         if let Some(work) = &core.work {
             work.mark_entity_launched();
         }
-        self.set_state(&mut core, op_state::LAUNCHED);
+        self.set_state(&mut core, op_state::LAUNCHED, time::now());
         core.reached |= 1 << op_state::LAUNCHED;
+        let woken = (!core.waiters.is_empty()).then(|| core.waiters.take(1 << op_state::LAUNCHED));
         drop(core);
-        // Whoever waits for LAUNCHED. The launch's own thread cannot be freeing it.
-        self.tail().changed.notify_all();
+        if let Some(woken) = woken {
+            woken.wake();
+        }
         let launched = Launched { op: self, is_over: false };
         match instance {
             Some(instance) => instance.post(launched),
             // Operations of no instance are those that can only be refused, and a sync of nothing.
             None => {
                 let outcome = match self.take_work() {
-                    Some(Work::Refuse(rc)) => Outcome::failed(rc),
+                    (Some(Work::Refuse(rc)), _) => Outcome::failed(rc),
                     _ => Outcome::stable(0, 0),
                 };
                 launched.finish(outcome);
@@ -336,23 +341,38 @@ impl OpRef {
             if core.reached & (1 << op_state::STABLE | 1 << op_state::FAILED) != 0 {
                 return errno::ESRCH;
             }
-            if core.instance.as_ref().is_some_and(|instance| instance.is_own_thread()) {
+            let own = thread::current();
+            if core.instance.as_ref().is_some_and(|instance| instance.is_thread(own.id())) {
                 drop(core);
                 say!("m0_clovis_op_wait: a callback would wait for its own thread");
                 return errno::EDEADLK;
             }
-            let changed = &self.tail().changed;
-            core = if until == time::NEVER {
-                changed.wait(core).unwrap_or_else(PoisonError::into_inner)
-            } else {
-                let left = until.saturating_sub(time::now());
-                if left == 0 {
-                    return errno::ETIMEDOUT;
-                }
-                let waited = changed.wait_timeout(core, Duration::from_nanos(left));
-                waited.unwrap_or_else(PoisonError::into_inner).0
-            };
+            let left = (until != time::NEVER).then(|| until.saturating_sub(time::now()));
+            if left == Some(0) {
+                return errno::ETIMEDOUT;
+            }
+            core = self.sleep(core, own, bits, left);
         }
+    }
+
+    /// Sleeps without the lock until one of `bits` is reached, the operation is over, or `left` ns have passed; perhaps not so long.
+    fn sleep<'a>(
+        &'a self,
+        mut core: MutexGuard<'a, Core>,
+        own: Thread,
+        bits: u64,
+        left: Option<u64>,
+    ) -> MutexGuard<'a, Core> {
+        let id = own.id();
+        core.waiters.add(own, bits);
+        drop(core);
+        match left {
+            Some(left) => thread::park_timeout(Duration::from_nanos(left)),
+            None => thread::park(),
+        }
+        let mut core = self.core();
+        core.waiters.remove(id);
+        core
     }
 
     /// `m0_clovis_op_cancel` of one. An operation that was never launched will end as soon as it is.
@@ -372,7 +392,7 @@ impl OpRef {
         }
         let is_over = |core: &Core| matches!(core.state, op_state::STABLE | op_state::FAILED);
         while core.is_busy && is_over(&core) {
-            core = self.tail().changed.wait(core).unwrap_or_else(PoisonError::into_inner);
+            core = self.sleep(core, thread::current(), 0, None);
         }
         if core.is_busy {
             drop(core);
@@ -396,18 +416,16 @@ impl OpRef {
         }
     }
 
-    /// What to do, once.
-    pub fn take_work(&self) -> Option<Work> {
-        self.core().work.take()
+    /// What to do, once, and the order of the launch.
+    pub fn take_work(&self) -> (Option<Work>, u64) {
+        let mut core = self.core();
+        (core.work.take(), core.serial)
     }
 
-    /// Ready once somebody cancelled the operation.
-    pub async fn cancelled(self) {
-        poll_fn(|context| {
-            self.tail().task.register(context.waker());
-            if self.tail().is_cancelled.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
+    /// True once somebody cancelled the operation; else the task is woken when somebody does.
+    pub fn poll_cancelled(&self, context: &Context<'_>) -> bool {
+        self.tail().task.register(context.waker());
+        self.tail().is_cancelled.load(Ordering::SeqCst)
     }
 
     /// A buffer on the caller's memory; the operation does not end before it is back.
@@ -436,16 +454,33 @@ impl OpRef {
         .await;
     }
 
-    /// Calls a callback, if there is one. A panic cannot come out of C.
-    fn call_back(self, choose: impl FnOnce(&OpOps) -> crate::abi::Callback) {
+    /// Reaches a state at the time `at`, or later if callbacks came between: written, then its callback without the lock, then its waiters'
+    /// turn (they are woken at the next unlocking).
+    fn reach<'a>(
+        &'a self,
+        mut core: MutexGuard<'a, Core>,
+        state: u32,
+        at: &mut u64,
+        choose: impl FnOnce(&OpOps) -> Callback,
+    ) -> MutexGuard<'a, Core> {
+        self.set_state(&mut core, state, *at);
         // SAFETY: `setup`'s contract.
         let callback = unsafe { (*self.as_ptr()).cbs.as_ref() }.and_then(choose);
         if let Some(callback) = callback {
+            let reached = core.reached;
+            let woken = core.waiters.take(reached);
+            drop(core);
+            woken.wake();
             let outer = IN_CALLBACK.replace(self.as_ptr());
-            // SAFETY: a function that the program gave for this, called with its operation, which is busy until it returns.
+            // SAFETY: a function that the program gave for this, called with its operation, which is busy until it returns. A panic
+            // cannot come out of C.
             unsafe { callback(self.as_ptr()) };
             IN_CALLBACK.set(outer);
+            core = self.core();
+            *at = time::now();
         }
+        core.reached |= 1 << state;
+        core
     }
 }
 
@@ -499,29 +534,20 @@ fn finish(op: OpRef, outcome: Outcome) {
         (*op.as_ptr()).count = outcome.bytes;
     }
     op.sm_rc().store(outcome.carried_out, Ordering::Release);
+    let mut at = time::now();
     if outcome.carried_out == 0 {
-        op.set_state(&mut core, op_state::EXECUTED);
-        drop(core);
-        op.call_back(|cbs| cbs.executed);
-        core = op.core();
-        core.reached |= 1 << op_state::EXECUTED;
-        op.tail().changed.notify_all();
-        op.set_state(&mut core, op_state::STABLE);
-        drop(core);
-        op.call_back(|cbs| cbs.stable);
+        core = op.reach(core, op_state::EXECUTED, &mut at, |cbs| cbs.executed);
+        core = op.reach(core, op_state::STABLE, &mut at, |cbs| cbs.stable);
     } else {
-        op.set_state(&mut core, op_state::FAILED);
-        drop(core);
-        op.call_back(|cbs| cbs.failed);
+        core = op.reach(core, op_state::FAILED, &mut at, |cbs| cbs.failed);
     }
-    let mut core = op.core();
-    core.reached |= if outcome.carried_out == 0 { 1 << op_state::STABLE } else { 1 << op_state::FAILED };
     core.is_busy = false;
     let (wants_fini, wants_free) = (core.wants_fini, core.wants_free);
-    // Inside the lock: whoever waits may free the operation as soon as the lock is free. What is left of the unlocking then is a
-    // wake-up of an address, which needs no memory behind it.
-    op.tail().changed.notify_all();
+    let woken = core.waiters.take_all();
+    // Whoever sees the end may free the operation as soon as the lock is free. What is left of the unlocking then is a wake-up of an
+    // address, which needs no memory behind it.
     drop(core);
+    woken.wake();
     if wants_fini {
         op.end();
         if wants_free {

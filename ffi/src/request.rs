@@ -351,6 +351,14 @@ pub struct Runs<'a> {
     at_byte: u64,
 }
 
+impl Runs<'_> {
+    /// True once all bytes have been handed out.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.at_byte == self.io.bytes
+    }
+}
+
 impl Iterator for Runs<'_> {
     type Item = Run;
 
@@ -452,7 +460,9 @@ pub unsafe fn scatter(io: &Io, run: Run, from: &[runtime::SharedBuffer], counter
             source = &source[count..];
             to = later;
         }
-        to.fill(0); // behind the object's end
+        if !to.is_empty() {
+            to.fill(0); // behind the object's end
+        }
     }
 }
 

@@ -6,16 +6,18 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 
 use base::ObjectId;
 use base::units::narrow;
 use client::{Client, ClientError, Object};
-use futures_util::future::{Either, FutureExt, select};
+use futures_util::future::FutureExt;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use runtime::sync::Notify;
 use runtime::{Counters, SharedBuffer, copy_counted};
@@ -78,7 +80,7 @@ impl Face {
     /// Runs an operation in a task of its own.
     pub fn spawn(face: &Rc<Face>, launched: Launched) {
         let op = launched.op();
-        let Some(work) = op.take_work() else {
+        let (Some(work), serial) = op.take_work() else {
             launched.finish(Outcome::failed(errno::EINVAL));
             return;
         };
@@ -87,18 +89,13 @@ impl Face {
             Work::Io(io) => Some(io.id),
             Work::Sync(_) | Work::Refuse(_) => None,
         };
-        let serial = op.launched_as().map_or(0, |(_, serial)| serial);
         let slot = face.enter(Running { op, serial, object });
-        let own = Rc::clone(face);
+        let running = Rc::clone(face).run(launched, work, serial, slot);
         // Detached: it ends by itself, and `end_all` reaches it through `running`.
-        drop(
-            face.client
-                .locality()
-                .spawn("c-operation", async move { own.run(launched, work, serial, slot).await }),
-        );
+        drop(face.client.locality().spawn("c-operation", running));
     }
 
-    async fn run(&self, launched: Launched, work: Work, serial: u64, slot: usize) {
+    async fn run(self: Rc<Face>, launched: Launched, work: Work, serial: u64, slot: usize) {
         let op = launched.op();
         self.operations.set(self.operations.get() + 1);
         let entity = match &work {
@@ -106,16 +103,19 @@ impl Face {
             _ => None,
         };
         let outcome = {
-            let body = pin!(AssertUnwindSafe(self.perform(op, serial, work)).catch_unwind());
-            let cancelled = pin!(op.cancelled());
-            match select(cancelled, body).await {
-                Either::Left(((), _dropped)) => Outcome::failed(errno::ECANCELED),
-                Either::Right((Ok(outcome), _)) => outcome,
-                Either::Right((Err(_), _)) => {
-                    say!("an operation ended with an internal error");
-                    Outcome::failed(errno::EIO)
+            let mut body = pin!(AssertUnwindSafe(self.perform(op, serial, &work)).catch_unwind());
+            poll_fn(|context| {
+                if op.poll_cancelled(context) {
+                    return Poll::Ready(Outcome::failed(errno::ECANCELED));
                 }
-            }
+                body.as_mut().poll(context).map(|ended| {
+                    ended.unwrap_or_else(|_panic| {
+                        say!("an operation ended with an internal error");
+                        Outcome::failed(errno::EIO)
+                    })
+                })
+            })
+            .await
         };
         if outcome.carried_out != 0
             && let Some(entity) = entity
@@ -170,19 +170,19 @@ impl Face {
         }
     }
 
-    async fn perform(&self, op: OpRef, serial: u64, work: Work) -> Outcome {
+    async fn perform(&self, op: OpRef, serial: u64, work: &Work) -> Outcome {
         match work {
-            Work::Refuse(number) => Outcome::failed(number),
+            Work::Refuse(number) => Outcome::failed(*number),
             Work::Sync(targets) => {
-                self.wait_for(&targets, serial).await;
+                self.wait_for(targets, serial).await;
                 Outcome::stable(0, 0)
             }
-            Work::Entity(work) => self.entity(work).await,
+            Work::Entity(work) => self.entity(*work).await,
             Work::Io(io) => {
                 let done = match io.kind {
-                    IoKind::Read => self.read(&io).await,
-                    IoKind::Write => self.write(op, &io).await,
-                    IoKind::Alloc | IoKind::Free => self.allocate(&io).await,
+                    IoKind::Read => self.read(io).await,
+                    IoKind::Write => self.write(op, io).await,
+                    IoKind::Alloc | IoKind::Free => self.allocate(io).await,
                 };
                 match done {
                     Ok(()) => Outcome::stable(0, io.bytes),
@@ -389,14 +389,11 @@ impl Face {
         each: impl AsyncFn(Run) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let mut runs = io.runs(client::limits::OPERATION_BYTES_MAX);
-        let (first, second) = (runs.next(), runs.next());
-        if second.is_none() {
-            return match first {
-                Some(run) => each(run).await,
-                None => Ok(()),
-            };
+        let Some(first) = runs.next() else { return Ok(()) };
+        if runs.is_over() {
+            return each(first).await;
         }
-        let runs = first.into_iter().chain(second).chain(runs);
+        let runs = std::iter::once(first).chain(runs);
         stream::iter(runs).map(Ok).try_for_each_concurrent(limits::RUNS_IN_FLIGHT, |run| each(run)).await
     }
 
@@ -404,12 +401,13 @@ impl Face {
     pub fn report_figures(&self, counters: &Counters) {
         if std::env::var_os("CLOVIS_STATS").is_some() {
             say!(
-                "instance: {} operations, {} bytes lent, {} foreign bytes copied, {} bytes copied in all, {} system calls",
+                "instance: {} operations, {} bytes lent, {} foreign bytes copied, {} bytes copied in all, {} system calls, {} resends",
                 self.operations.get(),
                 self.lent_bytes.get(),
                 self.foreign_copied_bytes.get(),
                 counters.copied_bytes.get(),
-                counters.syscalls.get()
+                counters.syscalls.get(),
+                self.client.rpc().stats().requester.resends
             );
         }
     }

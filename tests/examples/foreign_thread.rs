@@ -1,5 +1,6 @@
 //! The Rust client driven from a foreign thread, as `ffi/bench/ops.c` does from C: COUNT reads of 4 KiB, one after the other, each posted to the
-//! client's thread and waited for. `./dev bench ffi` compares the two. Usage: `foreign_thread COUNT` with CLOVIS_CONFIG set.
+//! client's thread and waited for. `./dev bench ffi` compares the two. Usage: `foreign_thread COUNT [PAUSE_US]` with CLOVIS_CONFIG set; it pauses
+//! before each read, so that every one finds the client's thread asleep.
 #![forbid(unsafe_code)]
 
 use std::error::Error;
@@ -63,17 +64,23 @@ async fn read(object: &Object, shared: &Shared, counters: &Counters) {
     let mut done = shared.done.lock().unwrap_or_else(PoisonError::into_inner);
     copy_counted(counters, &mut done.1[..], &parts[0]);
     done.0 = true;
+    drop(done); // first: the woken thread would run into the lock
     drop(parts);
     shared.changed.notify_all();
 }
 
 fn main() -> Result<(), Failure> {
-    let count: u64 = std::env::args().nth(1).ok_or("foreign_thread COUNT")?.parse()?;
+    let count: u64 = std::env::args().nth(1).ok_or("foreign_thread COUNT [PAUSE_US]")?.parse()?;
+    let pause: Option<u64> = std::env::args().nth(2).map(|text| text.parse()).transpose()?;
     let (sender, started) = mpsc::channel();
     let thread = std::thread::spawn(move || serve(&sender));
     let letters = started.recv()?;
     let shared = Arc::new(Shared { done: Mutex::new((false, Box::new([0; 4096]))), changed: Condvar::new() });
     for _ in 0..count {
+        if let Some(pause) = pause {
+            #[allow(clippy::disallowed_methods)] // the time between two operations of a program, as in ops.c
+            std::thread::sleep(Duration::from_micros(pause));
+        }
         shared.done.lock().unwrap_or_else(PoisonError::into_inner).0 = false;
         letters.try_send(Arc::clone(&shared)).map_err(|_| "the box is full")?;
         let mut done = shared.done.lock().unwrap_or_else(PoisonError::into_inner);

@@ -128,6 +128,30 @@ fn programs_of_several_styles_run_unchanged() {
     assert!(!figures.contains(" 0 foreign bytes copied") && !figures.contains(" 0 bytes lent"), "{figures}");
 }
 
+/// A program has its address from its command line, so its next run names its memory to the servers by the same cookies. Nothing that they
+/// pushed to the run before may hold an answer back until it is asked for again.
+#[test]
+fn a_program_that_runs_again_under_its_address_waits_for_no_resend() {
+    const READS: u64 = 20;
+    let cluster = RunningCluster::start("ffi-again", &["--device-size", "128M"]);
+    let folder = cluster.scratch();
+    let file = folder.join("block");
+    std::fs::write(&file, vec![7; 65536]).unwrap();
+    let _ = cluster.run(&["cp", file.to_str().unwrap(), "0xbe9c:1"]).succeeded();
+    let program =
+        build(folder, "gcc", "ffi/bench/ops.c", &["-std=gnu17", "-Wall", "-Wextra", "-Werror"], "clovis");
+    for number in 1..=3 {
+        let mut command = command(&cluster, &program);
+        command.env("CLOVIS_STATS", "1");
+        command.args(["127.0.0.1@tcp:12345:44:302", &control_endpoint(&cluster), &READS.to_string()]);
+        let said = processes::run(&mut command, folder, PROGRAM_LIMIT).succeeded().stderr;
+        let before = said.split_once(" resends").expect("a line of figures").0;
+        let resends: u64 = before.rsplit(' ').next().expect("a figure").parse().unwrap();
+        // One or two may be a loaded machine's.
+        assert!(resends < READS / 4, "run {number}: {said}");
+    }
+}
+
 /// Programs as strangers wrote them (ffi/tests/strangers), with nothing but the flags that pkg-config gives and the define flags of old.
 #[test]
 fn programs_of_strangers_compile_unchanged_and_run() {
