@@ -62,9 +62,12 @@ impl<T> MailSender<T> {
 
 impl<T> Shared<T> {
     fn wake(&self) {
-        // The locality turns even if its receiver waits in no task, as a driver may look into the box in its poll.
-        self.receiver.wake();
-        self.unparker.unpark();
+        // One ring: a task's waker wakes its locality, too, and a second ring may cost it a turn that finds nothing. A receiver that waits in no
+        // task is a driver, which looks into the box in its poll.
+        match self.receiver.take() {
+            Some(waker) => waker.wake(),
+            None => self.unparker.unpark(),
+        }
     }
 }
 
