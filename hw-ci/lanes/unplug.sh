@@ -36,13 +36,17 @@ deleted_under_rping() {
     until_true 20 sh -c 'rdma resource show cm_id | grep -q LISTEN' || return 1
     rping -c -a "$ADDRESS" -C 1000000 &
     client=$!
-    until_true 20 sh -c 'rdma resource show qp | grep -q RTS' || return 1
+    until_true 20 connected || return 1
     rdma link delete "$DEVICE" &
     until_true 20 gone "$DEVICE" || true
-    kill -KILL "$server" "$client"
-    wait "$server" "$client"
+    # They may have heard of it and ended by themselves.
+    kill -KILL "$server" "$client" || true
+    wait "$server" "$client" || true
     until_true 20 gone "$DEVICE"
 }
+
+# The management pair of each port is ready to send from its start: one of a connection is meant.
+connected() { rdma resource show qp | grep 'type RC' | grep -q 'state RTS'; }
 
 gone() { [ ! -e "/sys/class/infiniband/$1" ] && ! rdma link | grep -q "link $1/"; }
 
@@ -50,7 +54,7 @@ gone() { [ ! -e "/sys/class/infiniband/$1" ] && ! rdma link | grep -q "link $1/"
 link_flaps() {
     clovis net selftest client "$ADDRESS@o2ib" --what write --bulk-size 64K --verify full --duration 30 --timeout 10 --keep-going --json >"$RESULTS/flap.json" &
     local client=$!
-    until_true 60 sh -c 'rdma resource show qp | grep -q RTS' || return 1
+    until_true 60 connected || return 1
     ip link set "$NETDEV" down
     sleep 5
     ip link set "$NETDEV" up
@@ -61,7 +65,7 @@ deleted_under_selftest() {
     local status=0
     clovis net selftest client "$ADDRESS@o2ib" --what write --bulk-size 64K --duration 90 --timeout 20 >client.log 2>&1 &
     local client=$!
-    until_true 60 sh -c 'rdma resource show qp | grep -q RTS' || return 1
+    until_true 60 connected || return 1
     # In the background: it returns when the last process has closed the device.
     rdma link delete "$DEVICE" &
     wait "$client" || status=$?
