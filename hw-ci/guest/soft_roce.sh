@@ -35,15 +35,17 @@ gid_of() {
 }
 
 # perftest PROGRAM DEVICE ADDRESS SECONDS OPTIONS...: both ends in this machine, the client's output to standard output.
+# Both run under the command PERFTEST_UNDER, which finds `client` or `server` in $PERFTEST_SIDE.
+PERFTEST_UNDER=()
 perftest() {
     local program=$1 device=$2 address=$3 seconds=$4 gid server status=0
     shift 4
     gid=$(gid_of "$device" "$address") || { printf 'no GID for %s on %s\n' "$address" "$device"; return 1; }
-    timeout --kill-after=5 "$seconds" "$program" -d "$device" -x "$gid" -F "$@" >"$TMPDIR/$program.server" 2>&1 &
+    PERFTEST_SIDE=server timeout --kill-after=5 "$seconds" "${PERFTEST_UNDER[@]}" "$program" -d "$device" -x "$gid" -F "$@" >"$TMPDIR/$program.server" 2>&1 &
     server=$!
     # It listens on port 18515 for the exchange of addresses.
-    until_true 20 listens 18515 || { cat "$TMPDIR/$program.server"; return 1; }
-    timeout --kill-after=5 "$seconds" "$program" -d "$device" -x "$gid" -F "$@" "$address" || status=$?
+    until_true "$((seconds / 4))" listens 18515 || { cat "$TMPDIR/$program.server"; return 1; }
+    PERFTEST_SIDE=client timeout --kill-after=5 "$seconds" "${PERFTEST_UNDER[@]}" "$program" -d "$device" -x "$gid" -F "$@" "$address" || status=$?
     wait "$server" || status=$?
     [ "$status" = 0 ] || cat "$TMPDIR/$program.server"
     return "$status"

@@ -29,7 +29,7 @@ phase_run() {
     selftest verified-read 120 "$ADDRESS@o2ib" --what read --bulk-size 256K --concurrency 4 --count 100 --verify full
     selftest_server_ends
     beside_perftest
-    selftest_server "$ADDRESS@o2ib" --poll || return
+    selftest_server "$ADDRESS@o2ib" --waiting polling || return
     polling_calls_nothing ping --what ping
     polling_calls_nothing write --what write --bulk-size 64K
     selftest_server_ends
@@ -58,8 +58,8 @@ beside() {
     : >"$TMPDIR/pairs"
     for ((pair = 0; pair < PAIRS; pair++)); do
         # Our server leaves with its client: nobody else polls while perftest does.
-        selftest_server "$ADDRESS@o2ib" --poll --once || return
-        selftest "beside-$name" 90 "$ADDRESS@o2ib" "$@" --poll || return
+        selftest_server "$ADDRESS@o2ib" --waiting polling --once || return
+        selftest "beside-$name" 90 "$ADDRESS@o2ib" "$@" --waiting polling || return
         wait "$selftest_server"
         peer_sample || return
         printf '%s %s\n' "$(of_selftest "beside-$name" "$expression")" "$peer" >>"$TMPDIR/pairs"
@@ -95,7 +95,7 @@ polling_calls_nothing() {
     local name=$1 trace="$RESULTS/strace.$1"
     shift
     check "selftest under strace, $name" 120 strace -f --seccomp-bpf -e 'trace=!clock_gettime' -o "$trace" \
-        clovis net selftest client "$ADDRESS@o2ib" "$@" --concurrency 4 --count 500 --poll --json || return
+        clovis net selftest client "$ADDRESS@o2ib" "$@" --concurrency 4 --count 500 --waiting polling --json || return
     # The clock of the run starts and ends with a look at the CPU time.
     python3 - "$trace" >"$RESULTS/calls.$name.json" <<'PYTHON'
 import collections, json, re, sys

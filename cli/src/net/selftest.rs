@@ -50,9 +50,9 @@ pub struct ServerArgs {
     /// End when the first client has left
     #[arg(long)]
     pub once: bool,
-    /// Poll and never sleep, as perftest does: takes a whole core, and no wake-up is on a message's way
-    #[arg(long)]
-    pub poll: bool,
+    /// How this side waits for messages
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = Wait::Adaptive)]
+    pub waiting: Wait,
     /// Use the credential of this cluster's configuration file, instead of the well-known one
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -92,6 +92,17 @@ pub enum What {
     Read,
     /// A message there and back
     Ping,
+}
+
+/// How a side waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Wait {
+    /// Spins as long as messages usually take to come, then sleeps
+    Adaptive,
+    /// Never sleeps, as perftest does: takes a whole core, and no wake-up is on a message's way
+    Polling,
+    /// Sleeps at once, as perftest does with events: counting tools see work only
+    Sleeping,
 }
 
 /// How content is verified.
@@ -138,16 +149,22 @@ pub struct TrafficArgs {
     /// Count requests that fail and go on, over a new connection if need be; without it the first one ends the run
     #[arg(long)]
     pub keep_going: bool,
-    /// Poll and never sleep, as perftest does: takes a whole core, and no wake-up is on a message's way
-    #[arg(long)]
-    pub poll: bool,
+    /// How this side waits for messages
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = Wait::Adaptive)]
+    pub waiting: Wait,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
 }
 
-const fn waiting(poll: bool) -> Waiting {
-    if poll { Waiting::Polling } else { Waiting::Adaptive }
+impl From<Wait> for Waiting {
+    fn from(wait: Wait) -> Self {
+        match wait {
+            Wait::Adaptive => Self::Adaptive,
+            Wait::Polling => Self::Polling,
+            Wait::Sleeping => Self::Sleeping,
+        }
+    }
 }
 
 fn parse_bulk(text: &str) -> Result<u64, String> {
@@ -200,7 +217,7 @@ impl TrafficArgs {
             },
             within: Duration::from_secs(self.timeout),
             goes_on: self.keep_going,
-            waiting: waiting(self.poll),
+            waiting: self.waiting.into(),
         })
     }
 }
@@ -227,7 +244,7 @@ fn server(args: &ServerArgs) -> Result<(), Failure> {
     stop_on_signal(&stop)?;
     let counters = Arc::new(Counters::default());
     let mut locality =
-        station::locality(0, "selftest-server", &counters, &Crowd::that_waits(waiting(args.poll)))?;
+        station::locality(0, "selftest-server", &counters, &Crowd::that_waits(args.waiting.into()))?;
     let machine =
         traffic::start_machine(&locality, &fabric, args.listen, true, credential(args.config.as_ref())?)?;
     output::line(&format!("selftest serves at {}", args.listen))?;

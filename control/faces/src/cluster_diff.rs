@@ -101,6 +101,9 @@ fn values(file: &ClusterFile) -> BTreeMap<Key, String> {
         for (locality, endpoint) in server.endpoints.iter().enumerate() {
             add(Section::Server, fid, "endpoints", locality, endpoint.to_string());
         }
+        for (index, rail) in server.rails.iter().enumerate() {
+            add(Section::Server, fid, "rails", index, rail.to_string());
+        }
         if let Some(node) = server.node {
             add(Section::Server, fid, "node", 0, node.to_string());
         }
@@ -150,7 +153,7 @@ fn effect_of((section, fid, key, _): Key, file: &ClusterFile) -> Effect {
         (Section::Server, PRESENCE) => Effect::Refused(
             "putting in or taking out servers needs a new pool version, which is not there yet",
         ),
-        (Section::Server, "endpoints") => Effect::ServerRestart(fid),
+        (Section::Server, "endpoints" | "rails") => Effect::ServerRestart(fid),
         (Section::Device, PRESENCE | "target" | "server") => Effect::Refused(
             "another set or order of devices needs a new pool version, which is not there yet",
         ),
@@ -168,7 +171,7 @@ fn effect_of((section, fid, key, _): Key, file: &ClusterFile) -> Effect {
 fn words((section, fid, key, index): Key) -> String {
     let of_fid = |word: &str| match key {
         PRESENCE => format!("{word} {fid}"),
-        "endpoints" => format!("{word} {fid} endpoints[{index}]"),
+        "endpoints" | "rails" => format!("{word} {fid} {key}[{index}]"),
         _ => format!("{word} {fid} {key}"),
     };
     match section {
@@ -229,6 +232,7 @@ mod tests {
         to.pool.unit_bytes = 4096;
         to.pool.layout = "1+1+1".parse().unwrap();
         to.servers[1].endpoints.pop();
+        to.servers[1].rails.push("127.0.0.2@tcp".parse().unwrap());
         to.devices[3].locality = 0;
         to.devices[0].path = "moved".into();
         to.tree.racks.push(Part { fid: "0x6100000000000001:1".parse().unwrap(), name: None, inside: None });
@@ -241,6 +245,7 @@ mod tests {
                 "~ pool.layout: 2+1+1 -> 1+1+1  (refused: it needs a new pool version, which is not there yet)",
                 "~ pool.unit_bytes: 65536 -> 4096  (now)",
                 "- server 0x7200000000000001:0x2 endpoints[1]: 127.0.0.1@tcp:12345:34:3  (when server 0x7200000000000001:0x2 restarts)",
+                "+ server 0x7200000000000001:0x2 rails[0]: 127.0.0.2@tcp  (when server 0x7200000000000001:0x2 restarts)",
                 "~ device 0x6b00000000000001:0x1 path: device-1 -> moved  (when server 0x7200000000000001:0x1 restarts)",
                 "~ device 0x6b00000000000001:0x4 locality: 1 -> 0  (when server 0x7200000000000001:0x2 restarts)",
                 "+ rack 0x6100000000000001:0x1: at the top  (now)",

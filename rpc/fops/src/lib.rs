@@ -131,6 +131,11 @@ impl Opcode {
         Opcode::TicketedOpen,
         Opcode::TicketedUpdate,
         Opcode::TicketedDelete,
+        Opcode::WatchRegister,
+        Opcode::WatchUnregister,
+        Opcode::WatchPoll,
+        Opcode::WatchAck,
+        Opcode::Notify,
     ];
 
     /// The one with this number.

@@ -319,7 +319,8 @@ fn nobody_there_is_told_and_retried_with_pauses(kind: Kind) {
     assert!(client.tm.stats().dials == first || is_over, "the pause is kept");
     let mut server = world.start(b, 23);
     world.drive(&mut [&mut client, &mut server], |nodes| nodes[1].has_message(b"two"));
-    assert!(world.now() - now >= Duration::from_millis(20));
+    // Counted from the first try: under load much of the pause has gone by before the second message.
+    assert!(world.now() - asked_at >= Duration::from_millis(20));
 }
 
 fn restarted_peer_is_another_incarnation(kind: Kind) {
@@ -466,8 +467,10 @@ fn memory_does_not_grow_with_connections(kind: Kind) {
 
 fn a_silent_peer_is_pinged_and_then_lost(kind: Kind) {
     let mut world = World::new(kind);
-    world.times.idle_ping_ms = 100;
-    world.times.ping_wait_ms_max = 100;
+    // On the real clock a side that the scheduler left out for a moment is not silent.
+    let silence_ms = if kind.is_real() { 1000 } else { 100 };
+    world.times.idle_ping_ms = silence_ms;
+    world.times.ping_wait_ms_max = silence_ms;
     let (mut client, mut server, peer) = connected(&world);
     let source = client.tm.expose_source(&[client.pattern(4096, 1)]);
     announce(&world, &mut client, &mut server, &[&source]);

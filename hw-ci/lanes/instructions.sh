@@ -1,0 +1,77 @@
+# what: instructions in user space per operation, by callgrind: both sides beside perftest's, on soft-RoCE
+# minutes: 40
+# needs: rxe clovis
+#
+# Whole programs are counted, with FEW and with MANY operations; the difference over the difference of counts is an operation's share, and
+# start and end cancel. Everybody sleeps until something comes, perftest by its events too, so that looking in vain is not counted. The provider's
+# instructions are in all figures. perftest has one buffer, one peer and no protocol: its figure is the least that an operation can take here.
+# shellcheck shell=bash
+
+readonly DEVICE=rxe0 ADDRESS=10.9.0.1 FEW=50 MANY=350
+
+phase_run() {
+    check 'a soft-RoCE device comes up' 60 soft_roce "$DEVICE" dummy0 "$ADDRESS/24" || return
+    command -v valgrind >/dev/null || { skip 'instructions per operation' 'no valgrind'; return; }
+    copied clovis
+    # A request and its reply are a message each way on each side, as a turn of ib_send_lat is.
+    beside ping ib_send_lat '-s 64' 12 --what ping --concurrency 1
+    # One message each way for 1 of ib_send_bw, whose sides either send or receive.
+    beside ping-16 ib_send_bw '-s 64 -l 16 -t 64' 12 --what ping --concurrency 16
+    beside write-64k ib_read_bw '-s 65536 -t 4' 12 --what write --bulk-size 64K --concurrency 4 --verify none
+    beside read-64k ib_write_bw '-s 65536 -t 4' 12 --what read --bulk-size 64K --concurrency 4 --verify none
+}
+
+# beside NAME PERFTEST 'PERFTEST OPTIONS' LIMIT SELFTEST OPTIONS...: figures, and the sum of both sides is at most LIMIT times perftest's.
+beside() {
+    local name=$1 program=$2 options=$3 limit=$4 count side ours=0 theirs=0 value
+    shift 4
+    for count in $FEW $MANY; do
+        check "selftest under callgrind, $name, $count" 400 ours "$name" "$count" "$@" || return
+        # shellcheck disable=SC2086
+        check "$program under callgrind, $count" 200 theirs "$program" "$count" $options || return
+    done
+    for side in client server; do
+        value=$(share "ours.$name.$side")
+        figure "instructions.$name.$side" "$value" /op
+        ours=$((ours + value))
+        value=$(share "theirs.$program.$side")
+        figure "instructions.$name.$program.$side" "$value" /op
+        theirs=$((theirs + value))
+    done
+    figure "instructions.$name.ratio" "$(awk "BEGIN { printf \"%.2f\", $ours / $theirs }")" ''
+    check_that "$name: $ours instructions, at most $limit times $program's $theirs" [ "$ours" -le $((limit * theirs)) ]
+}
+
+counted() {
+    local into=$1
+    shift
+    valgrind --quiet --tool=callgrind --callgrind-out-file="$into" "$@"
+}
+
+# ours NAME COUNT OPTIONS...
+ours() {
+    local into="$TMPDIR/ours.$1" count=$2 server
+    shift 2
+    counted "$into.server.$count" clovis net selftest server "$ADDRESS@o2ib" --once --waiting sleeping >"$into.log" 2>&1 &
+    server=$!
+    until_true 120 grep -q 'selftest serves at' "$into.log" || { cat "$into.log"; return 1; }
+    counted "$into.client.$count" clovis net selftest client "$ADDRESS@o2ib" --waiting sleeping --timeout 300 --count "$count" "$@" || { cat "$into.log"; return 1; }
+    wait "$server"
+}
+
+# theirs PROGRAM COUNT OPTIONS...
+theirs() {
+    local program=$1 count=$2
+    shift 2
+    # %q{...}: valgrind takes it from the environment, where perftest() says which side this is.
+    PERFTEST_UNDER=(valgrind --quiet --tool=callgrind "--callgrind-out-file=$TMPDIR/theirs.$program.%q{PERFTEST_SIDE}.$count")
+    perftest "$program" "$DEVICE" "$ADDRESS" 180 -e -n "$count" "$@"
+}
+
+# share FILES: instructions of one operation.
+share() {
+    local file
+    for file in "$TMPDIR/$1.$FEW" "$TMPDIR/$1.$MANY"; do
+        awk '/^(summary|totals):/ { print $2; exit }' "$file"
+    done | awk -v n=$((MANY - FEW)) 'NR == 1 { few = $1 } NR == 2 { printf "%d\n", ($1 - few) / n }'
+}
