@@ -86,6 +86,8 @@ pub enum Command {
         #[command(subcommand)]
         action: crate::addb::AddbCommand,
     },
+    /// Show what a cluster does now: requests in a second and how long they take, by process and by fop
+    Top(crate::addb::TopArgs),
     /// Measure this machine against peers and limits, as ratios
     Bench(crate::bench::BenchArgs),
 }
@@ -150,6 +152,9 @@ pub struct ClusterStartArgs {
     /// First of the ports to listen on (default: free ones are looked for)
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(4096..))]
     pub first_port: Option<u16>,
+    /// Metrics for Prometheus on the loopback: control's at this port, the servers' at the next ones (default: none)
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1024..))]
+    pub metrics_port: Option<u16>,
     /// Seconds to wait for every process to be ready
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub wait: u64,

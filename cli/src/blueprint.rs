@@ -1,6 +1,7 @@
 //! Plans a new cluster: fids, endpoints, device files. What `cluster start` and `quickstart` make is the same cluster,
 //! once over TCP between processes and once in one process.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use base::units::{KIB, MIB};
@@ -34,6 +35,8 @@ pub struct Blueprint {
     pub devices: u32,
     /// Bytes of each device.
     pub device_bytes: u64,
+    /// First of the ports on which the processes tell their metrics, on the loopback: of control, then of the servers.
+    pub metrics_port: Option<u16>,
 }
 
 /// 32 bytes and a number from the operating system's source of randomness.
@@ -50,6 +53,15 @@ fn secrets() -> Result<(Credential, u64), Failure> {
 }
 
 impl Blueprint {
+    /// Where the process at a position tells its metrics. Errors: no such port.
+    fn metrics(&self, position: u32) -> Result<Option<SocketAddr>, Failure> {
+        let Some(first) = self.metrics_port else { return Ok(None) };
+        let port = u16::try_from(u32::from(first) + position).map_err(|_| {
+            Failure::new(format!("{} ports from {first} on go beyond 65535", self.servers + 1))
+        })?;
+        Ok(Some((Ipv4Addr::LOCALHOST, port).into()))
+    }
+
     /// The cluster file. `endpoints`: control's first, then one per server.
     ///
     /// Errors: fewer devices than the layout is wide, no randomness, or whatever else a cluster file may not say.
@@ -79,6 +91,7 @@ impl Blueprint {
                 endpoint: *control,
                 store: PathBuf::from("control.dev"),
                 store_bytes: CONTROL_STORE_BYTES,
+                metrics: self.metrics(0)?,
             },
             pool: PoolSection {
                 fid: Fid::new(FidType::Pool, 1, 1),
@@ -88,13 +101,16 @@ impl Blueprint {
             },
             servers: (0..self.servers)
                 .zip(servers)
-                .map(|(index, endpoint)| ServerSection {
-                    process: process(index),
-                    endpoints: vec![*endpoint],
-                    rails: Vec::new(),
-                    node: None,
+                .map(|(index, endpoint)| {
+                    Ok(ServerSection {
+                        process: process(index),
+                        endpoints: vec![*endpoint],
+                        rails: Vec::new(),
+                        metrics: self.metrics(index + 1)?,
+                        node: None,
+                    })
                 })
-                .collect(),
+                .collect::<Result<_, Failure>>()?,
             devices: (0..self.devices)
                 .map(|index| DeviceSection {
                     fid: Fid::new(FidType::Device, 1, u64::from(index) + 1),
@@ -140,7 +156,18 @@ mod tests {
             servers: 4,
             devices,
             device_bytes: 64 * MIB,
+            metrics_port: None,
         }
+    }
+
+    #[test]
+    fn metrics_have_a_row_of_ports_or_none() {
+        let with_port = |port| Blueprint { metrics_port: Some(port), ..blueprint(8) };
+        let file = with_port(9640).draw(&endpoints(5)).unwrap();
+        assert_eq!(file.control.metrics, Some("127.0.0.1:9640".parse().unwrap()));
+        assert_eq!(file.servers[3].metrics, Some("127.0.0.1:9644".parse().unwrap()));
+        assert!(with_port(65_532).draw(&endpoints(5)).unwrap_err().to_string().contains("65535"));
+        assert_eq!(blueprint(8).draw(&endpoints(5)).unwrap().control.metrics, None);
     }
 
     #[test]

@@ -125,6 +125,14 @@ fn refuse_other_shape(args: &ClusterStartArgs, file: &ClusterFile) -> Result<(),
             wanted.to_string(),
         ));
     }
+    let port = file.control.metrics.map(|address| address.port());
+    if let Some(wanted) = args.metrics_port.filter(|wanted| Some(*wanted) != port) {
+        return Err(differs(
+            "metrics of control on port",
+            port.map_or_else(|| "none".to_owned(), |port| port.to_string()),
+            format!("{wanted} (`metrics` in the cluster file says where)"),
+        ));
+    }
     Ok(())
 }
 
@@ -160,6 +168,7 @@ fn plan(args: &ClusterStartArgs, folder: &ClusterFolder) -> Result<ClusterFile, 
         servers,
         devices: servers * args.devices_per_server.unwrap_or(2),
         device_bytes: args.device_size.unwrap_or(512 * MIB),
+        metrics_port: args.metrics_port,
     };
     blueprint.draw(&choose_endpoints(nid, args.first_port, servers + 1)?)
 }

@@ -4,9 +4,11 @@
 //! has stopped; what keeps it from starting is its last line, which `clovis cluster start` shows.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base::Fid;
@@ -14,6 +16,7 @@ use control::{Control, ControlConfig, OperatorFile};
 use faces::cluster_file::ClusterFile;
 use futures_channel::oneshot;
 use futures_util::future;
+use rpc::addb::AddbSpace;
 use runtime::StopFlag;
 use server::{Server, ServerConfig};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -26,6 +29,7 @@ use crate::connection::{
     token, unix_s,
 };
 use crate::failure::Failure;
+use crate::metrics::{self, Exporter};
 use crate::output;
 
 /// How long a stopping daemon may wait for requests that run and for its devices to close.
@@ -170,6 +174,8 @@ pub fn serve_control(
     let epoch = new_epoch();
     let mut config = ControlConfig::new(token(&credential), epoch, file.initial_configuration(), store);
     config.rpc.addb = station.addb_of_daemon("control", Fid::default(), epoch);
+    let process = metrics::Process { name: "control".to_owned(), fid: None };
+    let exporter = exporter(station, file.control.metrics, process, config.rpc.addb.clone())?;
     let text = ClusterFile::hide_credential(text).map_err(|error| Failure::new(error.to_string()))?;
     config.file = Some(OperatorFile { text, credential, unix_s: unix_s() });
     let handle = station.handle();
@@ -177,7 +183,20 @@ pub fn serve_control(
     let control = started.map_err(|error| Failure::new(error.to_string()))?;
     ready();
     serve_until(station, control.shutdown_requested(), stop)?;
+    drop(exporter);
     finish(station, "control", control.stop())
+}
+
+/// Tells the metrics of this process where the cluster file says so.
+fn exporter(
+    station: &Station,
+    address: Option<SocketAddr>,
+    process: metrics::Process,
+    addb: Option<AddbSpace>,
+) -> Result<Option<Exporter>, Failure> {
+    let Some(address) = address else { return Ok(None) };
+    let counters = Arc::clone(station.handle().counters());
+    Exporter::start(address, move || metrics::text(&process, addb.as_ref(), &counters)).map(Some)
 }
 
 /// Serves as the server `process` of the cluster in `folder`; calls `ready` once it is registered.
@@ -209,6 +228,8 @@ pub fn serve_server(
         devices,
     );
     config.rpc.addb = station.addb_of_daemon(&name, process, epoch);
+    let told = metrics::Process { name: name.clone(), fid: Some(process) };
+    let exporter = exporter(station, section.metrics, told, config.rpc.addb.clone())?;
     config.rails.clone_from(&section.rails);
     let teller = name.clone();
     config.rpc.on_hung = Some(Rc::new(move |hung: &rpc::HungFom| eprintln!("clovis: {teller}: {hung}")));
@@ -222,5 +243,6 @@ pub fn serve_server(
     }
     ready();
     serve_until(station, server.shutdown_requested(), stop)?;
+    drop(exporter);
     finish(station, &name, server.stop())
 }

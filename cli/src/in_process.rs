@@ -155,6 +155,7 @@ impl InProcess {
             servers,
             devices: shape.devices,
             device_bytes: shape.device_bytes,
+            metrics_port: None,
         };
         let file = blueprint.draw(&(0..=servers).map(endpoint).collect::<Vec<_>>())?;
         let devices = folder.join("devices");

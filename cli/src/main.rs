@@ -20,6 +20,7 @@ mod failure;
 mod in_process;
 mod interrupt;
 mod lock;
+mod metrics;
 mod net;
 mod objects;
 mod output;
@@ -103,6 +104,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Stob { action } => stob::run(&action),
         Command::Net { action } => net::run(&action),
         Command::Addb { action } => addb::run(&action),
+        Command::Top(args) => addb::top::run(&args),
         Command::Bench(args) => bench::run(&args),
     }
 }

@@ -1,4 +1,4 @@
-//! `clovis addb dump|report|follow`: the files that processes keep of what their requests did, also of killed ones.
+//! `clovis addb dump|report|follow` and `clovis top`: the files that processes keep of what their requests did, also of killed ones.
 //!
 //! The files are read as they are, nobody is asked: it works without a cluster, on copies, and while the processes run. What cannot
 //! be read is named; what is damaged inside is left out and counted. Bytes and words: docs/addb.md.
@@ -8,7 +8,8 @@ mod dump;
 mod follow;
 pub mod place;
 mod report;
-mod sources;
+pub mod sources;
+pub mod top;
 
 use std::path::PathBuf;
 
@@ -69,6 +70,20 @@ pub struct FollowArgs {
     /// Files.
     #[command(flatten)]
     pub sources: SourceArgs,
+}
+
+/// `clovis top`
+#[derive(Debug, Args)]
+pub struct TopArgs {
+    /// Files.
+    #[command(flatten)]
+    pub sources: SourceArgs,
+    /// Seconds from one look to the next
+    #[arg(long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub interval: u32,
+    /// End after so many intervals (default: go on until it is interrupted)
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+    pub count: Option<u32>,
 }
 
 /// Errors: no number.

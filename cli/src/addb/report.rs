@@ -108,7 +108,8 @@ fn find(sources: &Sources, slowest_count: usize) -> Findings<'_> {
     Findings { requests, phases, slowest, unfinished, seen, troubles }
 }
 
-fn key_name(key: &Key) -> String {
+/// What a histogram is of, for people.
+pub fn key_name(key: &Key) -> String {
     key.opcode.map_or_else(|| "others".to_owned(), fop_name)
 }
 

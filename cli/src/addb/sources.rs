@@ -25,6 +25,12 @@ pub struct Source {
 }
 
 impl Source {
+    /// Tells this run of its process from all others.
+    pub fn run(&self) -> (u32, u64, u64) {
+        let origin = &self.snapshot.header.origin;
+        (origin.process_id, origin.epoch, origin.boot_ns_at_zero)
+    }
+
     /// Its process, for people: `server-1`, `client 4711`; with its locality if that is not the first.
     pub fn who(&self) -> String {
         let header = &self.snapshot.header;
@@ -56,6 +62,11 @@ pub struct Sources {
 ///
 /// Errors: one that was named is none; none in the folder is one. Those of a folder that are none are told on standard error.
 pub fn load(args: &SourceArgs) -> Result<Sources, Failure> {
+    load_telling(args, &mut |failure| eprintln!("clovis: {failure}"))
+}
+
+/// The same; files of a folder that are none are told to `tell`.
+pub fn load_telling(args: &SourceArgs, tell: &mut dyn FnMut(&Failure)) -> Result<Sources, Failure> {
     let mut list = Vec::new();
     for path in &args.files {
         list.push(read(path)?);
@@ -69,7 +80,7 @@ pub fn load(args: &SourceArgs) -> Result<Sources, Failure> {
         for path in paths {
             match read(&path) {
                 Ok(source) => list.push(source),
-                Err(failure) => eprintln!("clovis: {failure}"),
+                Err(failure) => tell(&failure),
             }
         }
         if list.is_empty() {

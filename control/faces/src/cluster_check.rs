@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use base::limits::{POOL_WIDTH_MAX, UNIT_BYTES_MAX, UNIT_BYTES_MIN};
@@ -134,6 +135,18 @@ pub enum ConfigProblem {
     DoubledEndpoint {
         /// The endpoint.
         endpoint: Endpoint,
+    },
+    /// Nobody could find it.
+    #[error("{address}: metrics need a port, as 127.0.0.1:9640")]
+    NoMetricsPort {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// Two processes would tell their metrics at one address.
+    #[error("{address} tells another process's metrics: give each its own port")]
+    DoubledMetrics {
+        /// The address.
+        address: SocketAddr,
     },
     /// An endpoint on another net than the transport's.
     #[error(
@@ -314,12 +327,35 @@ impl Endpoints {
     }
 }
 
+/// Addresses of metrics, each once. Any address will do, as they are of this machine's stack and not of the cluster's net.
+fn check_metrics(file: &ClusterFile) -> Result<(), Fault> {
+    let mut seen: BTreeMap<SocketAddr, Place> = BTreeMap::new();
+    let of_control = file.control.metrics.map(|address| (Place::Key("control.metrics"), address));
+    let of_servers = file.servers.iter().enumerate().filter_map(|(index, server)| {
+        server.metrics.map(|address| (Place::Server(index, "metrics"), address))
+    });
+    for (place, address) in of_control.into_iter().chain(of_servers) {
+        if address.port() == 0 {
+            return Err(fault(place, ConfigProblem::NoMetricsPort { address }));
+        }
+        if let Some(other) = seen.insert(address, place.clone()) {
+            return Err(Fault {
+                place,
+                other: Some(other),
+                problem: ConfigProblem::DoubledMetrics { address },
+            });
+        }
+    }
+    Ok(())
+}
+
 /// All checks. The first refusal in the order of the module's head.
 pub(crate) fn check(file: &ClusterFile) -> Result<(), Fault> {
     check_sections(file)?;
     let mut endpoints = Endpoints { transport: file.cluster.transport, seen: BTreeMap::new() };
     endpoints.add(Place::Key("control.endpoint"), file.control.endpoint)?;
     check_servers(file, &mut endpoints)?;
+    check_metrics(file)?;
     check_devices(file)?;
     check_tree(file)?;
     check_pool(file)
@@ -478,6 +514,22 @@ mod tests {
             (
                 with("00112233", "0011223"),
                 "line 8, credential: a credential is 64 hexadecimal digits (32 bytes); this has 63 characters",
+            ),
+            (
+                with("store_bytes = 16777216", "store_bytes = 16777216\nmetrics = \"127.0.0.1:0\""),
+                "line 14, control.metrics: 127.0.0.1:0: metrics need a port, as 127.0.0.1:9640",
+            ),
+            (
+                with("store_bytes = 16777216", "store_bytes = 16777216\nmetrics = \"somewhere\""),
+                "line 14, metrics: ",
+            ),
+            (
+                with("store_bytes = 16777216", "store_bytes = 16777216\nmetrics = \"127.0.0.1:9640\"")
+                    .replace(
+                        "endpoints = [\"127.0.0.1@tcp:12345:34:1\"]",
+                        "endpoints = [\"127.0.0.1@tcp:12345:34:1\"]\nmetrics = \"127.0.0.1:9640\"",
+                    ),
+                "127.0.0.1:9640 tells another process's metrics: give each its own port",
             ),
             (with("00112233", "0011223x"), "this has 64 characters, some not hexadecimal"),
             (

@@ -91,6 +91,9 @@ fn values(file: &ClusterFile) -> BTreeMap<Key, String> {
     add(Section::Control, none, "endpoint", 0, control.endpoint.to_string());
     add(Section::Control, none, "store", 0, control.store.display().to_string());
     add(Section::Control, none, "store_bytes", 0, control.store_bytes.to_string());
+    if let Some(metrics) = control.metrics {
+        add(Section::Control, none, "metrics", 0, metrics.to_string());
+    }
     add(Section::Pool, none, "fid", 0, pool.fid.to_string());
     add(Section::Pool, none, "version", 0, pool.version.to_string());
     add(Section::Pool, none, "layout", 0, pool.layout.to_string());
@@ -100,6 +103,9 @@ fn values(file: &ClusterFile) -> BTreeMap<Key, String> {
         add(Section::Server, fid, PRESENCE, 0, format!("{} endpoints", server.endpoints.len()));
         for (locality, endpoint) in server.endpoints.iter().enumerate() {
             add(Section::Server, fid, "endpoints", locality, endpoint.to_string());
+        }
+        if let Some(metrics) = server.metrics {
+            add(Section::Server, fid, "metrics", 0, metrics.to_string());
         }
         for (index, rail) in server.rails.iter().enumerate() {
             add(Section::Server, fid, "rails", index, rail.to_string());
@@ -153,7 +159,7 @@ fn effect_of((section, fid, key, _): Key, file: &ClusterFile) -> Effect {
         (Section::Server, PRESENCE) => Effect::Refused(
             "putting in or taking out servers needs a new pool version, which is not there yet",
         ),
-        (Section::Server, "endpoints" | "rails") => Effect::ServerRestart(fid),
+        (Section::Server, "endpoints" | "rails" | "metrics") => Effect::ServerRestart(fid),
         (Section::Device, PRESENCE | "target" | "server") => Effect::Refused(
             "another set or order of devices needs a new pool version, which is not there yet",
         ),
@@ -232,6 +238,7 @@ mod tests {
         to.pool.unit_bytes = 4096;
         to.pool.layout = "1+1+1".parse().unwrap();
         to.servers[1].endpoints.pop();
+        to.servers[0].metrics = Some("127.0.0.1:9641".parse().unwrap());
         to.servers[1].rails.push("127.0.0.2@tcp".parse().unwrap());
         to.devices[3].locality = 0;
         to.devices[0].path = "moved".into();
@@ -244,6 +251,7 @@ mod tests {
                 "~ control.store: control.store -> elsewhere  (when control restarts)",
                 "~ pool.layout: 2+1+1 -> 1+1+1  (refused: it needs a new pool version, which is not there yet)",
                 "~ pool.unit_bytes: 65536 -> 4096  (now)",
+                "+ server 0x7200000000000001:0x1 metrics: 127.0.0.1:9641  (when server 0x7200000000000001:0x1 restarts)",
                 "- server 0x7200000000000001:0x2 endpoints[1]: 127.0.0.1@tcp:12345:34:3  (when server 0x7200000000000001:0x2 restarts)",
                 "+ server 0x7200000000000001:0x2 rails[0]: 127.0.0.2@tcp  (when server 0x7200000000000001:0x2 restarts)",
                 "~ device 0x6b00000000000001:0x1 path: device-1 -> moved  (when server 0x7200000000000001:0x1 restarts)",

@@ -6,6 +6,7 @@
 //! file gives it mode 0600. Format: docs/configuration.md. Start at [`ClusterFile`]; the checks are in `cluster_check`.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -176,6 +177,9 @@ pub struct ControlSection {
     pub store: PathBuf,
     /// Size of that file, a multiple of 4096.
     pub store_bytes: u64,
+    /// Where it tells its metrics to whoever asks; nowhere if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
 }
 
 /// `[pool]`: the pool and its layout.
@@ -201,6 +205,9 @@ pub struct ServerSection {
     /// Further nids of its machine: it listens there too, with the same pid, portal and transfer machine ids, and peers find out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rails: Vec<Nid>,
+    /// Where it tells its metrics to whoever asks; nowhere if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
     /// The machine it runs on, if the file has nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<Fid>,
@@ -422,6 +429,8 @@ struct RawControl {
     endpoint: Spanned<Endpoint>,
     store: Spanned<PathBuf>,
     store_bytes: Spanned<u64>,
+    #[serde(default)]
+    metrics: Option<Spanned<SocketAddr>>,
 }
 
 #[derive(Deserialize)]
@@ -440,6 +449,8 @@ struct RawServer {
     endpoints: Spanned<Vec<Spanned<Endpoint>>>,
     #[serde(default)]
     rails: Vec<Nid>,
+    #[serde(default)]
+    metrics: Option<Spanned<SocketAddr>>,
     #[serde(default)]
     node: Option<Spanned<Fid>>,
 }
@@ -491,6 +502,7 @@ impl RawFile {
                 endpoint: self.control.endpoint.into_inner(),
                 store: self.control.store.into_inner(),
                 store_bytes: self.control.store_bytes.into_inner(),
+                metrics: self.control.metrics.map(Spanned::into_inner),
             },
             pool: PoolSection {
                 fid: self.pool.fid.into_inner(),
@@ -505,6 +517,7 @@ impl RawFile {
                     process: server.process.into_inner(),
                     endpoints: server.endpoints.into_inner().into_iter().map(Spanned::into_inner).collect(),
                     rails: server.rails,
+                    metrics: server.metrics.map(Spanned::into_inner),
                     node: server.node.map(Spanned::into_inner),
                 })
                 .collect(),
@@ -543,6 +556,9 @@ impl Spans {
         add(Place::Key("control.endpoint"), raw.control.endpoint.span());
         add(Place::Key("control.store"), raw.control.store.span());
         add(Place::Key("control.store_bytes"), raw.control.store_bytes.span());
+        if let Some(metrics) = &raw.control.metrics {
+            add(Place::Key("control.metrics"), metrics.span());
+        }
         add(Place::Key("pool.fid"), raw.pool.fid.span());
         add(Place::Key("pool.version"), raw.pool.version.span());
         add(Place::Key("pool.layout"), raw.pool.layout.span());
@@ -550,6 +566,9 @@ impl Spans {
         for (index, server) in raw.servers.iter().enumerate() {
             add(Place::Server(index, "process"), server.process.span());
             add(Place::Server(index, "endpoints"), server.endpoints.span());
+            if let Some(metrics) = &server.metrics {
+                add(Place::Server(index, "metrics"), metrics.span());
+            }
             if let Some(node) = &server.node {
                 add(Place::Server(index, "node"), node.span());
             }

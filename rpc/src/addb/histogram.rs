@@ -164,6 +164,29 @@ impl Histogram {
         }
     }
 
+    /// The times that were added since `before`, an earlier state of the same histogram. Its longest is told as precisely as a bucket is wide.
+    #[must_use]
+    pub fn since(&self, before: &Histogram) -> Histogram {
+        let mut since = Histogram::default();
+        for (bucket, count) in self.buckets.iter().enumerate() {
+            let more = count.saturating_sub(before.buckets[bucket]);
+            since.buckets[bucket] = more;
+            since.count = since.count.saturating_add(more);
+            if more > 0 {
+                since.longest_ns = lower_ns(bucket + 1).min(self.longest_ns);
+            }
+        }
+        since.sum_ns = self.sum_ns.saturating_sub(before.sum_ns);
+        since
+    }
+
+    /// How many times are shorter than 2^`power` nanoseconds: exact from 2^6 on, as no bucket has such a time inside.
+    #[must_use]
+    pub fn below_power(&self, power: u32) -> u64 {
+        let end = 1_u64.checked_shl(power).map_or(BUCKETS, bucket);
+        self.buckets[..end].iter().fold(0, |sum, count| sum.saturating_add(*count))
+    }
+
     /// Times in it.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -244,6 +267,29 @@ mod tests {
         assert_eq!(Histogram::parse(&read), Err(()));
         assert_eq!(Histogram::parse(&[0; HISTOGRAM_WORDS]), Ok(None));
         assert_eq!(Histogram::parse(&[u64::MAX; HISTOGRAM_WORDS]), Err(()));
+    }
+
+    #[test]
+    fn what_was_added_since_is_told_apart() {
+        let mut before = Histogram::default();
+        before.add(Duration::from_secs(3));
+        let mut now = before.clone();
+        assert_eq!(now.since(&before), Histogram::default());
+        now.add(Duration::from_micros(10));
+        now.add(Duration::from_micros(20));
+        let since = now.since(&before);
+        assert_eq!((since.count(), since.sum()), (2, Duration::from_micros(30)));
+        assert!(since.longest() >= Duration::from_micros(20) && since.longest() < Duration::from_micros(23));
+        assert_eq!(before.since(&now).count(), 0, "another process began the file again");
+    }
+
+    #[test]
+    fn powers_of_two_part_a_histogram_exactly() {
+        let mut histogram = Histogram::default();
+        for ns in [0, 63, 64, 1023, 1024, 1 << 40] {
+            histogram.add(Duration::from_nanos(ns));
+        }
+        assert_eq!([6, 7, 10, 11, 39, 64].map(|power| histogram.below_power(power)), [2, 3, 4, 5, 5, 6]);
     }
 
     #[test]

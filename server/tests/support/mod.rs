@@ -189,6 +189,7 @@ pub fn cluster_file(shape: &Shape) -> ClusterFile {
             process: process_fid(index),
             endpoints: vec![endpoint(shape.transport, 1 + index)],
             rails: Vec::new(),
+            metrics: None,
             node: None,
         })
         .collect();
@@ -214,6 +215,7 @@ pub fn cluster_file(shape: &Shape) -> ClusterFile {
             endpoint: endpoint(shape.transport, 0),
             store: "store".into(),
             store_bytes: 16 << 20,
+            metrics: None,
         },
         pool: PoolSection {
             fid: Fid::new(FidType::Pool, 1, 1),

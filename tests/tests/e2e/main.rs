@@ -9,6 +9,7 @@ mod command_line;
 mod conf;
 mod devices;
 mod interruptions;
+mod metrics;
 mod net;
 mod objects;
 mod peers;
