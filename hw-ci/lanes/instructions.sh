@@ -52,10 +52,11 @@ counted() {
 ours() {
     local into="$TMPDIR/ours.$1" count=$2 server
     shift 2
-    counted "$into.server.$count" clovis net selftest server "$ADDRESS@o2ib" --once --waiting sleeping >"$into.log" 2>&1 &
+    counted "$into.server.$count" clovis net selftest server "$ADDRESS@o2ib" --once --waiting sleeping --timeout 300 >"$into.log" 2>&1 &
     server=$!
     until_true 120 grep -q 'selftest serves at' "$into.log" || { cat "$into.log"; return 1; }
-    counted "$into.client.$count" clovis net selftest client "$ADDRESS@o2ib" --waiting sleeping --timeout 300 --keep-going --count "$count" "$@" || { cat "$into.log"; return 1; }
+    counted "$into.client.$count" clovis net selftest client "$ADDRESS@o2ib" --waiting sleeping --timeout 300 --count "$count" "$@" ||
+        { cat "$into.log"; kill -KILL "$server"; return 1; }
     wait "$server"
 }
 

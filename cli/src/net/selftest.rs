@@ -53,6 +53,9 @@ pub struct ServerArgs {
     /// How this side waits for messages
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Wait::Adaptive)]
     pub waiting: Wait,
+    /// Seconds until a client's request counts as lost, if that is long: a connection may take a tenth of it, silence a sixth
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub timeout: u64,
     /// Use the credential of this cluster's configuration file, instead of the well-known one
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -245,8 +248,14 @@ fn server(args: &ServerArgs) -> Result<(), Failure> {
     let counters = Arc::new(Counters::default());
     let mut locality =
         station::locality(0, "selftest-server", &counters, &Crowd::that_waits(args.waiting.into()))?;
-    let machine =
-        traffic::start_machine(&locality, &fabric, args.listen, true, credential(args.config.as_ref())?)?;
+    let machine = traffic::start_machine(
+        &locality,
+        &fabric,
+        args.listen,
+        true,
+        credential(args.config.as_ref())?,
+        Duration::from_secs(args.timeout),
+    )?;
     output::line(&format!("selftest serves at {}", args.listen))?;
     let clock = MonotonicClock::start();
     side::drive(&mut locality, &clock, &stop, machine, Responder::new(args.once), process::cpu_time)?;
@@ -259,7 +268,14 @@ fn client(args: &ClientArgs) -> Result<(), Failure> {
     let counters = Arc::new(Counters::default());
     let mut locality = station::locality(0, "selftest-client", &counters, &Crowd::that_waits(work.waiting))?;
     let own = station::requester_endpoint(args.server)?;
-    let machine = traffic::start_machine(&locality, &fabric, own, false, credential(args.config.as_ref())?)?;
+    let machine = traffic::start_machine(
+        &locality,
+        &fabric,
+        own,
+        false,
+        credential(args.config.as_ref())?,
+        work.within,
+    )?;
     let requester = Requester::new(args.server, work, locality.handle().arena())?;
     let (clock, stop) = (MonotonicClock::start(), StopFlag::new());
     let found = station::ask(&mut locality, machine, &clock, &stop, requester, process::cpu_time)?;

@@ -52,14 +52,21 @@ pub fn free_endpoint() -> Result<Endpoint, Failure> {
 }
 
 /// The machine of one side.
+///
+/// A request counts as lost after `within`: a connection may take a tenth of it to come up, and a peer may be silent for a sixth. That of 30 s
+/// are the network's own times; programs under tools that make them a hundred times slower need longer ones.
 pub fn start_machine(
     locality: &Locality,
     fabric: &Fabric,
     endpoint: Endpoint,
     listen: bool,
     token: Token,
+    within: Duration,
 ) -> Result<TransferMachine, Failure> {
-    let config = TmConfig::new(endpoint, listen, new_epoch(), token, Rc::default());
+    let mut config = TmConfig::new(endpoint, listen, new_epoch(), token, Rc::default());
+    let within_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+    config.times.hello_ms_max = config.times.hello_ms_max.max(within_ms / 10);
+    config.times.ping_wait_ms_max = config.times.ping_wait_ms_max.max(within_ms / 6);
     TransferMachine::start(&locality.handle(), fabric, config)
         .map_err(Failure::while_doing("starting the network"))
 }
@@ -110,7 +117,8 @@ pub fn in_one_process(
             .name("responder".to_owned())
             .spawn_scoped(scope, move || {
                 let mut locality = locality(1, "responder", &of_responder, crowd)?;
-                let machine = start_machine(&locality, &fabric(), responder, true, token.clone())?;
+                let machine =
+                    start_machine(&locality, &fabric(), responder, true, token.clone(), work.within)?;
                 // The requester gave up if it does not listen: then the flag is set, too.
                 let _ = ready.send(());
                 drive(&mut locality, clock, stop, machine, Responder::new(false), cpu_time).map(drop)
@@ -121,7 +129,7 @@ pub fn in_one_process(
         let asked = || {
             let mut locality = locality(0, "requester", &of_requester, crowd)?;
             let own = requester_endpoint(responder)?;
-            let machine = start_machine(&locality, &fabric(), own, false, token.clone())?;
+            let machine = start_machine(&locality, &fabric(), own, false, token.clone(), work.within)?;
             let requester = Requester::new(responder, work, locality.handle().arena())?;
             ask(&mut locality, machine, clock, stop, requester, cpu_time)
         };
