@@ -50,6 +50,8 @@ pub enum Command {
     },
     /// Show the whole cluster as a tree, with states and what to do next
     Status(StatusArgs),
+    /// Check this machine, and a cluster's processes, clocks and space; says what to mend
+    Doctor(crate::doctor::DoctorArgs),
     /// List changes of states, in their order
     Events(EventsArgs),
     /// Watch an object: print what others notify on it, and acknowledge it

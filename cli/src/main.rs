@@ -15,6 +15,7 @@ mod conf;
 mod connection;
 mod daemon;
 mod device;
+mod doctor;
 mod events;
 mod failure;
 mod in_process;
@@ -39,6 +40,9 @@ use clap::error::ErrorKind;
 
 use args::{Cli, ClusterCommand, Command};
 use failure::Failure;
+
+/// Version of this program, as `--version` and the running daemons say it.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Benchmarks print allocations per operation.
 #[global_allocator]
@@ -95,6 +99,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Ls(args) => objects::list(&args),
         Command::Conf { action } => conf::run(&action),
         Command::Status(args) => status::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Events(args) => events::run(&args),
         Command::Watch(args) => watch::watch(&args),
         Command::Notify(args) => watch::notify(&args),

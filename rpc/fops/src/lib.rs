@@ -63,6 +63,8 @@ pub enum Opcode {
     Shutdown = 50,
     /// [`admin::NetFault`]
     NetFault = 51,
+    /// [`admin::ProcessGet`]
+    ProcessGet = 52,
     /// [`lock::LockTake`]
     LockTake = 60,
     /// [`lock::LockRelease`]
@@ -120,6 +122,7 @@ impl Opcode {
         Opcode::Ping,
         Opcode::Shutdown,
         Opcode::NetFault,
+        Opcode::ProcessGet,
         Opcode::LockTake,
         Opcode::LockRelease,
         Opcode::LockRenew,
@@ -131,6 +134,11 @@ impl Opcode {
         Opcode::TicketedOpen,
         Opcode::TicketedUpdate,
         Opcode::TicketedDelete,
+        Opcode::WatchRegister,
+        Opcode::WatchUnregister,
+        Opcode::WatchPoll,
+        Opcode::WatchAck,
+        Opcode::Notify,
     ];
 
     /// The one with this number.

@@ -307,6 +307,17 @@ fn bodies_of_components_and_admin() {
         agreed!((Vec<u8>, u64): (vec![3], 4)),
         "0100000000000000 03 0400000000000000",
     );
+    pinned(admin::ProcessGet, Vec::new(), "");
+    pinned(
+        admin::ProcessGetReply {
+            version: "0.1".to_owned(),
+            epoch: 4,
+            unix_us: Some(5),
+            store: Some(admin::StoreSpace { blocks: 7, free_blocks: 6 }),
+        },
+        agreed!((String, u64, Option<u64>, Option<(u64, u64)>): ("0.1".to_owned(), 4, Some(5), Some((7, 6)))),
+        "0300000000000000 302e31 0400000000000000 01 0500000000000000 01 0700000000000000 0600000000000000",
+    );
     pinned(admin::Shutdown, Vec::new(), "");
     pinned(admin::ShutdownReply, Vec::new(), "");
     let rule = || "drop".to_owned();
@@ -483,6 +494,8 @@ fn decode_as_everything(bytes: &[u8]) {
     one::<admin::DeviceFaultReply>(bytes);
     one::<admin::Ping>(bytes);
     one::<admin::PingReply>(bytes);
+    one::<admin::ProcessGet>(bytes);
+    one::<admin::ProcessGetReply>(bytes);
     one::<admin::Shutdown>(bytes);
     one::<admin::ShutdownReply>(bytes);
     one::<admin::NetFault>(bytes);

@@ -8,6 +8,7 @@ mod addb;
 mod command_line;
 mod conf;
 mod devices;
+mod doctor;
 mod interruptions;
 mod net;
 mod objects;
