@@ -64,7 +64,7 @@ pub enum Command {
         #[command(subcommand)]
         action: LockCommand,
     },
-    /// Take a device out of service, or make its accesses fail
+    /// List and locate devices, take one out and back, give one up
     Device {
         /// What to do with it.
         #[command(subcommand)]
@@ -564,10 +564,71 @@ pub struct ConfRollbackArgs {
 /// `clovis device ...`
 #[derive(Debug, Subcommand)]
 pub enum DeviceCommand {
+    /// List devices: state, room, since when and why
+    List(DeviceListArgs),
+    /// Show where a device is: machine, process, path, disk, rack
+    Locate(DeviceLocateArgs),
+    /// Take a device out for a while: reads rebuild its units, writes that need it wait or fail
+    Detach(DeviceDetachArgs),
+    /// Take a detached device back
+    Attach(DeviceAttachArgs),
     /// Declare a device FAILED: writes skip it, reads rebuild its units
     Fail(DeviceArgs),
     /// Fault rule: each access to the device fails with EIO from now on, until its server restarts
     Break(DeviceArgs),
+}
+
+/// `clovis device list`
+#[derive(Debug, Args)]
+pub struct DeviceListArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis device locate`
+#[derive(Debug, Args)]
+pub struct DeviceLocateArgs {
+    /// The device's fid, or its position in the pool from 0
+    pub device: String,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis device detach`
+#[derive(Debug, Args)]
+pub struct DeviceDetachArgs {
+    /// The device's fid, or its position in the pool from 0
+    pub device: String,
+    /// Also if more devices are away then than the layout reads without: objects cannot be read meanwhile
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis device attach`
+#[derive(Debug, Args)]
+pub struct DeviceAttachArgs {
+    /// The device's fid, or its position in the pool from 0
+    pub device: String,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
 }
 
 /// Names a device.

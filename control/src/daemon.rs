@@ -24,8 +24,8 @@ use fops::FopError;
 use fops::admin::{Ping, PingReply, ProcessGet, ProcessGetReply, Shutdown, ShutdownReply};
 use fops::conf::{
     ClusterStatus, ClusterStatusReply, ConfApply, ConfApplyReply, ConfGet, ConfGetReply, ConfHistory,
-    ConfHistoryReply, ConfText, ConfTextReply, DeviceReport, DeviceReportReply, Event, EventsGet,
-    EventsReply, Heartbeat, HeartbeatReply, Register, RegisterReply,
+    ConfHistoryReply, ConfText, ConfTextReply, DeviceCommand, DeviceCommandReply, DeviceReport,
+    DeviceReportReply, Event, EventsGet, EventsReply, Heartbeat, HeartbeatReply, Register, RegisterReply,
 };
 use futures_util::FutureExt;
 use rpc::{Fom, RpcConfig, RpcMachine};
@@ -338,10 +338,12 @@ impl Inner {
             inner,
             |inner: Rc<Inner>, _fom, request: Register| async move { inner.register(request).await },
         );
-        serve(
-            inner,
-            |inner: Rc<Inner>, _fom, request: Heartbeat| async move { inner.heartbeat(request).await },
-        );
+        serve(inner, |inner: Rc<Inner>, fom: Fom, request: Heartbeat| async move {
+            inner.heartbeat(&fom, request).await
+        });
+        serve(inner, |inner: Rc<Inner>, _fom, request: DeviceCommand| async move {
+            inner.device_command(request).await
+        });
         serve(inner, |inner: Rc<Inner>, fom: Fom, request: DeviceReport| async move {
             inner.device_report(fom.peer().endpoint, request).await
         });
@@ -462,9 +464,12 @@ impl Inner {
         Ok(reply)
     }
 
-    async fn heartbeat(&self, request: Heartbeat) -> Result<HeartbeatReply, FopError> {
+    async fn heartbeat(&self, fom: &Fom, request: Heartbeat) -> Result<HeartbeatReply, FopError> {
         let now = self.rpc.locality().now();
         let reply = self.core.borrow_mut().handle_heartbeat(now, &request);
+        if reply.known {
+            self.core.borrow_mut().note_server_version(&request, fom.config_version());
+        }
         self.settle(reply.version).await?;
         Ok(reply)
     }
@@ -478,6 +483,13 @@ impl Inner {
         let version = self.core.borrow_mut().handle_evidence(now, &request, reporter).map_err(refused)?;
         self.settle(version).await?;
         Ok(DeviceReportReply { version })
+    }
+
+    async fn device_command(&self, request: DeviceCommand) -> Result<DeviceCommandReply, FopError> {
+        let now = self.rpc.locality().now();
+        let reply = self.core.borrow_mut().handle_command(now, &request).map_err(refused)?;
+        self.settle(reply.version).await?;
+        Ok(reply)
     }
 
     /// Waits until `version` is durable. Error: the store failed.

@@ -41,6 +41,8 @@ pub enum Opcode {
     ConfHistory = 8,
     /// [`conf::EventsGet`]
     EventsGet = 9,
+    /// [`conf::DeviceCommand`]
+    DeviceCommand = 10,
     /// [`object::ObjectOpen`]
     ObjectOpen = 16,
     /// [`object::ObjectUpdate`]
@@ -111,6 +113,7 @@ impl Opcode {
         Opcode::ConfApply,
         Opcode::ConfHistory,
         Opcode::EventsGet,
+        Opcode::DeviceCommand,
         Opcode::ObjectOpen,
         Opcode::ObjectUpdate,
         Opcode::ObjectDelete,

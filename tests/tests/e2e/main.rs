@@ -12,6 +12,7 @@ mod doctor;
 mod interruptions;
 mod net;
 mod objects;
+mod orders;
 mod peers;
 mod quickstart;
 mod refusals;

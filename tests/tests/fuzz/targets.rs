@@ -60,6 +60,7 @@ fn fops(bytes: &[u8]) -> (Decoders, Decoders, usize, &[u8]) {
         admin::Ping,
         admin::Shutdown,
         admin::ProcessGet,
+        conf::DeviceCommand,
     )
 }
 
