@@ -90,6 +90,34 @@ pub enum Command {
     },
     /// Measure this machine against peers and limits, as ratios
     Bench(crate::bench::BenchArgs),
+    /// Print the script that lets a shell complete the words and flags of clovis
+    Completions(CompletionsArgs),
+    /// Write the man pages of clovis and of each of its words into a folder
+    Man(ManArgs),
+}
+
+/// `clovis completions`
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// For which shell
+    #[arg(value_enum)]
+    pub shell: ShellArg,
+}
+
+/// Shells that completions are made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ShellArg {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+/// `clovis man`
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// Folder for the pages, made if it is not there: PREFIX/share/man/man1
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
 }
 
 /// `clovis quickstart`

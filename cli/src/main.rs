@@ -21,6 +21,7 @@ mod failure;
 mod in_process;
 mod interrupt;
 mod lock;
+mod manual;
 mod net;
 mod objects;
 mod output;
@@ -109,5 +110,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Net { action } => net::run(&action),
         Command::Addb { action } => addb::run(&action),
         Command::Bench(args) => bench::run(&args),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
     }
 }

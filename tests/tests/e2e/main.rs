@@ -9,6 +9,7 @@ mod command_line;
 mod conf;
 mod devices;
 mod doctor;
+mod installed;
 mod interruptions;
 mod net;
 mod objects;
