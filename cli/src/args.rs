@@ -70,6 +70,12 @@ pub enum Command {
         #[command(subcommand)]
         action: DeviceCommand,
     },
+    /// Show pools: layout, devices, how much they hold
+    Pool {
+        /// What to do.
+        #[command(subcommand)]
+        action: PoolCommand,
+    },
     /// Format, check or look at one device, without a cluster
     Stob {
         /// What to do with it.
@@ -581,6 +587,39 @@ pub struct ConfRollbackArgs {
     /// Number of the transaction
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     pub transaction: u64,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis pool ...`
+#[derive(Debug, Subcommand)]
+pub enum PoolCommand {
+    /// List the pools with their sums
+    List(PoolListArgs),
+    /// Show a pool with its devices
+    Show(PoolShowArgs),
+}
+
+/// `clovis pool list`
+#[derive(Debug, Args)]
+pub struct PoolListArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis pool show`
+#[derive(Debug, Args)]
+pub struct PoolShowArgs {
+    /// The pool's fid (default: the one pool)
+    pub pool: Option<Fid>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

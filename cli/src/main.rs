@@ -25,6 +25,7 @@ mod manual;
 mod net;
 mod objects;
 mod output;
+mod pool;
 mod progress;
 mod quickstart;
 mod status;
@@ -106,6 +107,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Notify(args) => watch::notify(&args),
         Command::Lock { action } => lock::run(&action),
         Command::Device { action } => device::run(&action),
+        Command::Pool { action } => pool::run(&action),
         Command::Stob { action } => stob::run(&action),
         Command::Net { action } => net::run(&action),
         Command::Addb { action } => addb::run(&action),

@@ -14,7 +14,8 @@ use clovis_tests::{binary, folder, processes};
 
 /// Runs a tool; `None`, and a line that says so, if it is not installed.
 fn tool(name: &str, arguments: &[&str], folder: &Path) -> Option<Finished> {
-    let is_there = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|path| path.join(name).is_file());
+    let is_there = std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .any(|path| path.join(name).is_file());
     if !is_there {
         println!("skipped: {name} is not installed");
         return None;
@@ -57,7 +58,9 @@ fn man_pages_are_there_for_every_word() {
     for page in ["clovis.1", "clovis-doctor.1", "clovis-device-attach.1", "clovis-cluster-start.1"] {
         assert!(fs::read_to_string(pages.join(page)).unwrap().contains(".SH"), "{page}");
     }
-    if let Some(shown) = tool("man", &["--pager=cat", "-l", pages.join("clovis-doctor.1").to_str().unwrap()], folder.path()) {
+    if let Some(shown) =
+        tool("man", &["--pager=cat", "-l", pages.join("clovis-doctor.1").to_str().unwrap()], folder.path())
+    {
         assert!(shown.succeeded().text().contains("doctor"));
     }
     let file = folder.path().join("file");
@@ -72,12 +75,15 @@ fn systemd_takes_the_units() {
     fs::create_dir_all(prefix.join("bin")).unwrap();
     std::os::unix::fs::symlink(binary::clovis(), prefix.join("bin/clovis")).unwrap();
     for name in ["control", "server"] {
-        let template = fs::read_to_string(root().join(format!("cli/systemd/clovis-{name}@.service.in"))).unwrap();
+        let template =
+            fs::read_to_string(root().join(format!("cli/systemd/clovis-{name}@.service.in"))).unwrap();
         let unit = template.replace("@PREFIX@", prefix.to_str().unwrap());
         assert!(!unit.contains("@PREFIX@"), "a place that nobody filled: {unit}");
         fs::write(folder.path().join(format!("clovis-{name}@demo.service")), unit).unwrap();
         let file = format!("./clovis-{name}@demo.service");
-        if let Some(verified) = tool("systemd-analyze", &["verify", "--man=no", "--recursive-errors=no", &file], folder.path()) {
+        if let Some(verified) =
+            tool("systemd-analyze", &["verify", "--man=no", "--recursive-errors=no", &file], folder.path())
+        {
             let verified = verified.succeeded();
             assert!(verified.stderr.is_empty(), "{name}: {}", verified.stderr);
         }

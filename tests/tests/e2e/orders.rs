@@ -74,6 +74,12 @@ fn a_detached_device_is_rebuilt_by_reads_waited_for_by_writes_and_back_when_it_i
     assert!(cluster.run(&["cat", "1:1"]).succeeded().stdout == content, "other bytes with two out");
     let _ = cluster.run(&["device", "attach", "5"]).succeeded();
 
+    let shown = cluster.run(&["pool", "show"]).succeeded();
+    assert!(shown.text().contains("7 of 8 devices online: 1 more may be lost"), "{}", shown.text());
+    let pools = cluster.run(&["pool", "list", "--json"]).succeeded();
+    let pools: Value = serde_json::from_str(pools.text()).unwrap();
+    assert!(pools["pools"][0]["online"] == 7 && pools["pools"][0]["devices_in_no_sum"] == 0, "{pools}");
+
     let attached = cluster.run(&["device", "attach", DEVICE]).succeeded();
     assert!(attached.text().starts_with(&format!("device {DEVICE} is online")), "{}", attached.text());
     let _ = cluster.run(&["cp", "--quiet", file, "1:2"]).succeeded();
