@@ -50,6 +50,8 @@ pub enum Command {
     },
     /// Show the whole cluster as a tree, with states and what to do next
     Status(StatusArgs),
+    /// Check this machine, and a cluster's processes, clocks and space; says what to mend
+    Doctor(crate::doctor::DoctorArgs),
     /// List changes of states, in their order
     Events(EventsArgs),
     /// Watch an object: print what others notify on it, and acknowledge it
@@ -62,11 +64,17 @@ pub enum Command {
         #[command(subcommand)]
         action: LockCommand,
     },
-    /// Take a device out of service, or make its accesses fail
+    /// List and locate devices, take one out and back, give one up
     Device {
         /// What to do with it.
         #[command(subcommand)]
         action: DeviceCommand,
+    },
+    /// Show pools: layout, devices, how much they hold
+    Pool {
+        /// What to do.
+        #[command(subcommand)]
+        action: PoolCommand,
     },
     /// Format, check or look at one device, without a cluster
     Stob {
@@ -90,6 +98,34 @@ pub enum Command {
     Top(crate::addb::TopArgs),
     /// Measure this machine against peers and limits, as ratios
     Bench(crate::bench::BenchArgs),
+    /// Print the script that lets a shell complete the words and flags of clovis
+    Completions(CompletionsArgs),
+    /// Write the man pages of clovis and of each of its words into a folder
+    Man(ManArgs),
+}
+
+/// `clovis completions`
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// For which shell
+    #[arg(value_enum)]
+    pub shell: ShellArg,
+}
+
+/// Shells that completions are made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ShellArg {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+/// `clovis man`
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// Folder for the pages, made if it is not there: PREFIX/share/man/man1
+    #[arg(value_name = "DIR")]
+    pub folder: PathBuf,
 }
 
 /// `clovis quickstart`
@@ -564,13 +600,107 @@ pub struct ConfRollbackArgs {
     pub connect: ConnectArgs,
 }
 
+/// `clovis pool ...`
+#[derive(Debug, Subcommand)]
+pub enum PoolCommand {
+    /// List the pools with their sums
+    List(PoolListArgs),
+    /// Show a pool with its devices
+    Show(PoolShowArgs),
+}
+
+/// `clovis pool list`
+#[derive(Debug, Args)]
+pub struct PoolListArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis pool show`
+#[derive(Debug, Args)]
+pub struct PoolShowArgs {
+    /// The pool's fid (default: the one pool)
+    pub pool: Option<Fid>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
 /// `clovis device ...`
 #[derive(Debug, Subcommand)]
 pub enum DeviceCommand {
+    /// List devices: state, room, since when and why
+    List(DeviceListArgs),
+    /// Show where a device is: machine, process, path, disk, rack
+    Locate(DeviceLocateArgs),
+    /// Take a device out for a while: reads rebuild its units, writes that need it wait or fail
+    Detach(DeviceDetachArgs),
+    /// Take a detached device back
+    Attach(DeviceAttachArgs),
     /// Declare a device FAILED: writes skip it, reads rebuild its units
     Fail(DeviceArgs),
     /// Fault rule: each access to the device fails with EIO from now on, until its server restarts
     Break(DeviceArgs),
+}
+
+/// `clovis device list`
+#[derive(Debug, Args)]
+pub struct DeviceListArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis device locate`
+#[derive(Debug, Args)]
+pub struct DeviceLocateArgs {
+    /// The device's fid, or its position in the pool from 0
+    pub device: String,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis device detach`
+#[derive(Debug, Args)]
+pub struct DeviceDetachArgs {
+    /// The device's fid, or its position in the pool from 0
+    pub device: String,
+    /// Also if more devices are away then than the layout reads without: objects cannot be read meanwhile
+    #[arg(long)]
+    pub force: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis device attach`
+#[derive(Debug, Args)]
+pub struct DeviceAttachArgs {
+    /// The device's fid, or its position in the pool from 0
+    pub device: String,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
 }
 
 /// Names a device.

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use base::Fid;
 use control::{Control, ControlConfig, OperatorFile};
+use faces::About;
 use faces::cluster_file::ClusterFile;
 use futures_channel::oneshot;
 use futures_util::future;
@@ -26,7 +27,7 @@ use verbs_net::Fabric;
 use crate::args::{ControlArgs, ServerArgs};
 use crate::connection::{
     Station, device_path, fabric_of, folder_of, load_cluster_file, new_epoch, open_device, read_cluster_file,
-    token, unix_s,
+    token, unix_s, unix_us,
 };
 use crate::failure::Failure;
 use crate::metrics::{self, Exporter};
@@ -38,6 +39,11 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// The name of a server, in files and messages: `server-1` for the first.
 pub fn server_name(process: Fid) -> String {
     format!("server-{}", process.key)
+}
+
+/// What a daemon of this program says of itself.
+fn about() -> About {
+    About { version: crate::VERSION.to_owned(), unix_us: Some(Rc::new(unix_us)) }
 }
 
 /// Resolves once the process is asked to end by SIGTERM or SIGINT.
@@ -173,6 +179,7 @@ pub fn serve_control(
     let credential = file.cluster.credential;
     let epoch = new_epoch();
     let mut config = ControlConfig::new(token(&credential), epoch, file.initial_configuration(), store);
+    config.about = about();
     config.rpc.addb = station.addb_of_daemon("control", Fid::default(), epoch);
     let process = metrics::Process { name: "control".to_owned(), fid: None };
     let exporter = exporter(station, file.control.metrics, process, config.rpc.addb.clone())?;
@@ -227,6 +234,7 @@ pub fn serve_server(
         epoch,
         devices,
     );
+    config.about = about();
     config.rpc.addb = station.addb_of_daemon(&name, process, epoch);
     let told = metrics::Process { name: name.clone(), fid: Some(process) };
     let exporter = exporter(station, section.metrics, told, config.rpc.addb.clone())?;

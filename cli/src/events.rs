@@ -48,6 +48,19 @@ fn ask(desk: &mut Desk, after: u64, wait: Duration) -> Result<EventsReply, Failu
     desk.station.call(&desk.local, to, &EventsGet { after, wait_ms }, wait + desk.within)
 }
 
+/// Every event that control keeps, oldest first.
+pub fn all_kept(desk: &mut Desk) -> Result<Vec<Event>, Failure> {
+    let mut events: Vec<Event> = Vec::new();
+    loop {
+        let after = events.last().map_or(0, |last| last.number);
+        let reply = ask(desk, after, Duration::ZERO)?;
+        if reply.events.is_empty() {
+            return Ok(events);
+        }
+        events.extend(reply.events);
+    }
+}
+
 /// Answer: the last number that is known now.
 fn print_page(reply: &EventsReply, after: u64, as_json: bool) -> Result<u64, Failure> {
     if reply.newest < after {

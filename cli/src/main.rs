@@ -15,15 +15,18 @@ mod conf;
 mod connection;
 mod daemon;
 mod device;
+mod doctor;
 mod events;
 mod failure;
 mod in_process;
 mod interrupt;
 mod lock;
+mod manual;
 mod metrics;
 mod net;
 mod objects;
 mod output;
+mod pool;
 mod progress;
 mod quickstart;
 mod status;
@@ -40,6 +43,9 @@ use clap::error::ErrorKind;
 
 use args::{Cli, ClusterCommand, Command};
 use failure::Failure;
+
+/// Version of this program, as `--version` and the running daemons say it.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Benchmarks print allocations per operation.
 #[global_allocator]
@@ -96,15 +102,19 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Ls(args) => objects::list(&args),
         Command::Conf { action } => conf::run(&action),
         Command::Status(args) => status::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Events(args) => events::run(&args),
         Command::Watch(args) => watch::watch(&args),
         Command::Notify(args) => watch::notify(&args),
         Command::Lock { action } => lock::run(&action),
         Command::Device { action } => device::run(&action),
+        Command::Pool { action } => pool::run(&action),
         Command::Stob { action } => stob::run(&action),
         Command::Net { action } => net::run(&action),
         Command::Addb { action } => addb::run(&action),
         Command::Top(args) => addb::top::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
     }
 }

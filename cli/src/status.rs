@@ -164,7 +164,12 @@ impl Picture<'_> {
             devices.filter(|fid| self.device_state(*fid) == wanted).collect()
         };
         let failed = in_state(DeviceState::Failed);
-        let away: usize = in_state(DeviceState::Transient).len() + in_state(DeviceState::Unknown).len();
+        let detached = in_state(DeviceState::Detached);
+        let away: usize = [DeviceState::Transient, DeviceState::Unknown]
+            .map(|state| in_state(state).len())
+            .iter()
+            .sum::<usize>()
+            + detached.len();
         let parity = usize::try_from(layout.parity()).unwrap_or(usize::MAX);
         if failed.len() + away > parity {
             advice.push(format!(
@@ -191,6 +196,11 @@ impl Picture<'_> {
             advice.push(format!(
                 "failed: device {}; its bytes are rebuilt on each read, and {left} more may fail; repair is not there yet",
                 names.join(", ")
+            ));
+        }
+        for device in &detached {
+            advice.push(format!(
+                "device {device} was detached by an operator: writes that need it wait or fail; `clovis device attach {device}` takes it back"
             ));
         }
         for rack in &self.file.tree.racks {

@@ -190,7 +190,9 @@ impl Store {
     pub(crate) fn reads_pass_over(&self, target: u32) -> Option<Fault> {
         match self.device(target) {
             Err(fault) => Some(fault),
-            Ok(device) if !is_in_service(device.state) => Some(Fault::State(device.state)),
+            Ok(device) if !is_in_service(device.state) || device.state == DeviceState::Detached => {
+                Some(Fault::State(device.state))
+            }
             Ok(_) => {
                 let until = self.suspects.borrow().get(&target).copied()?;
                 (self.now() < until).then_some(Fault::Suspect)
@@ -287,7 +289,10 @@ impl Store {
     }
 }
 
-/// True if a device in this state must acknowledge writes and may answer reads.
+/// True if a device in this state must acknowledge writes.
 pub(crate) const fn is_in_service(state: DeviceState) -> bool {
-    matches!(state, DeviceState::Unknown | DeviceState::Online | DeviceState::Transient)
+    matches!(
+        state,
+        DeviceState::Unknown | DeviceState::Online | DeviceState::Transient | DeviceState::Detached
+    )
 }

@@ -365,6 +365,29 @@ fn writes_go_on_without_failed_devices_and_are_read_back() {
 }
 
 #[test]
+fn reads_pass_over_a_detached_device_without_asking_and_writes_need_it() {
+    let mut world = World::new("4+2+1", 8, 16384);
+    let client = world.client();
+    let content = Rc::new(bytes(9, 8 * GROUP));
+    let open = world.run(put(client.clone(), id(1), content.clone())).unwrap();
+    world.set_state(1, DeviceState::Detached);
+    let refresher = client.clone();
+    world.run(async move { refresher.refresh_configuration().await });
+    let counts = |world: &World| (world.device(1).borrow().reads, world.device(1).borrow().writes);
+    let (reads, writes) = counts(&world);
+    assert!(world.run(get(client.clone(), id(1))).unwrap() == *content);
+    assert_eq!(counts(&world), (reads, writes), "nobody asked it");
+    // A server that knows refuses; the model's does not, so the write arrives.
+    let (writer, pieces) = (open.clone(), parts(&client, &content, GROUP));
+    world.run(async move { writer.write(extent(0, 8 * GROUP), pieces).await }).unwrap();
+    assert!(counts(&world).1 > writes, "a write went past it");
+    world.set_mode(1, Mode::Silent);
+    let pieces = parts(&client, &content, GROUP);
+    let error = world.run(async move { open.write(extent(0, 8 * GROUP), pieces).await }).unwrap_err();
+    assert!(matches!(&error, ClientError::Write { .. } | ClientError::Record { .. }), "{error}");
+}
+
+#[test]
 fn a_silent_server_fails_a_write_by_name_and_in_time() {
     let mut world = World::new("4+2+1", 8, 16384);
     let client = world.client();

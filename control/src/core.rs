@@ -13,8 +13,9 @@ use faces::lease::lost_after;
 use faces::limits::{FLAP_HOLD_LEASES, FLAP_WINDOW_LEASES, FLAPS_MAX};
 use faces::{Configuration, DeviceState};
 use fops::conf::{
-    ClusterStatusReply, ConfApplyReply, DeviceEvidence, DeviceHealth, DeviceReport, DeviceStatus, Heartbeat,
-    HeartbeatReply, ProcessStatus, Register, RegisterReply,
+    ClusterStatusReply, ConfApplyReply, DeviceCommand, DeviceCommandReply, DeviceEvidence, DeviceHealth,
+    DeviceOrder, DeviceReport, DeviceStatus, Heartbeat, HeartbeatReply, ProcessStatus, Register,
+    RegisterReply,
 };
 use fops::lock::{FenceWait, FencesGet};
 
@@ -49,6 +50,41 @@ pub enum Refusal {
         /// Who is there: another process, or control.
         other: Fid,
     },
+    /// Out, but not taken out by an operator: bytes passed it by.
+    #[error(
+        "device {device} is {}: writes went past it, so its bytes are old; only a repair leads out of that, and repair is not there yet",
+        state.word()
+    )]
+    OldBytes {
+        /// The device.
+        device: Fid,
+        /// Its state.
+        state: DeviceState,
+    },
+    /// Nothing to take out.
+    #[error("device {device} is {}: only one that is online or transient can be detached", state.word())]
+    NothingToDetach {
+        /// The device.
+        device: Fid,
+        /// Its state.
+        state: DeviceState,
+    },
+    /// Objects would not be readable.
+    #[error(
+        "{away} other devices are away or failed, and the layout reads without {parity}: objects could not be read with device {device} \
+         detached too (--force does it all the same)"
+    )]
+    TooManyAway {
+        /// The device.
+        device: Fid,
+        /// Others that are not in service.
+        away: usize,
+        /// K.
+        parity: usize,
+    },
+    /// An order of a later version of this program.
+    #[error("this control daemon does not know that order: bring it to the version of the command")]
+    UnknownOrder,
 }
 
 /// A process as heard of since control started.
@@ -75,11 +111,24 @@ struct Seat {
     losses: VecDeque<Instant>,
     /// Since when it is heard again after the last loss.
     back_since: Option<Instant>,
+    /// Configuration version with the last order about it, or the one found at the start.
+    ordered_version: u64,
+    /// The newest configuration version that its server is known to go by.
+    server_version: u64,
 }
 
 impl Seat {
     fn new(now: Instant, registered: bool) -> Seat {
-        Seat { registered, heard_at: now, health: None, fenced: 0, losses: VecDeque::new(), back_since: None }
+        Seat {
+            registered,
+            heard_at: now,
+            health: None,
+            fenced: 0,
+            losses: VecDeque::new(),
+            back_since: None,
+            ordered_version: 0,
+            server_version: 0,
+        }
     }
 
     /// It is heard. May it come back, or does it flap: was it lost `FLAPS_MAX` times in a short while, and is not back for long?
@@ -144,8 +193,8 @@ impl ControlCore {
                 (process.process, Member { epoch: None, heard_at: now, state })
             })
             .collect();
-        let seats =
-            configuration.pool.devices.iter().map(|device| (device.device, Seat::new(now, false))).collect();
+        let seat = || Seat { ordered_version: configuration.version, ..Seat::new(now, false) };
+        let seats = configuration.pool.devices.iter().map(|device| (device.device, seat())).collect();
         ControlCore { configuration, lease, members, seats, changes: Vec::new(), transactions: None }
     }
 
@@ -374,6 +423,84 @@ impl ControlCore {
         };
         self.apply(now, false, &[(device, event)]);
         Ok(self.configuration.version)
+    }
+
+    /// A heartbeat came from a server that goes by configuration `version`: so it heeds what that version says of its devices.
+    pub fn note_server_version(&mut self, request: &Heartbeat, version: u64) {
+        for health in &request.devices {
+            if let Some(seat) = self.seats.get_mut(&health.device) {
+                seat.server_version = seat.server_version.max(version);
+            }
+        }
+    }
+
+    /// An operator takes a device out for a while, or back. The answer's version has to be durable before anybody hears of it.
+    ///
+    /// The same order again changes nothing. Errors: what the device's state does not allow; nothing changed then.
+    pub fn handle_command(
+        &mut self,
+        now: Instant,
+        command: &DeviceCommand,
+    ) -> Result<DeviceCommandReply, Refusal> {
+        let DeviceCommand { device, order } = *command;
+        let state = match self.configuration.device(device) {
+            Some(found) => found.state,
+            None => return Err(Refusal::UnknownDevice { device, process: Fid::default() }),
+        };
+        let before = self.configuration.version;
+        match order {
+            DeviceOrder::Detach { force } => self.detach(now, device, state, force)?,
+            DeviceOrder::Attach => self.attach(now, device, state)?,
+            _ => return Err(Refusal::UnknownOrder),
+        }
+        let version = self.configuration.version;
+        let lost_after = lost_after(self.lease);
+        let mut is_heeded = true;
+        if let Some(seat) = self.seats.get_mut(&device) {
+            if version != before {
+                seat.ordered_version = version;
+            }
+            is_heeded = seat.server_version >= seat.ordered_version || seat.heard_at + lost_after <= now;
+        }
+        let state = self.configuration.device(device).map_or("", |found| found.state.word()).to_owned();
+        Ok(DeviceCommandReply { version, state, is_new: version != before, is_heeded })
+    }
+
+    fn detach(&mut self, now: Instant, device: Fid, state: DeviceState, force: bool) -> Result<(), Refusal> {
+        match state {
+            DeviceState::Detached => return Ok(()),
+            DeviceState::Online | DeviceState::Transient => {}
+            _ => return Err(Refusal::NothingToDetach { device, state }),
+        }
+        let pool = &self.configuration.pool;
+        let others = pool.devices.iter().filter(|other| other.device != device);
+        let away = others.filter(|other| other.state != DeviceState::Online).count();
+        let parity = usize::try_from(pool.width.parity()).unwrap_or(usize::MAX);
+        if away >= parity && !force {
+            return Err(Refusal::TooManyAway { device, away, parity });
+        }
+        self.apply(now, false, &[(device, DeviceEvent::Detach)]);
+        Ok(())
+    }
+
+    fn attach(&mut self, now: Instant, device: Fid, state: DeviceState) -> Result<(), Refusal> {
+        match state {
+            DeviceState::Detached => {}
+            // It is as far in as it can be.
+            DeviceState::Online | DeviceState::Transient | DeviceState::Unknown => return Ok(()),
+            _ => return Err(Refusal::OldBytes { device, state }),
+        }
+        let mut events = vec![(device, DeviceEvent::Attach)];
+        let lost_after = lost_after(self.lease);
+        if let Some(seat) = self.seats.get_mut(&device) {
+            // What it did before is forgiven: somebody has looked at it.
+            seat.losses.clear();
+            if seat.registered && seat.heard_at + lost_after > now {
+                events.push((device, DeviceEvent::Registered));
+            }
+        }
+        self.apply(now, false, &events);
+        Ok(())
     }
 
     /// Takes leases as lost whose time is over. True if a state changed.
@@ -623,6 +750,99 @@ mod tests {
         assert_eq!(states(&core), "v8 failed failed transient failed");
         let unknown = DeviceReport { device: Fid::default(), evidence: DeviceEvidence::Operator };
         assert!(core.handle_evidence(at(0), &unknown, own).is_err());
+    }
+
+    fn order(core: &mut ControlCore, now: u64, device: usize, order: DeviceOrder) -> Result<String, Refusal> {
+        let device = core.configuration().pool.devices[device].device;
+        let reply = core.handle_command(at(now), &DeviceCommand { device, order })?;
+        assert_eq!(reply.version, core.configuration().version);
+        let (new, heeded) =
+            (if reply.is_new { "new" } else { "old" }, if reply.is_heeded { "heeded" } else { "not heeded" });
+        Ok(format!("{} {new} {heeded}: {}", reply.state, states(core)))
+    }
+
+    const DETACH: DeviceOrder = DeviceOrder::Detach { force: false };
+
+    #[test]
+    fn a_detached_device_stays_out_until_it_is_attached_whatever_its_server_and_control_do() {
+        let initial = initial();
+        let mut core = ControlCore::new(at(0), initial.clone(), LEASE);
+        core.handle_register(at(0), &register(&initial, 0, 7)).unwrap();
+        core.handle_register(at(0), &register(&initial, 1, 8)).unwrap();
+        let out = "detached online online online";
+        assert_eq!(order(&mut core, 0, 0, DETACH).unwrap(), format!("detached new not heeded: v4 {out}"));
+        assert_eq!(order(&mut core, 0, 0, DETACH).unwrap(), format!("detached old not heeded: v4 {out}"));
+        // The server goes on; one heartbeat later it says that it goes by the new version.
+        let beat = heartbeat(&initial, 0, 7);
+        assert_eq!(core.handle_heartbeat(at(1), &beat), HeartbeatReply { version: 4, known: true });
+        core.note_server_version(&beat, 3);
+        assert_eq!(order(&mut core, 1, 0, DETACH).unwrap(), format!("detached old not heeded: v4 {out}"));
+        core.note_server_version(&beat, 4);
+        assert_eq!(order(&mut core, 1, 0, DETACH).unwrap(), format!("detached old heeded: v4 {out}"));
+        // Its server dies, starts again; control starts again: it stays out.
+        assert!(core.handle_tick(at(4000)));
+        assert_eq!(states(&core), "v5 detached transient transient transient");
+        core.handle_register(at(4100), &register(&initial, 0, 9)).unwrap();
+        core.handle_register(at(4100), &register(&initial, 1, 8)).unwrap();
+        assert_eq!(states(&core), format!("v7 {out}"));
+        let mut core = ControlCore::new(at(9000), core.configuration().clone(), LEASE);
+        core.handle_register(at(9001), &register(&initial, 0, 9)).unwrap();
+        core.handle_heartbeat(at(9002), &heartbeat(&initial, 0, 9));
+        assert_eq!(states(&core), format!("v7 {out}"));
+        let beaten = heartbeat(&initial, 0, 9);
+        core.note_server_version(&beaten, 7);
+        assert_eq!(order(&mut core, 9003, 0, DETACH).unwrap(), format!("detached old heeded: v7 {out}"));
+        core.take_changes();
+        let back = order(&mut core, 9004, 0, DeviceOrder::Attach).unwrap();
+        assert_eq!(back, "online new not heeded: v8 online online online online");
+        let told: Vec<String> = core
+            .take_changes()
+            .iter()
+            .map(|change| format!("{} -> {} ({})", change.from.word(), change.to.word(), change.event.word()))
+            .collect();
+        assert_eq!(told, ["detached -> transient (operator attach)", "transient -> online (registered)"]);
+        let again = order(&mut core, 9005, 0, DeviceOrder::Attach).unwrap();
+        assert_eq!(again, "online old not heeded: v8 online online online online");
+    }
+
+    #[test]
+    fn a_device_of_a_dead_server_is_detached_at_once_and_attached_as_transient() {
+        let initial = initial();
+        let mut core = ControlCore::new(at(0), initial.clone(), LEASE);
+        core.handle_register(at(0), &register(&initial, 0, 7)).unwrap();
+        core.handle_register(at(0), &register(&initial, 1, 8)).unwrap();
+        core.handle_heartbeat(at(3000), &heartbeat(&initial, 1, 8));
+        core.handle_tick(at(3750));
+        assert_eq!(states(&core), "v4 transient transient online online");
+        let refusal = order(&mut core, 3751, 0, DETACH).unwrap_err();
+        assert!(matches!(refusal, Refusal::TooManyAway { away: 1, parity: 1, .. }), "{refusal}");
+        assert_eq!(states(&core), "v4 transient transient online online", "a refusal changes nothing");
+        let forced = order(&mut core, 3751, 0, DeviceOrder::Detach { force: true }).unwrap();
+        assert_eq!(forced, "detached new heeded: v5 detached transient online online");
+        let back = order(&mut core, 3752, 0, DeviceOrder::Attach).unwrap();
+        assert_eq!(back, "transient new heeded: v6 transient transient online online");
+    }
+
+    #[test]
+    fn what_cannot_be_detached_or_attached_is_refused_with_the_reason() {
+        let initial = initial();
+        let mut core = ControlCore::new(at(0), initial.clone(), LEASE);
+        let refusal = order(&mut core, 0, 0, DETACH).unwrap_err().to_string();
+        assert!(refusal.contains("is unknown: only one that is online"), "{refusal}");
+        core.handle_register(at(0), &register(&initial, 0, 7)).unwrap();
+        core.handle_register(at(0), &register(&initial, 1, 8)).unwrap();
+        order(&mut core, 0, 0, DETACH).unwrap();
+        let device = initial.pool.devices[0].device;
+        let evidence = DeviceReport { device, evidence: DeviceEvidence::Operator };
+        core.handle_evidence(at(0), &evidence, initial.control).unwrap();
+        assert_eq!(states(&core), "v5 failed online online online", "given up while it was out");
+        let refusal = order(&mut core, 0, 0, DeviceOrder::Attach).unwrap_err().to_string();
+        assert!(refusal.contains("is failed: writes went past it"), "{refusal}");
+        let refusal = order(&mut core, 0, 0, DETACH).unwrap_err().to_string();
+        assert!(refusal.contains("is failed: only one that is online"), "{refusal}");
+        let unknown = DeviceCommand { device: Fid::default(), order: DeviceOrder::Attach };
+        assert!(matches!(core.handle_command(at(0), &unknown), Err(Refusal::UnknownDevice { .. })));
+        assert_eq!(states(&core), "v5 failed online online online");
     }
 
     #[test]

@@ -19,13 +19,13 @@ use faces::limits::{
     CLUSTER_FILE_BYTES_MAX, CLUSTER_TEXT_PART_BYTES, EVENTS_KEPT, EVENTS_PAGE, EVENTS_WAIT_MS_MAX,
     EVENTS_WAITS_MAX,
 };
-use faces::{Configuration, Credential};
+use faces::{About, Configuration, Credential};
 use fops::FopError;
-use fops::admin::{Ping, PingReply, Shutdown, ShutdownReply};
+use fops::admin::{Ping, PingReply, ProcessGet, ProcessGetReply, Shutdown, ShutdownReply};
 use fops::conf::{
     ClusterStatus, ClusterStatusReply, ConfApply, ConfApplyReply, ConfGet, ConfGetReply, ConfHistory,
-    ConfHistoryReply, ConfText, ConfTextReply, DeviceReport, DeviceReportReply, Event, EventsGet,
-    EventsReply, Heartbeat, HeartbeatReply, Register, RegisterReply,
+    ConfHistoryReply, ConfText, ConfTextReply, DeviceCommand, DeviceCommandReply, DeviceReport,
+    DeviceReportReply, Event, EventsGet, EventsReply, Heartbeat, HeartbeatReply, Register, RegisterReply,
 };
 use futures_util::FutureExt;
 use rpc::{Fom, RpcConfig, RpcMachine};
@@ -71,6 +71,8 @@ pub struct ControlConfig {
     pub lease: Duration,
     /// Device of the durable state: blank, or the store of this cluster.
     pub store: Box<dyn Backend>,
+    /// What it says of itself.
+    pub about: About,
     /// Limits of the rpc machine.
     pub rpc: RpcConfig,
 }
@@ -92,6 +94,7 @@ impl ControlConfig {
             file: None,
             lease: LEASE_DEFAULT,
             store,
+            about: About::default(),
             rpc: RpcConfig::default(),
         }
     }
@@ -100,6 +103,7 @@ impl ControlConfig {
 pub(crate) struct Inner {
     pub(crate) rpc: RpcMachine,
     pub(crate) epoch: u64,
+    about: About,
     store: Store,
     pub(crate) core: RefCell<ControlCore>,
     pub(crate) locks: RefCell<LockTable>,
@@ -182,6 +186,7 @@ impl Control {
         let inner = Rc::new(Inner {
             rpc,
             epoch: config.epoch,
+            about: config.about,
             store,
             core: RefCell::new(
                 ControlCore::new(locality.now(), configuration.clone(), config.lease)
@@ -333,10 +338,12 @@ impl Inner {
             inner,
             |inner: Rc<Inner>, _fom, request: Register| async move { inner.register(request).await },
         );
-        serve(
-            inner,
-            |inner: Rc<Inner>, _fom, request: Heartbeat| async move { inner.heartbeat(request).await },
-        );
+        serve(inner, |inner: Rc<Inner>, fom: Fom, request: Heartbeat| async move {
+            inner.heartbeat(&fom, request).await
+        });
+        serve(inner, |inner: Rc<Inner>, _fom, request: DeviceCommand| async move {
+            inner.device_command(request).await
+        });
         serve(inner, |inner: Rc<Inner>, fom: Fom, request: DeviceReport| async move {
             inner.device_report(fom.peer().endpoint, request).await
         });
@@ -356,6 +363,10 @@ impl Inner {
         inner.rpc.serve_net_faults();
         serve(inner, |inner: Rc<Inner>, _fom, request: Ping| async move {
             Ok(PingReply { payload: request.payload, epoch: inner.epoch })
+        });
+        serve(inner, |inner: Rc<Inner>, _fom, _request: ProcessGet| async move {
+            let store = Some(inner.store.space());
+            Ok(ProcessGetReply { store, ..inner.about.reply(inner.epoch) })
         });
         serve(inner, |inner: Rc<Inner>, _fom, _request: Shutdown| async move {
             inner.shut_down();
@@ -453,9 +464,12 @@ impl Inner {
         Ok(reply)
     }
 
-    async fn heartbeat(&self, request: Heartbeat) -> Result<HeartbeatReply, FopError> {
+    async fn heartbeat(&self, fom: &Fom, request: Heartbeat) -> Result<HeartbeatReply, FopError> {
         let now = self.rpc.locality().now();
         let reply = self.core.borrow_mut().handle_heartbeat(now, &request);
+        if reply.known {
+            self.core.borrow_mut().note_server_version(&request, fom.config_version());
+        }
         self.settle(reply.version).await?;
         Ok(reply)
     }
@@ -469,6 +483,13 @@ impl Inner {
         let version = self.core.borrow_mut().handle_evidence(now, &request, reporter).map_err(refused)?;
         self.settle(version).await?;
         Ok(DeviceReportReply { version })
+    }
+
+    async fn device_command(&self, request: DeviceCommand) -> Result<DeviceCommandReply, FopError> {
+        let now = self.rpc.locality().now();
+        let reply = self.core.borrow_mut().handle_command(now, &request).map_err(refused)?;
+        self.settle(reply.version).await?;
+        Ok(reply)
     }
 
     /// Waits until `version` is durable. Error: the store failed.

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use base::{Fid, FidType};
 use faces::Configuration;
 use faces::limits::EVENTS_KEPT;
+use fops::admin::StoreSpace;
 use fops::codec;
 use fops::conf::{ConfTransaction, Event};
 use fops::lock::{Fence, LockGrant, LockName, OwnerId};
@@ -248,6 +249,12 @@ impl Store {
             kept.push_back(Kept { record, text: Rc::from(text) });
         }
         Ok(Some((kept, seen)))
+    }
+
+    /// How full it is.
+    pub(crate) fn space(&self) -> StoreSpace {
+        let info = self.domain.info();
+        StoreSpace { blocks: info.blocks_total, free_blocks: info.blocks_free }
     }
 
     /// Ends with a checkpoint.

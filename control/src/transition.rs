@@ -18,19 +18,25 @@ pub enum DeviceEvent {
     IoErrorHeard,
     /// Somebody cannot reach its server: the lease decides, not the report.
     Unreachable,
-    /// An operator takes it out of service.
+    /// An operator gives it up.
     Operator,
+    /// An operator takes it out for a while.
+    Detach,
+    /// An operator takes it back.
+    Attach,
 }
 
 impl DeviceEvent {
     /// Every event, in the order of the table.
-    pub const ALL: [DeviceEvent; 6] = [
+    pub const ALL: [DeviceEvent; 8] = [
         DeviceEvent::Registered,
         DeviceEvent::LeaseLost,
         DeviceEvent::IoError,
         DeviceEvent::IoErrorHeard,
         DeviceEvent::Unreachable,
         DeviceEvent::Operator,
+        DeviceEvent::Detach,
+        DeviceEvent::Attach,
     ];
 
     /// The word for `fops::conf::Event`, at most 16 letters.
@@ -43,12 +49,14 @@ impl DeviceEvent {
             DeviceEvent::IoErrorHeard => "i/o error heard",
             DeviceEvent::Unreachable => "unreachable",
             DeviceEvent::Operator => "operator",
+            DeviceEvent::Detach => "operator detach",
+            DeviceEvent::Attach => "operator attach",
         }
     }
 }
 
 /// Every state, in the order of the table.
-pub const STATES: [DeviceState; 7] = [
+pub const STATES: [DeviceState; 8] = [
     DeviceState::Unknown,
     DeviceState::Online,
     DeviceState::Transient,
@@ -56,13 +64,14 @@ pub const STATES: [DeviceState; 7] = [
     DeviceState::Repair,
     DeviceState::Repaired,
     DeviceState::Rebalance,
+    DeviceState::Detached,
 ];
 
 /// The state of a device after an event.
 #[must_use]
 pub fn next_state(state: DeviceState, event: DeviceEvent) -> DeviceState {
-    use DeviceEvent::{IoError, IoErrorHeard, LeaseLost, Operator, Registered, Unreachable};
-    use DeviceState::{Failed, Online, Rebalance, Repair, Repaired, Transient, Unknown};
+    use DeviceEvent::{Attach, Detach, IoError, IoErrorHeard, LeaseLost, Operator, Registered, Unreachable};
+    use DeviceState::{Detached, Failed, Online, Rebalance, Repair, Repaired, Transient, Unknown};
     match (state, event) {
         // It has every acknowledged byte: a write that a Transient device missed was not acknowledged.
         (Unknown | Online | Transient, Registered) => Online,
@@ -71,12 +80,21 @@ pub fn next_state(state: DeviceState, event: DeviceEvent) -> DeviceState {
         // Never seen: there is nothing to lose.
         (Unknown, LeaseLost) => Unknown,
         // Bytes may be gone, or somebody wants it gone; from now on writes skip it.
-        (Unknown | Online | Transient, IoError | Operator) => Failed,
+        (Unknown | Online | Transient | Detached, IoError | Operator) => Failed,
+        // No write goes past it while it is out, so it has every acknowledged byte when it comes back.
+        (Online | Transient, Detach) => Detached,
+        // Whoever took it out takes it back; whether its server is there is the next event's matter.
+        (Detached, Attach) => Transient,
+        // Its server, its lease and a restart of either do not count against the operator's word.
+        (Detached, Registered | LeaseLost | IoErrorHeard | Unreachable | Detach) => Detached,
+        // Never seen: there is nothing to take out. The others were not taken out.
+        (Unknown, Detach | Attach) => Unknown,
+        (Online | Transient, Attach) => state,
         // It was taking bytes back: those cannot be trusted either.
         (Rebalance, IoError | Operator) => Failed,
         // Not proof.
         (Unknown | Online | Transient | Rebalance, IoErrorHeard | Unreachable) => state,
-        (Rebalance, Registered | LeaseLost) => Rebalance,
+        (Rebalance, Registered | LeaseLost | Detach | Attach) => Rebalance,
         // Only a repair moves these: its bytes are not in use, and no event brings missed writes back.
         (Failed | Repair | Repaired, _) => state,
         // `DeviceState` may grow a state; it stays as it is until the table says otherwise.
@@ -90,14 +108,15 @@ mod tests {
 
     /// Each pair. A change here is a change of docs/ha.md.
     const TABLE: &str = "\
-state      Registered LeaseLost  IoError    IoErrorHeard Unreachable Operator
-unknown    online     unknown    failed     unknown      unknown     failed
-online     online     transient  failed     online       online      failed
-transient  online     transient  failed     transient    transient   failed
-failed     failed     failed     failed     failed       failed      failed
-repair     repair     repair     repair     repair       repair      repair
-repaired   repaired   repaired   repaired   repaired     repaired    repaired
-rebalance  rebalance  rebalance  failed     rebalance    rebalance   failed
+state      Registered LeaseLost  IoError    IoErrorHeard Unreachable Operator   Detach     Attach
+unknown    online     unknown    failed     unknown      unknown     failed     unknown    unknown
+online     online     transient  failed     online       online      failed     detached   online
+transient  online     transient  failed     transient    transient   failed     detached   transient
+failed     failed     failed     failed     failed       failed      failed     failed     failed
+repair     repair     repair     repair     repair       repair      repair     repair     repair
+repaired   repaired   repaired   repaired   repaired     repaired    repaired   repaired   repaired
+rebalance  rebalance  rebalance  failed     rebalance    rebalance   failed     rebalance  rebalance
+detached   detached   detached   failed     detached     detached    failed     detached   transient
 ";
 
     #[test]

@@ -12,7 +12,7 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use base::{Endpoint, Fid, Instant, Nid};
-use faces::{ConfClient, Configuration, Heartbeat, Registrant};
+use faces::{About, ConfClient, Configuration, Heartbeat, Registrant};
 use fops::FopError;
 use fops::admin::{DeviceFault, DeviceFaultReply, Ping, PingReply, Shutdown, ShutdownReply};
 use fops::conf::RegisteredDevice;
@@ -52,6 +52,8 @@ pub struct ServerConfig {
     pub format: bool,
     /// How long to wait for control.
     pub start_timeout: Duration,
+    /// What it says of itself.
+    pub about: About,
     /// Limits of the rpc machine.
     pub rpc: RpcConfig,
 }
@@ -77,6 +79,7 @@ impl ServerConfig {
             devices,
             format: false,
             start_timeout: START_TIMEOUT_DEFAULT,
+            about: About::default(),
             rpc: RpcConfig::default(),
         }
     }
@@ -111,6 +114,7 @@ impl Server {
         // server before must not take its start for a server that does not know the request.
         let slot = StateSlot::default();
         serve_all(&rpc, &slot);
+        config.about.serve(&rpc, epoch);
         let conf = ConfClient::connect(&rpc, control);
         let configuration = conf.fetch(deadline).await?;
         if configuration.process(process).is_none() {

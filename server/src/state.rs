@@ -1,7 +1,7 @@
 //! What every handler of a server shares: its devices, its right to serve, and where evidence goes.
 //!
 //! **Invariant**: a request passes [`State::admit`] before it reads, and [`State::check_serving`] again before it changes
-//! anything, so a server whose lease ended changes nothing. **Invariant**: a change with a ticket passes [`State::admit_ticket`] first and
+//! anything, so a server whose lease ended changes nothing. **Invariant**: a detached device is neither read nor changed (docs/ha.md#taking-a-device-out). **Invariant**: a change with a ticket passes [`State::admit_ticket`] first and
 //! [`Writer::begin`] where the lease is checked again, so one that is fenced meanwhile changes nothing (docs/locks.md). The rule for old and new configuration versions is that of
 //! docs/ha.md#configuration-versions-and-old-requests. Thread: one locality. Start at [`State::admit`].
 
@@ -104,6 +104,7 @@ impl State {
         reply: Option<&R>,
     ) -> Result<(), FopError> {
         self.check_serving()?;
+        self.check_attached(device)?;
         writer.begin()?;
         fom.phase(Phase::Commit);
         if let Some(reply) = reply {
@@ -116,7 +117,21 @@ impl State {
         Ok(())
     }
 
+    /// Error: an operator took the device out. Whoever asked waits, or rebuilds: nothing goes past it.
+    fn check_attached(&self, device: &Device) -> Result<(), FopError> {
+        let configuration = self.conf.current();
+        let found = configuration.as_ref().and_then(|configuration| configuration.device(device.fid));
+        if found.is_some_and(|found| found.state == DeviceState::Detached) {
+            let fid = device.fid;
+            let reason =
+                format!("an operator detached device {fid} (`clovis device attach {fid}` takes it back)");
+            return Err(FopError::NotServing { reason });
+        }
+        Ok(())
+    }
+
     fn check_in_service(&self, device: &Device, requester_version: u64) -> Result<(), FopError> {
+        self.check_attached(device)?;
         let Some(configuration) = self.conf.current() else { return Ok(()) };
         let state = configuration.device(device.fid).map(|device| device.state);
         if !state.is_some_and(is_out_of_service) {

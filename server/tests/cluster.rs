@@ -11,7 +11,7 @@ use faces::{DeviceState, Transport};
 use fops::FopError;
 use fops::admin::{DeviceFault, Ping, Shutdown};
 use fops::component::{ComponentDelete, ComponentRead, ComponentWrite};
-use fops::conf::{ClusterStatus, ConfGet, DeviceEvidence, DeviceReport};
+use fops::conf::{ClusterStatus, ConfGet, DeviceCommand, DeviceEvidence, DeviceOrder, DeviceReport};
 use fops::object::{ObjectDelete, ObjectList, ObjectOpen, ObjectRecord, ObjectUpdate, OpenMode};
 use rpc::{Bulk, CallError, CallOptions};
 use server::ServerError;
@@ -549,4 +549,51 @@ fn a_lossy_way_to_control_costs_resends_not_leases() {
     cluster.disks[1].fail_with_eio(true);
     let _refused = refused(read(&mut cluster, 1, 34, 0).and_then(|_| write(&mut cluster, 1, 34, 0, 1)));
     cluster.wait_until("device 1 is failed", |cluster| cluster.state(1) == DeviceState::Failed);
+}
+
+/// Gives an order about device 0 until it is heeded; at most two heartbeats later.
+fn order(cluster: &mut Cluster, order: DeviceOrder) -> String {
+    let command = DeviceCommand { device: device_fid(0), order };
+    let asked_at = cluster.turner.clock.now();
+    let first = cluster.call(lo_endpoint(0), &command, Bulk::none()).unwrap().reply;
+    assert!(first.is_new && !first.is_heeded, "{first:?}");
+    while !cluster.call(lo_endpoint(0), &command, Bulk::none()).unwrap().reply.is_heeded {
+        cluster.turner.pass(Duration::from_millis(10));
+        assert!(cluster.turner.clock.now() - asked_at < Duration::from_secs(2), "not heeded");
+    }
+    first.state
+}
+
+#[test]
+fn a_detached_device_is_refused_over_restarts_and_has_missed_nothing_when_it_is_attached() {
+    let mut cluster = Cluster::start(23, Shape::default());
+    write(&mut cluster, 0, 34, 0, 1).unwrap();
+    assert_eq!(order(&mut cluster, DeviceOrder::Detach { force: false }), "detached");
+    let out = "detached online online online";
+    fn is_out(cluster: &mut Cluster, when: &str) {
+        for error in [refused(write(cluster, 0, 34, 0, 2)), refused(read(cluster, 0, 34, 0))] {
+            assert!(
+                matches!(&error, FopError::NotServing { reason } if reason.contains("detached")),
+                "{when}: {error}"
+            );
+        }
+        write(cluster, 1, 34, 0, 1).expect("the server's other device serves on");
+    }
+    is_out(&mut cluster, "at once");
+    cluster.kill_control();
+    cluster.start_control().unwrap();
+    cluster.turner.pass(Duration::from_secs(10));
+    assert!(cluster.states().ends_with(out), "after a restart of control: {}", cluster.states());
+    is_out(&mut cluster, "after a restart of control");
+    cluster.kill_server(0);
+    cluster.turner.pass(Duration::from_secs(5));
+    assert!(cluster.states().ends_with("detached transient online online"), "{}", cluster.states());
+    cluster.start_server(0).unwrap();
+    cluster.turner.pass(Duration::from_secs(10));
+    assert!(cluster.states().ends_with(out), "after a restart of its server: {}", cluster.states());
+    is_out(&mut cluster, "after a restart of its server");
+    assert_eq!(order(&mut cluster, DeviceOrder::Attach), "online");
+    let expected = cluster.pattern(1, 16384).to_vec();
+    assert_eq!(read(&mut cluster, 0, 34, 0).unwrap(), expected, "what was acknowledged before");
+    write(&mut cluster, 0, 34, 0, 3).unwrap();
 }

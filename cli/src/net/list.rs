@@ -26,19 +26,24 @@ pub struct ListArgs {
 }
 
 /// RDMA as found here, or why there is none.
-struct Rdma {
-    devices: Vec<DeviceInfo>,
-    why_none: Option<String>,
+pub struct Rdma {
+    pub devices: Vec<DeviceInfo>,
+    pub why_none: Option<String>,
 }
 
 impl Rdma {
     /// Asks for devices. A mask with an unknown word is the caller's mistake, and an error; no RDMA is an answer.
-    fn find() -> Result<Rdma, Failure> {
+    pub fn find() -> Result<Rdma, Failure> {
         match VerbsFabric::open().and_then(|fabric| fabric.devices()) {
             Ok(devices) => Ok(Rdma { devices, why_none: None }),
             Err(error @ RdmaError::BadWord { .. }) => Err(Failure::new(error.to_string())),
             Err(error) => Ok(Rdma { devices: Vec::new(), why_none: Some(error.to_string()) }),
         }
+    }
+
+    /// The NIDs that a process can have over RDMA.
+    pub fn nids(&self) -> Vec<String> {
+        self.choices().into_iter().map(|(address, _)| verbs_nid(address)).collect()
     }
 
     /// The addresses that a process can be on over RDMA, each with the GID it takes and why. On InfiniBand GIDs have

@@ -4,8 +4,8 @@
 //! Start reading at [`selftest`].
 
 mod fault;
-mod interfaces;
-mod list;
+pub mod interfaces;
+pub mod list;
 mod ping;
 mod selftest;
 

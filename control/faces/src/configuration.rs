@@ -33,6 +33,8 @@ pub enum DeviceState {
     Repaired,
     /// Its units are moving back.
     Rebalance,
+    /// An operator took it out: as Transient, but nothing other than the operator brings it back.
+    Detached,
 }
 
 impl DeviceState {
@@ -47,15 +49,17 @@ impl DeviceState {
             DeviceState::Repair => "repair",
             DeviceState::Repaired => "repaired",
             DeviceState::Rebalance => "rebalance",
+            DeviceState::Detached => "detached",
         }
     }
 
     /// Every state, the liveliest first.
-    pub const BY_LIFE: [DeviceState; 7] = [
+    pub const BY_LIFE: [DeviceState; 8] = [
         DeviceState::Online,
         DeviceState::Rebalance,
         DeviceState::Repair,
         DeviceState::Transient,
+        DeviceState::Detached,
         DeviceState::Unknown,
         DeviceState::Repaired,
         DeviceState::Failed,

@@ -6,6 +6,7 @@
 //! Start at [`Configuration`] (what travels) and [`ClusterFile`] (what an operator writes), then [`ConfClient`].
 #![forbid(unsafe_code)]
 
+pub mod about;
 mod cluster_check;
 pub mod cluster_diff;
 pub mod cluster_file;
@@ -18,6 +19,7 @@ pub mod lease;
 pub mod limits;
 pub mod watcher;
 
+pub use about::About;
 pub use cluster_check::{ConfigError, ConfigProblem};
 pub use cluster_diff::{Change, Effect, diff};
 pub use cluster_file::{ClusterFile, ClusterId, Credential, Transport};

@@ -1,4 +1,4 @@
-//! Answered by every process: fault rules, ping, shutdown.
+//! Answered by every process: fault rules, ping, what it is, shutdown.
 
 use base::Fid;
 use bincode::{Decode, Encode};
@@ -81,6 +81,33 @@ pub struct PingReply {
     pub epoch: u64,
 }
 fop!(Ping, PingReply, Ping, "ping", Idempotent);
+
+/// Asks a process what it is.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ProcessGet;
+
+/// What the answering process says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ProcessGetReply {
+    /// Version of its program; empty if whoever started it gave none.
+    pub version: String,
+    /// Its incarnation.
+    pub epoch: u64,
+    /// The time of day on its machine when it answered, in microseconds since 1970; `None` if it has no such clock.
+    pub unix_us: Option<u64>,
+    /// The device of its own durable state; `None`: it keeps none (a server).
+    pub store: Option<StoreSpace>,
+}
+fop!(ProcessGet, ProcessGetReply, ProcessGet, "process-get", Idempotent);
+
+/// How full a store is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct StoreSpace {
+    /// Blocks that data can use.
+    pub blocks: u64,
+    /// Of these, free.
+    pub free_blocks: u64,
+}
 
 /// Asks the process to finish what runs, close its devices and stop.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

@@ -234,6 +234,44 @@ pub struct DeviceReportReply {
 }
 fop!(DeviceReport, DeviceReportReply, DeviceReport, "device-report", Idempotent);
 
+/// What an operator wants of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[non_exhaustive]
+pub enum DeviceOrder {
+    /// Take it out, to bring it back later with all its bytes.
+    Detach {
+        /// Also if more devices are away then than the layout reads without.
+        force: bool,
+    },
+    /// Take it back.
+    Attach,
+}
+
+/// Gives an order about a device. Control refuses what the device's state does not allow, with the reason.
+///
+/// Idempotent: an order that is carried out already changes nothing, and its answer tells how far it is heeded by now.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct DeviceCommand {
+    /// The device.
+    pub device: Fid,
+    /// What is wanted.
+    pub order: DeviceOrder,
+}
+
+/// The order is in force, and durable.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct DeviceCommandReply {
+    /// Configuration version in force.
+    pub version: u64,
+    /// The word of the device's state now.
+    pub state: String,
+    /// False if it was so already.
+    pub is_new: bool,
+    /// True once nobody serves the device as before: its server heard of the order, or has no lease.
+    pub is_heeded: bool,
+}
+fop!(DeviceCommand, DeviceCommandReply, DeviceCommand, "device-command", Idempotent);
+
 /// Asks for the state of the whole cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct ClusterStatus;

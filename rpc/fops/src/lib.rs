@@ -41,6 +41,8 @@ pub enum Opcode {
     ConfHistory = 8,
     /// [`conf::EventsGet`]
     EventsGet = 9,
+    /// [`conf::DeviceCommand`]
+    DeviceCommand = 10,
     /// [`object::ObjectOpen`]
     ObjectOpen = 16,
     /// [`object::ObjectUpdate`]
@@ -63,6 +65,8 @@ pub enum Opcode {
     Shutdown = 50,
     /// [`admin::NetFault`]
     NetFault = 51,
+    /// [`admin::ProcessGet`]
+    ProcessGet = 52,
     /// [`lock::LockTake`]
     LockTake = 60,
     /// [`lock::LockRelease`]
@@ -109,6 +113,7 @@ impl Opcode {
         Opcode::ConfApply,
         Opcode::ConfHistory,
         Opcode::EventsGet,
+        Opcode::DeviceCommand,
         Opcode::ObjectOpen,
         Opcode::ObjectUpdate,
         Opcode::ObjectDelete,
@@ -120,6 +125,7 @@ impl Opcode {
         Opcode::Ping,
         Opcode::Shutdown,
         Opcode::NetFault,
+        Opcode::ProcessGet,
         Opcode::LockTake,
         Opcode::LockRelease,
         Opcode::LockRenew,

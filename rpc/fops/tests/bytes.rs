@@ -74,6 +74,25 @@ const RECORD_HEX: &str =
 const FID_HEX: &str = "0807060504030201 0900000000000000";
 
 #[test]
+fn orders_about_devices() {
+    pinned(
+        conf::DeviceCommand { device: FID, order: conf::DeviceOrder::Detach { force: true } },
+        agreed!((RawFid, (u32, bool)): (RAW, (0, true))),
+        &format!("{FID_HEX} 00000000 01"),
+    );
+    pinned(
+        conf::DeviceCommand { device: FID, order: conf::DeviceOrder::Attach },
+        agreed!((RawFid, u32): (RAW, 1)),
+        &format!("{FID_HEX} 01000000"),
+    );
+    pinned(
+        conf::DeviceCommandReply { version: 7, state: "on".to_owned(), is_new: true, is_heeded: false },
+        agreed!((u64, String, bool, bool): (7, "on".to_owned(), true, false)),
+        "0700000000000000 0200000000000000 6f6e 01 00",
+    );
+}
+
+#[test]
 fn bodies_of_control() {
     pinned(conf::ConfGet { known_version: 3 }, agreed!(u64: 3), "0300000000000000");
     pinned(
@@ -307,6 +326,17 @@ fn bodies_of_components_and_admin() {
         agreed!((Vec<u8>, u64): (vec![3], 4)),
         "0100000000000000 03 0400000000000000",
     );
+    pinned(admin::ProcessGet, Vec::new(), "");
+    pinned(
+        admin::ProcessGetReply {
+            version: "0.1".to_owned(),
+            epoch: 4,
+            unix_us: Some(5),
+            store: Some(admin::StoreSpace { blocks: 7, free_blocks: 6 }),
+        },
+        agreed!((String, u64, Option<u64>, Option<(u64, u64)>): ("0.1".to_owned(), 4, Some(5), Some((7, 6)))),
+        "0300000000000000 302e31 0400000000000000 01 0500000000000000 01 0700000000000000 0600000000000000",
+    );
     pinned(admin::Shutdown, Vec::new(), "");
     pinned(admin::ShutdownReply, Vec::new(), "");
     let rule = || "drop".to_owned();
@@ -463,6 +493,8 @@ fn decode_as_everything(bytes: &[u8]) {
     one::<conf::HeartbeatReply>(bytes);
     one::<conf::DeviceReport>(bytes);
     one::<conf::DeviceReportReply>(bytes);
+    one::<conf::DeviceCommand>(bytes);
+    one::<conf::DeviceCommandReply>(bytes);
     one::<conf::ClusterStatus>(bytes);
     one::<conf::ClusterStatusReply>(bytes);
     one::<object::ObjectOpen>(bytes);
@@ -483,6 +515,8 @@ fn decode_as_everything(bytes: &[u8]) {
     one::<admin::DeviceFaultReply>(bytes);
     one::<admin::Ping>(bytes);
     one::<admin::PingReply>(bytes);
+    one::<admin::ProcessGet>(bytes);
+    one::<admin::ProcessGetReply>(bytes);
     one::<admin::Shutdown>(bytes);
     one::<admin::ShutdownReply>(bytes);
     one::<admin::NetFault>(bytes);

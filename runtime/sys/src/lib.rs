@@ -19,6 +19,7 @@ mod mapping;
 pub mod poller;
 pub mod process;
 pub mod ring;
+pub mod wall_clock;
 pub mod words;
 
 pub use allocations::{CountingAllocator, allocations};

@@ -17,9 +17,22 @@ fn clovis(arguments: &[&str]) -> processes::Finished {
 #[test]
 fn help_names_every_word() {
     let help = clovis(&["--help"]).succeeded();
-    for word in
-        ["quickstart", "cluster", "control", "server", "cp", "cat", "stat", "rm", "ls", "net", "bench"]
-    {
+    for word in [
+        "quickstart",
+        "cluster",
+        "control",
+        "server",
+        "cp",
+        "cat",
+        "stat",
+        "rm",
+        "ls",
+        "net",
+        "bench",
+        "doctor",
+        "completions",
+        "man",
+    ] {
         assert!(help.text().contains(word), "--help does not name {word}:\n{}", help.text());
     }
 }

@@ -1,5 +1,7 @@
 //! What daemons tell Prometheus, and `clovis top`: both say what was done, while it is done.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};

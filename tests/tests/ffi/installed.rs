@@ -68,6 +68,13 @@ fn the_tree_is_complete() {
         "share/man/man1/c0touch.1",
         "share/man/man1/c0rm.1",
         "share/man/man1/c0unlink.1",
+        "share/man/man1/clovis.1",
+        "share/man/man1/clovis-device-detach.1",
+        "share/bash-completion/completions/clovis",
+        "share/zsh/site-functions/_clovis",
+        "share/fish/vendor_completions.d/clovis.fish",
+        "lib/systemd/system/clovis-control@.service",
+        "lib/systemd/system/clovis-server@.service",
         "share/doc/clovis/MATRIX.md",
     ] {
         assert!(prefix.join(file).exists(), "{file} is missing below {}", prefix.display());

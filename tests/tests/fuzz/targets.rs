@@ -59,6 +59,8 @@ fn fops(bytes: &[u8]) -> (Decoders, Decoders, usize, &[u8]) {
         admin::NetFault,
         admin::Ping,
         admin::Shutdown,
+        admin::ProcessGet,
+        conf::DeviceCommand,
     )
 }
 
