@@ -82,6 +82,8 @@ impl Fault {
                 _ => false,
             },
             Fault::Suspect => true,
+            // Whoever took it out may take it back while somebody waits for it.
+            Fault::State(state) => *state == DeviceState::Detached,
             _ => false,
         }
     }

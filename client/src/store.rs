@@ -230,6 +230,10 @@ impl Store {
         let _of_target = of_target.acquire(1).await;
         let _of_all = self.requests.acquire(1).await;
         let device = self.device(target)?;
+        if device.state == DeviceState::Detached {
+            // Its server would say no; who has to have it waits, and looks at the configuration again.
+            return Err(Fault::State(device.state));
+        }
         let (fop, bulk) = make(&device).await;
         match self
             .rpc

@@ -377,14 +377,17 @@ fn reads_pass_over_a_detached_device_without_asking_and_writes_need_it() {
     let (reads, writes) = counts(&world);
     assert!(world.run(get(client.clone(), id(1))).unwrap() == *content);
     assert_eq!(counts(&world), (reads, writes), "nobody asked it");
-    // A server that knows refuses; the model's does not, so the write arrives.
-    let (writer, pieces) = (open.clone(), parts(&client, &content, GROUP));
-    world.run(async move { writer.write(extent(0, 8 * GROUP), pieces).await }).unwrap();
-    assert!(counts(&world).1 > writes, "a write went past it");
-    world.set_mode(1, Mode::Silent);
     let pieces = parts(&client, &content, GROUP);
-    let error = world.run(async move { open.write(extent(0, 8 * GROUP), pieces).await }).unwrap_err();
-    assert!(matches!(&error, ClientError::Write { .. } | ClientError::Record { .. }), "{error}");
+    let writer = open.clone();
+    let error = world.run(async move { writer.write(extent(0, 8 * GROUP), pieces).await }).unwrap_err();
+    let is_named = matches!(&error, ClientError::Write { failures, .. }
+        if failures.0.iter().all(|one| matches!(one.fault, Fault::State(DeviceState::Detached))));
+    assert!(is_named, "it waited for the device and names it: {error}");
+    assert_eq!(counts(&world), (reads, writes), "nobody asked it");
+    world.set_state(1, DeviceState::Online);
+    let pieces = parts(&client, &content, GROUP);
+    world.run(async move { open.write(extent(0, 8 * GROUP), pieces).await }).unwrap();
+    assert!(counts(&world).1 > writes, "a write went past it");
 }
 
 #[test]

@@ -37,6 +37,9 @@ fn a_detached_device_is_rebuilt_by_reads_waited_for_by_writes_and_back_when_it_i
     fs::write(&file, &content).unwrap();
     let file = file.to_str().unwrap();
     let _ = cluster.run(&["cp", "--quiet", file, "1:1"]).succeeded();
+    let small = cluster.scratch().join("small");
+    fs::write(&small, &content[..1_500_000]).unwrap();
+    let small = small.to_str().unwrap();
     let before = listed(&cluster, 0);
     assert!(before["state"] == "online" && before["why"] == "registered", "{before}");
     assert!(before["used_bytes"].as_u64().unwrap() < before["size_bytes"].as_u64().unwrap(), "{before}");
@@ -48,7 +51,7 @@ fn a_detached_device_is_rebuilt_by_reads_waited_for_by_writes_and_back_when_it_i
         assert!(device["state"] == "detached" && device["why"] == "operator detach", "{what}: {device}");
         let read = cluster.run(&["cat", "1:1"]).succeeded();
         assert!(read.stdout == content, "{what}: other bytes, degraded");
-        let refused = cluster.run(&["cp", "--quiet", "--timeout", "2", file, "1:2"]);
+        let refused = cluster.run(&["cp", "--quiet", "--timeout", "4", small, "1:2"]);
         let said = refused.refused();
         assert!(said.contains("detached") && said.contains(DEVICE), "{what}: {said}");
         let status = cluster.run(&["status"]).succeeded();
