@@ -21,8 +21,8 @@ use base::{Endpoint, Fid, FidType};
 use client::{Client, ClientConfig};
 use faces::ClusterFile;
 use runtime::{
-    Arena, ArenaConfig, Counters, Crowd, Locality, LocalityConfig, MailReceiver, MailSender, MonotonicClock,
-    Waiting, mailbox,
+    Arena, ArenaConfig, Counters, Crowd, Locality, LocalityConfig, MailSender, MonotonicClock, Waiting,
+    mailbox,
 };
 use verbs_net::{Fabric, Token};
 
@@ -64,6 +64,34 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// An instance that runs on the calling thread.
+    fn of_this_thread(sender: MailSender<Letter>) -> Shared {
+        Shared {
+            sender,
+            thread: std::thread::current().id(),
+            serial: AtomicU64::new(0),
+            is_stopping: AtomicBool::new(false),
+            own_letters: Mutex::default(),
+            has_own_letters: AtomicBool::new(false),
+            waiting_for_room: AtomicUsize::new(0),
+            room: Mutex::default(),
+            room_came: Condvar::new(),
+            layout_id: 0,
+            process: Fid::default(),
+            pool: Fid::default(),
+        }
+    }
+
+    #[cfg(test)]
+    pub fn for_test(sender: MailSender<Letter>) -> Shared {
+        Shared::of_this_thread(sender)
+    }
+
+    #[cfg(test)]
+    pub fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
     /// The next number in the order of launches, from 1.
     pub fn next_serial(&self) -> u64 {
         self.serial.fetch_add(1, Ordering::SeqCst) + 1
@@ -90,7 +118,8 @@ impl Shared {
         self.post_letter(Letter::Launch(launched));
     }
 
-    fn post_letter(&self, mut letter: Letter) {
+    /// [`Shared::post`] of any letter.
+    pub fn post_letter(&self, mut letter: Letter) {
         loop {
             letter = match self.sender.try_send(letter) {
                 Ok(()) => return,
@@ -402,24 +431,16 @@ fn run(wish: Wish, report: &mpsc::SyncSender<Started>) {
     }
     let (sender, receiver) = mailbox(limits::LETTERS_MAX, handle.unparker());
     let shared = Arc::new(Shared {
-        sender,
-        thread: std::thread::current().id(),
-        serial: AtomicU64::new(0),
-        is_stopping: AtomicBool::new(false),
-        own_letters: Mutex::default(),
-        has_own_letters: AtomicBool::new(false),
-        waiting_for_room: AtomicUsize::new(0),
-        room: Mutex::default(),
-        room_came: Condvar::new(),
         layout_id: wish.layout_id,
         process: wish.process,
         pool: configuration.pool.pool,
+        ..Shared::of_this_thread(sender)
     });
-    let face = Rc::new(Face::new(client, Arc::clone(&shared)));
+    let face = Rc::new(Face::new(client, Arc::clone(&shared), receiver));
     if report.send(Ok(shared)).is_err() {
         return;
     }
-    let served = locality.block_on(&clock, serve(Rc::clone(&face), receiver));
+    let served = locality.block_on(&clock, Rc::clone(&face).serve());
     if let Err(error) = served {
         say!("the instance's thread cannot wait for events any more: {error}");
     }
@@ -427,25 +448,6 @@ fn run(wish: Wish, report: &mpsc::SyncSender<Started>) {
     drop(face);
     drop(locality);
     drop(wish.name); // another client may have the endpoint's name now
-}
-
-/// Takes letters until the instance ends.
-async fn serve(face: Rc<Face>, mut receiver: MailReceiver<Letter>) {
-    loop {
-        let letter = match face.shared().take_own_letter() {
-            Some(letter) => letter,
-            None => match receiver.recv().await {
-                Some(letter) => letter,
-                None => break,
-            },
-        };
-        face.shared().made_room();
-        match letter {
-            Letter::Launch(launched) => Face::spawn(&face, launched),
-            Letter::Stop => break,
-        }
-    }
-    face.end_all().await;
 }
 
 crate::export! {

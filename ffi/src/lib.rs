@@ -33,3 +33,4 @@ mod request;
 mod sync;
 mod waiters;
 mod work;
+mod workers;

@@ -28,6 +28,9 @@ pub const RUNS_IN_FLIGHT: usize = 8;
 /// Objects whose records an instance keeps; one that is not used is forgotten when another needs the place.
 pub const OBJECTS_KEPT: usize = 1024;
 
+/// Tasks of an instance that are kept for the next operations; more run while there are more operations.
+pub const WORKERS_RESTING: usize = 64;
+
 /// Block shift that an object begins with: 4 KiB.
 pub const BLOCK_SHIFT_DEFAULT: u64 = 12;
 /// Smallest block shift: 512 bytes.

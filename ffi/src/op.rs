@@ -13,17 +13,21 @@
 //! A state is written into `op_sm.sm_state` before its callback, and waiters are told after it. So whoever waits for a state finds the
 //! callback done; and `m0_clovis_op_fini`, which waits for the last of it, may be followed by `free` at once.
 //!
+//! An operation that is used again is set back in place, under its lock: nothing of it is dropped or moved that the next use needs as well.
+//!
 //! **Invariant**: from the launch to the end of the last callback the library owns the operation's memory (`is_busy`); afterwards it
 //! touches nothing of it.
+//! **Invariant**: what an operation is to do ([`Tail::work`]) changes only before its launch and after its end, so whoever holds its
+//! [`Launched`] reads it in place.
 //! **Invariant**: an operation ends only after every buffer it lent to the network is back ([`OpRef::loans_back`]).
 //! **Invariant**: every [`Launched`] ends its operation, also when it is dropped (a thread that panicked, an instance that went).
 
-use std::cell::Cell;
+use std::cell::{Cell, UnsafeCell};
 use std::future::poll_fn;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Poll, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
@@ -46,9 +50,13 @@ const ENDED: u64 = 0x6f70_2d65_6e64_6564;
 pub struct Tail {
     magic: AtomicU64,
     core: Mutex<Core>,
+    /// Changed under the lock while nobody runs it; read by the holder of the [`Launched`] without.
+    work: UnsafeCell<Work>,
     is_cancelled: AtomicBool,
     /// Buffers of the caller's that the network has.
     loans: AtomicUsize,
+    /// The operation is over but for its loans.
+    awaits_loans: AtomicBool,
     /// The operation's task: woken by a cancel, and by the last loan that comes back.
     task: AtomicWaker,
 }
@@ -62,7 +70,6 @@ struct Core {
     /// Its own callback asked for fini, and for free.
     wants_fini: bool,
     wants_free: bool,
-    work: Option<Work>,
     instance: Option<Arc<Shared>>,
     /// Order of launches in the instance; 0 before.
     serial: u64,
@@ -85,8 +92,9 @@ thread_local! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpRef(NonNull<Op>);
 
-// SAFETY: the public fields are written under the tail's lock or as atomics, the tail is Sync; that the memory lives is C's part of the
-// contract until launch, and the module's invariants after it.
+// SAFETY: the public fields are written under the tail's lock or as atomics; the tail's are Sync but for the work, which is Send, and which
+// nobody reads while it changes (its invariant). That the memory lives is C's part of the contract until launch, and the module's invariants
+// after it.
 unsafe impl Send for OpRef {}
 // SAFETY: as above.
 unsafe impl Sync for OpRef {}
@@ -128,57 +136,95 @@ pub unsafe fn prepare(
     work: Work,
 ) -> Result<OpRef, Errno> {
     // SAFETY: the caller's contract.
-    let given = unsafe { *slot };
-    let op = match NonNull::new(given) {
+    let op = match NonNull::new(unsafe { *slot }) {
         None => {
-            // SAFETY: a size above 0; calloc aligns to 16 bytes.
+            // SAFETY: a size above 0; calloc aligns to 16 bytes, and zeros are valid for each public field.
             let memory = unsafe { libc::calloc(1, OP_BYTES) }.cast::<Op>();
-            NonNull::new(memory).ok_or(errno::ENOMEM)?
-        }
-        Some(op) => {
-            // SAFETY: the caller's contract.
-            unsafe { make_reusable(call, op)? };
+            let op = NonNull::new(memory).ok_or(errno::ENOMEM)?;
+            // SAFETY: OP_BYTES of memory that is ours, in which nothing lives.
+            unsafe { tail_of(op).write(Tail::new(instance, work)) };
             op
         }
+        // SAFETY: the caller's contract.
+        Some(op) => unsafe { make_reusable(call, op, instance, work)? },
     };
-    let core = Core {
-        state: op_state::INITIALISED,
-        reached: 0,
-        is_busy: false,
-        wants_fini: false,
-        wants_free: false,
-        work: Some(work),
-        instance,
-        serial: 0,
-        waiters: Waiters::default(),
-    };
-    // SAFETY: OP_BYTES of memory that is ours or was given for this; nothing lives in it (see `make_reusable`).
+    // SAFETY: an operation that is ours alone until this returns.
     unsafe {
-        ptr::write_bytes(op.as_ptr(), 0, 1);
-        (*op.as_ptr()).magic = LIVE;
-        (*op.as_ptr()).code = code;
-        (*op.as_ptr()).size = OP_BYTES;
-        (*op.as_ptr()).sm.state = op_state::INITIALISED;
-        (*op.as_ptr()).sm.group = &raw mut (*op.as_ptr()).sm_group;
-        tail_of(op).write(Tail {
-            magic: AtomicU64::new(LIVE),
-            core: Mutex::new(core),
-            is_cancelled: AtomicBool::new(false),
-            loans: AtomicUsize::new(0),
-            task: AtomicWaker::new(),
-        });
-        *slot = op.as_ptr();
+        let public = op.as_ptr();
+        (*public).magic = LIVE;
+        (*public).code = code;
+        (*public).size = OP_BYTES;
+        (*public).sm.state = op_state::INITIALISED;
+        (*public).sm.group = &raw mut (*public).sm_group;
+        *slot = public;
     }
     Ok(OpRef(op))
+}
+
+impl Tail {
+    fn new(instance: Option<Arc<Shared>>, work: Work) -> Tail {
+        Tail {
+            magic: AtomicU64::new(LIVE),
+            core: Mutex::new(Core {
+                state: op_state::INITIALISED,
+                reached: 0,
+                is_busy: false,
+                wants_fini: false,
+                wants_free: false,
+                instance,
+                serial: 0,
+                waiters: Waiters::default(),
+            }),
+            work: UnsafeCell::new(work),
+            is_cancelled: AtomicBool::new(false),
+            loans: AtomicUsize::new(0),
+            awaits_loans: AtomicBool::new(false),
+            task: AtomicWaker::new(),
+        }
+    }
+
+    /// Sets an operation that is at rest back to its beginning. False, and nothing is changed, if it is not at rest.
+    fn try_reset(&self, instance: Option<Arc<Shared>>, work: Work) -> bool {
+        let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
+        if !core.is_at_rest() {
+            return false;
+        }
+        // Nobody waits for what has ended or was never launched (whoever does is in `sleep` and will look again), no buffer is out, and a waker of
+        // the last task that is kept wakes that one for nothing if this use is cancelled before its launch.
+        core.state = op_state::INITIALISED;
+        core.reached = 0;
+        (core.wants_fini, core.wants_free) = (false, false);
+        core.instance = instance;
+        core.serial = 0;
+        // SAFETY: at rest: no `Launched` reads it, and the lock keeps others away.
+        unsafe { *self.work.get() = work };
+        self.is_cancelled.store(false, Ordering::SeqCst);
+        self.awaits_loans.store(false, Ordering::SeqCst);
+        true
+    }
+}
+
+impl Core {
+    /// Not launched yet, or over: the caller may fini it or use it again.
+    fn is_at_rest(&self) -> bool {
+        !self.is_busy && matches!(self.state, op_state::INITIALISED | op_state::STABLE | op_state::FAILED)
+    }
 }
 
 fn tail_of(op: NonNull<Op>) -> *mut Tail {
     op.as_ptr().cast::<u8>().wrapping_add(TAIL_AT).cast()
 }
 
+/// Memory that was given: its public part zeroed, its tail alive.
+///
 /// # Safety
 /// `op` points to `op_size` bytes of an operation, or of zeros.
-unsafe fn make_reusable(call: &str, op: NonNull<Op>) -> Result<(), Errno> {
+unsafe fn make_reusable(
+    call: &str,
+    op: NonNull<Op>,
+    instance: Option<Arc<Shared>>,
+    work: Work,
+) -> Result<NonNull<Op>, Errno> {
     // SAFETY: the caller's contract.
     let size = unsafe { (*op.as_ptr()).size };
     if size < OP_BYTES || !op.addr().get().is_multiple_of(align_of::<Tail>()) {
@@ -189,16 +235,18 @@ unsafe fn make_reusable(call: &str, op: NonNull<Op>) -> Result<(), Errno> {
     }
     // SAFETY: `size` bytes are there, so the tail is; its magic is an integer, whatever stood there.
     let magic = unsafe { (*tail_of(op)).magic.load(Ordering::SeqCst) };
-    if magic != LIVE {
-        return Ok(());
+    if magic == LIVE {
+        if !OpRef(op).tail().try_reset(instance, work) {
+            say!("{call}: the given operation is still running");
+            return Err(errno::EBUSY);
+        }
+    } else {
+        // SAFETY: `size` bytes, in which nothing lives.
+        unsafe { tail_of(op).write(Tail::new(instance, work)) };
     }
-    let old = OpRef(op);
-    if !old.is_at_rest() {
-        say!("{call}: the given operation is still running");
-        return Err(errno::EBUSY);
-    }
-    old.end();
-    Ok(())
+    // SAFETY: the public part of an operation that nobody runs; zeros are valid for each field.
+    unsafe { ptr::write_bytes(op.as_ptr(), 0, 1) };
+    Ok(op)
 }
 
 impl OpRef {
@@ -256,19 +304,12 @@ impl OpRef {
         self.sm_state().store(state, Ordering::Release);
     }
 
-    /// Not launched yet, or over: the caller may fini it or use it again.
-    fn is_at_rest(&self) -> bool {
-        let core = self.core();
-        !core.is_busy && matches!(core.state, op_state::INITIALISED | op_state::STABLE | op_state::FAILED)
-    }
-
     /// Changes what a not yet launched operation will do.
-    pub fn with_work<T>(
-        &self,
-        change: impl FnOnce(&mut Option<Work>, &mut Option<Arc<Shared>>) -> T,
-    ) -> Option<T> {
+    pub fn with_work<T>(&self, change: impl FnOnce(&mut Work, &mut Option<Arc<Shared>>) -> T) -> Option<T> {
         let core = &mut *self.core();
-        (core.state == op_state::INITIALISED).then(|| change(&mut core.work, &mut core.instance))
+        // SAFETY: not launched, so no `Launched` reads it, and the lock keeps others away.
+        (core.state == op_state::INITIALISED)
+            .then(|| change(unsafe { &mut *self.tail().work.get() }, &mut core.instance))
     }
 
     /// The instance and the order of its launch, once it is launched.
@@ -307,9 +348,9 @@ impl OpRef {
         let instance = core.instance.clone();
         core.is_busy = true;
         core.serial = instance.as_ref().map_or(u64::MAX, |instance| instance.next_serial());
-        if let Some(work) = &core.work {
-            work.mark_entity_launched();
-        }
+        let serial = core.serial;
+        // SAFETY: under the lock, and no `Launched` changes it (nobody does).
+        unsafe { &*self.tail().work.get() }.mark_entity_launched();
         self.set_state(&mut core, op_state::LAUNCHED, time::now());
         core.reached |= 1 << op_state::LAUNCHED;
         let woken = (!core.waiters.is_empty()).then(|| core.waiters.take(1 << op_state::LAUNCHED));
@@ -317,13 +358,13 @@ impl OpRef {
         if let Some(woken) = woken {
             woken.wake();
         }
-        let launched = Launched { op: self, is_over: false };
+        let launched = Launched { op: self, serial, is_over: false };
         match instance {
             Some(instance) => instance.post(launched),
             // Operations of no instance are those that can only be refused, and a sync of nothing.
             None => {
-                let outcome = match self.take_work() {
-                    (Some(Work::Refuse(rc)), _) => Outcome::failed(rc),
+                let outcome = match launched.work() {
+                    Work::Refuse(rc) => Outcome::failed(*rc),
                     _ => Outcome::stable(0, 0),
                 };
                 launched.finish(outcome);
@@ -412,19 +453,19 @@ impl OpRef {
             (*self.as_ptr()).magic = ENDED;
             let tail = tail_of(self.0);
             ptr::drop_in_place(&raw mut (*tail).core);
+            ptr::drop_in_place(&raw mut (*tail).work);
             ptr::drop_in_place(&raw mut (*tail).task);
         }
     }
 
-    /// What to do, once, and the order of the launch.
-    pub fn take_work(&self) -> (Option<Work>, u64) {
-        let mut core = self.core();
-        (core.work.take(), core.serial)
+    /// The task of `waker` is woken when somebody cancels the operation; once, and not if somebody has already.
+    pub fn wake_when_cancelled(&self, waker: &Waker) {
+        self.tail().task.register(waker);
     }
 
-    /// True once somebody cancelled the operation; else the task is woken when somebody does.
-    pub fn poll_cancelled(&self, context: &Context<'_>) -> bool {
-        self.tail().task.register(context.waker());
+    /// True once somebody cancelled the operation.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
         self.tail().is_cancelled.load(Ordering::SeqCst)
     }
 
@@ -444,12 +485,14 @@ impl OpRef {
 
     /// Ready once every loan is back.
     pub async fn loans_back(self) {
+        let tail = self.tail();
+        if tail.loans.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        tail.awaits_loans.store(true, Ordering::SeqCst);
         poll_fn(|context| {
-            if self.tail().loans.load(Ordering::SeqCst) == 0 {
-                return Poll::Ready(());
-            }
-            self.tail().task.register(context.waker());
-            Poll::Pending
+            tail.task.register(context.waker());
+            if tail.loans.load(Ordering::SeqCst) == 0 { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
@@ -489,7 +532,8 @@ impl OpRef {
 unsafe fn loan_came_back(data: *const ()) {
     let Some(op) = NonNull::new(data.cast_mut().cast::<Op>()) else { return };
     let op = OpRef(op);
-    if op.tail().loans.fetch_sub(1, Ordering::SeqCst) == 1 {
+    // Before that the waker is there for a cancel, and a wake would use it up.
+    if op.tail().loans.fetch_sub(1, Ordering::SeqCst) == 1 && op.tail().awaits_loans.load(Ordering::SeqCst) {
         op.tail().task.wake();
     }
 }
@@ -498,6 +542,7 @@ unsafe fn loan_came_back(data: *const ()) {
 #[derive(Debug)]
 pub struct Launched {
     op: OpRef,
+    serial: u64,
     is_over: bool,
 }
 
@@ -508,9 +553,29 @@ impl Launched {
         self.op
     }
 
+    /// What it is to do.
+    #[must_use]
+    pub fn work(&self) -> &Work {
+        // SAFETY: launched and not over (`finish` takes this away): nobody changes it (the module's invariant).
+        unsafe { &*self.op.tail().work.get() }
+    }
+
+    /// Its place in the order of launches of the instance.
+    #[must_use]
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+
     /// Ends the operation: states, callbacks, waiters. It is not touched afterwards.
     pub fn finish(mut self, outcome: Outcome) {
         self.is_over = true;
+        self.end(outcome);
+    }
+
+    fn end(&self, outcome: Outcome) {
+        if outcome.carried_out != 0 {
+            self.work().mark_entity_idle();
+        }
         finish(self.op, outcome);
     }
 }
@@ -518,16 +583,13 @@ impl Launched {
 impl Drop for Launched {
     fn drop(&mut self) {
         if !self.is_over {
-            finish(self.op, Outcome::failed(errno::ESHUTDOWN));
+            self.end(Outcome::failed(errno::ESHUTDOWN));
         }
     }
 }
 
 fn finish(op: OpRef, outcome: Outcome) {
     let mut core = op.core();
-    if let Some(work) = core.work.take() {
-        work.mark_entity_idle(); // never begun
-    }
     // SAFETY: busy, so these fields are the library's.
     unsafe {
         (*op.as_ptr()).rc = outcome.rc;

@@ -29,6 +29,16 @@ pub enum Work {
 }
 
 impl Work {
+    /// The object that it is about.
+    #[must_use]
+    pub fn object(&self) -> Option<ObjectId> {
+        match self {
+            Work::Entity(work) => Some(work.id),
+            Work::Io(io) => Some(io.id),
+            Work::Sync(_) | Work::Refuse(_) => None,
+        }
+    }
+
     /// The entity is on its way to its next state.
     pub fn mark_entity_launched(&self) {
         if let Work::Entity(work) = self {
@@ -36,7 +46,7 @@ impl Work {
         }
     }
 
-    /// The operation was dropped before it began.
+    /// The operation was not carried out.
     pub fn mark_entity_idle(&self) {
         if let Work::Entity(work) = self {
             work.entity.set_state(entity_state::INIT);
@@ -235,6 +245,21 @@ impl Io {
             bytes_max,
             at_byte: 0,
         }
+    }
+
+    /// The run that [`Io::runs`] gives, if the operation is one extent of at most `bytes_max`.
+    #[must_use]
+    pub fn only_run(&self, bytes_max: u64) -> Option<Run> {
+        if self.extents.vec.nr != 1 || self.bytes > bytes_max {
+            return None;
+        }
+        // SAFETY: checked arrays of one member. The caller may have changed it since it was checked: never more than was checked.
+        let extent = unsafe { extent_at(&self.extents, 0) };
+        let count = extent.count.min(self.bytes);
+        if count == 0 || extent.start.checked_add(count).is_none() {
+            return None;
+        }
+        Some(Run { extent: ByteExtent { start: extent.start, count }, place: Place::default(), at_byte: 0 })
     }
 
     /// The parts of the caller's memory that hold `bytes` bytes from `place` on.
@@ -556,6 +581,20 @@ mod tests {
         );
         let lengths: Vec<usize> = io.segments(place(0, 5999), 202).map(|(_, len)| len).collect();
         assert_eq!(lengths, [1, 100, 101]);
+    }
+
+    #[test]
+    fn the_only_run_is_that_of_the_runs() {
+        let mut vectors = Vectors::new(&[(4096, 8192)], &[8192]);
+        let io = vectors.check(obj_opcode::READ, 0).unwrap();
+        assert_eq!(io.only_run(8192), io.runs(8192).next());
+        assert_eq!(io.only_run(4096), None, "two");
+        vectors.counts[0] = 1 << 20; // after the check
+        assert_eq!(io.only_run(8192), io.runs(8192).next());
+        vectors.counts[0] = 0;
+        assert_eq!(io.only_run(8192), None);
+        let mut vectors = Vectors::new(&[(0, 4096), (4096, 4096)], &[8192]);
+        assert_eq!(vectors.check(obj_opcode::READ, 0).unwrap().only_run(8192), None, "two that are joined");
     }
 
     #[test]

@@ -40,7 +40,7 @@ fn wait_for(call: &str, instance: Arc<Shared>, target: SyncTarget) -> Errno {
 /// Adds a target to a sync that is not launched. All targets belong to one instance.
 fn add(call: &str, sop: OpRef, instance: Arc<Shared>, target: SyncTarget) -> Errno {
     let added = sop.with_work(|work, of| {
-        let Some(Work::Sync(targets)) = work else {
+        let Work::Sync(targets) = work else {
             say!("{call}: the operation is no sync");
             return errno::EINVAL;
         };

@@ -37,7 +37,7 @@ impl Waiters {
     pub fn remove(&mut self, thread: ThreadId) {
         if self.first.as_ref().is_some_and(|first| first.thread.id() == thread) {
             self.first = None;
-        } else {
+        } else if !self.more.is_empty() {
             self.more.retain(|waiter| waiter.thread.id() != thread);
         }
     }

@@ -1,8 +1,8 @@
-//! The instance's side of an operation: a task on its locality that drives the client and ends the operation.
+//! The instance's side of an operation: a worker's task on its locality drives the client and ends the operation.
 //!
-//! Thread: the instance's. Bound: one task and one slot for each launched operation; [`limits::OBJECTS_KEPT`] objects whose records are kept, so that all
-//! handles of one object in a process share its turn to write.
-//! **Invariant**: an operation leaves [`Face::running`] before it ends, so nobody cancels memory that its owner may free.
+//! Thread: the instance's. Bound: one worker for each launched operation ([`crate::workers`]); [`limits::OBJECTS_KEPT`] objects whose records are kept, so
+//! that all handles of one object in a process share its turn to write.
+//! **Invariant**: an operation leaves [`Worker::running`] before it ends, so nobody cancels memory that its owner may free.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -20,18 +20,19 @@ use client::{Client, ClientError, Object};
 use futures_util::future::FutureExt;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use runtime::sync::Notify;
-use runtime::{Counters, SharedBuffer, copy_counted};
+use runtime::{Counters, MailReceiver, SharedBuffer, copy_counted};
 
 use crate::abi::{CFid, entity_opcode, entity_state};
 use crate::errno;
-use crate::instance::Shared;
+use crate::instance::{Letter, Shared};
 use crate::op::{Launched, OpRef, Outcome};
 use crate::request::{self, EntityWork, Io, IoKind, Run, SyncTarget, Work};
+use crate::workers::{Worker, Workers};
 use crate::{layout_id, limits, memory, say};
 
 /// One operation that runs.
 #[derive(Clone, Copy)]
-struct Running {
+pub struct Running {
     op: OpRef,
     serial: u64,
     object: Option<ObjectId>,
@@ -41,10 +42,11 @@ struct Running {
 pub struct Face {
     client: Client,
     shared: Arc<Shared>,
-    running: RefCell<Vec<Option<Running>>>,
-    free_slots: RefCell<Vec<usize>>,
-    /// An operation left `running`.
+    workers: Workers,
+    /// A worker's operation is over.
     left: Notify,
+    /// Somebody waits for `left`.
+    is_left_awaited: Cell<bool>,
     objects: RefCell<BTreeMap<ObjectId, Object>>,
     /// Whether memory that is in no arena has to be copied for the transport.
     copies_foreign: bool,
@@ -55,15 +57,15 @@ pub struct Face {
 
 impl Face {
     #[must_use]
-    pub fn new(client: Client, shared: Arc<Shared>) -> Face {
+    pub fn new(client: Client, shared: Arc<Shared>, receiver: MailReceiver<Letter>) -> Face {
         // TCP sends from any memory. `copy` is for transports that need registered memory, and for tests of that way.
         let copies_foreign = std::env::var_os("CLOVIS_FOREIGN_BUFFERS").is_some_and(|value| value == "copy");
         Face {
             client,
             shared,
-            running: RefCell::default(),
-            free_slots: RefCell::default(),
+            workers: Workers::new(receiver),
             left: Notify::new(),
+            is_left_awaited: Cell::new(false),
             objects: RefCell::default(),
             copies_foreign,
             operations: Cell::new(0),
@@ -72,40 +74,47 @@ impl Face {
         }
     }
 
-    #[must_use]
-    pub fn shared(&self) -> &Shared {
-        &self.shared
+    /// Takes letters and runs operations until the instance ends.
+    pub async fn serve(self: Rc<Face>) {
+        self.add_worker();
+        self.workers.stopped().await;
+        self.end_all().await;
+        self.workers.close();
     }
 
-    /// Runs an operation in a task of its own.
-    pub fn spawn(face: &Rc<Face>, launched: Launched) {
-        let op = launched.op();
-        let (Some(work), serial) = op.take_work() else {
-            launched.finish(Outcome::failed(errno::EINVAL));
-            return;
-        };
-        let object = match &work {
-            Work::Entity(work) => Some(work.id),
-            Work::Io(io) => Some(io.id),
-            Work::Sync(_) | Work::Refuse(_) => None,
-        };
-        let slot = face.enter(Running { op, serial, object });
-        let running = Rc::clone(face).run(launched, work, serial, slot);
-        // Detached: it ends by itself, and `end_all` reaches it through `running`.
-        drop(face.client.locality().spawn("c-operation", running));
+    fn add_worker(self: &Rc<Face>) {
+        let task = Rc::clone(self).serve_in_turns(self.workers.add());
+        // Detached: it ends with the locality, or when there are enough others.
+        drop(self.client.locality().spawn("c-operations", task));
     }
 
-    async fn run(self: Rc<Face>, launched: Launched, work: Work, serial: u64, slot: usize) {
+    /// A worker's task.
+    async fn serve_in_turns(self: Rc<Face>, worker: Rc<Worker>) {
+        loop {
+            let letter = poll_fn(|context| self.workers.poll_turn(&worker, &self.shared, context)).await;
+            let Letter::Launch(launched) = letter else { return self.workers.stop() };
+            if !self.workers.pass_on(&self.shared) {
+                self.add_worker();
+            }
+            self.run(launched, &worker).await;
+            if !self.workers.rest(&worker) {
+                return;
+            }
+        }
+    }
+
+    async fn run(&self, launched: Launched, worker: &Worker) {
         let op = launched.op();
         self.operations.set(self.operations.get() + 1);
-        let entity = match &work {
-            Work::Entity(work) => Some(work.entity),
-            _ => None,
-        };
+        worker.running.set(Some(Running { op, serial: launched.serial(), object: launched.work().object() }));
         let outcome = {
-            let mut body = pin!(AssertUnwindSafe(self.perform(op, serial, &work)).catch_unwind());
+            let mut body = pin!(AssertUnwindSafe(self.perform(&launched)).catch_unwind());
+            let mut is_first = true;
             poll_fn(|context| {
-                if op.poll_cancelled(context) {
+                if std::mem::take(&mut is_first) {
+                    op.wake_when_cancelled(context.waker());
+                }
+                if op.is_cancelled() {
                     return Poll::Ready(Outcome::failed(errno::ECANCELED));
                 }
                 body.as_mut().poll(context).map(|ended| {
@@ -117,34 +126,12 @@ impl Face {
             })
             .await
         };
-        if outcome.carried_out != 0
-            && let Some(entity) = entity
-        {
-            entity.set_state(entity_state::INIT);
-        }
         op.loans_back().await;
-        self.leave(slot);
-        launched.finish(outcome);
-    }
-
-    fn enter(&self, running: Running) -> usize {
-        let mut all = self.running.borrow_mut();
-        match self.free_slots.borrow_mut().pop() {
-            Some(slot) => {
-                all[slot] = Some(running);
-                slot
-            }
-            None => {
-                all.push(Some(running));
-                all.len() - 1
-            }
+        worker.running.set(None);
+        if self.is_left_awaited.take() {
+            self.left.notify_waiters();
         }
-    }
-
-    fn leave(&self, slot: usize) {
-        self.running.borrow_mut()[slot] = None;
-        self.free_slots.borrow_mut().push(slot);
-        self.left.notify_waiters();
+        launched.finish(outcome);
     }
 
     /// Cancels what runs and waits for its end, for a bounded time.
@@ -152,12 +139,12 @@ impl Face {
         let locality = self.client.locality();
         let deadline = locality.now() + limits::FINI_TIMEOUT;
         loop {
-            let running: Vec<OpRef> =
-                self.running.borrow().iter().flatten().map(|running| running.op).collect();
+            let running = self.workers.running();
             if running.is_empty() {
                 return;
             }
-            running.iter().for_each(OpRef::cancel);
+            running.iter().for_each(|running| running.op.cancel());
+            self.is_left_awaited.set(true);
             let left = self.left.notified();
             if locality.timeout_at(deadline, left).await.is_err() {
                 say!(
@@ -170,18 +157,18 @@ impl Face {
         }
     }
 
-    async fn perform(&self, op: OpRef, serial: u64, work: &Work) -> Outcome {
-        match work {
+    async fn perform(&self, launched: &Launched) -> Outcome {
+        match launched.work() {
             Work::Refuse(number) => Outcome::failed(*number),
             Work::Sync(targets) => {
-                self.wait_for(targets, serial).await;
+                self.wait_for(targets, launched.serial()).await;
                 Outcome::stable(0, 0)
             }
             Work::Entity(work) => self.entity(*work).await,
             Work::Io(io) => {
                 let done = match io.kind {
                     IoKind::Read => self.read(io).await,
-                    IoKind::Write => self.write(op, io).await,
+                    IoKind::Write => self.write(launched.op(), io).await,
                     IoKind::Alloc | IoKind::Free => self.allocate(io).await,
                 };
                 match done {
@@ -207,7 +194,7 @@ impl Face {
 
     /// Waits until none of the targets that was launched before `serial` runs any more.
     async fn wait_for(&self, targets: &[SyncTarget], serial: u64) {
-        let is_awaited = |running: &Running| {
+        let is_awaited = |running: Running| {
             running.serial < serial
                 && targets.iter().any(|target| match target {
                     SyncTarget::All => true,
@@ -215,7 +202,8 @@ impl Face {
                     SyncTarget::Launch(launch) => running.serial == *launch,
                 })
         };
-        while self.running.borrow().iter().flatten().any(is_awaited) {
+        while self.workers.is_running(is_awaited) {
+            self.is_left_awaited.set(true);
             self.left.notified().await;
         }
     }
@@ -279,48 +267,60 @@ impl Face {
         objects.insert(id, object);
     }
 
-    /// The object of an open entity. Opened again if its record was forgotten meanwhile.
+    /// The object of an open entity, unless its record was forgotten meanwhile.
+    fn kept(&self, id: ObjectId) -> Option<Object> {
+        self.objects.borrow().get(&id).cloned()
+    }
+
+    /// The object of an open entity whose record may have been forgotten: opened again then.
     async fn object(&self, id: ObjectId) -> Result<Object, ClientError> {
-        let kept = self.objects.borrow().get(&id).cloned();
-        if let Some(object) = kept {
+        if let Some(object) = self.kept(id) {
             return Ok(object);
         }
         let object = self.client.open(id).await?;
         // Another operation may have been faster: all share one.
-        if let Some(kept) = self.objects.borrow().get(&id) {
-            return Ok(kept.clone());
+        if let Some(kept) = self.kept(id) {
+            return Ok(kept);
         }
         self.keep(id, object.clone());
         Ok(object)
     }
 
     async fn read(&self, io: &Io) -> Result<(), Failure> {
-        let object = self.object(io.id).await?;
-        self.for_each_run(io, async |run| {
-            // Behind the end that this handle knows: another client may have moved it.
-            if run.extent.end() > object.size() {
-                object.reload().await?;
-            }
-            let parts = if io.refuses_holes {
-                object.read_written(run.extent).await?
-            } else {
-                object.read(run.extent).await?
-            };
-            // SAFETY: the operation's data until it ends; one run writes it at a time, here.
-            unsafe { request::scatter(io, run, &parts, self.client.locality().counters()) };
-            drop(parts);
-            if io.has_attributes() {
-                request::block_checksums(io, run, |block, checksum| {
-                    if let Some(word) = io.attribute(block) {
-                        // SAFETY: 4 bytes of the caller's for this operation.
-                        unsafe { word.write_unaligned(checksum) };
-                    }
-                    true
-                });
-            }
-            Ok(())
-        })
-        .await
+        let object = match self.kept(io.id) {
+            Some(object) => object,
+            None => self.object(io.id).await?,
+        };
+        // Most reads are one run: those pass through no more futures than this.
+        match io.only_run(client::limits::OPERATION_BYTES_MAX) {
+            Some(run) => self.read_run(&object, io, run).await,
+            None => self.for_each_run(io, async |run| self.read_run(&object, io, run).await).await,
+        }
+    }
+
+    async fn read_run(&self, object: &Object, io: &Io, run: Run) -> Result<(), Failure> {
+        // Behind the end that this handle knows: another client may have moved it.
+        if run.extent.end() > object.size() {
+            object.reload().await?;
+        }
+        let parts = if io.refuses_holes {
+            object.read_written(run.extent).await?
+        } else {
+            object.read(run.extent).await?
+        };
+        // SAFETY: the operation's data until it ends; one run writes it at a time, here.
+        unsafe { request::scatter(io, run, &parts, self.client.locality().counters()) };
+        drop(parts);
+        if io.has_attributes() {
+            request::block_checksums(io, run, |block, checksum| {
+                if let Some(word) = io.attribute(block) {
+                    // SAFETY: 4 bytes of the caller's for this operation.
+                    unsafe { word.write_unaligned(checksum) };
+                }
+                true
+            });
+        }
+        Ok(())
     }
 
     async fn write(&self, op: OpRef, io: &Io) -> Result<(), Failure> {
