@@ -36,7 +36,9 @@ check() {
             kill -KILL "$child"
             status=124
         fi
-        wait "$child" || [ "$status" = 124 ] || status=$?
+        local ended=0
+        wait "$child" || ended=$?
+        [ "$status" = 124 ] || status=$ended
     else
         timeout --kill-after=5 "$seconds" "$@" >>"$log" 2>&1 || status=$?
     fi

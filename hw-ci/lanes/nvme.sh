@@ -138,8 +138,9 @@ second_refused() {
         wait "$worker" || true
     done
     [ "$status" != 0 ] || refused "$1" 'Busy' || status=1
-    kill "$worker" 2>/dev/null
-    wait "$worker" 2>/dev/null
+    # A check ends at the first command that fails, and a worker that was killed has failed.
+    kill "$worker" 2>/dev/null || true
+    wait "$worker" 2>/dev/null || true
     return "$status"
 }
 

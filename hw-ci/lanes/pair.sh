@@ -4,6 +4,8 @@
 # machines: 2
 #
 # The link is a socket between two QEMUs; loss is netem on both ends. Reliable connections repair it: nothing may be lost or wrong.
+# Memory windows are left out where packets are lost: a retransmission makes soft-RoCE bind a window again that it has bound (Linux 6.1,
+# rxe_requester), and the connection fails. So with windows the connections come back, and content and counts still have to be right.
 # shellcheck shell=bash
 
 readonly DEVICE=rxe0 LINK=link0
@@ -13,7 +15,7 @@ phase_run() {
     check "machine $MACHINE has a link" 40 link_up || { touch "$RESULTS/at.given-up.$MACHINE"; return; }
     check "machine $MACHINE: a soft-RoCE device on the link" 60 soft_roce "$DEVICE" "$LINK" "$own/24" || return
     meet devices 300 || return
-    [ "$MACHINE" = 1 ] || check 'the machines see each other' 30 until_true 25 ping -c 1 -W 1 "$other"
+    [ "$MACHINE" = 1 ] || check 'the machines see each other' 60 until_true 50 ping -c 1 -W 1 "$other"
     local rate
     copied clovis
     list_networks
@@ -41,20 +43,26 @@ phase_run() {
 # $1 loss, $2 own address, $3 the other's
 over_clovis() {
     if [ "$MACHINE" = 1 ]; then
-        selftest_server "$2@o2ib"
+        selftest_server "$2@o2ib" --timeout 120
         meet "selftest-$1" 150
-        meet "selftest-$1-done" 500
+        meet "selftest-$1-done" 800
         selftest_server_ends
         return
     fi
     meet "selftest-$1" 150
     local what
+    [ "$1" = 0 ] || export CLOVIS_RDMA_WITHOUT=windows
     for what in write read; do
-        selftest "$what-loss-$1" 180 "$3@o2ib" --what "$what" --bulk-size 64K --concurrency 4 --count 60 --verify full --timeout 60 &&
+        selftest "$what-loss-$1" 180 "$3@o2ib" --what "$what" --bulk-size 64K --concurrency 4 --count 60 --verify full --timeout 120 &&
             figure "$what-loss-$1" "$(of_selftest "$what-loss-$1" 'bytes_per_second / 1e6')" MB/s
     done
-    selftest "ping-loss-$1" 150 "$3@o2ib" --what ping --concurrency 4 --count 200 --timeout 60
-    meet "selftest-$1-done" 500
+    selftest "ping-loss-$1" 150 "$3@o2ib" --what ping --concurrency 4 --count 200 --timeout 120
+    unset CLOVIS_RDMA_WITHOUT
+    if [ "$1" != 0 ] && selftest "windows-loss-$1" 180 "$3@o2ib" --what write --bulk-size 64K --concurrency 4 --count 60 --verify full --timeout 120 --keep-going; then
+        selftest_holds "windows-loss-$1" 'with windows connections come back and no byte is wrong' 'errors["wrong_content"] == 0 and operations >= 30'
+        figure "windows-loss-$1.peer_lost" "$(of_selftest "windows-loss-$1" 'errors["peer_lost"]')" ''
+    fi
+    meet "selftest-$1-done" 800
 }
 
 # The one PCI card is the link.

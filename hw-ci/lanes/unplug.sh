@@ -17,15 +17,15 @@ phase_run() {
     check 'a second device' 60 soft_roce rxe1 dummy1 10.9.2.1/24
     copied clovis
     list_networks
-    selftest_server "$ADDRESS@o2ib" || return
+    selftest_server "$ADDRESS@o2ib" --timeout 60 || return
     check 'link down and up under a selftest that goes on' 180 link_flaps
-    selftest after-flap 90 "$ADDRESS@o2ib" --what write --bulk-size 64K --count 20 --verify full
+    selftest after-flap 90 "$ADDRESS@o2ib" --what write --bulk-size 64K --count 20 --verify full --timeout 60
     check 'rdma link delete under a selftest: the client ends and its message names peer and cause' 150 deleted_under_selftest
     check 'the kernel has let the device go, with the server alive' 60 until_true 50 gone "$DEVICE"
     check_that 'the server lives on' kill -0 "$selftest_server"
     check 'the device comes back again' 60 soft_roce "$DEVICE" "$NETDEV" "$ADDRESS/24" || return
     check 'the same server serves on it again' 120 serves_again
-    selftest after-delete 90 "$ADDRESS@o2ib" --what read --bulk-size 64K --count 20 --verify full
+    selftest after-delete 90 "$ADDRESS@o2ib" --what read --bulk-size 64K --count 20 --verify full --timeout 60
     selftest_server_ends
     check_that 'no device resource is left behind' until_true 20 nothing_left
 }
