@@ -8,9 +8,11 @@
 # Both programs are one foreign thread and one client thread (a locality with the Rust client and nothing else), against the same servers:
 #   ffi/bench/ops.c                    obj_op, op_launch, op_wait: one operation, used again and again
 #   tests/examples/foreign_thread.rs   a letter to the client's thread, a wait for its end: one Arc, used again and again
-# In both the foreign thread writes a letter into the mailbox of the client's thread, that one wakes (eventfd), spawns a task, which calls
-# `Object::read`, copies the 4 KiB to where the foreign thread wants them, and wakes it (futex) after the lock is free. So what is left is what the C
-# interface does: arguments checked, states, times of states, callbacks, cancelling, several extents and segments, panics kept from C.
+# In both the foreign thread writes a letter into the mailbox of the client's thread, that one wakes (eventfd), a task calls
+# `Object::read`, copies the 4 KiB to where the foreign thread wants them, and wakes it (futex) after the lock is free. In Rust the future of `block_on`
+# takes the letter and spawns the task; in C a task that has waited for the letter is there (ffi/src/workers.rs), which is a turn of the client's
+# thread and two allocations less. So what is left is that, against what the C interface does: arguments checked, states, times of states,
+# callbacks, cancelling, several extents and segments, panics kept from C.
 # Spinning is taken out by a crowd of localities (CLOVIS_SPIN=off), since idle turns are no work; and both programs pause for 2 ms before each
 # operation, so that each finds the client's thread asleep. Without the pause a letter comes before or behind an idle turn (2,400 instructions) as the
 # threads happen to run under valgrind: 4.0 turns for an operation in one program and 3.3 in the other, which is no work of either.

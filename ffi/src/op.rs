@@ -307,9 +307,12 @@ impl OpRef {
     /// Changes what a not yet launched operation will do.
     pub fn with_work<T>(&self, change: impl FnOnce(&mut Work, &mut Option<Arc<Shared>>) -> T) -> Option<T> {
         let core = &mut *self.core();
+        if core.state != op_state::INITIALISED {
+            return None;
+        }
         // SAFETY: not launched, so no `Launched` reads it, and the lock keeps others away.
-        (core.state == op_state::INITIALISED)
-            .then(|| change(unsafe { &mut *self.tail().work.get() }, &mut core.instance))
+        let work = unsafe { &mut *self.tail().work.get() };
+        Some(change(work, &mut core.instance))
     }
 
     /// The instance and the order of its launch, once it is launched.
@@ -349,7 +352,7 @@ impl OpRef {
         core.is_busy = true;
         core.serial = instance.as_ref().map_or(u64::MAX, |instance| instance.next_serial());
         let serial = core.serial;
-        // SAFETY: under the lock, and no `Launched` changes it (nobody does).
+        // SAFETY: under the lock, and from here on nobody changes it.
         unsafe { &*self.tail().work.get() }.mark_entity_launched();
         self.set_state(&mut core, op_state::LAUNCHED, time::now());
         core.reached |= 1 << op_state::LAUNCHED;
