@@ -21,7 +21,7 @@ pub mod process;
 pub mod ring;
 pub mod words;
 
-pub use allocations::{CountingAllocator, allocations};
+pub use allocations::{CountingAllocator, allocated_bytes, allocations};
 pub use arena::{Alloc, Arena, ArenaConfig, Run};
 pub use buffer::{Buffer, Lender, SharedBuffer};
 pub use counters::{Counter, Counters, copy_counted};
