@@ -11,6 +11,7 @@ use base::units::{BLOCK_BYTES, MIB};
 use base::{Fid, FidType};
 use runtime::{Counters, Locality, LocalityConfig, LocalityHandle, MonotonicClock};
 use serde_json::{Value, json};
+use spdk_stob::limits::DEVICE_BLOCKS_MIN;
 use spdk_stob::{Backend, CheckReport, Domain, FormatParams, StobError, create_device_file};
 
 use crate::args::{StobCheckArgs, StobCommand, StobDeviceArgs, StobFormatArgs};
@@ -74,9 +75,33 @@ pub fn run(command: &StobCommand) -> Result<(), Failure> {
     }
 }
 
+/// A new file for `format --size`. Errors say what to ask for instead.
+fn create(args: &StobFormatArgs, size_bytes: u64) -> Result<(), Failure> {
+    let name = args.device.display();
+    if size_bytes / BLOCK_BYTES < DEVICE_BLOCKS_MIN {
+        let least = DEVICE_BLOCKS_MIN * BLOCK_BYTES;
+        return Err(Failure::new(format!(
+            "{name}: --size {size_bytes} is too small: a device has at least {least} bytes, so --size 14M"
+        )));
+    }
+    if args.device.exists() {
+        return Err(Failure::new(format!("{name} exists: leave --size out to format what is there")));
+    }
+    create_device_file(&args.device, size_bytes).map_err(|error| Failure::new(error.to_string()))
+}
+
 fn format(args: &StobFormatArgs) -> Result<(), Failure> {
-    if let Some(size) = args.size {
-        create_device_file(&args.device, size).map_err(|error| Failure::new(error.to_string()))?;
+    if let Some(fid) = args.fid.filter(|fid| !fid.is(FidType::Device)) {
+        let right = fid.with_type(FidType::Device);
+        return Err(Failure::new(format!("--fid {fid} is not the fid of a device; {right} is")));
+    }
+    match args.size {
+        Some(size_bytes) => create(args, size_bytes)?,
+        None if !args.device.exists() && !spdk_stob::is_nvme_address(&args.device) => {
+            let name = args.device.display();
+            return Err(Failure::new(format!("{name} does not exist: --size SIZE makes a new file")));
+        }
+        None => {}
     }
     let mut desk = Desk::new(&args.device)?;
     let handle = desk.handle();
@@ -96,7 +121,12 @@ fn format(args: &StobFormatArgs) -> Result<(), Failure> {
             domain.close().await?;
             Ok(info)
         })?
-        .map_err(told(&args.device))
+        .map_err(|error| match error {
+            error @ StobError::AlreadyFormatted { .. } => {
+                Failure::new(format!("{}: {error} (--force)", args.device.display()))
+            }
+            error => told(&args.device)(error),
+        })
     })();
     let info = match formatted {
         Ok(info) => info,
@@ -123,6 +153,11 @@ fn format(args: &StobFormatArgs) -> Result<(), Failure> {
 
 fn info(args: &StobDeviceArgs) -> Result<(), Failure> {
     let backend = open(&args.device)?;
+    let size_blocks = backend.geometry().size_blocks;
+    if size_blocks < DEVICE_BLOCKS_MIN {
+        let error = StobError::TooSmall { needed_blocks: DEVICE_BLOCKS_MIN, found_blocks: size_blocks };
+        return Err(told(&args.device)(error));
+    }
     let mut desk = Desk::new(&args.device)?;
     let handle = desk.handle();
     let copies = desk.run(spdk_stob::inspect(&handle, backend))?;
@@ -168,6 +203,13 @@ fn info(args: &StobDeviceArgs) -> Result<(), Failure> {
         }
     }
     match newest {
+        Some(found) if size_blocks < found.regions.size_blocks => {
+            let expected_blocks = found.regions.size_blocks;
+            Err(Failure::new(format!(
+                "{}: the device has {size_blocks} blocks, its superblock says {expected_blocks}: it was truncated",
+                args.device.display()
+            )))
+        }
         Some(_) => Ok(()),
         None => Err(Failure::new(format!(
             "{}: no superblock of Clovis that this program reads",
@@ -353,5 +395,43 @@ mod tests {
         std::fs::write(folder.path().join("other"), vec![1; 20 << 20]).unwrap();
         assert!(info(&StobDeviceArgs { device: folder.path().join("other"), json: false }).is_err());
         assert!(check(&check_args(&folder.path().join("absent"), false)).is_err());
+    }
+    #[test]
+    fn bad_input_is_refused_with_what_to_do_and_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let device = folder.path().join("device");
+        let refused = |result: Result<(), Failure>, what: &str| {
+            let failure = result.unwrap_err().to_string();
+            assert!(failure.contains(what), "{failure:?} does not say {what:?}");
+        };
+        for size in [0, 1, 13 * MIB] {
+            refused(format(&format_args(&device, Some(size), false)), "--size 14M");
+        }
+        refused(format(&format_args(&device, Some(u64::MAX), false)), "cannot be allocated");
+        refused(format(&format_args(&device, None, false)), "--size SIZE makes a new file");
+        let foreign = StobFormatArgs {
+            fid: Some(Fid::new(FidType::Component, 0, 1)),
+            ..format_args(&device, Some(14 * MIB), false)
+        };
+        refused(format(&foreign), "not the fid of a device");
+        assert!(!device.exists(), "a refusal leaves no file");
+
+        let empty = folder.path().join("empty");
+        std::fs::write(&empty, b"").unwrap();
+        refused(format(&format_args(&empty, None, false)), "0 blocks");
+        refused(info(&StobDeviceArgs { device: empty.clone(), json: true }), "0 blocks");
+        refused(info(&StobDeviceArgs { device: folder.path().join("absent"), json: true }), "No such file");
+        refused(dump(&folder.path().join("absent")), "No such file");
+        refused(format(&format_args(folder.path(), None, false)), "directory");
+
+        format(&format_args(&device, Some(14 * MIB), false)).unwrap();
+        refused(format(&format_args(&device, Some(14 * MIB), false)), "leave --size out");
+        refused(format(&format_args(&device, None, false)), "--force");
+        let file = std::fs::OpenOptions::new().write(true).open(&device).unwrap();
+        file.set_len(13 * MIB + 4096).unwrap();
+        refused(info(&StobDeviceArgs { device: device.clone(), json: false }), "truncated");
+        refused(dump(&device), "truncated");
+        file.set_len(14 * MIB).unwrap();
+        check(&check_args(&device, true)).unwrap();
     }
 }

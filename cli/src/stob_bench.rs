@@ -1,9 +1,10 @@
 //! `clovis stob bench DEVICE`: what one device does through a domain, without a peer (`clovis bench stob` has those).
 //!
 //! Needs a formatted device that nobody uses. All rows work on one stob and one tree of their own, which are deleted at the end, also
-//! after an error; so what the device holds stays. A write counts when it is durable, a read when each block was verified.
+//! after an error, and at the start of the next run if this one was killed; so what the device holds stays. A write counts when it is durable, a read when each block was verified.
 
 use std::cell::{Cell, RefCell};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ use crate::stob::{Desk, open};
 /// Number of the tree; servers and control daemons count theirs from 1.
 const TREE: TreeId = TreeId(u32::MAX);
 const KEYS: u64 = 1024;
+/// The stob. No server has this generation: theirs count from 0.
+const STOB: StobId = StobId { fid: Fid::new(FidType::Component, 0, u64::MAX), generation: u64::MAX };
 /// Puts in a transaction, and bytes of a value.
 const PUTS: u64 = 16;
 const VALUE_BYTES: usize = 100;
@@ -78,24 +81,38 @@ struct Row {
 
 /// `clovis stob bench`
 pub fn run(args: &StobBenchArgs) -> Result<(), Failure> {
+    if args.size < MIB {
+        return Err(Failure::new(format!("--size {} is too small: the stob has at least 1M", args.size)));
+    }
     let mut desk = Desk::new(&args.device)?;
     let (handle, backend) = (desk.handle(), open(&args.device)?);
     let told = || Failure::while_doing(args.device.display().to_string());
     let rows = desk.run(async {
         let domain = Domain::open(&handle, backend, None).await?;
-        let stob = StobId {
-            fid: Fid::new(FidType::Component, 0, handle.random_u64() >> 8),
-            generation: u64::MAX, // the store's own count from 0
-        };
-        let measured = measure(&domain, &handle, stob, args).await;
+        clean(&domain).await?; // what a run that was killed left
+        let free_bytes = domain.info().blocks_free * BLOCK_BYTES;
+        // Overwrites need some blocks beside the old ones.
+        if args.size.saturating_add(MIB) > free_bytes {
+            domain.close().await?;
+            return Ok(Err(free_bytes));
+        }
+        let measured = measure(&domain, &handle, args).await;
         // After an error of the device this fails too, and the first error is the one to tell.
-        let cleaned = clean(&domain, stob).await;
+        let cleaned = clean(&domain).await;
         let closed = domain.close().await;
         let rows = measured?;
         cleaned.and(closed)?;
-        Ok::<Vec<Row>, StobError>(rows)
+        Ok::<Result<Vec<Row>, u64>, StobError>(Ok(rows))
     })?;
-    let rows = rows.map_err(told())?;
+    let rows = rows.map_err(told())?.map_err(|free_bytes| {
+        Failure::new(format!(
+            "{}: {} MiB are free, and --size {} takes {} and one more",
+            args.device.display(),
+            free_bytes / MIB,
+            args.size,
+            args.size.div_ceil(MIB)
+        ))
+    })?;
     if args.json {
         let rows: Vec<Value> = rows.iter().map(json_of).collect();
         return output::line(&format!("{:#}", json!({ "depth": args.depth, "rows": rows })));
@@ -106,18 +123,17 @@ pub fn run(args: &StobBenchArgs) -> Result<(), Failure> {
 async fn measure(
     domain: &Domain,
     handle: &LocalityHandle,
-    stob: StobId,
     args: &StobBenchArgs,
 ) -> Result<Vec<Row>, StobError> {
     let data = random_data(handle).await;
-    let size_bytes = (args.size / MIB).max(1) * MIB;
+    let size_bytes = args.size / MIB * MIB;
     for start_block in (0..size_bytes / BLOCK_BYTES).step_by(narrow(MIB / BLOCK_BYTES)) {
         let piece = WritePiece { start_block, data: data.0.clone() };
-        domain.write(stob, vec![piece], &data.1).await?;
+        domain.write(STOB, vec![piece], &data.1).await?;
     }
     let mut rows = Vec::new();
     for work in Work::ALL {
-        rows.push(row(domain, handle, stob, work, size_bytes, &data, args).await?);
+        rows.push(row(domain, handle, work, size_bytes, &data, args).await?);
     }
     Ok(rows)
 }
@@ -125,7 +141,6 @@ async fn measure(
 async fn row(
     domain: &Domain,
     handle: &LocalityHandle,
-    stob: StobId,
     work: Work,
     size_bytes: u64,
     data: &(SharedBuffer, Arc<[u32]>),
@@ -148,11 +163,11 @@ async fn row(
             let (start_block, blocks) = (place * work.bytes() / BLOCK_BYTES, work.bytes() / BLOCK_BYTES);
             match work {
                 Work::SequentialRead | Work::RandomRead => {
-                    domain.read(stob, &[BlockExtent { start: start_block, count: blocks }]).await?;
+                    domain.read(STOB, &[BlockExtent { start: start_block, count: blocks }]).await?;
                 }
                 Work::SequentialWrite | Work::RandomOverwrite => {
                     let piece = WritePiece { start_block, data: data.0.slice(0..narrow(work.bytes())) };
-                    domain.write(stob, vec![piece], &data.1[..narrow(blocks)]).await?;
+                    domain.write(STOB, vec![piece], &data.1[..narrow(blocks)]).await?;
                 }
                 Work::TreePuts => {
                     let mut transaction = domain.begin();
@@ -179,11 +194,14 @@ async fn row(
     })
 }
 
-async fn clean(domain: &Domain, stob: StobId) -> Result<(), StobError> {
+/// Deletes what the rows make, if it is there.
+async fn clean(domain: &Domain) -> Result<(), StobError> {
     let mut transaction = domain.begin();
-    transaction.stob_delete(stob);
-    for key in 0..KEYS {
-        transaction.tree_delete(TREE, &key.to_be_bytes());
+    if domain.stob_blocks(STOB).is_some() {
+        transaction.stob_delete(STOB);
+    }
+    for (key, _) in domain.tree_range(TREE, Bound::Unbounded, narrow(KEYS)) {
+        transaction.tree_delete(TREE, &key);
     }
     domain.commit(transaction).await
 }
@@ -231,4 +249,43 @@ fn json_of(row: &Row) -> Value {
         "copied_bytes": row.copied_bytes,
         "groups": row.groups,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_leaves_nothing_behind_also_of_one_that_was_killed_and_refuses_what_does_not_fit() {
+        let folder = tempfile::tempdir().unwrap();
+        let device = folder.path().join("device");
+        spdk_stob::create_device_file(&device, 24 * MIB).unwrap();
+        let mut desk = Desk::new(&device).unwrap();
+        let handle = desk.handle();
+        let params = spdk_stob::FormatParams { device: Fid::new(FidType::Device, 0, 1), cluster: 1 };
+        let backend = open(&device).unwrap();
+        // What a killed run leaves: the stob and keys.
+        let free = desk.run(async {
+            let domain = Domain::format(&handle, backend, params).await.unwrap();
+            let free = domain.info().blocks_free;
+            let data = random_data(&handle).await;
+            domain.write(STOB, vec![WritePiece { start_block: 0, data: data.0 }], &data.1).await.unwrap();
+            let mut transaction = domain.begin();
+            transaction.tree_put(TREE, &7_u64.to_be_bytes(), b"left");
+            domain.commit(transaction).await.unwrap();
+            domain.close().await.unwrap();
+            free
+        });
+        let free = free.unwrap();
+        let args = |size| StobBenchArgs { device: device.clone(), size, seconds: 1, depth: 4, json: true };
+        for (size, what) in [(0, "too small"), (1 << 40, "are free"), (free * BLOCK_BYTES, "are free")] {
+            let failure = run(&args(size)).unwrap_err().to_string();
+            assert!(failure.contains(what), "{failure}");
+        }
+        run(&args(2 * MIB)).unwrap();
+        let backend = open(&device).unwrap();
+        let report = desk.run(spdk_stob::check(&handle, backend, false)).unwrap().unwrap();
+        assert!(report.is_clean());
+        assert_eq!((report.stobs, report.tree_keys, report.blocks_free), (0, 0, free));
+    }
 }

@@ -35,6 +35,6 @@ pub use mailbox::{MailReceiver, MailSender, mailbox};
 pub use parking::Unparker;
 pub use runtime_sys::{
     Alloc, Arena, ArenaConfig, Buffer, Counter, Counters, CountingAllocator, Lender, Run, SharedBuffer,
-    Words, allocations, arena, copy_counted, counters, poller, process, ring, wall_clock,
+    Words, allocated_bytes, allocations, arena, copy_counted, counters, poller, process, ring, wall_clock,
 };
 pub use timers::{Elapsed, Sleep};

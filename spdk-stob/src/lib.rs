@@ -25,6 +25,7 @@ pub mod shared_blocks;
 pub mod slots;
 pub mod stob_id;
 pub mod trace;
+mod tree_key;
 
 pub use backend::{
     Backend, BackendKind, BlockDone, BlockOp, DeviceError, Direct, FaultSwitch, Faulty, Geometry, MemDevice,

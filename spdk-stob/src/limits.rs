@@ -57,6 +57,16 @@ pub const SLOTS_PER_CHANGE: u64 = 4;
 pub const DIRTY_PAGES_MAX: u64 = 4096;
 /// Memory of extents that are on the device too, in bytes: about two million of one block.
 pub const PAGE_CACHE_BYTES: u64 = 128 * MIB;
+/// The law of memory, which `tests/memory.rs` measures. Free space: a bit for each block of a device, per TiB, with 3 % for its groups.
+pub const FREE_SPACE_BYTES_PER_TIB: u64 = 33 * MIB;
+/// Memory of an open device besides free space, stobs, extents and trees: queues, the trace, bounds.
+pub const DOMAIN_MEMORY_BYTES_MAX: u64 = 256 * KIB;
+/// Buffers of an open device: one of a record, and one of each page that is read at once.
+pub const DOMAIN_BUFFER_BYTES_MAX: u64 = 5 * MIB / 4;
+/// Memory of a stob besides its extents. Nothing is kept for a stob that is in use: there is no opening and no closing.
+pub const STOB_MEMORY_BYTES_MAX: u64 = 160;
+/// Memory of an extent of up to four blocks while its page is in memory ([`PAGE_CACHE_BYTES`]); longer ones have 4 bytes a block.
+pub const EXTENT_MEMORY_BYTES_MAX: u64 = 160;
 /// Pages read at once.
 pub const PAGE_READS_MAX: usize = 16;
 

@@ -25,11 +25,21 @@ use crate::limits::{CHANGE_GROWTH_BYTES, SLOTS_PER_CHANGE};
 use crate::shared_blocks::SharedBlocks;
 use crate::slots::Slots;
 use crate::stob_id::{StobId, TreeId};
+use crate::tree_key::{KeyRef, Ordered, TreeKey};
 
 /// Both ends of an extent may be ends of shared blocks.
 const SHARED_GROWTH_BYTES: u64 = 2 * SHARED_BYTES as u64;
 
-type Tree = BTreeMap<Vec<u8>, Vec<u8>>;
+type Tree = BTreeMap<TreeKey, Box<[u8]>>;
+
+fn range_from<'a>(
+    tree: &'a Tree,
+    from: Bound<&[u8]>,
+) -> std::collections::btree_map::Range<'a, TreeKey, Box<[u8]>> {
+    let from = from.map(KeyRef::from);
+    let from = from.as_ref().map(|key| -> &dyn Ordered { key });
+    tree.range::<dyn Ordered, _>((from, Bound::Unbounded))
+}
 
 /// What is kept of a stob besides its extents.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -276,13 +286,13 @@ impl Metadata {
             Change::TreePut { tree, key, value } => {
                 let key_bytes = key.len();
                 self.tree_bytes += wide(tree_put_bytes(key_bytes, value.len()));
-                if let Some(old) = self.trees.entry(tree).or_default().insert(key, value) {
+                if let Some(old) = self.trees.entry(tree).or_default().insert(key.into(), value.into()) {
                     self.tree_bytes -= wide(tree_put_bytes(key_bytes, old.len()));
                 }
             }
             Change::TreeDelete { tree, key } => {
                 let Some(content) = self.trees.get_mut(&tree) else { return };
-                if let Some(old) = content.remove(&key) {
+                if let Some(old) = content.remove::<dyn Ordered>(&KeyRef::from(key.as_slice())) {
                     self.tree_bytes -= wide(tree_put_bytes(key.len(), old.len()));
                 }
                 if content.is_empty() {
@@ -504,7 +514,7 @@ impl Metadata {
     /// The value of a key.
     #[must_use]
     pub fn tree_get(&self, tree: TreeId, key: &[u8]) -> Option<&[u8]> {
-        self.trees.get(&tree)?.get(key).map(Vec::as_slice)
+        self.trees.get(&tree)?.get::<dyn Ordered>(&KeyRef::from(key)).map(AsRef::as_ref)
     }
 
     /// Keys and values from `from` on, in order of bytes.
@@ -513,11 +523,10 @@ impl Metadata {
         tree: TreeId,
         from: Bound<&'a [u8]>,
     ) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + 'a {
-        let range = (from, Bound::Unbounded);
         let tree = self.trees.get(&tree);
         tree.into_iter()
-            .flat_map(move |tree| tree.range::<[u8], _>(range))
-            .map(|(key, value)| (key.as_slice(), value.as_slice()))
+            .flat_map(move |tree| range_from(tree, from))
+            .map(|(key, value)| (key.bytes(), value.as_ref()))
     }
 
     /// Checks the sums and lists against the extents: what [`Metadata::apply`] has to keep true. The error says what is wrong. What needs
@@ -553,7 +562,7 @@ impl Metadata {
         let tree_bytes: usize = self
             .trees
             .values()
-            .flat_map(|tree| tree.iter().map(|(key, value)| tree_put_bytes(key.len(), value.len())))
+            .flat_map(|tree| tree.iter().map(|(key, value)| tree_put_bytes(key.bytes().len(), value.len())))
             .sum();
         if (kept, bytes, wide(tree_bytes)) != (self.kept_blocks, self.stob_bytes, self.tree_bytes) {
             return Err("a sum over stobs or trees is wrong".to_owned());
@@ -626,15 +635,14 @@ impl Metadata {
                     for (&tree, content) in self.trees.range(first..) {
                         // No key is empty, so "after the empty key" is all of a tree.
                         let after: &[u8] = if tree == first { &after_key } else { &[] };
-                        *cursor = Cursor::Tree(tree, after.to_vec());
-                        for (key, value) in
-                            content.range::<[u8], _>((Bound::Excluded(after), Bound::Unbounded))
-                        {
+                        let mut last = after;
+                        for (key, value) in range_from(content, Bound::Excluded(after)) {
                             if out.len() >= enough_bytes {
+                                *cursor = Cursor::Tree(tree, last.to_vec());
                                 return;
                             }
-                            encode_tree_put(out, tree, key, value);
-                            *cursor = Cursor::Tree(tree, key.clone());
+                            encode_tree_put(out, tree, key.bytes(), value);
+                            last = key.bytes();
                         }
                     }
                     *cursor = Cursor::End;

@@ -22,7 +22,7 @@ pub mod ring;
 pub mod wall_clock;
 pub mod words;
 
-pub use allocations::{CountingAllocator, allocations};
+pub use allocations::{CountingAllocator, allocated_bytes, allocations};
 pub use arena::{Alloc, Arena, ArenaConfig, Run};
 pub use buffer::{Buffer, Lender, SharedBuffer};
 pub use counters::{Counter, Counters, copy_counted};

@@ -168,7 +168,7 @@ impl Committer {
             let runs = slots.chunk_by(|left, right| left + 1 == *right);
             let places: Vec<(u64, u64)> =
                 runs.map(|run| (regions.slot(run[0]).start, wide(run.len()) * slot_blocks)).collect();
-            self.write_scratch(&places, false).await?;
+            self.write_scratch(&places, false, |_| ()).await?;
             let mut state = self.shared.state.borrow_mut();
             for (bound, place) in extents {
                 let old = state.metadata.extents.written(bound, place);
@@ -199,7 +199,7 @@ impl Committer {
             checkpoint::seal(name, &mut self.scratch);
             let blocks = checkpoint::piece_blocks(body_bytes);
             debug_assert!(place + blocks <= area.end(), "admission keeps the state within the area");
-            self.write_scratch(&[(place, blocks)], false).await?;
+            self.write_scratch(&[(place, blocks)], false, |_| ()).await?;
             place += blocks;
             index += 1;
         }
@@ -216,7 +216,7 @@ impl Committer {
             let is_through = !self.shared.is_mutated(Mutation::SkipFlush);
             #[cfg(not(test))]
             let is_through = true;
-            self.write_scratch(&[(block, 1)], is_through).await?;
+            self.write_scratch(&[(block, 1)], is_through, |_| ()).await?;
         }
         Ok(())
     }

@@ -185,6 +185,13 @@ impl Device {
         async move { receiver.await.map_err(|_| DeviceError::Closed)?.result }
     }
 
+    /// Tells the device now what was submitted, instead of at the end of the turn: for who has something else to do meanwhile.
+    pub(super) fn start_now(&self) {
+        if let Some(backend) = &mut self.queue.borrow_mut().backend {
+            backend.flush_queue();
+        }
+    }
+
     /// Writes `parts`, durable when it completes; submitted when called.
     pub(super) fn write_through(
         &self,
