@@ -165,7 +165,7 @@ impl Pool<'_> {
             pool.fid,
             pool.version,
             pool.layout,
-            bytes_text(u64::from(pool.unit_bytes)),
+            bytes_text(pool.unit_bytes),
             self.online,
             self.file.devices.len(),
             bytes_text(self.size_bytes),

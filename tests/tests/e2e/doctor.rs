@@ -57,7 +57,8 @@ fn a_machine_is_looked_at_without_a_cluster() {
 
 #[test]
 fn a_cluster_is_judged_by_what_its_processes_say_and_a_silent_one_fails_it() {
-    let cluster = RunningCluster::start("doctor", &["--device-size", "16M", "--servers", "2"]);
+    let cluster =
+        RunningCluster::start("doctor", &["--device-size", "16M", "--servers", "2", "--layout", "2+1+1"]);
     let dir = cluster.dir();
     let dir = dir.to_str().unwrap();
     let finished = doctor(&[dir, "--json"]);
