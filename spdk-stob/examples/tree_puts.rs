@@ -40,19 +40,19 @@ struct Side {
 impl Side {
     fn print(mut self, name: &str) -> f64 {
         self.groups.sort_unstable();
-        let at = |part: f64| {
-            let index = (self.groups.len().max(1) - 1) as f64 * part;
-            self.groups.get(index as usize).map_or(0.0, |took| took.as_secs_f64() * 1e6)
+        let at = |tenths: usize| {
+            let index = (self.groups.len().max(1) - 1) * tenths / 10;
+            self.groups.get(index).map_or(0.0, |took| took.as_secs_f64() * 1e6)
         };
         println!(
             "{name:28} {:6} groups: p10 {:7.1}, p50 {:7.1}, p90 {:7.1} us; {:6.1} us of CPU each",
             self.groups.len(),
-            at(0.1),
-            at(0.5),
-            at(0.9),
+            at(1),
+            at(5),
+            at(9),
             self.cpu.as_secs_f64() * 1e6 / self.groups.len().max(1) as f64,
         );
-        at(0.5)
+        at(5)
     }
 }
 
