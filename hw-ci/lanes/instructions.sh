@@ -3,11 +3,11 @@
 # needs: rxe clovis
 #
 # Whole programs are counted, with FEW and with MANY operations; the difference over the difference of counts is an operation's share, and
-# start and end cancel. Everybody sleeps until something comes, perftest by its events too, so that looking in vain is not counted. The provider's
+# start and end cancel (both are multiples of 16, as the list of ib_send_bw is). Everybody sleeps until something comes, perftest by its events too, so that looking in vain is not counted. The provider's
 # instructions are in all figures. perftest has one buffer, one peer and no protocol: its figure is the least that an operation can take here.
 # shellcheck shell=bash
 
-readonly DEVICE=rxe0 ADDRESS=10.9.0.1 FEW=50 MANY=350
+readonly DEVICE=rxe0 ADDRESS=10.9.0.1 FEW=64 MANY=384
 
 phase_run() {
     check 'a soft-RoCE device comes up' 60 soft_roce "$DEVICE" dummy0 "$ADDRESS/24" || return
