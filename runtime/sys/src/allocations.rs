@@ -81,7 +81,7 @@ mod tests {
     fn a_thread_counts_its_own() {
         let (before, before_bytes) = (allocations(), allocated_bytes());
         let boxed = std::hint::black_box(Box::new(7_u64));
-        assert_eq!((allocations(), allocated_bytes()), (before + 1, before_bytes + 8));
+        assert_eq!((allocations(), allocated_bytes()), (before + 1, before_bytes.wrapping_add(8)));
         drop(boxed);
         assert_eq!((allocations(), allocated_bytes()), (before + 1, before_bytes));
         let elsewhere = std::thread::spawn(|| {
@@ -91,7 +91,7 @@ mod tests {
             let bytes = allocated_bytes();
             list.reserve_exact(1);
             list.push(2);
-            (allocations() - before, allocated_bytes() - bytes)
+            (allocations() - before, allocated_bytes().wrapping_sub(bytes))
         });
         assert_eq!(elsewhere.join().unwrap(), (2, 8), "made, and grown once");
         let here = allocations();
