@@ -639,11 +639,11 @@ pub enum DeviceCommand {
     /// List devices: state, room, since when and why
     List(DeviceListArgs),
     /// Show where a device is: machine, process, path, disk, rack
-    Locate(DeviceLocateArgs),
+    Locate(DeviceJsonArgs),
     /// Take a device out for a while: reads rebuild its units, writes that need it wait or fail
     Detach(DeviceDetachArgs),
     /// Take a detached device back
-    Attach(DeviceAttachArgs),
+    Attach(DeviceJsonArgs),
     /// Declare a device FAILED: writes skip it, reads rebuild its units
     Fail(DeviceArgs),
     /// Fault rule: each access to the device fails with EIO from now on, until its server restarts
@@ -661,9 +661,9 @@ pub struct DeviceListArgs {
     pub connect: ConnectArgs,
 }
 
-/// `clovis device locate`
+/// `clovis device locate` and `clovis device attach`
 #[derive(Debug, Args)]
-pub struct DeviceLocateArgs {
+pub struct DeviceJsonArgs {
     /// The device's fid, or its position in the pool from 0
     pub device: String,
     /// Print one JSON object
@@ -682,19 +682,6 @@ pub struct DeviceDetachArgs {
     /// Also if more devices are away then than the layout reads without: objects cannot be read meanwhile
     #[arg(long)]
     pub force: bool,
-    /// Print one JSON object
-    #[arg(long)]
-    pub json: bool,
-    /// Cluster.
-    #[command(flatten)]
-    pub connect: ConnectArgs,
-}
-
-/// `clovis device attach`
-#[derive(Debug, Args)]
-pub struct DeviceAttachArgs {
-    /// The device's fid, or its position in the pool from 0
-    pub device: String,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use faces::cluster_file::ClusterFile;
 use faces::{Change, Effect, diff};
-use fops::conf::{ConfApply, ConfApplyReply, ConfHistory, ConfText};
+use fops::Fop;
+use fops::conf::{ClusterStatus, ClusterStatusReply, ConfApply, ConfApplyReply, ConfHistory, ConfText};
 use serde_json::json;
 
 use crate::args::{ConfApplyArgs, ConfCommand, ConfPlanArgs, ConfShowArgs, ConnectArgs};
@@ -44,13 +45,27 @@ impl Desk {
         Ok(Desk { station: Station::new("conf")?, local, within: Duration::from_secs(args.timeout) })
     }
 
+    /// One call to control.
+    pub fn ask<F: Fop>(&mut self, fop: &F) -> Result<F::Reply, Failure> {
+        self.ask_waiting(fop, Duration::ZERO)
+    }
+
+    /// One call to control, which may hold its answer back for `wait`.
+    pub fn ask_waiting<F: Fop>(&mut self, fop: &F, wait: Duration) -> Result<F::Reply, Failure> {
+        self.station.call(&self.local, self.local.control.endpoint, fop, self.within + wait)
+    }
+
+    /// The text in force, and what control says of processes and devices.
+    pub fn status(&mut self) -> Result<(Kept, ClusterStatusReply), Failure> {
+        Ok((self.text(0)?, self.ask(&ClusterStatus)?))
+    }
+
     /// The text of a transaction, 0 for the one in force.
     pub fn text(&mut self, transaction: u64) -> Result<Kept, Failure> {
         let (mut bytes, mut number) = (Vec::new(), transaction);
         loop {
             let offset = base::units::wide(bytes.len());
-            let ask = ConfText { transaction: number, offset };
-            let reply = self.station.call(&self.local, self.local.control.endpoint, &ask, self.within)?;
+            let reply = self.ask(&ConfText { transaction: number, offset })?;
             // From here on the parts of this very text, also if another comes in force meanwhile.
             number = reply.transaction;
             let is_last =
@@ -196,7 +211,7 @@ fn show(args: &ConfShowArgs) -> Result<(), Failure> {
 
 fn history(connect: &ConnectArgs, as_json: bool) -> Result<(), Failure> {
     let mut desk = Desk::open(connect)?;
-    let reply = desk.station.call(&desk.local, desk.local.control.endpoint, &ConfHistory, desk.within)?;
+    let reply = desk.ask(&ConfHistory)?;
     if as_json {
         let transactions: Vec<_> = reply
             .transactions

@@ -46,14 +46,18 @@ pub fn new_epoch() -> u64 {
 
 /// Seconds since 1970 by this machine's clock: for people to read, never for a decision. 0 if the clock is before that.
 pub fn unix_s() -> u64 {
-    unix_us() / 1_000_000
+    unix_time().as_secs()
 }
 
 /// The same in microseconds.
-#[expect(clippy::disallowed_methods, reason = "the time that people know; nothing is decided by it")]
 pub fn unix_us() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+    u64::try_from(unix_time().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The same as precisely as the clock has it.
+#[expect(clippy::disallowed_methods, reason = "the time that people know; nothing is decided by it")]
+pub fn unix_time() -> Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
 }
 
 impl Station {

@@ -44,8 +44,7 @@ pub fn run(args: &EventsArgs) -> Result<(), Failure> {
 
 fn ask(desk: &mut Desk, after: u64, wait: Duration) -> Result<EventsReply, Failure> {
     let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
-    let to = desk.local.control.endpoint;
-    desk.station.call(&desk.local, to, &EventsGet { after, wait_ms }, wait + desk.within)
+    desk.ask_waiting(&EventsGet { after, wait_ms }, wait)
 }
 
 /// Every event that control keeps, oldest first.

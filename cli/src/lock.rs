@@ -59,18 +59,12 @@ fn lock_text(lock: &LockName) -> String {
     }
 }
 
-fn ask<F: fops::Fop>(desk: &mut Desk, fop: &F, wait_ms: u32) -> Result<F::Reply, Failure> {
-    let to = desk.local.control.endpoint;
-    let within = desk.within + Duration::from_millis(u64::from(wait_ms));
-    desk.station.call(&desk.local, to, fop, within)
-}
-
 fn list(args: &LockListArgs) -> Result<(), Failure> {
     let mut desk = Desk::open(&args.connect)?;
     let object = args.object.map(ObjectId::fid);
     let (mut locks, mut after) = (Vec::new(), None);
     loop {
-        let reply = ask(&mut desk, &LockList { object, after: after.clone() }, 0)?;
+        let reply = desk.ask(&LockList { object, after: after.clone() })?;
         after = reply.locks.last().map(|last| (last.grant.lock.clone(), last.grant.ticket.owner));
         locks.extend(reply.locks);
         if !reply.more || after.is_none() {
@@ -178,7 +172,7 @@ fn take(args: &LockTakeArgs) -> Result<(), Failure> {
     let mut told = false;
     let (epoch, lease_ms) = loop {
         let asked_at = desk.station.now();
-        match ask(&mut desk, &wish, wait_ms)? {
+        match desk.ask_waiting(&wish, Duration::from_millis(wait_ms.into()))? {
             LockTakeReply::Granted { epoch, lease_ms } => break (epoch, lease_ms),
             LockTakeReply::Busy { holders, ahead } => {
                 let busy = busy_text(&wish.lock, &holders, ahead);
@@ -238,14 +232,14 @@ fn stay(
     loop {
         if interrupted.load(Ordering::Relaxed) {
             let LockRenew { lock, ticket: Ticket { owner, epoch } } = renew;
-            let reply = ask(desk, &LockRelease { lock, owner, epoch }, 0)?;
+            let reply = desk.ask(&LockRelease { lock, owner, epoch })?;
             return match reply.released {
                 true => Ok(()),
                 false => Err(Failure::new(format!("ticket {ticket} was fenced before the release"))),
             };
         }
         let sent_at = desk.station.now();
-        match ask(desk, &renew, 0) {
+        match desk.ask(&renew) {
             Ok(reply) if !reply.held => {
                 return Err(Failure::new(format!(
                     "{} is lost: ticket {ticket} is fenced",
@@ -279,7 +273,7 @@ fn stay(
 fn release(args: &LockReleaseArgs) -> Result<(), Failure> {
     let mut desk = Desk::open(&args.connect)?;
     let lock = name_of(&args.lock);
-    let reply = ask(&mut desk, &LockRelease { lock: lock.clone(), owner: args.owner, epoch: 0 }, 0)?;
+    let reply = desk.ask(&LockRelease { lock: lock.clone(), owner: args.owner, epoch: 0 })?;
     if !reply.released {
         let text = lock_text(&lock);
         return Err(Failure::new(format!(
@@ -296,7 +290,7 @@ fn break_lock(args: &LockBreakArgs) -> Result<(), Failure> {
     let wish = LockBreak { lock: name_of(&args.lock), owner: args.owner, why: args.why.clone(), wait_ms };
     let mut begun = false;
     let reply = loop {
-        let reply = ask(&mut desk, &wish, wait_ms)?;
+        let reply = desk.ask_waiting(&wish, Duration::from_millis(wait_ms.into()))?;
         match reply.state {
             BreakState::NotHeld if !begun => {
                 return Err(Failure::new(format!(

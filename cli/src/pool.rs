@@ -6,7 +6,7 @@
 use base::units::BLOCK_BYTES;
 use faces::DeviceState;
 use faces::cluster_file::ClusterFile;
-use fops::conf::{ClusterStatus, ClusterStatusReply, DeviceStatus};
+use fops::conf::{ClusterStatusReply, DeviceStatus};
 use serde_json::{Value, json};
 
 use crate::args::{PoolCommand, PoolListArgs, PoolShowArgs};
@@ -24,16 +24,9 @@ pub fn run(command: &PoolCommand) -> Result<(), Failure> {
     }
 }
 
-fn ask(desk: &mut Desk) -> Result<(ClusterFile, ClusterStatusReply), Failure> {
-    let in_force = desk.text(0)?;
-    let to = desk.local.control.endpoint;
-    let status = desk.station.call(&desk.local, to, &ClusterStatus, desk.within)?;
-    Ok((in_force.file, status))
-}
-
 fn list(args: &PoolListArgs) -> Result<(), Failure> {
-    let (file, status) = ask(&mut Desk::open(&args.connect)?)?;
-    let pool = Pool::of(&file, &status);
+    let (in_force, status) = Desk::open(&args.connect)?.status()?;
+    let pool = Pool::of(&in_force.file, &status);
     if args.json {
         return output::line(&json!({ "pools": [pool.json()] }).to_string());
     }
@@ -48,9 +41,9 @@ fn list(args: &PoolListArgs) -> Result<(), Failure> {
         ("may lose", Align::Right),
     ]);
     table.row([
-        file.pool.fid.to_string(),
-        file.pool.layout.to_string(),
-        file.devices.len().to_string(),
+        in_force.file.pool.fid.to_string(),
+        in_force.file.pool.layout.to_string(),
+        in_force.file.devices.len().to_string(),
         pool.online.to_string(),
         bytes_text(pool.size_bytes),
         bytes_text(pool.used_bytes()),
@@ -61,12 +54,12 @@ fn list(args: &PoolListArgs) -> Result<(), Failure> {
 }
 
 fn show(args: &PoolShowArgs) -> Result<(), Failure> {
-    let (file, status) = ask(&mut Desk::open(&args.connect)?)?;
-    let name = file.pool.fid;
+    let (in_force, status) = Desk::open(&args.connect)?.status()?;
+    let name = in_force.file.pool.fid;
     if let Some(wanted) = args.pool.filter(|wanted| *wanted != name) {
         return Err(Failure::new(format!("{wanted} is no pool of this cluster: it has one, {name}")));
     }
-    let pool = Pool::of(&file, &status);
+    let pool = Pool::of(&in_force.file, &status);
     if args.json {
         return output::line(&pool.json().to_string());
     }

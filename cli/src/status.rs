@@ -7,7 +7,7 @@ use base::Fid;
 use base::units::BLOCK_BYTES;
 use faces::cluster_file::{ClusterFile, DeviceSection};
 use faces::{DeviceState, PartKind};
-use fops::conf::{ClusterStatus, ClusterStatusReply};
+use fops::conf::ClusterStatusReply;
 use serde_json::{Value, json};
 
 use crate::args::StatusArgs;
@@ -20,9 +20,7 @@ use crate::table::bytes_text;
 /// `clovis status`
 pub fn run(args: &StatusArgs) -> Result<(), Failure> {
     let mut desk = Desk::open(&args.connect)?;
-    let in_force = desk.text(0)?;
-    let to = desk.local.control.endpoint;
-    let status = desk.station.call(&desk.local, to, &ClusterStatus, desk.within)?;
+    let (in_force, status) = desk.status()?;
     let picture = Picture::of(&in_force.file, &status);
     if args.json {
         return output::line(&picture.json(in_force.transaction).to_string());

@@ -752,6 +752,15 @@ mod tests {
         assert!(core.handle_evidence(at(0), &unknown, own).is_err());
     }
 
+    /// Both servers are there.
+    fn registered() -> (Configuration, ControlCore) {
+        let initial = initial();
+        let mut core = ControlCore::new(at(0), initial.clone(), LEASE);
+        core.handle_register(at(0), &register(&initial, 0, 7)).unwrap();
+        core.handle_register(at(0), &register(&initial, 1, 8)).unwrap();
+        (initial, core)
+    }
+
     fn order(core: &mut ControlCore, now: u64, device: usize, order: DeviceOrder) -> Result<String, Refusal> {
         let device = core.configuration().pool.devices[device].device;
         let reply = core.handle_command(at(now), &DeviceCommand { device, order })?;
@@ -765,10 +774,7 @@ mod tests {
 
     #[test]
     fn a_detached_device_stays_out_until_it_is_attached_whatever_its_server_and_control_do() {
-        let initial = initial();
-        let mut core = ControlCore::new(at(0), initial.clone(), LEASE);
-        core.handle_register(at(0), &register(&initial, 0, 7)).unwrap();
-        core.handle_register(at(0), &register(&initial, 1, 8)).unwrap();
+        let (initial, mut core) = registered();
         let out = "detached online online online";
         assert_eq!(order(&mut core, 0, 0, DETACH).unwrap(), format!("detached new not heeded: v4 {out}"));
         assert_eq!(order(&mut core, 0, 0, DETACH).unwrap(), format!("detached old not heeded: v4 {out}"));
@@ -807,10 +813,7 @@ mod tests {
 
     #[test]
     fn a_device_of_a_dead_server_is_detached_at_once_and_attached_as_transient() {
-        let initial = initial();
-        let mut core = ControlCore::new(at(0), initial.clone(), LEASE);
-        core.handle_register(at(0), &register(&initial, 0, 7)).unwrap();
-        core.handle_register(at(0), &register(&initial, 1, 8)).unwrap();
+        let (initial, mut core) = registered();
         core.handle_heartbeat(at(3000), &heartbeat(&initial, 1, 8));
         core.handle_tick(at(3750));
         assert_eq!(states(&core), "v4 transient transient online online");
@@ -954,10 +957,7 @@ mod tests {
 
     #[test]
     fn a_fence_waits_for_each_target_until_it_acknowledged_or_its_lease_ended() {
-        let initial = initial();
-        let mut core = ControlCore::new(at(0), initial.clone(), LEASE);
-        core.handle_register(at(0), &register(&initial, 0, 7)).unwrap();
-        core.handle_register(at(0), &register(&initial, 1, 8)).unwrap();
+        let (initial, mut core) = registered();
         let ask = |process: usize, epoch: u64, known: u64| {
             let devices = devices_of(&initial, process).into_iter().map(|(device, _)| device).collect();
             let process = initial.processes[process].process;

@@ -10,24 +10,25 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)] // a test's failure is its panic
 
+mod bench;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use base::checksum::crc32c;
 use base::{BlockExtent, Fid, FidType};
-use runtime::{Arena, ArenaConfig, Counters, Locality, LocalityConfig, LocalityHandle, MonotonicClock};
+use runtime::Arena;
 use spdk_stob::format::page::PAGE_HEADER_BYTES;
 use spdk_stob::format::record::RECORD_HEADER_BYTES;
 use spdk_stob::format::{FORMAT_VERSION, OLD_VERSION};
 use spdk_stob::limits::SLOT_BLOCKS;
 use spdk_stob::{
-    Backend, Domain, FormatParams, SimDisk, SimFaults, StobError, StobId, TreeId, WritePiece, check, dump,
-    inspect,
+    Backend, Domain, SimDisk, SimFaults, StobError, StobId, TreeId, WritePiece, check, dump, inspect,
 };
 
+use crate::bench::{Bench, PARAMS};
+
 const SIZE_BLOCKS: u64 = 3500;
-const PARAMS: FormatParams = FormatParams { device: Fid::new(FidType::Device, 0, 3), cluster: 77 };
 /// Seeds that failed once.
 const CORPUS: [u64; 2] = [318, 370];
 
@@ -37,35 +38,6 @@ const fn stob(number: u64) -> StobId {
 
 fn path(version: u32) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/images/version-{version}.blocks"))
-}
-
-struct Bench {
-    locality: Locality,
-    arena: Arena,
-    clock: MonotonicClock,
-}
-
-impl Bench {
-    fn new() -> Bench {
-        let arena = Arena::new(ArenaConfig { capacity_bytes: 32 << 20 }).unwrap();
-        let locality = Locality::new(LocalityConfig {
-            index: 0,
-            name: "images".to_owned(),
-            seed: 4,
-            counters: Arc::new(Counters::default()),
-            arena: arena.clone(),
-            crowd: None,
-        });
-        Bench { locality, arena, clock: MonotonicClock::start() }
-    }
-
-    fn handle(&self) -> LocalityHandle {
-        self.locality.handle()
-    }
-
-    fn run<T>(&mut self, future: impl Future<Output = T>) -> T {
-        self.locality.block_on(&self.clock, future).unwrap()
-    }
 }
 
 /// A disk without latency.
@@ -107,7 +79,7 @@ async fn put(domain: &Domain, key: &[u8], value: &[u8]) {
 
 /// Everything that the format can say, half of it in a checkpoint and half in the log.
 fn made() -> SimDisk {
-    let (mut bench, disk) = (Bench::new(), disk());
+    let (mut bench, disk) = (Bench::new("images"), disk());
     let (handle, arena) = (bench.handle(), bench.arena.clone());
     bench.run(async {
         let domain = Domain::format(&handle, backend(&disk), PARAMS).await.unwrap();
@@ -216,7 +188,7 @@ fn kept(version: u32) -> BTreeMap<u64, Vec<u8>> {
 
 fn opens(version: u32) {
     let disk = load(&kept(version));
-    let mut bench = Bench::new();
+    let mut bench = Bench::new("images");
     let handle = bench.handle();
     bench.run(async {
         let before = save(&disk);
@@ -247,7 +219,7 @@ fn an_upgrade_may_be_cut_anywhere() {
     loop {
         let disk = load(&kept(OLD_VERSION));
         disk.fail_writes_after(Some(cuts));
-        let mut bench = Bench::new();
+        let mut bench = Bench::new("images");
         let handle = bench.handle();
         let opened = bench.run(async {
             match Domain::open(&handle, backend(&disk), Some(PARAMS)).await {
@@ -276,7 +248,7 @@ fn an_upgrade_may_be_cut_anywhere() {
 #[test]
 fn what_the_program_writes_today_is_what_the_image_says() {
     let disk = made();
-    let mut bench = Bench::new();
+    let mut bench = Bench::new("images");
     let handle = bench.handle();
     bench.run(async {
         let domain = Domain::open(&handle, backend(&disk), Some(PARAMS)).await.unwrap();
@@ -295,7 +267,7 @@ fn versions_that_no_program_reads_are_refused_by_their_number() {
             seal(bytes, 256);
         }
         let disk = load(&blocks);
-        let mut bench = Bench::new();
+        let mut bench = Bench::new("images");
         let handle = bench.handle();
         let result = bench.run(Domain::open(&handle, backend(&disk), None));
         assert_eq!(result.err(), Some(StobError::Version { found: version, supported: FORMAT_VERSION }));
@@ -395,7 +367,7 @@ fn fuzz(seed: u64, blocks: &BTreeMap<u64, Vec<u8>>, reached: &mut Reached) {
             }
         }
     }
-    let mut bench = Bench::new();
+    let mut bench = Bench::new("images");
     let handle = bench.handle();
     let disk = load(&blocks);
     bench.run(async {

@@ -4,57 +4,24 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)] // a test's failure is its panic
 
-use std::sync::Arc;
+mod bench;
 
 use base::checksum::crc32c;
 use base::units::{BLOCK_BYTES, MIB};
 use base::{BlockExtent, Fid, FidType, Instant};
-use runtime::{
-    Arena, ArenaConfig, Counters, CountingAllocator, Locality, LocalityConfig, LocalityHandle,
-    MonotonicClock, allocated_bytes,
-};
+use runtime::{Arena, CountingAllocator, allocated_bytes};
 use spdk_stob::limits::{
     DOMAIN_BUFFER_BYTES_MAX, DOMAIN_MEMORY_BYTES_MAX, EXTENT_MEMORY_BYTES_MAX, FREE_SPACE_BYTES_PER_TIB,
     STOB_MEMORY_BYTES_MAX, TRACE_EVENTS_MAX,
 };
-use spdk_stob::{
-    Backend, BlockOp, Domain, FormatParams, MemDevice, OpenOptions, StobId, TreeId, WritePiece, open_device,
-};
+use spdk_stob::{Backend, BlockOp, Domain, MemDevice, OpenOptions, StobId, TreeId, WritePiece, open_device};
+
+use crate::bench::{Bench, PARAMS};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
-const PARAMS: FormatParams = FormatParams { device: Fid::new(FidType::Device, 0, 3), cluster: 77 };
 const TIB: u64 = 1 << 40;
-
-struct Bench {
-    locality: Locality,
-    arena: Arena,
-    clock: MonotonicClock,
-}
-
-impl Bench {
-    fn new() -> Bench {
-        let arena = Arena::new(ArenaConfig { capacity_bytes: 32 << 20 }).unwrap();
-        let locality = Locality::new(LocalityConfig {
-            index: 0,
-            name: "memory".to_owned(),
-            seed: 4,
-            counters: Arc::new(Counters::default()),
-            arena: arena.clone(),
-            crowd: None,
-        });
-        Bench { locality, arena, clock: MonotonicClock::start() }
-    }
-
-    fn handle(&self) -> LocalityHandle {
-        self.locality.handle()
-    }
-
-    fn block<T>(&mut self, future: impl Future<Output = T>) -> T {
-        self.locality.block_on(&self.clock, future).unwrap()
-    }
-}
 
 fn stob(number: u64) -> StobId {
     StobId { fid: Fid::new(FidType::Component, 0, number), generation: 0 }
@@ -77,13 +44,13 @@ fn whole_device(arena: &Arena, size_blocks: u64) -> MemDevice {
 #[test]
 fn an_opened_device_takes_what_the_law_says_for_its_size() {
     for tib_quarters in [1, 4] {
-        let mut bench = Bench::new();
+        let mut bench = Bench::new("memory");
         let handle = bench.handle();
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(tib_quarters * TIB / 4).unwrap(); // sparse
         let device = open_device(file.path(), OpenOptions::default()).unwrap();
         let (before, buffers) = (allocated_bytes(), bench.arena.in_use_bytes());
-        let domain = bench.block(Domain::format(&handle, device, PARAMS)).unwrap();
+        let domain = bench.run(Domain::format(&handle, device, PARAMS)).unwrap();
         let bytes = allocated_bytes().wrapping_sub(before);
         let law = FREE_SPACE_BYTES_PER_TIB * tib_quarters / 4 + DOMAIN_MEMORY_BYTES_MAX;
         println!("{} GiB: {bytes} bytes of {law}", 256 * tib_quarters);
@@ -91,7 +58,7 @@ fn an_opened_device_takes_what_the_law_says_for_its_size() {
         assert!(bytes >= law / 4 * 3, "the law is far from what is taken: {bytes} of {law}");
         let buffer_bytes = bench.arena.in_use_bytes() - buffers;
         assert!(buffer_bytes <= DOMAIN_BUFFER_BYTES_MAX, "{buffer_bytes} bytes of buffers");
-        bench.block(domain.close()).unwrap();
+        bench.run(domain.close()).unwrap();
         assert_eq!(bench.arena.in_use_bytes(), buffers, "a closed domain keeps no buffer");
     }
 }
@@ -99,11 +66,11 @@ fn an_opened_device_takes_what_the_law_says_for_its_size() {
 #[test]
 fn each_stob_takes_what_the_law_says_and_reading_it_nothing() {
     for count in [1, 10, 1000, 30_000] {
-        let mut bench = Bench::new();
+        let mut bench = Bench::new("memory");
         let handle = bench.handle();
         let device = Box::new(whole_device(&bench.arena, 512 * MIB / BLOCK_BYTES));
         let arena = bench.arena.clone();
-        let (created, written, read) = bench.block(async {
+        let (created, written, read) = bench.run(async {
             let domain = Domain::format(&handle, device, PARAMS).await.unwrap();
             // What grows only once: the trace, the queues, the first page.
             for _ in 0..TRACE_EVENTS_MAX {

@@ -14,6 +14,7 @@ use rpc::addb::header::Shape;
 use rpc::addb::{AddbSpace, Origin};
 use runtime::MonotonicClock;
 
+use crate::connection::unix_time;
 use crate::failure::Failure;
 
 /// Files that clients leave in a folder: 16 of 392 KiB, 6.1 MiB.
@@ -33,17 +34,10 @@ pub fn origin(clock: &MonotonicClock, name: &str, process: Fid, epoch: u64) -> O
         process,
         process_id: std::process::id(),
         epoch,
-        unix_ns_at_zero: at_zero(unix_ns()),
+        unix_ns_at_zero: at_zero(i128::try_from(unix_time().as_nanos()).unwrap_or(0)),
         boot_ns_at_zero: at_zero(boot_ns),
         boot: boot_id.get(..16).and_then(|digits| u64::from_str_radix(digits, 16).ok()).unwrap_or(0),
     }
-}
-
-/// Nanoseconds since 1970, for people to read.
-#[expect(clippy::disallowed_methods, reason = "the time that people know; nothing is decided by it")]
-fn unix_ns() -> i128 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| i128::try_from(since.as_nanos()).unwrap_or(0))
 }
 
 fn shape() -> Shape {

@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rpc::addb::histogram::Key;
-use rpc::addb::{Event, Histogram, Phase, Side};
+use rpc::addb::{Histogram, Phase, Side};
 use serde_json::json;
 
 use crate::addb::ReportArgs;
 use crate::addb::dump::{left_out, source_json};
-use crate::addb::sources::{Sources, Visit, fop_name, load, time_text};
+use crate::addb::sources::{Sources, Visit, fop_name, key_name, load, ns, time_text, troubles};
 use crate::failure::Failure;
 use crate::output;
 use crate::table::{Align, Table};
@@ -98,19 +98,10 @@ fn find(sources: &Sources, slowest_count: usize) -> Findings<'_> {
         })
         .collect();
 
-    let count_of = |count: &dyn Fn(&rpc::addb::Snapshot) -> u64| {
+    let troubles = troubles(&TROUBLES, |count| {
         sources.list.iter().map(|source| count(&source.snapshot)).fold(0, u64::saturating_add)
-    };
-    let of_phases = TROUBLES.iter().map(|phase| (phase.name(), count_of(&|snapshot| snapshot.count(*phase))));
-    let of_events =
-        Event::ALL.iter().map(|event| (event.name(), count_of(&|snapshot| snapshot.event_count(*event))));
-    let troubles = of_phases.chain(of_events).filter(|(_, count)| *count > 0).collect();
+    });
     Findings { requests, phases, slowest, unfinished, seen, troubles }
-}
-
-/// What a histogram is of, for people.
-pub fn key_name(key: &Key) -> String {
-    key.opcode.map_or_else(|| "others".to_owned(), fop_name)
 }
 
 impl Findings<'_> {
@@ -282,10 +273,6 @@ fn numbers(histogram: &Histogram) -> [String; 5] {
         time_text(histogram.longest()),
         time_text(histogram.sum()),
     ]
-}
-
-fn ns(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// A part of a whole, in percent.

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use base::units::wide;
 use fops::Opcode;
-use rpc::addb::{Phase, Record, Side, Snapshot};
+use rpc::addb::histogram::Key;
+use rpc::addb::{Event, Phase, Record, Side, Snapshot};
 use rpc::limits::ADDB_FILE_BYTES_MAX;
 
 use crate::addb::SourceArgs;
@@ -189,6 +190,27 @@ pub fn fop_name(opcode: u16) -> String {
         name.extend(letter.to_lowercase());
     }
     name
+}
+
+/// What a histogram is of, for people.
+pub fn key_name(key: &Key) -> String {
+    key.opcode.map_or_else(|| "others".to_owned(), fop_name)
+}
+
+/// A time for programs.
+pub fn ns(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// How often `phases` were entered and events happened, without what never did. `count` counts by what it is given to ask a file.
+pub fn troubles(
+    phases: &[Phase],
+    count: impl Fn(&dyn Fn(&Snapshot) -> u64) -> u64,
+) -> Vec<(&'static str, u64)> {
+    let phases = phases.iter().map(|phase| (phase.name(), count(&|snapshot| snapshot.count(*phase))));
+    let events =
+        Event::ALL.iter().map(|event| (event.name(), count(&|snapshot| snapshot.event_count(*event))));
+    phases.chain(events).filter(|(_, count)| *count > 0).collect()
 }
 
 /// A time for people: `870 ns`, `12.3 us`, `4.56 ms`, `7.89 s`.

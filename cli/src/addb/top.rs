@@ -9,13 +9,12 @@ use std::time::Duration;
 
 use base::Instant;
 use rpc::addb::histogram::Key;
-use rpc::addb::{Event, Histogram, Phase, Side};
+use rpc::addb::{Histogram, Phase, Side};
 use runtime::MonotonicClock;
 use serde_json::{Value, json};
 
 use crate::addb::TopArgs;
-use crate::addb::report::key_name;
-use crate::addb::sources::{Source, Sources, load_telling, time_text};
+use crate::addb::sources::{Source, Sources, key_name, load_telling, ns, time_text, troubles};
 use crate::failure::Failure;
 use crate::output;
 use crate::table::{Align, Table};
@@ -114,14 +113,9 @@ impl Interval {
                 }
                 interval.fops.entry(key).or_default().merge(&histogram);
             }
-            let grown =
-                |count: &dyn Fn(&Source) -> u64| count(source).saturating_sub(earlier.map_or(0, count));
-            let of_phases =
-                TROUBLES.iter().map(|phase| (phase.name(), grown(&|source| source.snapshot.count(*phase))));
-            let of_events = Event::ALL
-                .iter()
-                .map(|event| (event.name(), grown(&|source| source.snapshot.event_count(*event))));
-            process.troubles = of_phases.chain(of_events).filter(|(_, count)| *count > 0).collect();
+            process.troubles = troubles(&TROUBLES, |count| {
+                count(&source.snapshot).saturating_sub(earlier.map_or(0, |earlier| count(&earlier.snapshot)))
+            });
             interval.processes.push(process);
         }
         interval
@@ -200,7 +194,6 @@ impl Interval {
     }
 
     fn json(&self) -> Value {
-        let ns = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let times = |histogram: &Histogram| {
             json!({ "count": histogram.count(), "per_second": self.per_second(histogram.count()),
                     "p50_ns": ns(histogram.percentile(50)), "p99_ns": ns(histogram.percentile(99)),

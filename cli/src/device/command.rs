@@ -5,54 +5,37 @@
 
 use std::time::Duration;
 
-use base::{Endpoint, Fid};
-use faces::ClusterFile;
+use base::Fid;
 use fops::conf::{DeviceCommand, DeviceCommandReply, DeviceOrder};
 use serde_json::json;
 
 use super::find;
-use crate::args::{DeviceAttachArgs, DeviceDetachArgs};
-use crate::connection::{Station, find_cluster_file, load_cluster_file};
+use crate::args::{DeviceDetachArgs, DeviceJsonArgs};
+use crate::conf::Desk;
 use crate::failure::Failure;
 use crate::output;
 
 /// How often it is asked whether the order is heeded.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
-/// A way to control.
-struct Line {
-    station: Station,
-    file: ClusterFile,
-    control: Endpoint,
-    within: Duration,
-}
-
-impl Line {
-    fn open(config: Option<&std::path::Path>, timeout: u64) -> Result<Line, Failure> {
-        let file = load_cluster_file(&find_cluster_file(config)?)?;
-        let control = file.control.endpoint;
-        Ok(Line { station: Station::new("device")?, file, control, within: Duration::from_secs(timeout) })
+/// Gives the order, and waits until it is heeded or time is up. Answer: the first reply, and whether it is.
+fn give(desk: &mut Desk, device: Fid, order: DeviceOrder) -> Result<(DeviceCommandReply, bool), Failure> {
+    let command = DeviceCommand { device, order };
+    let deadline = desk.station.now() + desk.within;
+    let first = desk.ask(&command)?;
+    let mut is_heeded = first.is_heeded;
+    while !is_heeded && desk.station.now() < deadline {
+        desk.station.pause(ASK_AGAIN)?;
+        is_heeded = desk.ask(&command)?.is_heeded;
     }
-
-    /// Gives the order, and waits until it is heeded or time is up. Answer: the first reply, and whether it is.
-    fn order(&mut self, device: Fid, order: DeviceOrder) -> Result<(DeviceCommandReply, bool), Failure> {
-        let command = DeviceCommand { device, order };
-        let deadline = self.station.now() + self.within;
-        let first = self.station.call(&self.file, self.control, &command, self.within)?;
-        let mut is_heeded = first.is_heeded;
-        while !is_heeded && self.station.now() < deadline {
-            self.station.pause(ASK_AGAIN)?;
-            is_heeded = self.station.call(&self.file, self.control, &command, self.within)?.is_heeded;
-        }
-        Ok((first, is_heeded))
-    }
+    Ok((first, is_heeded))
 }
 
 /// `clovis device detach`
 pub fn detach(args: &DeviceDetachArgs) -> Result<(), Failure> {
-    let mut line = Line::open(args.connect.config.as_deref(), args.connect.timeout)?;
-    let device = find(&line.file, &args.device)?.1.fid;
-    let (reply, is_heeded) = line.order(device, DeviceOrder::Detach { force: args.force })?;
+    let mut desk = Desk::open(&args.connect)?;
+    let device = find(&desk.local, &args.device)?.1.fid;
+    let (reply, is_heeded) = give(&mut desk, device, DeviceOrder::Detach { force: args.force })?;
     if args.json {
         print_json(device, &reply, is_heeded)?;
     } else if is_heeded {
@@ -68,15 +51,15 @@ pub fn detach(args: &DeviceDetachArgs) -> Result<(), Failure> {
     Err(Failure::new(format!(
         "device {device} is detached, but its server has not said within {} s that it knows, and has a lease: ask again \
          (the same command) before the device is taken away",
-        line.within.as_secs()
+        desk.within.as_secs()
     )))
 }
 
 /// `clovis device attach`
-pub fn attach(args: &DeviceAttachArgs) -> Result<(), Failure> {
-    let mut line = Line::open(args.connect.config.as_deref(), args.connect.timeout)?;
-    let device = find(&line.file, &args.device)?.1.fid;
-    let (reply, is_heeded) = line.order(device, DeviceOrder::Attach)?;
+pub fn attach(args: &DeviceJsonArgs) -> Result<(), Failure> {
+    let mut desk = Desk::open(&args.connect)?;
+    let device = find(&desk.local, &args.device)?.1.fid;
+    let (reply, is_heeded) = give(&mut desk, device, DeviceOrder::Attach)?;
     if args.json {
         return print_json(device, &reply, is_heeded);
     }

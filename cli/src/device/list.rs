@@ -6,7 +6,7 @@
 use base::Fid;
 use base::units::BLOCK_BYTES;
 use faces::cluster_file::DeviceSection;
-use fops::conf::{ClusterStatus, DeviceStatus, Event};
+use fops::conf::{DeviceStatus, Event};
 use serde_json::{Value, json};
 
 use crate::args::DeviceListArgs;
@@ -29,9 +29,7 @@ struct Row<'a> {
 /// `clovis device list`
 pub fn run(args: &DeviceListArgs) -> Result<(), Failure> {
     let mut desk = Desk::open(&args.connect)?;
-    let in_force = desk.text(0)?;
-    let to = desk.local.control.endpoint;
-    let status = desk.station.call(&desk.local, to, &ClusterStatus, desk.within)?;
+    let (in_force, status) = desk.status()?;
     let events = events::all_kept(&mut desk)?;
     let row = |(target, section)| row_of(target, section, &status.devices, &events);
     let rows: Vec<Row<'_>> = in_force.file.devices.iter().enumerate().map(row).collect();

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use spdk_stob::is_nvme_address;
 
 use super::find;
-use crate::args::DeviceLocateArgs;
+use crate::args::DeviceJsonArgs;
 use crate::connection::{device_path, find_cluster_file, folder_of, load_cluster_file};
 use crate::daemon::server_name;
 use crate::failure::Failure;
@@ -26,7 +26,7 @@ use crate::output;
 const BY_ID: &str = "/dev/disk/by-id";
 
 /// `clovis device locate`: needs no cluster that runs.
-pub fn run(args: &DeviceLocateArgs) -> Result<(), Failure> {
+pub fn run(args: &DeviceJsonArgs) -> Result<(), Failure> {
     let config = find_cluster_file(args.connect.config.as_deref())?;
     let file = load_cluster_file(&config)?;
     let (target, device) = find(&file, &args.device)?;

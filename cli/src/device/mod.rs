@@ -6,15 +6,13 @@ mod command;
 mod list;
 mod locate;
 
-use std::time::Duration;
-
 use base::Fid;
 use faces::cluster_file::{ClusterFile, DeviceSection};
 use fops::admin::DeviceFault;
 use fops::conf::{DeviceEvidence, DeviceReport};
 
-use crate::args::{DeviceArgs, DeviceCommand};
-use crate::connection::{Station, find_cluster_file, load_cluster_file};
+use crate::args::DeviceCommand;
+use crate::conf::Desk;
 use crate::failure::Failure;
 use crate::output;
 
@@ -34,11 +32,6 @@ fn find<'a>(file: &'a ClusterFile, name: &str) -> Result<(usize, &'a DeviceSecti
     }
 }
 
-fn prepare(args: &DeviceArgs) -> Result<(Station, ClusterFile, Duration), Failure> {
-    let file = load_cluster_file(&find_cluster_file(args.connect.config.as_deref())?)?;
-    Ok((Station::new("device")?, file, Duration::from_secs(args.connect.timeout)))
-}
-
 /// `clovis device`
 pub fn run(args: &DeviceCommand) -> Result<(), Failure> {
     match args {
@@ -47,23 +40,20 @@ pub fn run(args: &DeviceCommand) -> Result<(), Failure> {
         DeviceCommand::Detach(args) => command::detach(args),
         DeviceCommand::Attach(args) => command::attach(args),
         DeviceCommand::Fail(args) => {
-            let (mut station, file, within) = prepare(args)?;
-            let (_, device) = find(&file, &args.device)?;
-            let report = DeviceReport { device: device.fid, evidence: DeviceEvidence::Operator };
-            let reply = station.call(&file, file.control.endpoint, &report, within)?;
-            let version = reply.version;
-            output::line(&format!("device {} is out of service, configuration version {version}", device.fid))
+            let mut desk = Desk::open(&args.connect)?;
+            let device = find(&desk.local, &args.device)?.1.fid;
+            let version = desk.ask(&DeviceReport { device, evidence: DeviceEvidence::Operator })?.version;
+            output::line(&format!("device {device} is out of service, configuration version {version}"))
         }
         DeviceCommand::Break(args) => {
-            let (mut station, file, within) = prepare(args)?;
-            let (_, device) = find(&file, &args.device)?;
-            let endpoint = file
-                .endpoint_of(device)
-                .ok_or_else(|| Failure::new("the device's server has no endpoint"))?;
-            station.call(&file, endpoint, &DeviceFault { device: device.fid, failed: true }, within)?;
+            let mut desk = Desk::open(&args.connect)?;
+            let (_, section) = find(&desk.local, &args.device)?;
+            let endpoint = desk.local.endpoint_of(section);
+            let endpoint = endpoint.ok_or_else(|| Failure::new("the device's server has no endpoint"))?;
+            let device = section.fid;
+            desk.station.call(&desk.local, endpoint, &DeviceFault { device, failed: true }, desk.within)?;
             output::line(&format!(
-                "each access to device {} fails with EIO from now on, until its server restarts",
-                device.fid
+                "each access to device {device} fails with EIO from now on, until its server restarts"
             ))
         }
     }

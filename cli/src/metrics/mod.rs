@@ -13,7 +13,7 @@ use rpc::addb::{AddbSpace, Event, Phase, Snapshot};
 use runtime::Counters;
 
 pub use self::exporter::Exporter;
-use crate::addb::sources::fop_name;
+use crate::addb::sources::key_name;
 
 /// Bounds of the buckets of times: 2^10 ns (1 us) to 2^38 ns (275 s), each four times the one before. None cuts through a bucket of ours.
 const POWERS: [u32; 15] = [10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 36, 38];
@@ -58,7 +58,7 @@ fn requests(text: &mut Text, snapshot: &Snapshot) {
         "How long requests took: at a server from arrival to reply, at a client from call to answer.",
     );
     for (key, histogram) in snapshot.histograms.iter().filter(|(_, histogram)| histogram.count() > 0) {
-        let fop = key.opcode.map_or_else(|| "others".to_owned(), fop_name);
+        let fop = key_name(key);
         let labels = [("side", key.side.name()), ("fop", &fop)];
         for power in POWERS {
             #[allow(clippy::cast_precision_loss)] // powers of two are exact

@@ -93,15 +93,7 @@ impl Mapping {
                 0,
             )
         };
-        if address == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        // As in `reserve`: a child of fork gets none of these pages.
-        // SAFETY: the range is the mapping just made.
-        unsafe { libc::madvise(address, bytes, libc::MADV_DONTFORK) };
-        let base =
-            NonNull::new(address.cast::<u8>()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        Ok(Mapping { base, bytes, whole: (address, bytes) })
+        Mapping::of_whole(address, bytes)
     }
 
     /// The first `bytes` of `file`, shared: stores go to the file, and whoever reads it sees them. Its blocks are allocated now.
@@ -127,11 +119,19 @@ impl Mapping {
                 0,
             )
         };
+        Mapping::of_whole(address, bytes)
+    }
+
+    /// What mmap gave, all of it in use from its first byte on.
+    ///
+    /// Errors: what the kernel said, if `address` is `MAP_FAILED`: no other call may come in between.
+    #[cfg(not(miri))]
+    fn of_whole(address: *mut libc::c_void, bytes: usize) -> io::Result<Mapping> {
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // As in `reserve`: a child of fork gets none of these pages, it would write over its parent's.
-        // SAFETY: the range is the mapping just made.
+        // As in `reserve`: a child of fork gets none of these pages; of a file's, it would write over its parent's.
+        // SAFETY: both callers give what they have just mapped with this length, and nothing else has it.
         unsafe { libc::madvise(address, bytes, libc::MADV_DONTFORK) };
         let base =
             NonNull::new(address.cast::<u8>()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
