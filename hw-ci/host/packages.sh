@@ -7,7 +7,7 @@
 # Every machine.
 readonly PACKAGES_MACHINE=(qemu-system-x86 linux-image-amd64 busybox-static python3-venv kmod iproute2 zstd)
 # Lanes with RDMA; cmake, clang and libclang are for the build of the bindings.
-readonly PACKAGES_RDMA=(rdma-core ibverbs-providers ibverbs-utils perftest rdmacm-utils strace valgrind cmake clang libclang-dev)
+readonly PACKAGES_RDMA=(iputils-ping rdma-core ibverbs-providers ibverbs-utils perftest rdmacm-utils strace valgrind cmake clang libclang-dev)
 readonly VIRTME_NG='virtme-ng>=1.33,<2'
 VENV=$VM/venv
 readonly VENV

@@ -3,11 +3,13 @@
 # needs: rxe clovis
 #
 # Whole programs are counted, with FEW and with MANY operations; the difference over the difference of counts is an operation's share, and
-# start and end cancel (both are multiples of 16, as the list of ib_send_bw is). Everybody sleeps until something comes, perftest by its events too, so that looking in vain is not counted. The provider's
+# start and end cancel (both are multiples of 16, as the list of ib_send_bw is). perftest makes MORE times as many: its operations are so small
+# that the start of a process, which is never twice the same, would be seen. Everybody sleeps until something comes, perftest by its events too, so that looking in vain is not counted. The provider's
 # instructions are in all figures. perftest has one buffer, one peer and no protocol: its figure is the least that an operation can take here.
 # shellcheck shell=bash
 
-readonly DEVICE=rxe0 ADDRESS=10.9.0.1 FEW=64 MANY=384
+readonly DEVICE=rxe0 ADDRESS=10.9.0.1 FEW=64 MANY=384 MORE=32
+readonly -a CALLGRIND=(valgrind --quiet --tool=callgrind)
 
 phase_run() {
     check 'a soft-RoCE device comes up' 60 soft_roce "$DEVICE" dummy0 "$ADDRESS/24" || return
@@ -19,7 +21,8 @@ phase_run() {
     beside ping-16 ib_send_bw '-s 64 -l 16 -t 64' 37000 --what ping --concurrency 16
     # A message, a READ or WRITE, and a reply, with windows bound and taken back, beside a READ or WRITE.
     beside write-64k ib_read_bw '-s 65536 -t 4' 45000 --what write --bulk-size 64K --concurrency 4 --verify none
-    beside read-64k ib_write_bw '-s 65536 -t 4' 45000 --what read --bulk-size 64K --concurrency 4 --verify none
+    # ib_write_bw cannot sleep; a SEND of as many bytes costs its side as much as a WRITE.
+    beside read-64k ib_send_bw '-s 65536 -t 4' 45000 --what read --bulk-size 64K --concurrency 4 --verify none
 }
 
 # beside NAME PERFTEST 'PERFTEST OPTIONS' LIMIT SELFTEST OPTIONS...: figures of both; ours are at most LIMIT for the sum of both sides, a quarter above
@@ -30,13 +33,13 @@ beside() {
     for count in $FEW $MANY; do
         check "selftest under callgrind, $name, $count" 400 ours "$name" "$count" "$@" || return
         # shellcheck disable=SC2086
-        check "$program under callgrind, $count" 200 theirs "$program" "$count" $options || return
+        check "$program under callgrind, $name, $count" 200 theirs "$name" "$program" "$count" $options || return
     done
     for side in client server; do
-        value=$(share "ours.$name.$side")
+        value=$(share "ours.$name.$side" 1)
         figure "instructions.$name.$side" "$value" /op
         ours=$((ours + value))
-        value=$(share "theirs.$program.$side")
+        value=$(share "theirs.$name.$side" "$MORE")
         figure "instructions.$name.$program.$side" "$value" /op
         theirs=$((theirs + value))
     done
@@ -47,7 +50,7 @@ beside() {
 counted() {
     local into=$1
     shift
-    valgrind --quiet --tool=callgrind --callgrind-out-file="$into" "$@"
+    "${CALLGRIND[@]}" --callgrind-out-file="$into" "$@"
 }
 
 # ours NAME COUNT OPTIONS...
@@ -62,19 +65,19 @@ ours() {
     wait "$server"
 }
 
-# theirs PROGRAM COUNT OPTIONS...
+# theirs NAME PROGRAM COUNT OPTIONS...
 theirs() {
-    local program=$1 count=$2
-    shift 2
+    local name=$1 program=$2 count=$3
+    shift 3
     # %q{...}: valgrind takes it from the environment, where perftest() says which side this is.
-    PERFTEST_UNDER=(valgrind --quiet --tool=callgrind "--callgrind-out-file=$TMPDIR/theirs.$program.%q{PERFTEST_SIDE}.$count")
-    perftest "$program" "$DEVICE" "$ADDRESS" 180 -e -n "$count" "$@"
+    PERFTEST_UNDER=("${CALLGRIND[@]}" "--callgrind-out-file=$TMPDIR/theirs.$name.%q{PERFTEST_SIDE}.$count")
+    perftest "$program" "$DEVICE" "$ADDRESS" 180 -e -n "$((count * MORE))" "$@"
 }
 
-# share FILES: instructions of one operation.
+# share FILES TIMES: instructions of one operation, of which there were TIMES as many.
 share() {
     local file
     for file in "$TMPDIR/$1.$FEW" "$TMPDIR/$1.$MANY"; do
         awk '/^(summary|totals):/ { print $2; exit }' "$file"
-    done | awk -v n=$((MANY - FEW)) 'NR == 1 { few = $1 } NR == 2 { printf "%d\n", ($1 - few) / n }'
+    done | awk -v n=$(((MANY - FEW) * $2)) 'NR == 1 { few = $1 } NR == 2 { printf "%d\n", ($1 - few) / n }'
 }

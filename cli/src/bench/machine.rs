@@ -1,8 +1,11 @@
 //! What a figure was measured on, and how quiet it was there. Reads `/proc`; nothing is kept.
 //!
 //! Quiet is measured, not assumed: [`Quiet`] compares the CPU time that the machine spent with what this process and its
-//! ended children used. What is left over is others', and above [`OTHERS_MAX`] a ratio does not count.
+//! ended children used. What is left over is others', and above [`OTHERS_MAX`] a ratio does not count. Interrupts and the kernel's own
+//! threads are nobody's: they complete the I/O that is measured, of both sides alike, and what another process has them do shows in
+//! that process, too.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
@@ -96,7 +99,7 @@ impl ProcessTimes {
     }
 }
 
-/// Ticks that all cores spent doing anything, and in all; the hypervisor's share counts as spent.
+/// Ticks that all cores spent in processes and kernel threads, and in all; the hypervisor's share counts as spent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct CoreTicks {
     busy: u64,
@@ -113,9 +116,10 @@ impl CoreTicks {
         let line = stat.lines().next()?.strip_prefix("cpu ")?;
         let counts: Vec<u64> =
             line.split_whitespace().take(8).map(str::parse).collect::<Result<_, _>>().ok()?;
-        let idle = counts.get(3)? + counts.get(4)?;
+        // Idle, waiting for I/O, interrupts, soft interrupts.
+        let of_nobody: u64 = counts.get(3..7)?.iter().sum();
         let all: u64 = counts.iter().sum();
-        Some(CoreTicks { busy: all - idle, all })
+        Some(CoreTicks { busy: all - of_nobody, all })
     }
 }
 
@@ -124,30 +128,53 @@ fn used_by_us() -> Duration {
     times.map_or(Duration::ZERO, |times| times.own + times.children)
 }
 
+/// Ticks of each of the kernel's own threads, by process id. One that ended since is missing, and its time counts as others'.
+fn kernel_threads() -> BTreeMap<u32, u64> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let of =
+        |id: u32| Some((id, kernel_thread_ticks(&fs::read_to_string(format!("/proc/{id}/stat")).ok()?)?));
+    entries.filter_map(|entry| of(entry.file_name().to_str()?.parse().ok()?)).collect()
+}
+
+/// User and system ticks, if this is a thread of the kernel: a child of process 2, or process 2 itself (it has no parent, and no
+/// memory). Source: proc(5), fields 4, 14, 15 and 23 of `/proc/PID/stat`.
+fn kernel_thread_ticks(stat: &str) -> Option<u64> {
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
+    let is_of_kernel = number(4)? == 2 || number(4)? == 0 && number(23)? == 0;
+    is_of_kernel.then(|| Some(number(14)? + number(15)?))?
+}
+
 /// Measures how much others used the machine over a stretch of time. Children must have been waited for at its end.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Quiet {
     cores: Option<CoreTicks>,
     us: Duration,
+    kernel: BTreeMap<u32, u64>,
 }
 
 impl Quiet {
     /// From now on.
     pub fn start() -> Quiet {
-        Quiet { cores: CoreTicks::now(), us: used_by_us() }
+        Quiet { cores: CoreTicks::now(), us: used_by_us(), kernel: kernel_threads() }
     }
 
     /// Share of all cores that others used since the start, 0 to 1; `None` where `/proc` does not say.
     pub fn others(&self) -> Option<f64> {
         let (before, after) = (self.cores?, CoreTicks::now()?);
-        others_share(before, after, used_by_us().saturating_sub(self.us))
+        let kernel: u64 = kernel_threads()
+            .into_iter()
+            .map(|(id, ticks)| ticks.saturating_sub(self.kernel.get(&id).copied().unwrap_or(0)))
+            .sum();
+        others_share(before, after, used_by_us().saturating_sub(self.us) + ticks(kernel))
     }
 }
 
-fn others_share(before: CoreTicks, after: CoreTicks, us: Duration) -> Option<f64> {
+/// `known`: what is ours, and nobody's.
+fn others_share(before: CoreTicks, after: CoreTicks, known: Duration) -> Option<f64> {
     let all = ticks(after.all.checked_sub(before.all)?).as_secs_f64();
     let busy = ticks(after.busy.checked_sub(before.busy)?).as_secs_f64();
-    (all > 0.0).then(|| ((busy - us.as_secs_f64()) / all).clamp(0.0, 1.0))
+    (all > 0.0).then(|| ((busy - known.as_secs_f64()) / all).clamp(0.0, 1.0))
 }
 
 #[cfg(test)]
@@ -164,13 +191,26 @@ mod tests {
     }
 
     #[test]
+    fn threads_of_the_kernel_are_told_from_processes() {
+        let stat = |parent: u32, memory: u32| {
+            format!("15 (a b) I {parent} 0 0 0 -1 69238880 0 0 0 0 7 5 0 0 20 0 1 0 12 {memory} 0")
+        };
+        assert_eq!(kernel_thread_ticks(&stat(2, 0)), Some(12));
+        assert_eq!(kernel_thread_ticks(&stat(0, 0)), Some(12));
+        assert_eq!(kernel_thread_ticks(&stat(1, 4096)), None);
+        assert_eq!(kernel_thread_ticks(&stat(0, 4096)), None, "the first process has memory");
+        assert_eq!(kernel_thread_ticks("15 (a) I 2 0"), None);
+        assert!(!kernel_threads().contains_key(&std::process::id()));
+    }
+
+    #[test]
     fn what_is_neither_idle_nor_ours_is_others() {
         let before = CoreTicks::parse("cpu  100 0 100 800 0 0 0 0 0 0\ncpu0 1 2 3").unwrap();
-        let after = CoreTicks::parse("cpu  250 0 150 1350 40 0 0 10 0 0\n").unwrap();
-        assert_eq!((after.busy - before.busy, after.all - before.all), (210, 800));
-        // 2.1 s busy of 8 s, 1.3 s of it ours.
+        let after = CoreTicks::parse("cpu  250 0 150 1350 40 7 3 10 0 0\n").unwrap();
+        assert_eq!((after.busy - before.busy, after.all - before.all), (210, 810));
+        // 2.1 s busy of 8.1 s, 1.3 s of it ours.
         let share = others_share(before, after, Duration::from_millis(1300)).unwrap();
-        assert!((share - 0.1).abs() < 1e-9, "{share}");
+        assert!((share - 0.8 / 8.1).abs() < 1e-9, "{share}");
         assert_eq!(others_share(before, after, Duration::from_secs(9)), Some(0.0));
         assert_eq!(others_share(before, before, Duration::ZERO), None);
     }

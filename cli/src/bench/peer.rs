@@ -34,16 +34,19 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file())
 }
 
-/// A temporary folder of a benchmark, removed on drop.
+/// A temporary folder of a benchmark, removed on drop; what a killed benchmark left is removed by the next one.
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
 }
 
+const SCRATCH_PREFIX: &str = "clovis-bench-";
+
 impl Scratch {
     /// Makes a new one in `parent`.
     pub fn make(parent: &Path) -> Result<Scratch, Failure> {
-        let name = format!("clovis-bench-{}-{:08x}", std::process::id(), fastrand::Rng::new().u32(..));
+        remove_left_over(parent);
+        let name = format!("{SCRATCH_PREFIX}{}-{:08x}", std::process::id(), fastrand::Rng::new().u32(..));
         let path = parent.join(name);
         fs::create_dir(&path)
             .map_err(Failure::while_doing(format!("making the folder {}", path.display())))?;
@@ -60,6 +63,20 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.path) {
             eprintln!("clovis: removing {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// Removes the folders of processes that are gone. What cannot be removed (another user's) stays.
+fn remove_left_over(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process_id = name.to_str().and_then(|name| name.strip_prefix(SCRATCH_PREFIX)?.split_once('-'));
+        let is_left_over = process_id.is_some_and(|(process_id, _)| {
+            process_id.parse::<u32>().is_ok() && !Path::new("/proc").join(process_id).exists()
+        });
+        if is_left_over {
+            let _ = fs::remove_dir_all(entry.path());
         }
     }
 }
@@ -175,6 +192,24 @@ mod tests {
     fn versions_compare_by_number() {
         assert!(is_at_least("2.32.1", 2, 32) && is_at_least("3.0", 2, 32));
         assert!(!is_at_least("2.4.0", 2, 32) && !is_at_least("", 2, 32));
+    }
+
+    #[test]
+    fn what_a_killed_benchmark_left_goes_and_nothing_else() {
+        let parent = tempfile::tempdir().unwrap();
+        // No process has this id: the kernel's largest is 2^22.
+        let dead = parent.path().join(format!("{SCRATCH_PREFIX}{}-00000001", u32::MAX));
+        let alive = parent.path().join(format!("{SCRATCH_PREFIX}{}-00000001", std::process::id()));
+        let foreign = parent.path().join(format!("{SCRATCH_PREFIX}of-somebody"));
+        for folder in [&dead, &alive, &foreign] {
+            fs::create_dir(folder).unwrap();
+        }
+        fs::write(dead.join("device"), b"bytes").unwrap();
+        let scratch = Scratch::make(parent.path()).unwrap();
+        assert!(!dead.exists() && alive.exists() && foreign.exists() && scratch.path().exists());
+        let own = scratch.path().to_owned();
+        drop(scratch);
+        assert!(!own.exists());
     }
 
     #[test]
