@@ -188,7 +188,7 @@ pub struct ClusterStartArgs {
     /// First of the ports to listen on (default: free ones are looked for)
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(4096..))]
     pub first_port: Option<u16>,
-    /// Metrics for Prometheus on the loopback: control's at this port, the servers' at the next ones (default: none)
+    /// Metrics for Prometheus on the loopback: control's at this port, with the status page, the servers' at the next ones (default: none)
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1024..))]
     pub metrics_port: Option<u16>,
     /// Seconds to wait for every process to be ready

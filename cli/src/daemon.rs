@@ -16,7 +16,7 @@ use control::{Control, ControlConfig, OperatorFile};
 use faces::About;
 use faces::cluster_file::ClusterFile;
 use futures_channel::oneshot;
-use futures_util::future;
+use futures_util::{FutureExt as _, future};
 use rpc::addb::AddbSpace;
 use runtime::StopFlag;
 use server::{Server, ServerConfig};
@@ -30,8 +30,9 @@ use crate::connection::{
     token, unix_s, unix_us,
 };
 use crate::failure::Failure;
-use crate::metrics::{self, Exporter};
+use crate::metrics::exporter::{Answer, Exporter, Found};
 use crate::output;
+use crate::{metrics, page};
 
 /// How long a stopping daemon may wait for requests that run and for its devices to close.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -182,28 +183,40 @@ pub fn serve_control(
     config.about = about();
     config.rpc.addb = station.addb_of_daemon("control", Fid::default(), epoch);
     let process = metrics::Process { name: "control".to_owned(), fid: None };
-    let exporter = exporter(station, file.control.metrics, process, config.rpc.addb.clone())?;
+    let (asker, questions) = page::questions(&station.handle());
+    let pages = move |path: &str, query: &str| asker.page(path, query);
+    let exporter = exporter(station, file.control.metrics, process, config.rpc.addb.clone(), pages)?;
     let text = ClusterFile::hide_credential(text).map_err(|error| Failure::new(error.to_string()))?;
     config.file = Some(OperatorFile { text, credential, unix_s: unix_s() });
     let handle = station.handle();
     let started = station.wait(Control::start(&handle, fabric, config))?;
     let control = started.map_err(|error| Failure::new(error.to_string()))?;
     ready();
-    serve_until(station, control.shutdown_requested(), stop)?;
+    {
+        let asked = pin!(control.shutdown_requested());
+        // Without an exporter nobody can ask, and the answers end at once: that is no reason to stop.
+        let answers = questions.answer_all(&control, credential).then(|()| future::pending::<()>());
+        serve_until(station, future::select(asked, pin!(answers)).map(drop), stop)?;
+    }
     drop(exporter);
     finish(station, "control", control.stop())
 }
 
-/// Tells the metrics of this process where the cluster file says so.
+/// Tells the metrics of this process where the cluster file says so, and what `further` has.
 fn exporter(
     station: &Station,
     address: Option<SocketAddr>,
     process: metrics::Process,
     addb: Option<AddbSpace>,
+    further: impl Fn(&str, &str) -> Found + Send + Sync + 'static,
 ) -> Result<Option<Exporter>, Failure> {
     let Some(address) = address else { return Ok(None) };
     let counters = Arc::clone(station.handle().counters());
-    Exporter::start(address, move || metrics::text(&process, addb.as_ref(), &counters)).map(Some)
+    let page = move |path: &str, query: &str| match path {
+        "/metrics" => Some(Ok(Answer::metrics(metrics::text(&process, addb.as_ref(), &counters)))),
+        _ => further(path, query),
+    };
+    Exporter::start(address, page).map(Some)
 }
 
 /// Serves as the server `process` of the cluster in `folder`; calls `ready` once it is registered.
@@ -237,7 +250,7 @@ pub fn serve_server(
     config.about = about();
     config.rpc.addb = station.addb_of_daemon(&name, process, epoch);
     let told = metrics::Process { name: name.clone(), fid: Some(process) };
-    let exporter = exporter(station, section.metrics, told, config.rpc.addb.clone())?;
+    let exporter = exporter(station, section.metrics, told, config.rpc.addb.clone(), |_, _| None)?;
     config.rails.clone_from(&section.rails);
     let teller = name.clone();
     config.rpc.on_hung = Some(Rc::new(move |hung: &rpc::HungFom| eprintln!("clovis: {teller}: {hung}")));

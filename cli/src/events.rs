@@ -91,7 +91,8 @@ fn event_line(event: &Event) -> String {
     )
 }
 
-fn event_json(event: &Event) -> serde_json::Value {
+/// An event, for programs.
+pub fn event_json(event: &Event) -> serde_json::Value {
     json!({ "number": event.number, "configuration_version": event.version, "unix_s": event.unix_s,
             "subject": event.subject.to_string(), "cause": event.cause, "from": event.from, "to": event.to })
 }

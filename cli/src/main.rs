@@ -26,6 +26,7 @@ mod metrics;
 mod net;
 mod objects;
 mod output;
+mod page;
 mod pool;
 mod progress;
 mod quickstart;

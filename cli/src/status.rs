@@ -8,6 +8,7 @@ use base::units::BLOCK_BYTES;
 use faces::cluster_file::{ClusterFile, DeviceSection};
 use faces::{DeviceState, PartKind};
 use fops::conf::ClusterStatusReply;
+use fops::load::{LoadGet, LoadGetReply, LoadSample};
 use serde_json::{Value, json};
 
 use crate::args::StatusArgs;
@@ -21,17 +22,72 @@ use crate::table::bytes_text;
 pub fn run(args: &StatusArgs) -> Result<(), Failure> {
     let mut desk = Desk::open(&args.connect)?;
     let (in_force, status) = desk.status()?;
-    let picture = Picture::of(&in_force.file, &status);
+    let load = Load::of(&desk.ask(&LoadGet { after: 0, most: 1 })?);
+    let picture = Picture::of(&in_force.file, &status, load);
     if args.json {
         return output::line(&picture.json(in_force.transaction).to_string());
     }
     output::print(&picture.text(in_force.transaction))
 }
 
-/// A file and the states of what is in it.
-struct Picture<'a> {
+/// What the data services did in the last whole period.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    period_ms: u32,
+    sample: LoadSample,
+}
+
+impl Load {
+    /// The newest sample of an answer, if there is one.
+    pub fn of(reply: &LoadGetReply) -> Option<Load> {
+        reply.samples.last().map(|sample| Load { period_ms: reply.period_ms, sample: *sample })
+    }
+
+    fn text(&self) -> String {
+        let sample = &self.sample;
+        let seconds = f64::from(self.period_ms) / 1e3;
+        #[allow(clippy::cast_precision_loss)] // a figure for people
+        let each_second = |count: u64| count as f64 / seconds;
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // a figure for people
+        let part = |word: &str, count: u64, bytes: u64, p99_ns: u64| {
+            let bytes = bytes_text(each_second(bytes) as u64);
+            match count {
+                0 => format!("no {word}s"),
+                _ => format!(
+                    "{:.1} {word}s/s with {bytes}/s, 99 % within {:.3} ms",
+                    each_second(count),
+                    p99_ns as f64 / 1e6
+                ),
+            }
+        };
+        let reads = part("read", sample.reads, sample.read_bytes, sample.read_p99_ns);
+        let writes = part("write", sample.writes, sample.written_bytes, sample.write_p99_ns);
+        format!("load of {seconds} s  {reads}; {writes}")
+    }
+
+    fn json(&self) -> Value {
+        let mut json = sample_json(&self.sample);
+        json["period_ms"] = self.period_ms.into();
+        json
+    }
+}
+
+/// A sample, for programs: counts, bytes and times of its period.
+pub fn sample_json(sample: &LoadSample) -> Value {
+    json!({
+        "number": sample.number, "unix_s": sample.unix_s, "processes": sample.processes,
+        "reads": sample.reads, "writes": sample.writes,
+        "read_bytes": sample.read_bytes, "written_bytes": sample.written_bytes,
+        "read_p50_ns": sample.read_p50_ns, "read_p99_ns": sample.read_p99_ns,
+        "write_p50_ns": sample.write_p50_ns, "write_p99_ns": sample.write_p99_ns,
+    })
+}
+
+/// A file, the states of what is in it, and what its servers did lately.
+pub struct Picture<'a> {
     file: &'a ClusterFile,
     status: &'a ClusterStatusReply,
+    load: Option<Load>,
 }
 
 /// One line of the tree and what is below it.
@@ -41,8 +97,9 @@ struct Branch {
 }
 
 impl Picture<'_> {
-    fn of<'a>(file: &'a ClusterFile, status: &'a ClusterStatusReply) -> Picture<'a> {
-        Picture { file, status }
+    /// What control says of the cluster of `file`.
+    pub fn of<'a>(file: &'a ClusterFile, status: &'a ClusterStatusReply, load: Option<Load>) -> Picture<'a> {
+        Picture { file, status, load }
     }
 
     fn device_state(&self, device: Fid) -> DeviceState {
@@ -223,6 +280,9 @@ impl Picture<'_> {
             self.file.pool.fid,
             self.summary(&all)
         );
+        if let Some(load) = &self.load {
+            text.push_str(&format!("{}\n", load.text()));
+        }
         draw(&self.tree(), "", &mut text);
         let advice = self.advice();
         text.push_str(if advice.is_empty() { "\nNothing to do.\n" } else { "\nWhat to do next:\n" });
@@ -232,7 +292,8 @@ impl Picture<'_> {
         text
     }
 
-    fn json(&self, transaction: u64) -> Value {
+    /// All of it, for programs.
+    pub fn json(&self, transaction: u64) -> Value {
         let processes = self.file.servers.iter().map(|server| {
             json!({ "fid": server.process.to_string(), "name": server_name(server.process),
                     "node": server.node.map(|node| node.to_string()), "state": self.process_state(server.process).word() })
@@ -263,6 +324,7 @@ impl Picture<'_> {
             "processes": processes.collect::<Vec<_>>(),
             "devices": devices.collect::<Vec<_>>(),
             "places": places.collect::<Vec<_>>(),
+            "load": self.load.map(|load| load.json()),
             "advice": self.advice(),
         })
     }

@@ -369,6 +369,12 @@ impl ControlCore {
         HeartbeatReply { version: self.configuration.version, known: true }
     }
 
+    /// The incarnation of a process that is registered.
+    #[must_use]
+    pub fn incarnation(&self, process: Fid) -> Option<u64> {
+        self.members.get(&process)?.epoch
+    }
+
     /// A data service acknowledges the fences up to `request.known`. Of another incarnation than the registered one it says nothing.
     pub fn handle_fenced(&mut self, request: &FencesGet) {
         let member = self.members.get(&request.process);

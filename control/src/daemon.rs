@@ -27,6 +27,7 @@ use fops::conf::{
     ConfHistoryReply, ConfText, ConfTextReply, DeviceCommand, DeviceCommandReply, DeviceReport,
     DeviceReportReply, Event, EventsGet, EventsReply, Heartbeat, HeartbeatReply, Register, RegisterReply,
 };
+use fops::load::{LoadGet, LoadGetReply, LoadReport, LoadReportReply};
 use futures_util::FutureExt;
 use rpc::{Fom, RpcConfig, RpcMachine};
 use runtime::sync::Notify;
@@ -36,6 +37,7 @@ use verbs_net::{Fabric, TmConfig, Token, TransferMachine};
 
 use crate::core::{ControlCore, Refusal, StateChange};
 use crate::error::ControlError;
+use crate::load::LoadBook;
 use crate::lock_service;
 use crate::locks::LockTable;
 use crate::reconcile::reconcile;
@@ -120,6 +122,8 @@ pub(crate) struct Inner {
     pub(crate) watches_rung: Notify,
     /// Requests of watchers that wait for it.
     pub(crate) watch_waits: Cell<usize>,
+    /// What the servers did in the last hour.
+    load: RefCell<LoadBook>,
     /// Requests that wait for an event.
     event_waits: Cell<usize>,
     /// The last durable configuration.
@@ -198,6 +202,7 @@ impl Control {
             lock_waits: Cell::new(0),
             watches: RefCell::new(WatchTable::new(locality.now(), config.endpoint, watches)),
             watches_stored: Cell::new(0),
+            load: RefCell::new(LoadBook::new(locality.now())),
             watches_rung: Notify::new(),
             watch_waits: Cell::new(0),
             event_waits: Cell::new(0),
@@ -242,6 +247,21 @@ impl Control {
     #[must_use]
     pub fn events(&self) -> Vec<Event> {
         self.inner.events.borrow().iter().cloned().collect()
+    }
+
+    /// What the servers did in the last hour.
+    #[must_use]
+    pub fn load(&self, request: &LoadGet) -> LoadGetReply {
+        self.inner.load(request)
+    }
+
+    /// Number and text of the cluster file that is in force, its credential left out; `None` if control was started without one.
+    #[must_use]
+    pub fn cluster_text(&self) -> Option<(u64, Rc<str>)> {
+        let durable = self.inner.published.borrow().version;
+        let core = self.inner.core.borrow();
+        let kept = core.transactions()?.kept().iter().rfind(|kept| kept.record.version <= durable)?;
+        Some((kept.record.number, Rc::clone(&kept.text)))
     }
 
     /// Why the store takes no more changes, if so.
@@ -358,6 +378,11 @@ impl Inner {
         serve(inner, |inner: Rc<Inner>, fom: Fom, request: EventsGet| async move {
             Ok(inner.events_get(fom.deadline(), &request).await)
         });
+        serve(inner, |inner: Rc<Inner>, _fom, request: LoadReport| async move {
+            inner.note_load(&request);
+            Ok(LoadReportReply)
+        });
+        serve(inner, |inner: Rc<Inner>, _fom, request: LoadGet| async move { Ok(inner.load(&request)) });
         lock_service::serve_all(inner);
         watch_service::serve_all(inner);
         inner.rpc.serve_net_faults();
@@ -472,6 +497,20 @@ impl Inner {
         }
         self.settle(reply.version).await?;
         Ok(reply)
+    }
+
+    /// What somebody says who is not registered, or not any more, does not count.
+    fn note_load(&self, report: &LoadReport) {
+        let core = self.core.borrow();
+        if core.incarnation(report.process) == Some(report.epoch) {
+            let mut load = self.load.borrow_mut();
+            load.retain(|process| core.incarnation(process).is_some());
+            load.note(self.rpc.locality().now(), report, |at| self.unix_s(at));
+        }
+    }
+
+    fn load(&self, request: &LoadGet) -> LoadGetReply {
+        self.load.borrow_mut().get(self.rpc.locality().now(), request, |at| self.unix_s(at))
     }
 
     async fn device_report(

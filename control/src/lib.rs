@@ -2,7 +2,7 @@
 //!
 //! Must not know: objects, layouts of single objects, data. Pure and testable without I/O: [`transition`] (the table of device
 //! states), [`core`] (decisions about servers and devices), [`locks`] (named locks and fences), [`watches`] (watches and
-//! notifies), `reconcile` (a restart with an edited file). Around it: `store` (durable, a tree of its own
+//! notifies), [`load`] (what the servers did in the last hour), `reconcile` (a restart with an edited file). Around it: `store` (durable, a tree of its own
 //! domain) and [`daemon`] (requests, store before answer, leases). One daemon; several with Raft are issue 6.
 //!
 //! **Invariant**: a version of the configuration that anybody was told of survives a restart. **Invariant**: a device that
@@ -13,6 +13,7 @@
 pub mod core;
 pub mod daemon;
 mod error;
+pub mod load;
 mod lock_service;
 pub mod locks;
 mod reconcile;

@@ -4,9 +4,11 @@
 //! requester's checksum, and returns when the blocks are durable), reply. Order of a read: admit, check, read (verified against
 //! the stored checksums), push, reply. No byte is copied here. Start at [`write`].
 
+use std::cell::Cell;
 use std::rc::Rc;
 
-use base::units::wide;
+use base::BlockExtent;
+use base::units::{BLOCK_BYTES, wide};
 use fops::FopError;
 use fops::component::{
     ComponentDelete, ComponentDeleteReply, ComponentRead, ComponentReadReply, ComponentWrite,
@@ -51,6 +53,7 @@ pub(crate) async fn write(
     fom.record_in(&mut SlotChange(&mut transaction), &reply)?;
     match device.domain.write_with(transaction, stob, pieces, &request.checksums).await {
         Ok(()) => {
+            add_bytes(&state.moved.written, extents.as_slice());
             fom.durable();
             Ok(reply)
         }
@@ -75,7 +78,14 @@ pub(crate) async fn read(
         .map_err(|error| state.refuse(&device, &error, extents.as_slice()))?;
     fom.phase(Phase::Push);
     fom.push(0, outcome.parts).await?;
+    add_bytes(&state.moved.read, extents.as_slice());
     Ok(ComponentReadReply { checksums: outcome.checksums, absent: outcome.absent })
+}
+
+/// What was moved, for whoever watches the cluster.
+fn add_bytes(sum: &Cell<u64>, extents: &[BlockExtent]) {
+    let blocks: u64 = extents.iter().map(|extent| extent.count).sum();
+    sum.set(sum.get().saturating_add(blocks.saturating_mul(BLOCK_BYTES)));
 }
 
 pub(crate) async fn delete(

@@ -12,7 +12,7 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use base::{Endpoint, Fid, Instant, Nid};
-use faces::{About, ConfClient, Configuration, Heartbeat, Registrant};
+use faces::{About, ConfClient, Configuration, Heartbeat, LoadReporter, Registrant};
 use fops::FopError;
 use fops::admin::{DeviceFault, DeviceFaultReply, Ping, PingReply, Shutdown, ShutdownReply};
 use fops::conf::RegisteredDevice;
@@ -129,6 +129,8 @@ impl Server {
             conf,
             devices,
             heartbeat: RefCell::new(None),
+            moved: Rc::default(),
+            load: RefCell::new(None),
             draining: Cell::new(false),
             shutdown: Cell::new(false),
             shutdown_rung: Notify::new(),
@@ -202,6 +204,7 @@ impl Server {
         state.draining.set(true);
         state.rpc.drain().await;
         *state.heartbeat.borrow_mut() = None;
+        *state.load.borrow_mut() = None;
         let mut outcome = Ok(());
         for device in state.devices.values() {
             let closed = device.domain.clone().close().await;
@@ -266,6 +269,8 @@ async fn register(state: &Rc<State>, deadline: Instant) -> Result<(), ServerErro
     let health = move || weak.upgrade().map_or_else(Vec::new, |state| state.health());
     let heartbeat = Heartbeat::start(&state.conf, registrant, health, deadline).await?;
     *state.heartbeat.borrow_mut() = Some(heartbeat);
+    let reporter = LoadReporter::start(&state.conf, state.process, state.epoch, &state.moved);
+    *state.load.borrow_mut() = Some(reporter);
     Ok(())
 }
 

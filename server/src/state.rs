@@ -11,7 +11,7 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use base::{BlockExtent, Fid};
-use faces::{ConfClient, Configuration, DeviceState, Heartbeat, Pass};
+use faces::{ConfClient, Configuration, DeviceState, Heartbeat, LoadReporter, MovedBytes, Pass};
 use fops::conf::{DeviceEvidence, DeviceHealth};
 use fops::lock::Ticket;
 use fops::{FopError, codec};
@@ -47,6 +47,10 @@ pub(crate) struct State {
     pub(crate) devices: BTreeMap<Fid, Rc<Device>>,
     /// None until registered.
     pub(crate) heartbeat: RefCell<Option<Heartbeat>>,
+    /// What component reads and writes moved, for whoever watches the cluster.
+    pub(crate) moved: Rc<MovedBytes>,
+    /// None until registered.
+    pub(crate) load: RefCell<Option<LoadReporter>>,
     pub(crate) draining: Cell<bool>,
     pub(crate) shutdown: Cell<bool>,
     pub(crate) shutdown_rung: Notify,

@@ -231,6 +231,33 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("a bound socket has an address").port()
 }
 
+/// The first of `count` ports in a row that were all free a moment ago.
+///
+/// # Panics
+/// If loopback has no free port.
+#[must_use]
+pub fn free_ports(count: u16) -> u16 {
+    let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+    loop {
+        let first = free_port();
+        if first.checked_add(count).is_some_and(|end| (first..end).all(is_free)) {
+            return first;
+        }
+    }
+}
+
+/// True if a program of this name can be started; else says what is skipped.
+#[must_use]
+pub fn have(program: &str, what: &str) -> bool {
+    let mut command = Command::new(program);
+    command.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let found = command.status().is_ok_and(|status| status.success());
+    if !found {
+        println!("skipped: {what}, as there is no {program} on this machine");
+    }
+    found
+}
+
 /// A new file `NAME.N` in the folder: its path and the file. Numbers go up, so no stream overwrites an older one.
 fn stream_file(folder: &Path, name: &str) -> (PathBuf, File) {
     for number in 0_u32.. {

@@ -1,9 +1,9 @@
 //! What a daemon tells of itself to Prometheus: `metrics` in the cluster file says where. docs/addb.md has the names.
 //!
 //! [`text`] reads what the process keeps anyway (its ADDB, the counters of its data path, /proc/self) when it is asked, so that telling
-//! costs the data path nothing. [`Exporter`] answers on a thread of its own.
+//! costs the data path nothing. [`Exporter`] answers on threads of its own.
 
-mod exporter;
+pub mod exporter;
 
 use std::fmt::Write as _;
 use std::fs;
@@ -12,7 +12,6 @@ use base::Fid;
 use rpc::addb::{AddbSpace, Event, Phase, Snapshot};
 use runtime::Counters;
 
-pub use self::exporter::Exporter;
 use crate::addb::sources::key_name;
 
 /// Bounds of the buckets of times: 2^10 ns (1 us) to 2^38 ns (275 s), each four times the one before. None cuts through a bucket of ours.
@@ -190,6 +189,19 @@ mod tests {
         assert_eq!(of("clovis_copied_bytes_total"), Some(5.0));
         assert!(of("process_resident_memory_bytes").unwrap() > 65536.0);
         assert!(text.contains("process=\"server-\\\"1\\\"\""));
+        // What the dashboard asks for is told.
+        let dashboard = include_str!("../../../docs/grafana-dashboard.json");
+        let asked: std::collections::BTreeSet<&str> = dashboard
+            .split(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_'))
+            .filter(|word| word.starts_with("clovis_") || word.starts_with("process_"))
+            .collect();
+        assert!(asked.len() >= 8, "{asked:?}");
+        for name in asked {
+            assert!(samples.keys().any(|key| key.split('{').next() == Some(name)), "nobody tells {name}");
+        }
+        for phase in ["resend", "failed", "expired"] {
+            assert!(dashboard.contains(phase) && Phase::ALL.iter().any(|known| known.name() == phase));
+        }
         // Each family is announced once, before its samples.
         let families: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         let names: std::collections::BTreeSet<&str> =

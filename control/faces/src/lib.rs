@@ -17,6 +17,7 @@ pub mod fences;
 pub mod heartbeat;
 pub mod lease;
 pub mod limits;
+pub mod load;
 pub mod watcher;
 
 pub use about::About;
@@ -31,4 +32,5 @@ pub use configuration::{
 pub use fences::{Fences, Pass};
 pub use heartbeat::{Heartbeat, Registrant};
 pub use lease::Lease;
+pub use load::{LoadReporter, MovedBytes};
 pub use watcher::{Notified, NotifyOutcome, Watch, WatchEvent, Watcher};

@@ -1,5 +1,7 @@
 //! Limits of a configuration, each with its arithmetic. A configuration travels in one message, and that decides them.
 
+use std::time::Duration;
+
 use base::limits::{MESSAGE_BYTES_MAX, REQUEST_BULK_BYTES_MAX};
 use base::units::wide;
 
@@ -62,6 +64,13 @@ pub const LOCK_HOLDERS_NAMED: usize = 16;
 
 /// Requests that wait for an event at a time; what comes on top is answered at once.
 pub const EVENTS_WAITS_MAX: usize = 16;
+
+/// A server tells control so often what it did.
+pub const LOAD_REPORT_INTERVAL: Duration = Duration::from_secs(5);
+/// The time that a sample of the cluster's load covers: two reports of each server.
+pub const LOAD_PERIOD: Duration = Duration::from_secs(10);
+/// Samples that control keeps: an hour, 35 KiB.
+pub const LOAD_PERIODS_KEPT: usize = 360;
 
 /// Watches of a cluster: 200 bytes each in memory and in control's store.
 pub const WATCHES_MAX: usize = 4096;
@@ -136,6 +145,10 @@ const EVENT_BYTES_MAX: usize = 3 * 8 + FID_BYTES + 3 * (8 + 16);
 const _: () = assert!(wide(3 * 8 + EVENTS_PAGE * EVENT_BYTES_MAX + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 const _: () =
     assert!(wide(8 + TRANSACTIONS_KEPT * TRANSACTION_BYTES_MAX + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
+/// Encoded bytes of a `LoadSample`: ten numbers, a count.
+const LOAD_SAMPLE_BYTES: usize = 10 * 8 + 4;
+const _: () =
+    assert!(wide(4 + 8 + LOAD_PERIODS_KEPT * LOAD_SAMPLE_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 /// Foms that are left for heartbeats and for what does not wait.
 const FOMS_FREE: usize = 16;
 const _: () = assert!(

@@ -12,6 +12,7 @@ pub mod codec;
 pub mod component;
 pub mod conf;
 mod error;
+pub mod load;
 pub mod lock;
 pub mod object;
 pub mod watch;
@@ -99,6 +100,10 @@ pub enum Opcode {
     WatchAck = 83,
     /// [`watch::Notify`]
     Notify = 84,
+    /// [`load::LoadReport`]
+    LoadReport = 90,
+    /// [`load::LoadGet`]
+    LoadGet = 91,
 }
 
 impl Opcode {
@@ -142,6 +147,8 @@ impl Opcode {
         Opcode::WatchPoll,
         Opcode::WatchAck,
         Opcode::Notify,
+        Opcode::LoadReport,
+        Opcode::LoadGet,
     ];
 
     /// The one with this number.

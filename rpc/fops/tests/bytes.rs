@@ -5,7 +5,7 @@
 
 use base::{BlockExtent, Endpoint, Fid, LayoutWidth};
 use fops::codec::{CodecError, Decode, Encode, decode, encode, encode_into};
-use fops::{FopError, admin, component, conf, lock, object, watch};
+use fops::{FopError, admin, component, conf, load, lock, object, watch};
 use proptest::prelude::*;
 
 type RawFid = (u64, u64);
@@ -422,6 +422,49 @@ fn errors() {
 }
 
 #[test]
+fn bodies_of_load() {
+    let times =
+        load::Times { sum_ns: 5, longest_ns: 3, buckets: vec![load::TimeBucket { bucket: 7, count: 2 }] };
+    pinned(
+        load::LoadReport {
+            process: FID,
+            locality: 1,
+            epoch: 2,
+            read_bytes: 3,
+            written_bytes: 4,
+            reads: times,
+            writes: load::Times::default(),
+        },
+        agreed!((RawFid, u32, u64, u64, u64, (u64, u64, Vec<(u8, u64)>), (u64, u64, Vec<(u8, u64)>)):
+            (RAW, 1, 2, 3, 4, (5, 3, vec![(7, 2)]), (0, 0, vec![]))),
+        &format!(
+            "{FID_HEX} 01000000 0200000000000000 0300000000000000 0400000000000000
+             0500000000000000 0300000000000000 0100000000000000 07 0200000000000000
+             0000000000000000 0000000000000000 0000000000000000"
+        ),
+    );
+    pinned(load::LoadGet { after: 1, most: 2 }, agreed!((u64, u32): (1, 2)), "0100000000000000 02000000");
+    let sample = load::LoadSample {
+        number: 1,
+        unix_s: 2,
+        processes: 3,
+        reads: 4,
+        writes: 5,
+        read_bytes: 6,
+        written_bytes: 7,
+        read_p50_ns: 8,
+        read_p99_ns: 9,
+        write_p50_ns: 10,
+        write_p99_ns: 11,
+    };
+    let numbers = |from: u64, to: u64| hex(&(from..=to).flat_map(u64::to_le_bytes).collect::<Vec<u8>>());
+    let reply = load::LoadGetReply { period_ms: 9, samples: vec![sample] };
+    let bytes = encode(&reply).unwrap();
+    assert_eq!(hex(&bytes), format!("09000000{}{}03000000{}", numbers(1, 1), numbers(1, 2), numbers(4, 11)));
+    assert_eq!(decode::<load::LoadGetReply>(&bytes).unwrap(), reply);
+}
+
+#[test]
 fn opcodes_are_pinned() {
     use fops::Opcode as O;
     let numbers = [
@@ -457,6 +500,8 @@ fn opcodes_are_pinned() {
         (O::WatchPoll, 82),
         (O::WatchAck, 83),
         (O::Notify, 84),
+        (O::LoadReport, 90),
+        (O::LoadGet, 91),
     ];
     for (opcode, number) in numbers {
         assert_eq!(opcode as u16, number, "{opcode:?}");
@@ -531,6 +576,9 @@ fn decode_as_everything(bytes: &[u8]) {
     one::<watch::WatchAck>(bytes);
     one::<watch::Notify>(bytes);
     one::<watch::NotifyReply>(bytes);
+    one::<load::LoadReport>(bytes);
+    one::<load::LoadGet>(bytes);
+    one::<load::LoadGetReply>(bytes);
     one::<FopError>(bytes);
 }
 

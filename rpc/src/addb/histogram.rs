@@ -187,6 +187,27 @@ impl Histogram {
         self.buckets[..end].iter().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
+    /// The buckets that are not empty: number and count.
+    pub fn filled(&self) -> impl Iterator<Item = (u8, u64)> + '_ {
+        let filled = (0_u8..).zip(&self.buckets).filter(|(_, count)| **count > 0);
+        filled.map(|(bucket, count)| (bucket, *count))
+    }
+
+    /// Of what [`Histogram::filled`] and the two figures gave, also of somebody else; buckets that there are not are left out.
+    #[must_use]
+    pub fn of_filled(filled: impl Iterator<Item = (u8, u64)>, sum: Duration, longest: Duration) -> Histogram {
+        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let mut histogram =
+            Histogram { sum_ns: nanos(sum), longest_ns: nanos(longest), ..Histogram::default() };
+        for (bucket, count) in filled {
+            if let Some(found) = histogram.buckets.get_mut(usize::from(bucket)) {
+                *found = found.saturating_add(count);
+                histogram.count = histogram.count.saturating_add(count);
+            }
+        }
+        histogram
+    }
+
     /// Times in it.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -256,6 +277,11 @@ mod tests {
             let wanted = Duration::from_micros(us);
             assert!(near.abs_diff(wanted) <= wanted / 15, "p{percent}: {near:?}");
         }
+        let (sum, longest) = (histogram.sum(), histogram.longest());
+        assert_eq!(Histogram::of_filled(histogram.filled(), sum, longest), histogram);
+        let hostile = [(3, u64::MAX), (3, 1), (250, 7)].into_iter();
+        assert_eq!(Histogram::of_filled(hostile, sum, longest).count(), u64::MAX, "nothing overflows");
+
         let mut twice = histogram.clone();
         twice.merge(&histogram);
         assert_eq!((twice.count(), twice.percentile(50)), (2000, histogram.percentile(50)));

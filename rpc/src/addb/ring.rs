@@ -10,7 +10,7 @@ use base::units::wide;
 use base::{Endpoint, Instant};
 
 use crate::addb::header::{COUNTERS_WORD, ENDED_WORD, HISTOGRAMS_WORD, Shape};
-use crate::addb::histogram::{self, HISTOGRAM_WORDS, Key, Side};
+use crate::addb::histogram::{self, HISTOGRAM_WORDS, Histogram, Key, Side};
 use crate::addb::phase::{Event, NUMBERS_MAX, Phase};
 use crate::addb::record::{Place, RECORD_BYTES, RECORD_WORDS, Record, head, meaning};
 use crate::addb::space::AddbSpace;
@@ -100,8 +100,7 @@ impl Ring {
     #[inline]
     pub fn ended(&self, at: Instant, side: Side, opcode: u16, since: Instant) {
         let Some(space) = &self.space else { return };
-        let place =
-            usize::from(opcode).min(OPCODES_MAX - 1) + if side == Side::Client { OPCODES_MAX } else { 0 };
+        let place = place(side, opcode);
         let mut index = self.histogram_of[place].get();
         if index == NONE_YET {
             index = self.give_histogram(side, opcode);
@@ -148,6 +147,19 @@ impl Ring {
         word.map_or(0, |word| u64::from_le(word.load(Ordering::Relaxed)))
     }
 
+    /// The times of an opcode's requests; `None` if there were none, or no room for a histogram of their own.
+    #[must_use]
+    pub fn histogram(&self, side: Side, opcode: u16) -> Option<Histogram> {
+        let space = self.space.as_ref()?;
+        let index = self.histogram_of.get(place(side, opcode))?.get();
+        let start = HISTOGRAMS_WORD + usize::from(index) * HISTOGRAM_WORDS;
+        let words = space.words().get(start..start + HISTOGRAM_WORDS).filter(|_| index != NONE_YET)?;
+        let words: [u64; HISTOGRAM_WORDS] =
+            std::array::from_fn(|word| u64::from_le(words[word].load(Ordering::Relaxed)));
+        let (key, histogram) = Histogram::parse(&words).ok()??;
+        (key.opcode == Some(opcode)).then_some(histogram)
+    }
+
     /// The records, oldest first.
     #[must_use]
     pub fn records(&self) -> Vec<Record> {
@@ -171,6 +183,12 @@ impl Ring {
     pub fn space(&self) -> Option<&AddbSpace> {
         self.space.as_ref()
     }
+}
+
+/// Where [`Ring::histogram_of`] tells the histogram of an opcode.
+#[inline]
+fn place(side: Side, opcode: u16) -> usize {
+    usize::from(opcode).min(OPCODES_MAX - 1) + if side == Side::Client { OPCODES_MAX } else { 0 }
 }
 
 fn record_bytes(words: &[AtomicU64]) -> Option<[u8; RECORD_BYTES]> {
@@ -257,6 +275,10 @@ mod tests {
             .collect();
         let wanted = [(Side::Server, None, 2, 7), (Side::Client, None, 1, 0), (Side::Server, Some(32), 2, 7)];
         assert_eq!(found, wanted);
+        let own = ring.histogram(Side::Server, 32).unwrap();
+        assert_eq!((own.count(), own.sum().as_micros()), (2, 14));
+        // 33 found no room for one of its own, 34 was never asked for.
+        assert!(ring.histogram(Side::Server, 33).is_none() && ring.histogram(Side::Server, 34).is_none());
     }
 
     #[test]

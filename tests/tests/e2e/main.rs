@@ -15,6 +15,7 @@ mod metrics;
 mod net;
 mod objects;
 mod orders;
+mod page;
 mod peers;
 mod quickstart;
 mod refusals;

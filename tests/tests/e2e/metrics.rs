@@ -3,28 +3,18 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::thread;
 
 use clovis_tests::cluster::RunningCluster;
-use clovis_tests::processes;
+use clovis_tests::{http, processes};
 use serde_json::Value;
-
-/// Two ports in a row that are free.
-fn two_ports() -> u16 {
-    let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    std::iter::repeat_with(processes::free_port).find(|port| *port < u16::MAX && is_free(*port + 1)).unwrap()
-}
 
 /// The samples that a process tells at a port.
 fn metrics(port: u16) -> String {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
-    text
+    let (head, body) = http::get(port, "/metrics");
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    body
 }
 
 /// One sample by its name and labels.
@@ -40,7 +30,7 @@ fn small<'a>(more: &[&'a str]) -> Vec<&'a str> {
 
 #[test]
 fn metrics_count_what_was_done_and_stay_off_unless_asked_for() {
-    let port = two_ports();
+    let port = processes::free_ports(2);
     let cluster = RunningCluster::start("metrics", &small(&["--metrics-port", &port.to_string()]));
     let writes = "clovis_request_duration_seconds_count{side=\"server\",fop=\"component-write\"}";
     assert!(!metrics(port + 1).contains(writes));

@@ -1,7 +1,7 @@
 //! Compilers and checkers of this machine.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use clovis_tests::processes;
@@ -9,20 +9,7 @@ use clovis_tests::processes;
 /// Longest that a compiler may take on a loaded machine.
 pub const COMPILE_LIMIT: Duration = Duration::from_secs(120);
 
-/// True if a program of this name can be started; else says what is skipped.
-pub fn have(program: &str, what: &str) -> bool {
-    let found = Command::new(program)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success());
-    if !found {
-        println!("skipped: {what}, as there is no {program} on this machine");
-    }
-    found
-}
+pub use clovis_tests::processes::have;
 
 /// Runs a compiler; its messages are those of the panic.
 pub fn compile(compiler: &str, arguments: &[&str], folder: &Path) {

@@ -1,0 +1,166 @@
+//! The status page: what it shows is what `clovis status --json` says, told over HTTP and read in a browser.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use clovis_tests::cluster::{COMMAND_LIMIT, RunningCluster};
+use clovis_tests::http::get;
+use clovis_tests::{processes, wait};
+use serde_json::Value;
+
+const LIMIT: Duration = Duration::from_secs(90);
+
+fn status(cluster: &RunningCluster) -> Value {
+    serde_json::from_str(cluster.run(&["status", "--json"]).succeeded().text()).unwrap()
+}
+
+/// What `clovis status --json` says, as the page has it in its tiles.
+fn figures_of(status: &Value) -> BTreeMap<String, u64> {
+    let count = |list: &str| {
+        let online = status[list].as_array().unwrap().iter().filter(|one| one["state"] == "online");
+        u64::try_from(online.count()).unwrap()
+    };
+    let blocks = |key: &str| -> u64 {
+        let devices =
+            status["devices"].as_array().unwrap().iter().filter(|one| !one["free_blocks"].is_null());
+        devices.map(|device| device[key].as_u64().unwrap()).sum()
+    };
+    let mut figures = BTreeMap::from([
+        ("devices_online".to_owned(), count("devices")),
+        ("servers_online".to_owned(), count("processes")),
+        ("used_bytes".to_owned(), (blocks("size_blocks") - blocks("free_blocks")) * 4096),
+        ("configuration_version".to_owned(), status["configuration_version"].as_u64().unwrap()),
+    ]);
+    let load = &status["load"];
+    for (figure, key) in [
+        ("sample", "number"),
+        ("reads", "reads"),
+        ("read_bytes", "read_bytes"),
+        ("read_p99_ns", "read_p99_ns"),
+        ("writes", "writes"),
+        ("written_bytes", "written_bytes"),
+        ("write_p99_ns", "write_p99_ns"),
+    ] {
+        figures.extend(load[key].as_u64().map(|value| (figure.to_owned(), value)));
+    }
+    figures
+}
+
+/// The value of an attribute that follows `from` in a page.
+fn attribute<'a>(page: &'a str, from: &str, name: &str) -> Option<&'a str> {
+    let behind = page.split_once(from)?.1;
+    let (_, value) = behind.split_once('>')?.0.split_once(&format!("{name}=\""))?;
+    Some(value.split_once('"')?.0)
+}
+
+/// The page as a browser has it once its script has run.
+fn browse(port: u16, folder: &Path) -> String {
+    let mut command = Command::new("chromium");
+    let profile = folder.join("browser");
+    command
+        // Chromium's own sandbox does not run as root; what it opens here is ours.
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"])
+        .arg(format!("--user-data-dir={}", profile.display()))
+        .args(["--virtual-time-budget=3000", "--dump-dom"])
+        .arg(format!("http://127.0.0.1:{port}/"))
+        .env("HOME", folder);
+    processes::run(&mut command, folder, COMMAND_LIMIT).succeeded().text().to_owned()
+}
+
+fn figures_in(page: &str) -> BTreeMap<String, u64> {
+    let tiles = page.split("data-figure=\"").skip(1);
+    let figure = |tile: &str| {
+        let name = tile.split_once('"')?.0.to_owned();
+        Some((name, attribute(tile, "\"", "data-value")?.parse().ok()?))
+    };
+    tiles.filter_map(figure).collect()
+}
+
+#[test]
+fn the_page_shows_what_status_says_under_load_and_after_a_failure() {
+    // Control's port and those of four servers.
+    let port = processes::free_ports(5);
+    let shape = ["--device-size", "32M", "--servers", "4", "--devices-per-server", "1", "--layout", "2+1+1"];
+    let port_word = port.to_string();
+    let options: Vec<&str> = shape.into_iter().chain(["--metrics-port", &port_word]).collect();
+    let cluster = RunningCluster::start("page", &options);
+    let (head, page) = get(port, "/");
+    assert!(head.starts_with("HTTP/1.1 200 OK") && head.contains("text/html"), "{head}");
+    assert!(head.contains("default-src 'none'"), "{head}");
+    for outside in ["http://", "https://", "src=", "@import", "url("] {
+        let own = page.replace("http://www.w3.org/2000/svg", "");
+        assert!(!own.contains(outside), "the page reaches for {outside}");
+    }
+    assert!(get(port, "/nothing").0.starts_with("HTTP/1.1 404"));
+    assert!(get(port, "/load.json?after=x").0.starts_with("HTTP/1.1 400"));
+    assert!(get(port + 1, "/").0.starts_with("HTTP/1.1 404"), "a server has no page");
+    let credential = fs::read_to_string(cluster.dir().join("clovis.toml")).unwrap();
+    let credential = credential.lines().find(|line| line.starts_with("credential")).unwrap().to_owned();
+    let secret = credential.split('"').nth(1).unwrap();
+    assert!(!get(port, "/status.json").1.contains(secret));
+
+    let has_browser = processes::have("chromium", "the page in a browser");
+    let shown = || match has_browser {
+        true => figures_in(&browse(port, cluster.scratch())),
+        false => {
+            let told: Value = serde_json::from_str(&get(port, "/status.json").1).unwrap();
+            figures_of(&told["status"])
+        }
+    };
+    let file = cluster.scratch().join("file");
+    fs::write(&file, vec![7; 1 << 20]).unwrap();
+    let stops = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stops.load(Ordering::Acquire) {
+                let _ = cluster.run(&["cp", "--quiet", file.to_str().unwrap(), "1:1"]).succeeded();
+                let _ = cluster.run(&["cat", "1:1"]).succeeded();
+            }
+        });
+        // The same sample before and after the page was made: then both told of the same. What is used changes all the time.
+        let steady = |mut figures: BTreeMap<String, u64>| {
+            assert!(figures.remove("used_bytes").is_some_and(|used| used > 0), "{figures:?}");
+            figures
+        };
+        let same = wait::until("a look at the page within one sample", LIMIT, || {
+            let before = steady(figures_of(&status(&cluster)));
+            let shown = steady(shown());
+            let after = steady(figures_of(&status(&cluster)));
+            let busy = before.get("writes").is_some_and(|writes| *writes > 0);
+            (busy && before == after).then_some((before, shown))
+        });
+        stops.store(true, Ordering::Release);
+        let (told, shown) = same.unwrap();
+        assert_eq!(shown, told);
+        assert!(told["read_bytes"] > 0 && told["write_p99_ns"] > 0, "{told:?}");
+    });
+    let load: Value = serde_json::from_str(&get(port, "/load.json?after=0").1).unwrap();
+    let samples = load["samples"].as_array().unwrap();
+    let newest = samples.last().unwrap()["number"].as_u64().unwrap();
+    assert_eq!(samples.len(), usize::try_from(newest).unwrap(), "none is missing since the start");
+    let later: Value = serde_json::from_str(&get(port, &format!("/load.json?after={newest}")).1).unwrap();
+    assert!(later["samples"].as_array().unwrap().len() <= 1);
+
+    cluster.kill_hard("server-4");
+    let told = wait::until("server-4 to be missed, and the page to say so", LIMIT, || {
+        let before = figures_of(&status(&cluster));
+        let shown = shown();
+        let is_missed = before["devices_online"] == 3 && before["servers_online"] == 3;
+        (is_missed && before == figures_of(&status(&cluster))).then_some((before, shown))
+    });
+    let (told, shown) = told.unwrap();
+    assert_eq!(shown, told);
+    if has_browser {
+        let page = browse(port, cluster.scratch());
+        let device = "data-device=\"0x6b00000000000001:0x4\"";
+        assert_eq!(attribute(&page, device, "data-state"), Some("transient"), "{page}");
+        assert!(page.contains("server-4 is silent"), "{page}");
+        assert!(page.contains("online</span>") && page.contains("lease lost"), "no event: {page}");
+    }
+}
