@@ -140,6 +140,12 @@ pub(crate) struct VerbsBackend {
     closing: BTreeMap<ConnectionId, Instant>,
     is_armed: bool,
     next_look: Instant,
+    /// Ends of connections that could not be told, as the port was down. The kernel's connection manager tells the peer when one is destroyed, and
+    /// a farewell on a link that is down ends soft-RoCE's management queue pair for good (Linux 6.1: no connection of anybody comes up any more,
+    /// until the device is made anew). So they wait for the port.
+    parked: Vec<verbs_sys::ConnectionId>,
+    /// When to look for the port again.
+    unpark_at: Option<Instant>,
     /// The device is gone: when to look for it again.
     reopen_at: Option<Instant>,
     recipe: Recipe,
@@ -217,6 +223,8 @@ impl VerbsBackend {
             is_armed: false,
             next_look: Instant::ZERO,
             reopen_at: None,
+            parked: Vec::new(),
+            unpark_at: None,
             recipe: Recipe { locality: locality.clone(), fabric: fabric.clone(), endpoint, listen },
             counters: Arc::clone(locality.counters()),
             seen: verbs_sys::NicCounts::default(),
@@ -254,7 +262,7 @@ impl VerbsBackend {
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.closing.values().copied().chain(self.reopen_at).min()
+        self.closing.values().copied().chain(self.reopen_at).chain(self.unpark_at).min()
     }
 
     /// Posts missing receives, if there are at least `least` of them.
@@ -291,6 +299,7 @@ impl VerbsBackend {
             self.refill_all(1);
         }
         self.end_lingering(protocol, now);
+        self.unpark(now);
         self.publish_counts();
         if self.reopen_at.is_some_and(|at| now >= at) {
             self.reopen(now);
@@ -373,6 +382,10 @@ impl VerbsBackend {
             protocol.handle_closed(now, id, NetError::Local(LocalError::DeviceRemoved));
             self.tear_down(protocol, now, id);
         }
+        for id in std::mem::take(&mut self.parked) {
+            self.manager.destroy(id);
+        }
+        self.unpark_at = None;
         self.publish_counts();
         self.nic.close();
         self.reopen_at = Some(now + Duration::from_millis(REOPEN_MS));

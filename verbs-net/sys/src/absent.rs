@@ -48,6 +48,9 @@ impl Nic {
     pub fn info(&self) -> &DeviceInfo {
         match self.0 {}
     }
+    pub fn has_active_port(&self) -> bool {
+        match self.0 {}
+    }
     pub fn capabilities(&self) -> Capabilities {
         match self.0 {}
     }

@@ -31,6 +31,8 @@ pub(super) const POLL_ENTRIES: usize = 32;
 pub(super) const LOOK_MS: u64 = 1;
 /// A device that was taken away is looked for this often.
 pub(super) const REOPEN_MS: u64 = 1000;
+/// A port that is down is looked at this often, while ends of connections wait for it.
+pub(super) const UNPARK_MS: u64 = 100;
 /// A connection that ends waits this long for its last word to be acknowledged.
 pub(super) const LINGER_MS: u64 = 500;
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::time::Duration;
 
 use base::{Endpoint, Instant};
 use smallvec::SmallVec;
@@ -9,6 +10,7 @@ use verbs_sys::{CompletionError, Memory, QueuePairId, Remote, Work};
 use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::limits::UNPARK_MS;
 use super::rendezvous::{self, Fetching, Offered};
 use super::{ReadJob, Tag, VerbsBackend};
 use crate::connection::{ConnectionId, Outgoing, Payload};
@@ -106,6 +108,7 @@ impl VerbsBackend {
         endpoint: Endpoint,
     ) {
         let dialled = match (endpoint.socket_address(), self.reopen_at.is_some()) {
+            (Some(_), false) if !self.nic.has_active_port() => Err(io::ErrorKind::NetworkDown),
             (Some(to), false) => self.manager.dial(self.address, to).map_err(|error| error.kind()),
             (_, true) => {
                 return protocol.handle_closed(now, id, NetError::Local(LocalError::DeviceRemoved));
@@ -247,15 +250,24 @@ impl VerbsBackend {
         self.closing.remove(&id);
         self.backlog.remove(&id);
         if let Some(mut link) = self.links.remove(&id) {
-            self.manager.disconnect(link.id);
             self.by_id.remove(&link.id);
+            // Soft-RoCE does not survive a farewell on a link that is down: see `parked`.
+            let is_reachable = self.nic.has_active_port();
+            if is_reachable {
+                self.manager.disconnect(link.id);
+            }
             if let Some(pair) = link.pair {
                 self.nic.destroy_queue_pair(pair);
                 // Its flushed operations and ended exposures.
                 while self.poll_completions(protocol, now, super::POLL_ENTRIES) > 0 {}
                 self.by_pair.remove(&pair);
             }
-            self.manager.destroy(link.id);
+            if is_reachable {
+                self.manager.destroy(link.id);
+            } else {
+                self.parked.push(link.id);
+                self.unpark_at = Some(now + Duration::from_millis(UNPARK_MS));
+            }
             for (tag, work) in std::mem::take(&mut link.queue) {
                 drop(work);
                 self.handle_work(protocol, now, tag, Memory::None, Err(CompletionError::Flushed));
@@ -268,6 +280,22 @@ impl VerbsBackend {
             .is_some_and(|connection| connection.phase == crate::connection::Phase::Ended)
         {
             protocol.forget(id);
+        }
+    }
+
+    /// Says the farewells that wait for a port, once there is one.
+    pub(super) fn unpark(&mut self, now: Instant) {
+        if self.unpark_at.is_none_or(|at| now < at) {
+            return;
+        }
+        if !self.nic.has_active_port() {
+            self.unpark_at = Some(now + Duration::from_millis(UNPARK_MS));
+            return;
+        }
+        self.unpark_at = None;
+        for id in std::mem::take(&mut self.parked) {
+            self.manager.disconnect(id);
+            self.manager.destroy(id);
         }
     }
 

@@ -192,16 +192,25 @@ fn interface_name(index: u32) -> Option<String> {
     Some(unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned())
 }
 
-fn describe_port(context: &Arc<Context>, number: u8, gids: &[(u32, GidInfo)]) -> Option<PortInfo> {
+/// `IBV_PORT_ACTIVE` of verbs.h.
+pub(super) const PORT_ACTIVE: u32 = 4;
+
+/// A port as it is now; `None` if the device does not say.
+pub(super) fn query_port(context: &Context, number: u8) -> Option<ffi::ibv_port_attr> {
     // SAFETY: a C structure of numbers.
     let mut attributes: ffi::ibv_port_attr = unsafe { zeroed() };
     // SAFETY: an open context; writes one structure of ours.
     let answer = unsafe { ffi::ibv_query_port(context.0, number, &mut attributes) };
     checked("ibv_query_port", answer).ok()?;
-    // 2 is IBV_LINK_LAYER_ETHERNET, 4 IBV_PORT_ACTIVE, 1 IBV_PORT_DOWN (verbs.h).
+    Some(attributes)
+}
+
+fn describe_port(context: &Arc<Context>, number: u8, gids: &[(u32, GidInfo)]) -> Option<PortInfo> {
+    let attributes = query_port(context, number)?;
+    // 2 is IBV_LINK_LAYER_ETHERNET, 1 IBV_PORT_DOWN (verbs.h).
     let link_layer = if attributes.link_layer == 2 { LinkLayer::Ethernet } else { LinkLayer::InfiniBand };
     let state = match attributes.state {
-        4 => PortState::Active,
+        PORT_ACTIVE => PortState::Active,
         1 => PortState::Down,
         other => PortState::Other(other),
     };

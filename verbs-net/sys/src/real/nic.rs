@@ -11,11 +11,11 @@ use std::sync::Arc;
 use rdma_mummy_sys as ffi;
 use runtime_sys::{Arena, Buffer, SharedBuffer};
 
-use super::library::{Context, null};
+use super::library::{Context, PORT_ACTIVE, null, query_port};
 use super::regions::{Regions, Rights};
 use super::tables::Slots;
 use super::{checked, last, set_nonblocking, zeroed};
-use crate::device::{Capabilities, DeviceInfo};
+use crate::device::{Capabilities, DeviceInfo, PortInfo};
 use crate::error::RdmaError;
 use crate::event::AsyncEvent;
 use crate::work::{Access, Completed, ExposureId, Memory, NicConfig, NicCounts, QueuePairId, Segment};
@@ -237,6 +237,17 @@ impl Nic {
     #[must_use]
     pub fn info(&self) -> &DeviceInfo {
         &self.info
+    }
+
+    /// False if all its ports are down now: a cable is out, a link is set down. A system call.
+    #[must_use]
+    pub fn has_active_port(&self) -> bool {
+        let Some(context) = &self.context else { return false };
+        let is_active = |port: &PortInfo| {
+            // A port that cannot be asked is taken for one that is up: whoever uses it is told.
+            query_port(context, port.number).is_none_or(|found| found.state == PORT_ACTIVE)
+        };
+        self.info.ports.iter().any(is_active)
     }
 
     /// What it can do.
