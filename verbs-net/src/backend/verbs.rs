@@ -36,8 +36,8 @@ use crate::memory_wait::MemoryWait;
 use crate::protocol::{Action, Protocol};
 use binding::Bindings;
 use limits::{
-    EAGER_BYTES, INLINE_BYTES, LINGER_MS, LOOK_MS, POLL_ENTRIES, QUEUE_PAIRS_MAX, READ_BYTES_MAX, RECEIVES,
-    RECEIVES_WITHOUT_SHARED, REFILL_BATCH, REOPEN_MS, SENDS_PER_QUEUE_PAIR, WINDOWS_MAX,
+    DOUBT_MS, EAGER_BYTES, INLINE_BYTES, LINGER_MS, LOOK_MS, POLL_ENTRIES, QUEUE_PAIRS_MAX, READ_BYTES_MAX,
+    RECEIVES, RECEIVES_WITHOUT_SHARED, REFILL_BATCH, REOPEN_MS, SENDS_PER_QUEUE_PAIR, WINDOWS_MAX,
 };
 use link::{Link, Stalled};
 
@@ -140,12 +140,15 @@ pub(crate) struct VerbsBackend {
     closing: BTreeMap<ConnectionId, Instant>,
     is_armed: bool,
     next_look: Instant,
-    /// Ends of connections that could not be told, as the port was down. The kernel's connection manager tells the peer when one is destroyed, and
+    /// Ends of connections that cannot be told yet, as the port is down. The kernel's connection manager tells the peer when one is destroyed, and
     /// a farewell on a link that is down ends soft-RoCE's management queue pair for good (Linux 6.1: no connection of anybody comes up any more,
     /// until the device is made anew). So they wait for the port.
     parked: Vec<verbs_sys::ConnectionId>,
     /// When to look for the port again.
     unpark_at: Option<Instant>,
+    /// Until then the port is taken for one that is down: a send failed on our side, as it does on a link that goes down, for a while before
+    /// the device says so.
+    doubted_until: Instant,
     /// The device is gone: when to look for it again.
     reopen_at: Option<Instant>,
     recipe: Recipe,
@@ -225,6 +228,7 @@ impl VerbsBackend {
             reopen_at: None,
             parked: Vec::new(),
             unpark_at: None,
+            doubted_until: Instant::ZERO,
             recipe: Recipe { locality: locality.clone(), fabric: fabric.clone(), endpoint, listen },
             counters: Arc::clone(locality.counters()),
             seen: verbs_sys::NicCounts::default(),
@@ -462,6 +466,9 @@ impl VerbsBackend {
         id: ConnectionId,
         error: CompletionError,
     ) {
+        if matches!(error, CompletionError::Local { .. }) {
+            self.doubted_until = now + Duration::from_millis(DOUBT_MS);
+        }
         let error = match error {
             CompletionError::RetryExceeded | CompletionError::ReceiverNotReady => NetError::RemoteTimeout,
             CompletionError::RemoteAccess

@@ -108,7 +108,7 @@ impl VerbsBackend {
         endpoint: Endpoint,
     ) {
         let dialled = match (endpoint.socket_address(), self.reopen_at.is_some()) {
-            (Some(_), false) if !self.nic.has_active_port() => Err(io::ErrorKind::NetworkDown),
+            (Some(_), false) if !self.has_port(now) => Err(io::ErrorKind::NetworkDown),
             (Some(to), false) => self.manager.dial(self.address, to).map_err(|error| error.kind()),
             (_, true) => {
                 return protocol.handle_closed(now, id, NetError::Local(LocalError::DeviceRemoved));
@@ -252,7 +252,7 @@ impl VerbsBackend {
         if let Some(mut link) = self.links.remove(&id) {
             self.by_id.remove(&link.id);
             // Soft-RoCE does not survive a farewell on a link that is down: see `parked`.
-            let is_reachable = self.nic.has_active_port();
+            let is_reachable = self.has_port(now);
             if is_reachable {
                 self.manager.disconnect(link.id);
             }
@@ -283,12 +283,17 @@ impl VerbsBackend {
         }
     }
 
+    /// Whether the connection manager may say something: see `parked` and `doubted_until`.
+    fn has_port(&self, now: Instant) -> bool {
+        now >= self.doubted_until && self.nic.has_active_port()
+    }
+
     /// Says the farewells that wait for a port, once there is one.
     pub(super) fn unpark(&mut self, now: Instant) {
         if self.unpark_at.is_none_or(|at| now < at) {
             return;
         }
-        if !self.nic.has_active_port() {
+        if !self.has_port(now) {
             self.unpark_at = Some(now + Duration::from_millis(UNPARK_MS));
             return;
         }
