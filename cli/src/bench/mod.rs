@@ -39,6 +39,9 @@ pub struct BenchArgs {
     /// Small samples, for a first look: the result does not count
     #[arg(long)]
     pub quick: bool,
+    /// Only rows whose name has this text: "random read" (stob and net)
+    #[arg(long, value_name = "TEXT")]
+    pub only: Option<String>,
     /// Folder on a tmpfs for devices and files [default: /dev/shm]
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
@@ -70,6 +73,14 @@ struct Plan {
     is_quick: bool,
     /// Where files go.
     folder: PathBuf,
+    /// Rows are left out whose name does not have this.
+    only: Option<String>,
+}
+
+impl Plan {
+    fn wants(&self, row: &str) -> bool {
+        self.only.as_deref().is_none_or(|only| row.contains(only))
+    }
 }
 
 /// Says what is going on, on standard error: a whole run takes a quarter of an hour.
@@ -83,6 +94,7 @@ pub fn run(args: &BenchArgs) -> Result<(), Failure> {
         pairs: args.pairs.unwrap_or(if args.quick { 3 } else { 11 }),
         is_quick: args.quick,
         folder: args.dir.clone().unwrap_or_else(|| Path::new("/dev/shm").to_owned()),
+        only: args.only.clone(),
     };
     let machine = Machine::look();
     let mut report = Report::default();

@@ -41,16 +41,26 @@ pub fn run(plan: &Plan) -> Result<(Vec<Comparison>, Vec<Figure>), Failure> {
     for (kind, what) in
         [(Kind::Write, "TCP loopback, bulk pulled"), (Kind::Read, "TCP loopback, bulk pushed")]
     {
+        if !plan.wants(what) {
+            continue;
+        }
         announce(what);
         comparisons.push(bulk(plan, kind, what, bytes, iperf.as_deref())?);
     }
-    announce("TCP loopback, round trip");
-    let figures = round_trip(plan)?;
-    for peer in [PingPong::Sockperf, PingPong::Ucx] {
+    let mut figures = Vec::new();
+    if plan.wants("TCP loopback, 64 B round trip") {
+        announce("TCP loopback, 64 B round trip");
+        figures = round_trip(plan)?;
+    }
+    for peer in [PingPong::Sockperf, PingPong::Ucx].into_iter().filter(|peer| plan.wants(&row_of(*peer))) {
         announce(peer.name());
         comparisons.push(round_trips_beside(plan, peer)?);
     }
     Ok((comparisons, figures))
+}
+
+fn row_of(peer: PingPong) -> String {
+    format!("TCP loopback, {MESSAGE_BYTES} B there and back, {}", peer.name())
 }
 
 /// Round trips per second beside those of another program; the sample's bytes are those of the messages one way.
@@ -74,7 +84,7 @@ fn round_trips_beside(plan: &Plan, peer: PingPong) -> Result<Comparison, Failure
     let beside = absent.is_none().then_some(|| peer.sample(lasting, one));
     let Taken { pairs, alone } = take(plan.pairs, ours, beside)?;
     Ok(Comparison {
-        what: format!("TCP loopback, {MESSAGE_BYTES} B there and back, {}", peer.name()),
+        what: row_of(peer),
         peer: absent.map_or_else(|| Peer::Ran(peer.name().to_owned()), |absent| Peer::Absent(absent.0)),
         target: Some(peer.target()),
         pairs,

@@ -34,6 +34,7 @@ const SMALL_DEPTH: u64 = 32;
 const LARGE_DEPTH: u64 = 8;
 /// Puts in a group, and bytes of a value. Keys have 8.
 const PUTS: u64 = 16;
+const PUTS_ROW: &str = "stob: tree puts, groups of 16, durable";
 const VALUE_BYTES: usize = 100;
 const KEYS: u64 = 1 << 15;
 /// The targets.
@@ -103,7 +104,7 @@ pub fn run(plan: &Plan, folder: Option<&Path>) -> Result<Vec<Comparison>, Failur
         (Work::RandomOverwrite, "stob: 4 KiB random overwrite, durable", OVERWRITE_TARGET),
     ];
     let mut comparisons = Vec::new();
-    for (work, what, target) in rows {
+    for (work, what, target) in rows.into_iter().filter(|(_, what, _)| plan.wants(what)) {
         announce(what);
         let row = Comparison {
             what: what.to_owned(),
@@ -112,8 +113,10 @@ pub fn run(plan: &Plan, folder: Option<&Path>) -> Result<Vec<Comparison>, Failur
         };
         comparisons.push(row);
     }
-    announce("tree puts");
-    comparisons.push(bench.beside_redb(plan)?);
+    if plan.wants(PUTS_ROW) {
+        announce(PUTS_ROW);
+        comparisons.push(bench.beside_redb(plan)?);
+    }
     bench.stop()?;
     Ok(comparisons)
 }
@@ -368,7 +371,7 @@ impl Bench {
         let Taken { pairs, alone } = take(plan.pairs, &mut ours, beside)?;
         let puts = float(costs.bytes) / float(put_bytes());
         Ok(Comparison {
-            what: format!("stob: tree puts, groups of {PUTS}, durable"),
+            what: PUTS_ROW.to_owned(),
             peer: match program {
                 Some(_) => Peer::Ran("redb".to_owned()),
                 None => Peer::Absent("./dev bench builds it (CLOVIS_REDB_PEER)".to_owned()),
