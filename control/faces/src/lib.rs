@@ -17,6 +17,7 @@ pub mod fences;
 pub mod heartbeat;
 pub mod lease;
 pub mod limits;
+pub mod rm;
 pub mod watcher;
 
 pub use about::About;

@@ -4,7 +4,7 @@
 //! belong to `rpc`. Bytes are pinned by golden tests; docs/wire.md lists the opcodes.
 //!
 //! Start at [`Fop`]; the bodies are grouped by the service that answers them: [`conf`], [`object`], [`component`], [`lock`],
-//! [`watch`], [`admin`].
+//! [`watch`], [`rm`], [`admin`].
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -14,6 +14,7 @@ pub mod conf;
 mod error;
 pub mod lock;
 pub mod object;
+pub mod rm;
 pub mod watch;
 
 pub use error::FopError;
@@ -99,6 +100,16 @@ pub enum Opcode {
     WatchAck = 83,
     /// [`watch::Notify`]
     Notify = 84,
+    /// [`rm::RmBegin`]
+    RmBegin = 90,
+    /// [`rm::RmBorrow`]
+    RmBorrow = 91,
+    /// [`rm::RmReturn`]
+    RmReturn = 92,
+    /// [`rm::RmPoll`]
+    RmPoll = 93,
+    /// [`rm::RmList`]
+    RmList = 94,
 }
 
 impl Opcode {
@@ -142,6 +153,11 @@ impl Opcode {
         Opcode::WatchPoll,
         Opcode::WatchAck,
         Opcode::Notify,
+        Opcode::RmBegin,
+        Opcode::RmBorrow,
+        Opcode::RmReturn,
+        Opcode::RmPoll,
+        Opcode::RmList,
     ];
 
     /// The one with this number.
