@@ -64,6 +64,12 @@ pub enum Command {
         #[command(subcommand)]
         action: LockCommand,
     },
+    /// List who holds which objects alone or shared, and hold one
+    Credit {
+        /// What to do.
+        #[command(subcommand)]
+        action: CreditCommand,
+    },
     /// List and locate devices, take one out and back, give one up
     Device {
         /// What to do with it.
@@ -252,22 +258,56 @@ pub struct ConnectArgs {
     pub timeout: u64,
 }
 
+/// What a change is made under.
+#[derive(Debug, Args)]
+pub struct HoldArgs {
+    /// Write under a lock, OWNER:EPOCH as `clovis lock take` printed it: refused once the lock is broken
+    #[arg(long, value_name = "TICKET", conflicts_with = "exclusive")]
+    pub ticket: Option<Ticket>,
+    /// Hold the object alone meanwhile: fails if another command or client holds it
+    #[arg(short = 'x', long)]
+    pub exclusive: bool,
+    /// With --exclusive: wait so many seconds for those who hold it
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=86_400), requires = "exclusive")]
+    pub wait: u64,
+}
+
+/// An object that is named, or one that control finds a name for.
+#[derive(Clone, Copy, Debug)]
+pub enum ObjectChoice {
+    /// HI:LO
+    Named(ObjectId),
+    /// `new`
+    New,
+}
+
+impl std::str::FromStr for ObjectChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<ObjectChoice, String> {
+        match text {
+            "new" => Ok(ObjectChoice::New),
+            text => text.parse().map(ObjectChoice::Named).map_err(|error| format!("{error}, or `new`")),
+        }
+    }
+}
+
 /// `clovis cp`
 #[derive(Debug, Args)]
 pub struct CpArgs {
     /// File to store
     pub file: PathBuf,
-    /// Object id, HI:LO
-    pub id: ObjectId,
+    /// Object id, HI:LO; or `new`: one that nobody has had, which is printed
+    pub id: ObjectChoice,
     /// Unit size (a power of two from 4K to 1M); default: the pool's
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub unit: Option<u64>,
     /// Fail if the object exists
     #[arg(short = 'n', long)]
     pub no_replace: bool,
-    /// Write under a lock, OWNER:EPOCH as `clovis lock take` printed it: refused once the lock is broken
-    #[arg(long, value_name = "TICKET")]
-    pub ticket: Option<Ticket>,
+    /// Under what.
+    #[command(flatten)]
+    pub hold: HoldArgs,
     /// No progress bar
     #[arg(short, long)]
     pub quiet: bool,
@@ -314,6 +354,9 @@ pub struct RmArgs {
     /// An object that does not exist is no error
     #[arg(short, long)]
     pub force: bool,
+    /// Under what.
+    #[command(flatten)]
+    pub hold: HoldArgs,
     /// Cluster.
     #[command(flatten)]
     pub connect: ConnectArgs,
@@ -403,6 +446,42 @@ pub struct NotifyArgs {
     /// Seconds to wait for acknowledgements
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=25))]
     pub timeout: u64,
+}
+
+/// `clovis credit ...`
+#[derive(Debug, Subcommand)]
+pub enum CreditCommand {
+    /// Show who holds what: objects that are held, and ranges that are handed out
+    List(CreditListArgs),
+    /// Hold an object until this command is interrupted
+    Hold(CreditHoldArgs),
+}
+
+/// `clovis credit list`
+#[derive(Debug, Args)]
+pub struct CreditListArgs {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis credit hold`
+#[derive(Debug, Args)]
+pub struct CreditHoldArgs {
+    /// Object id, HI:LO
+    pub object: ObjectId,
+    /// Beside others that hold it shared
+    #[arg(short, long)]
+    pub shared: bool,
+    /// Wait so many seconds for those who hold it
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=86_400))]
+    pub wait: u64,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
 }
 
 /// `clovis lock ...`

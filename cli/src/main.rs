@@ -13,6 +13,7 @@ mod cluster;
 mod cluster_folder;
 mod conf;
 mod connection;
+mod credit;
 mod daemon;
 mod device;
 mod doctor;
@@ -108,6 +109,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Watch(args) => watch::watch(&args),
         Command::Notify(args) => watch::notify(&args),
         Command::Lock { action } => lock::run(&action),
+        Command::Credit { action } => credit::run(&action),
         Command::Device { action } => device::run(&action),
         Command::Pool { action } => pool::run(&action),
         Command::Stob { action } => stob::run(&action),

@@ -5,15 +5,16 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use base::ByteExtent;
 use base::units::{BLOCK_BYTES, narrow};
+use base::{ByteExtent, ObjectId};
 use client::{Client, ClientError, Object, ObjectStat};
 use futures_util::future;
 use runtime::{Buffer, SharedBuffer};
 use serde_json::json;
 
-use crate::args::{CatArgs, CpArgs, LsArgs, RmArgs, StatArgs};
+use crate::args::{CatArgs, CpArgs, LsArgs, ObjectChoice, RmArgs, StatArgs};
 use crate::connection::{Station, connect};
+use crate::credit;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::output;
@@ -96,22 +97,44 @@ pub fn copy_in(args: &CpArgs) -> Result<(), Failure> {
     let (file, size_bytes) = open_source(&args.file)?;
     let unit_bytes = args.unit.map(unit_size).transpose()?;
     let (mut station, client, _) = connect(&args.connect, false)?;
-    client.write_under(args.ticket);
+    let (id, is_new) = match args.id {
+        ObjectChoice::Named(id) => (id, false),
+        ObjectChoice::New => {
+            let found = station.wait(client.new_object_id())?;
+            (found.map_err(|error| Failure::new(error.to_string()))?, true)
+        }
+    };
+    let copied = copy_file(&mut station, &client, args, (id, unit_bytes), (&file, size_bytes));
+    if is_new || args.hold.exclusive {
+        credit::leave(&mut station, &client);
+    }
+    copied?;
+    if is_new { output::line(&id.to_string()) } else { Ok(()) }
+}
+
+/// Whatever it holds is no longer used when it returns.
+fn copy_file(
+    station: &mut Station,
+    client: &Client,
+    args: &CpArgs,
+    (id, unit_bytes): (ObjectId, Option<u32>),
+    (file, size_bytes): (&File, u64),
+) -> Result<(), Failure> {
+    let client = credit::writer(station, client, id, &args.hold)?;
     let opened = if args.no_replace {
-        station.wait(client.create(args.id, unit_bytes))?
+        station.wait(client.create(id, unit_bytes))?
     } else {
-        station.wait(client.create_or_open(args.id, unit_bytes))?
+        station.wait(client.create_or_open(id, unit_bytes))?
     };
     let object = opened.map_err(|error| Failure::new(error.to_string()))?;
     let has = object.stat().unit_bytes;
     if let Some(wanted) = unit_bytes.filter(|wanted| *wanted != has) {
         return Err(Failure::new(format!(
-            "object {} exists with units of {has} bytes, not {wanted}: leave --unit out, or remove the object first",
-            args.id
+            "object {id} exists with units of {has} bytes, not {wanted}: leave --unit out, or remove the object first"
         )));
     }
-    let progress = Progress::start(&format!("cp {}", args.id), size_bytes, args.quiet);
-    store(&mut station, &client, &object, |offset, bytes| fill(&file, offset, size_bytes, bytes), &progress)
+    let progress = Progress::start(&format!("cp {id}"), size_bytes, args.quiet);
+    store(station, &client, &object, |offset, bytes| fill(file, offset, size_bytes, bytes), &progress)
         .map(drop)
 }
 
@@ -246,15 +269,20 @@ pub fn remove(args: &RmArgs) -> Result<(), Failure> {
     let (mut station, client, _) = connect(&args.connect, false)?;
     let mut first_failure = None;
     for id in &args.ids {
-        match station.wait(client.delete(*id))? {
-            Ok(()) => {}
-            Err(ClientError::NotFound { .. }) if args.force => {}
-            Err(error) => {
-                if let Some(earlier) = first_failure.replace(Failure::new(error.to_string())) {
-                    eprintln!("clovis: {earlier}");
-                }
-            }
+        let failure = match credit::writer(&mut station, &client, *id, &args.hold) {
+            Ok(client) => match station.wait(client.delete(*id))? {
+                Ok(()) => continue,
+                Err(ClientError::NotFound { .. }) if args.force => continue,
+                Err(error) => Failure::new(error.to_string()),
+            },
+            Err(failure) => failure,
+        };
+        if let Some(earlier) = first_failure.replace(failure) {
+            eprintln!("clovis: {earlier}");
         }
+    }
+    if args.hold.exclusive {
+        credit::leave(&mut station, &client);
     }
     first_failure.map_or(Ok(()), Err)
 }

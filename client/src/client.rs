@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use base::endpoint::TMID_MAX;
 use base::{ByteExtent, Endpoint, ObjectId};
+use faces::rm::HoldError;
 use faces::{ConfClient, ConfError, NotifyOutcome, Watcher};
-use fops::lock::Ticket;
+use fops::lock::{LockMode, Ticket};
 use fops::object::{ObjectRecord, OpenMode, generation_of};
+use fops::rm::{RmCredit, RmResource};
 use rpc::addb::AddbSpace;
 use rpc::{CallError, RpcConfig, RpcMachine};
 use runtime::{Buffer, LocalityHandle, SharedBuffer};
@@ -21,6 +23,9 @@ use crate::object::{Object, ObjectStat};
 use crate::replacement::{Replacement, drop_components};
 use crate::store::Store;
 use crate::transfer;
+
+/// Upper half of the ids that control hands out. Ids that users choose have another.
+pub const ALLOCATED_OBJECTS: u64 = 1 << 55;
 
 /// How to connect.
 #[derive(Clone)]
@@ -107,6 +112,7 @@ impl Client {
     /// The configuration in use.
     #[must_use]
     pub fn configuration(&self) -> Rc<faces::Configuration> {
+        self.store.adopt();
         self.store.configuration()
     }
 
@@ -119,6 +125,54 @@ impl Client {
     /// them ([`ClientError`] with `FopError::Fenced`), also those in flight. `None`: changes are made without a lock.
     pub fn write_under(&self, ticket: Option<Ticket>) {
         self.store.ticket.set(ticket);
+    }
+
+    /// This client with an object to itself (`Exclusive`) or beside others that hold it `Shared`: its changes of whatever object are refused by all
+    /// servers once the hold was taken away. It lasts until the client that is returned, its clones and objects are dropped, or control could not be
+    /// reached for the lease; then nothing more is sent and changes fail with [`crate::Fault::HoldLost`]. Objects that are opened without a hold
+    /// are not held up (docs/rm.md).
+    ///
+    /// Waits up to `wait` for those who hold it, in the order of asking; zero: not at all. Await all writes before dropping it: one that was dropped may
+    /// still land. Errors: [`ClientError::Hold`]; its ticket takes the place of [`Client::write_under`]'s, so both at once are refused.
+    pub async fn holding(
+        &self,
+        object: ObjectId,
+        mode: LockMode,
+        wait: Duration,
+    ) -> Result<Client, ClientError> {
+        let has_other = self.store.ticket.get().is_some() || self.store.hold().is_some();
+        if has_other {
+            return Err(ClientError::TwoTickets { object });
+        }
+        let credit = RmCredit::Whole { mode };
+        let hold = self.store.borrower.hold(&RmResource::Object(object.fid()), &credit, wait).await?;
+        Ok(Client { store: Rc::new(self.store.under(hold)) })
+    }
+
+    /// [`Client::holding`] alone, then [`Client::open`]: the object is this handle's as long as it or a clone of it lives.
+    pub async fn open_exclusive(&self, object: ObjectId, wait: Duration) -> Result<Object, ClientError> {
+        self.holding(object, LockMode::Exclusive, wait).await?.open(object).await
+    }
+
+    /// Whether what this client holds is still held, and whether others wait for it. `None`: it holds nothing. Error: [`ClientError::Hold`].
+    pub fn is_wanted(&self) -> Result<Option<bool>, ClientError> {
+        let Some(hold) = self.store.hold() else { return Ok(None) };
+        hold.check()?;
+        Ok(Some(hold.is_wanted()))
+    }
+
+    /// An id for a new object that no other client gets, ever: its upper half is [`ALLOCATED_OBJECTS`]. Of a range that is borrowed of control, a message
+    /// for a thousand ids. Errors: [`ClientError::Hold`].
+    pub async fn new_object_id(&self) -> Result<ObjectId, ClientError> {
+        let number = self.store.borrower.next_fid().await?;
+        ObjectId::new(ALLOCATED_OBJECTS, number)
+            .ok_or(ClientError::Hold(HoldError::Exhausted { resource: RmResource::Fids }))
+    }
+
+    /// Gives back everything that this client and its clones borrowed, at once: without it, what a client held when its process ended is free only after
+    /// its lease. What is still held is void. Errors: control does not answer.
+    pub async fn leave(&self) -> Result<(), ConfError> {
+        self.store.borrower.leave(self.store.request_deadline(self.store.deadline())).await
     }
 
     /// A watcher of its own, without watches yet: [`Watcher::watch`] registers one on the fid of an object. `name`: for people, 1 to 64 bytes;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use base::{Blame, Blamed, ByteExtent, Endpoint, Fid, LayoutWidth, ObjectId};
 use faces::DeviceState;
+use faces::rm::HoldError;
 use fops::FopError;
 use rpc::CallError;
 
@@ -33,6 +34,8 @@ pub enum Fault {
     },
     /// The pool has no such target: the object was made for another pool version.
     NoTarget,
+    /// The change was to be made under a hold whose lease ended; it was not sent.
+    HoldLost,
 }
 
 impl Fault {
@@ -99,6 +102,7 @@ impl fmt::Display for Fault {
             Fault::Suspect => f.write_str("the server did not answer a moment ago"),
             Fault::BadAnswer { reason } => write!(f, "the answer does not fit the request: {reason}"),
             Fault::NoTarget => f.write_str("the pool has no such target"),
+            Fault::HoldLost => f.write_str("the lease on the object ended: others may use it now"),
         }
     }
 }
@@ -166,6 +170,17 @@ impl UnitFailures {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
+    /// The credit that the operation needs cannot be held, or no longer.
+    #[error(transparent)]
+    Hold(#[from] HoldError),
+    /// A change carries one ticket.
+    #[error(
+        "object {object} is to be held by a client whose changes carry a lock's ticket, or that holds something already: connect another client"
+    )]
+    TwoTickets {
+        /// The object.
+        object: ObjectId,
+    },
     /// The local endpoint cannot be opened.
     #[error("cannot open the endpoint {endpoint}: {reason}")]
     Start {
@@ -357,7 +372,9 @@ pub enum ClientError {
 impl Blamed for ClientError {
     fn blame(&self) -> Blame {
         match self {
+            ClientError::Hold(error) => error.blame(),
             ClientError::Exists { .. }
+            | ClientError::TwoTickets { .. }
             | ClientError::NotFound { .. }
             | ClientError::UnitBytes { .. }
             | ClientError::NotAligned { .. }
@@ -385,6 +402,7 @@ impl Blamed for ClientError {
     fn may_retry(&self) -> bool {
         match self {
             ClientError::NoConfiguration { .. } | ClientError::Conflict { .. } => true,
+            ClientError::Hold(error) => error.may_retry(),
             ClientError::Record { failures, .. }
             | ClientError::Read { failures, .. }
             | ClientError::Write { failures, .. }

@@ -32,8 +32,9 @@ mod view;
 
 #[doc(hidden)]
 pub use bug::Bug;
-pub use client::{Client, ClientConfig};
+pub use client::{ALLOCATED_OBJECTS, Client, ClientConfig};
 pub use error::{ClientError, Fault, UnitFailure, UnitFailures};
+pub use faces::rm::HoldError;
 pub use faces::{ConfError, Notified, NotifyOutcome, Watch, WatchEvent, Watcher};
 pub use object::{Object, ObjectStat};
 pub use operation::{Operation, OperationEvent, OperationState};

@@ -1,8 +1,8 @@
 //! An open object: read and write in place, its record, its replacement.
 //!
 //! One writer at a time: writes of one handle (and its clones) wait for each other, except that the next begins while the record of the
-//! last one is changed; two clients that write the same object need a
-//! lock of their own until the resource manager has one. Reads run beside anything.
+//! last one is changed; two clients that write the same object hold it in turn (`Client::holding`) or share a named lock. Reads run
+//! beside anything.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;

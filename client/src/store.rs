@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use base::units::{BLOCK_BYTES, narrow};
 use base::{Fid, FidType, Instant, LayoutWidth, ObjectId};
+use faces::rm::{Borrower, Hold};
 use faces::{ConfClient, Configuration, DeviceConfig, DeviceState};
 use fops::conf::DeviceEvidence;
 use fops::lock::{Ticket, Ticketed};
@@ -40,24 +41,29 @@ impl ComponentName {
     }
 }
 
+/// Clones share all but what changes are made under.
+#[derive(Clone)]
 pub(crate) struct Store {
     pub(crate) locality: LocalityHandle,
     pub(crate) rpc: RpcMachine,
     pub(crate) conf: ConfClient,
     pub(crate) config: ClientConfig,
     bug: Option<Bug>,
-    configuration: RefCell<Rc<Configuration>>,
+    configuration: Rc<RefCell<Rc<Configuration>>>,
     /// Highest configuration version that any answer showed.
-    seen_version: Cell<u64>,
+    seen_version: Rc<Cell<u64>>,
     /// What changes are made under; `None`: no lock.
-    pub(crate) ticket: Cell<Option<Ticket>>,
+    pub(crate) ticket: Rc<Cell<Option<Ticket>>>,
+    /// What changes are made under instead of the ticket, as long as it is held.
+    hold: Option<Rc<Hold>>,
+    pub(crate) borrower: Borrower,
     requests: Semaphore,
-    per_target: RefCell<BTreeMap<u32, Semaphore>>,
+    per_target: Rc<RefCell<BTreeMap<u32, Semaphore>>>,
     memory: Semaphore,
     memory_blocks: usize,
-    suspects: RefCell<BTreeMap<u32, Instant>>,
-    codecs: RefCell<BTreeMap<LayoutWidth, Rc<GroupCodec>>>,
-    zeros: RefCell<Option<SharedBuffer>>,
+    suspects: Rc<RefCell<BTreeMap<u32, Instant>>>,
+    codecs: Rc<RefCell<BTreeMap<LayoutWidth, Rc<GroupCodec>>>>,
+    zeros: Rc<RefCell<Option<SharedBuffer>>>,
 }
 
 impl Store {
@@ -71,23 +77,37 @@ impl Store {
         // Half of the arena: the rest is for messages, bulk in flight and whoever shares the arena.
         let memory_bytes = (locality.arena().capacity_bytes() / 2).min(limits::MEMORY_BYTES_MAX);
         let memory_blocks = narrow(memory_bytes / BLOCK_BYTES);
+        // Its name for people is its endpoint, which control sees.
+        let borrower = Borrower::start(&conf, String::new(), config.op_timeout / 4);
         Store {
             locality,
             rpc,
             conf,
             config,
-            seen_version: Cell::new(configuration.version),
-            ticket: Cell::new(None),
+            seen_version: Rc::new(Cell::new(configuration.version)),
+            ticket: Rc::default(),
+            hold: None,
+            borrower,
             bug,
-            configuration: RefCell::new(configuration),
+            configuration: Rc::new(RefCell::new(configuration)),
             requests: Semaphore::new(limits::REQUESTS_IN_FLIGHT_MAX),
-            per_target: RefCell::default(),
+            per_target: Rc::default(),
             memory: Semaphore::new(memory_blocks),
             memory_blocks,
-            suspects: RefCell::default(),
-            codecs: RefCell::default(),
-            zeros: RefCell::new(None),
+            suspects: Rc::default(),
+            codecs: Rc::default(),
+            zeros: Rc::default(),
         }
+    }
+
+    /// The same, with changes made under a hold.
+    pub(crate) fn under(&self, hold: Hold) -> Store {
+        Store { hold: Some(Rc::new(hold)), ..self.clone() }
+    }
+
+    /// What changes are made under, if it is a hold.
+    pub(crate) fn hold(&self) -> Option<&Hold> {
+        self.hold.as_deref()
     }
 
     /// Only in the simulation's hands: see [`Bug`].
@@ -115,9 +135,20 @@ impl Store {
 
     /// Fetches the configuration if an answer showed a newer one. A control daemon that does not answer is no reason to stop.
     pub(crate) async fn refresh(&self) {
+        self.adopt();
         let known = self.configuration.borrow().version;
         if self.seen_version.get() > known {
             self.fetch().await;
+        }
+    }
+
+    /// Takes over what was fetched because control asked the old one back.
+    pub(crate) fn adopt(&self) {
+        if let Some(newest) = self.conf.current()
+            && newest.version > self.configuration.borrow().version
+        {
+            self.see_version(newest.version);
+            *self.configuration.borrow_mut() = newest;
         }
     }
 
@@ -263,7 +294,7 @@ impl Store {
         }
     }
 
-    /// The same for a request that changes something: it carries the client's ticket, if there is one.
+    /// The same for a request that changes something: it carries the ticket of its hold or of the client, if there is one.
     pub(crate) async fn change<F: fops::Fop>(
         &self,
         target: u32,
@@ -273,7 +304,15 @@ impl Store {
     where
         Ticketed<F>: fops::Fop<Reply = F::Reply>,
     {
-        let Some(ticket) = self.ticket.get() else { return self.call(target, make, deadline).await };
+        let ticket = match &self.hold {
+            Some(hold) => {
+                // Nothing leaves this side once it counts the lease as ended; what left before is refused by the fence.
+                hold.check().map_err(|_| Fault::HoldLost)?;
+                Some(hold.ticket())
+            }
+            None => self.ticket.get(),
+        };
+        let Some(ticket) = ticket else { return self.call(target, make, deadline).await };
         let make_ticketed = async |device: &DeviceConfig| {
             let (change, bulk) = make(device).await;
             (Ticketed { ticket, change }, bulk)

@@ -38,9 +38,11 @@ use verbs_net::{Fabric, TmConfig, Token, TransferMachine};
 use crate::core::{ControlCore, Refusal, StateChange};
 use crate::error::ControlError;
 use crate::load::LoadBook;
+use crate::loans::LoanTable;
 use crate::lock_service;
 use crate::locks::LockTable;
 use crate::reconcile::reconcile;
+use crate::rm_service;
 use crate::store::{Changes, Store, Stored};
 use crate::transactions::{ApplyRefusal, Reason, Transactions};
 use crate::watch_service;
@@ -124,6 +126,15 @@ pub(crate) struct Inner {
     pub(crate) watch_waits: Cell<usize>,
     /// What the servers did in the last hour.
     load: RefCell<LoadBook>,
+    pub(crate) loans: RefCell<LoanTable>,
+    /// Serial of the last durable change of loans.
+    loans_stored: Cell<u64>,
+    /// Rings when a loan was returned or asked back, a borrower was lost, or the configuration changed.
+    pub(crate) loans_rung: Notify,
+    /// Requests of borrowers that wait for it.
+    pub(crate) rm_waits: Cell<usize>,
+    /// Granted to servers and borrowers.
+    pub(crate) lease: Duration,
     /// Requests that wait for an event.
     event_waits: Cell<usize>,
     /// The last durable configuration.
@@ -175,6 +186,12 @@ impl Control {
             None => Default::default(),
         };
         let watches = stored.as_mut().map(|stored| std::mem::take(&mut stored.watches)).unwrap_or_default();
+        let (borrowers, loans, next_fid) = match stored.as_mut() {
+            Some(stored) => {
+                (std::mem::take(&mut stored.borrowers), std::mem::take(&mut stored.loans), stored.next_fid)
+            }
+            None => Default::default(),
+        };
         let started_unix_s = config.file.as_ref().map_or(0, |file| file.unix_s);
         let Recovered { configuration, transactions, changed } =
             recover(stored, &config.configuration, config.file.as_ref(), config.endpoint)?;
@@ -187,6 +204,9 @@ impl Control {
         let transfer_machine = TransferMachine::start(locality, fabric, tm_config)?;
         let rpc_config = RpcConfig { config_version: Rc::clone(&config_version), ..config.rpc };
         let rpc = RpcMachine::start(locality, transfer_machine, rpc_config);
+        let loans = LoanTable::new(locality.now(), config.lease, borrowers, loans, next_fid);
+        let mut locks = LockTable::new(locality.now(), config.lease, grants, fences, lock_numbers);
+        locks.adopt_tickets(loans.tickets());
         let inner = Rc::new(Inner {
             rpc,
             epoch: config.epoch,
@@ -196,7 +216,7 @@ impl Control {
                 ControlCore::new(locality.now(), configuration.clone(), config.lease)
                     .with_transactions(transactions),
             ),
-            locks: RefCell::new(LockTable::new(locality.now(), config.lease, grants, fences, lock_numbers)),
+            locks: RefCell::new(locks),
             locks_stored: Cell::new(0),
             locks_rung: Notify::new(),
             lock_waits: Cell::new(0),
@@ -205,6 +225,11 @@ impl Control {
             load: RefCell::new(LoadBook::new(locality.now())),
             watches_rung: Notify::new(),
             watch_waits: Cell::new(0),
+            loans: RefCell::new(loans),
+            loans_stored: Cell::new(0),
+            loans_rung: Notify::new(),
+            rm_waits: Cell::new(0),
+            lease: config.lease,
             event_waits: Cell::new(0),
             published: RefCell::new(Rc::new(configuration)),
             store_failed: RefCell::new(None),
@@ -221,6 +246,7 @@ impl Control {
             locality.spawn("control-leases", run_leases(Rc::clone(&inner), config.lease)),
             locality.spawn("control-locks", lock_service::run(Rc::clone(&inner))),
             locality.spawn("control-watches", watch_service::run(Rc::clone(&inner))),
+            locality.spawn("control-loans", rm_service::run(Rc::clone(&inner))),
         ];
         Ok(Control { inner, tasks })
     }
@@ -385,6 +411,7 @@ impl Inner {
         serve(inner, |inner: Rc<Inner>, _fom, request: LoadGet| async move { Ok(inner.load(&request)) });
         lock_service::serve_all(inner);
         watch_service::serve_all(inner);
+        rm_service::serve_all(inner);
         inner.rpc.serve_net_faults();
         serve(inner, |inner: Rc<Inner>, _fom, request: Ping| async move {
             Ok(PingReply { payload: request.payload, epoch: inner.epoch })
@@ -406,6 +433,12 @@ impl Inner {
         self.settled.notify_waiters();
         self.locks_rung.notify_waiters();
         self.watches_rung.notify_waiters();
+        self.loans_rung.notify_waiters();
+    }
+
+    /// The newest durable version of the configuration.
+    pub(crate) fn published_version(&self) -> u64 {
+        self.published.borrow().version
     }
 
     fn conf_get(&self, request: &ConfGet) -> Result<ConfGetReply, FopError> {
@@ -533,22 +566,35 @@ impl Inner {
 
     /// Waits until `version` is durable. Error: the store failed.
     async fn settle(&self, version: u64) -> Result<(), FopError> {
-        self.settle_all(version, 0, 0).await
+        self.settle_all(version, 0, 0, 0).await
     }
 
     /// Waits until every change of locks up to now is durable. Error: the store failed.
     pub(crate) async fn settle_locks(&self) -> Result<(), FopError> {
         let serial = self.locks.borrow().serial();
-        self.settle_all(0, serial, 0).await
+        self.settle_all(0, serial, 0, 0).await
     }
 
     /// Waits until every change of watches up to now is durable. Error: the store failed.
     pub(crate) async fn settle_watches(&self) -> Result<(), FopError> {
         let serial = self.watches.borrow().serial();
-        self.settle_all(0, 0, serial).await
+        self.settle_all(0, 0, serial, 0).await
     }
 
-    async fn settle_all(&self, version: u64, locks_serial: u64, watches_serial: u64) -> Result<(), FopError> {
+    /// Waits until every change of loans, and of the tickets and fences that go with them, is durable. Error: the store failed.
+    pub(crate) async fn settle_loans(&self) -> Result<(), FopError> {
+        let serial = self.loans.borrow().serial();
+        let locks_serial = self.locks.borrow().serial();
+        self.settle_all(0, locks_serial, 0, serial).await
+    }
+
+    async fn settle_all(
+        &self,
+        version: u64,
+        locks_serial: u64,
+        watches_serial: u64,
+        loans_serial: u64,
+    ) -> Result<(), FopError> {
         // An event need not bring a new version; nobody waits for it here, but it is written at once.
         if self.core.borrow().has_changes() {
             self.dirty.notify_one();
@@ -556,7 +602,8 @@ impl Inner {
         loop {
             let is_durable = self.published.borrow().version >= version
                 && self.locks_stored.get() >= locks_serial
-                && self.watches_stored.get() >= watches_serial;
+                && self.watches_stored.get() >= watches_serial
+                && self.loans_stored.get() >= loans_serial;
             if is_durable {
                 return Ok(());
             }
@@ -676,17 +723,26 @@ async fn write_changes(inner: Rc<Inner>) {
             let locks = inner.locks.borrow_mut().take_changes();
             let watches_serial = inner.watches.borrow().serial();
             let watches = inner.watches.borrow_mut().take_changes();
-            let nothing_new = changes.is_empty() && locks.0.is_empty() && watches.is_empty();
-            if next.version == inner.published.borrow().version && nothing_new {
+            let loans_serial = inner.loans.borrow().serial();
+            let loans = inner.loans.borrow_mut().take_changes();
+            let nothing_new =
+                changes.is_empty() && locks.0.is_empty() && watches.is_empty() && loans.is_empty();
+            let is_same_version = next.version == inner.published.borrow().version;
+            if is_same_version && nothing_new {
                 break;
             }
             let events = inner.number(&changes);
-            let changes = Changes { events, locks, watches };
+            let changes = Changes { events, locks, watches, loans };
             match inner.store.save(&next, transactions.as_ref(), &changes).await {
                 Ok(()) => {
                     inner.publish(next, changes.events);
                     inner.locks_stored.set(locks_serial);
                     inner.watches_stored.set(watches_serial);
+                    inner.loans_stored.set(loans_serial);
+                    if !is_same_version {
+                        // Who reads the configuration and waits to be told.
+                        inner.loans_rung.notify_waiters();
+                    }
                 }
                 Err(error) => *inner.store_failed.borrow_mut() = Some(error.to_string()),
             }

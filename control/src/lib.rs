@@ -1,22 +1,24 @@
 //! The control daemon: the configuration, registration and leases of servers, and the states of devices.
 //!
 //! Must not know: objects, layouts of single objects, data. Pure and testable without I/O: [`transition`] (the table of device
-//! states), [`core`] (decisions about servers and devices), [`locks`] (named locks and fences), [`watches`] (watches and
-//! notifies), [`load`] (what the servers did in the last hour), `reconcile` (a restart with an edited file). Around it: `store` (durable, a tree of its own
+//! states), [`core`] (decisions about servers and devices), [`locks`] (named locks and fences), [`loans`] (the root of the
+//! resource manager), [`watches`] (watches and notifies), [`load`] (what the servers did in the last hour), `reconcile` (a restart with an edited file). Around it: `store` (durable, a tree of its own
 //! domain) and [`daemon`] (requests, store before answer, leases). One daemon; several with Raft are issue 6.
 //!
 //! **Invariant**: a version of the configuration that anybody was told of survives a restart. **Invariant**: a device that
 //! became Failed stays so. **Invariant**: a lock that is broken is free only after its
-//! owner's old ticket is refused everywhere. Threads: one locality. Rules for people: docs/ha.md, docs/configuration.md, docs/locks.md, docs/watch.md. Start at [`Control`].
+//! owner's old ticket is refused everywhere. Threads: one locality. Rules for people: docs/ha.md, docs/configuration.md, docs/locks.md, docs/rm.md, docs/watch.md. Start at [`Control`].
 #![forbid(unsafe_code)]
 
 pub mod core;
 pub mod daemon;
 mod error;
 pub mod load;
+pub mod loans;
 mod lock_service;
 pub mod locks;
 mod reconcile;
+mod rm_service;
 mod store;
 pub mod transactions;
 pub mod transition;

@@ -64,6 +64,14 @@ pub enum LockRefusal {
         /// Its owner.
         owner: OwnerId,
     },
+    /// No room for a fence, and none may be forgotten.
+    #[error(
+        "{FENCES_MAX} owners are fenced, which is the limit, and client {borrower} holds credits since before all of that: end it (clovis credit list), then older fences are folded into one"
+    )]
+    FencesFullOfBorrowers {
+        /// The client that keeps them from being forgotten.
+        borrower: OwnerId,
+    },
 }
 
 /// Something that the store has to do.
@@ -77,6 +85,8 @@ pub enum LockChange {
     PutFence(Fence),
     /// Delete the fence.
     DropFence(u64),
+    /// Only the numbers beside are new.
+    Numbers,
 }
 
 /// The last numbers given: stored with every change, so that none comes twice.
@@ -111,6 +121,8 @@ pub struct LockTable {
     waiters: BTreeMap<LockName, VecDeque<Waiter>>,
     waiting: usize,
     fences: BTreeMap<u64, Fence>,
+    /// Tickets in force that belong to no lock: those of borrowers.
+    tickets: BTreeMap<OwnerId, u64>,
     numbers: LockNumbers,
     /// One more with each change that the store has to have.
     serial: u64,
@@ -134,6 +146,7 @@ impl LockTable {
             waiters: BTreeMap::new(),
             waiting: 0,
             fences: fences.into_iter().map(|fence| (fence.number, fence)).collect(),
+            tickets: BTreeMap::new(),
             numbers,
             serial: 0,
             changes: Vec::new(),
@@ -296,6 +309,26 @@ impl LockTable {
         Ok(Some(fence))
     }
 
+    /// A new ticket for a borrower of the resource manager: its epoch. Until it is fenced or no longer adopted, no fence for everybody goes past it.
+    pub fn issue_ticket(&mut self, owner: OwnerId) -> u64 {
+        self.numbers.epoch += 1;
+        self.tickets.insert(owner, self.numbers.epoch);
+        self.change(LockChange::Numbers);
+        self.numbers.epoch
+    }
+
+    /// These tickets of borrowers are in force, and no others.
+    pub fn adopt_tickets(&mut self, tickets: impl Iterator<Item = (OwnerId, u64)>) {
+        self.tickets = tickets.collect();
+    }
+
+    /// Fences the tickets of a borrower: the number of the fence; `None`: there is no room for it now.
+    pub fn fence_borrower(&mut self, owner: OwnerId) -> Option<u64> {
+        let fence = self.fence(owner).ok()?;
+        self.tickets.remove(&owner);
+        Some(fence)
+    }
+
     /// Fences every ticket that `owner` has by now.
     fn fence(&mut self, owner: OwnerId) -> Result<u64, LockRefusal> {
         let older: Vec<u64> =
@@ -330,13 +363,21 @@ impl LockTable {
         });
         let oldest = valid.min_by_key(|held| held.grant.ticket.epoch).map(|held| held.grant.clone());
         let floor = oldest.as_ref().map_or(self.numbers.epoch, |grant| grant.ticket.epoch - 1);
+        let borrowed = self.tickets.iter().filter(|(owner, _)| **owner != wanted);
+        let borrowed = borrowed.min_by_key(|(_, epoch)| **epoch).map(|(owner, epoch)| (*owner, *epoch));
+        let floor = borrowed.map_or(floor, |(_, epoch)| floor.min(epoch - 1));
         let gone: Vec<u64> =
             self.fences.values().filter(|fence| fence.epoch <= floor).map(|fence| fence.number).collect();
         if gone.len() < 2 {
             // Nothing is won: one goes, one comes. Without an oldest lock all of them would have gone.
-            return match oldest {
-                Some(grant) => Err(LockRefusal::FencesFull { oldest: grant.lock, owner: grant.ticket.owner }),
-                None => Ok(()),
+            return match (oldest, borrowed) {
+                (_, Some((borrower, epoch))) if epoch - 1 == floor => {
+                    Err(LockRefusal::FencesFullOfBorrowers { borrower })
+                }
+                (Some(grant), _) => {
+                    Err(LockRefusal::FencesFull { oldest: grant.lock, owner: grant.ticket.owner })
+                }
+                (None, _) => Ok(()),
             };
         }
         gone.into_iter().for_each(|number| self.drop_fence(number));
@@ -679,6 +720,7 @@ mod tests {
                 LockChange::DropGrant(lock, owner) => assert!(grants.remove(&(lock, owner)).is_some()),
                 LockChange::PutFence(fence) => assert!(fences.insert(fence.number, fence).is_none()),
                 LockChange::DropFence(number) => assert!(fences.remove(&number).is_some()),
+                LockChange::Numbers => {}
             }
         }
         let (grants, fences) = (grants.into_values().collect(), fences.into_values().collect());

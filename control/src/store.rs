@@ -15,11 +15,13 @@ use fops::admin::StoreSpace;
 use fops::codec;
 use fops::conf::{ConfTransaction, Event};
 use fops::lock::{Fence, LockGrant, LockName, OwnerId};
+use fops::rm::{BorrowerId, BorrowerRecord, LoanRecord};
 use fops::watch::{WatchRecord, WatcherId};
 use runtime::LocalityHandle;
 use spdk_stob::{Backend, Domain, FormatParams, StobError, TreeId};
 
 use crate::error::ControlError;
+use crate::loans::LoanChange;
 use crate::locks::{LockChange, LockNumbers};
 use crate::transactions::{Kept, Transactions};
 use crate::watches::WatchChange;
@@ -42,6 +44,12 @@ const LOCKS: TreeId = TreeId(4);
 const FENCES: TreeId = TreeId(5);
 /// The tree of watches: key = `watch_key`; value = the encoded record.
 const WATCHES: TreeId = TreeId(6);
+/// The tree of borrowers: key = borrower, big endian; value = the encoded record.
+const BORROWERS: TreeId = TreeId(7);
+/// The tree of loans: key = `loan_key`; value = the encoded record.
+const LOANS: TreeId = TreeId(8);
+/// The first fid that was never handed out, little endian.
+const NEXT_FID_KEY: &[u8] = b"next-fid";
 /// The last numbers of tickets and fences, little endian.
 const LOCK_NUMBERS_KEY: &[u8] = b"lock-numbers";
 /// Bytes of a piece of a text.
@@ -67,6 +75,10 @@ pub(crate) struct Stored {
     pub(crate) fences: Vec<Fence>,
     pub(crate) lock_numbers: LockNumbers,
     pub(crate) watches: Vec<WatchRecord>,
+    pub(crate) borrowers: Vec<BorrowerRecord>,
+    pub(crate) loans: Vec<LoanRecord>,
+    /// The first fid that was never handed out; 0 if none was.
+    pub(crate) next_fid: u64,
 }
 
 /// What is new since the last save.
@@ -75,6 +87,7 @@ pub(crate) struct Changes {
     pub(crate) events: Vec<Event>,
     pub(crate) locks: (Vec<LockChange>, LockNumbers),
     pub(crate) watches: Vec<WatchChange>,
+    pub(crate) loans: Vec<LoanChange>,
 }
 
 impl Store {
@@ -99,6 +112,9 @@ impl Store {
                 fences: store.read_all(FENCES)?,
                 lock_numbers: store.read_lock_numbers()?,
                 watches: store.read_all(WATCHES)?,
+                borrowers: store.read_all(BORROWERS)?,
+                loans: store.read_all(LOANS)?,
+                next_fid: store.read_next_fid()?,
             }),
             None => None,
         };
@@ -106,14 +122,14 @@ impl Store {
     }
 
     /// Durable when it returns: the configuration, the transactions that are new or no longer kept, new events, and what
-    /// changed of locks, fences and watches.
+    /// changed of locks, fences, watches and loans.
     pub(crate) async fn save(
         &self,
         configuration: &Configuration,
         transactions: Option<&Transactions>,
         changes: &Changes,
     ) -> Result<(), ControlError> {
-        let Changes { events, locks: (lock_changes, lock_numbers), watches } = changes;
+        let Changes { events, locks: (lock_changes, lock_numbers), watches, loans } = changes;
         let mut value = FORMAT_VERSION.to_le_bytes().to_vec();
         value.extend(configuration.to_bytes().map_err(ControlError::Configuration)?);
         let mut transaction = self.domain.begin();
@@ -168,6 +184,7 @@ impl Store {
                 LockChange::DropFence(number) => {
                     transaction.tree_delete(FENCES, &number.to_be_bytes());
                 }
+                LockChange::Numbers => {}
             }
         }
         for change in watches {
@@ -178,6 +195,27 @@ impl Store {
                 }
                 WatchChange::Drop(watcher, cookie) => {
                     transaction.tree_delete(WATCHES, &watch_key(*watcher, *cookie));
+                }
+            }
+        }
+        for change in loans {
+            match change {
+                LoanChange::PutBorrower(record) => {
+                    let value = codec::encode(record).map_err(ControlError::Record)?;
+                    transaction.tree_put(BORROWERS, &record.borrower.0.to_be_bytes(), &value);
+                }
+                LoanChange::DropBorrower(borrower) => {
+                    transaction.tree_delete(BORROWERS, &borrower.0.to_be_bytes());
+                }
+                LoanChange::PutLoan(record) => {
+                    let value = codec::encode(record).map_err(ControlError::Record)?;
+                    transaction.tree_put(LOANS, &loan_key(record.borrower, record.number), &value);
+                }
+                LoanChange::DropLoan(borrower, number) => {
+                    transaction.tree_delete(LOANS, &loan_key(*borrower, *number));
+                }
+                LoanChange::NextFid(next) => {
+                    transaction.tree_put(TREE, NEXT_FID_KEY, &next.to_le_bytes());
                 }
             }
         }
@@ -204,6 +242,11 @@ impl Store {
                 values.push(codec::decode(value).map_err(ControlError::Record)?);
             }
         }
+    }
+
+    fn read_next_fid(&self) -> Result<u64, ControlError> {
+        let Some(value) = self.domain.tree_get(TREE, NEXT_FID_KEY) else { return Ok(0) };
+        value.try_into().map(u64::from_le_bytes).map_err(|_| ControlError::StoreBroken)
     }
 
     fn read_lock_numbers(&self) -> Result<LockNumbers, ControlError> {
@@ -278,6 +321,11 @@ fn watch_key(watcher: WatcherId, cookie: u64) -> [u8; 24] {
     key[..16].copy_from_slice(&watcher.0.to_be_bytes());
     key[16..].copy_from_slice(&cookie.to_be_bytes());
     key
+}
+
+/// Borrower, then number.
+fn loan_key(borrower: BorrowerId, number: u64) -> [u8; 24] {
+    watch_key(WatcherId(borrower.0), number)
 }
 
 fn key_of(number: u64, part: u32) -> [u8; 12] {

@@ -31,6 +31,8 @@ pub fn of(error: &ClientError) -> Errno {
         | ClientError::PartsLength { .. }
         | ClientError::Piece { .. } => EINVAL,
         ClientError::TooLong { .. } => -libc::EFBIG,
+        ClientError::Hold(_) => -libc::EBUSY,
+        ClientError::TwoTickets { .. } => EINVAL,
         ClientError::Start { .. } => -libc::EADDRNOTAVAIL,
         ClientError::NoConfiguration { .. } => ETIMEDOUT,
         ClientError::WrongCredential { .. } => -libc::EACCES,

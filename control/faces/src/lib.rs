@@ -18,6 +18,7 @@ pub mod heartbeat;
 pub mod lease;
 pub mod limits;
 pub mod load;
+pub mod rm;
 pub mod watcher;
 
 pub use about::About;

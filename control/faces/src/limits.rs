@@ -44,9 +44,9 @@ pub const LOCKS_MAX: usize = 16_384;
 pub const LOCK_NAME_BYTES_MAX: usize = 64;
 /// Places in the queues of locks.
 pub const LOCK_WAITERS_MAX: usize = 1024;
-/// Requests about locks and fences that wait at control at a time: half of its foms. What comes on top is answered at once, and asked again
+/// Requests about locks and fences that wait at control at a time: a third of its foms. What comes on top is answered at once, and asked again
 /// after a pause.
-pub const LOCK_WAITS_MAX: usize = 128;
+pub const LOCK_WAITS_MAX: usize = 80;
 /// Longest wait for a lock, or for the end of a break, of one request, in milliseconds: who waits longer asks again.
 pub const LOCK_WAIT_MS_MAX: u32 = 5_000;
 /// One who waits for a lock keeps its place for so long after the end of its request, in milliseconds.
@@ -109,6 +109,40 @@ pub const WATCH_PAGE_BYTES: usize = 3 * NOTIFY_BYTES_MAX;
 /// Notifications of one answer to a watcher.
 pub const WATCH_PAGE: usize = 64;
 
+/// Sessions of borrowers at control: at most 200 bytes of memory each.
+pub const BORROWERS_MAX: usize = 4096;
+/// Loans and waiting requests of a cluster together: at most 800 bytes each with their keys, 13 MiB.
+pub const LOANS_MAX: usize = 16_384;
+/// Loans and waiting requests of one borrower.
+pub const LOANS_PER_BORROWER_MAX: usize = 1024;
+/// Requests that wait for credits of one resource: each event looks at all pairs of them.
+pub const RM_QUEUE_MAX: usize = 128;
+/// Requests of borrowers that wait at control at a time, for credits or for something to do; what comes on top is answered at once and
+/// asks again after a pause.
+pub const RM_WAITS_MAX: usize = 48;
+/// Longest wait for a credit of one request, in milliseconds: who waits longer asks again.
+pub const RM_WAIT_MS_MAX: u32 = 5_000;
+/// Shortest wait for a credit, in milliseconds: one who does not want to wait still waits until those who do not use theirs gave them back.
+pub const RM_TRY_MS: u32 = 250;
+/// One who waits for a credit keeps its place for so long after the end of its request, in milliseconds.
+pub const RM_PLACE_MS: u64 = 2_000;
+/// A borrower polls so many times in its lease: two answers may be late before it ends.
+pub const RM_POLLS_PER_LEASE: u32 = 4;
+/// Bytes of the name of a borrower or of a named resource.
+pub const RM_NAME_BYTES_MAX: usize = 64;
+/// Bytes of a key at an end of a range of keys.
+pub const RM_KEY_BYTES_MAX: usize = 256;
+/// Most fids of one range.
+pub const FID_RANGE_MAX: u64 = 1 << 20;
+/// Fids that a client borrows at a time: a message to control for so many new objects.
+pub const FID_RANGE_DEFAULT: u64 = 1024;
+/// Loans that are named in one answer to a poll.
+pub const RM_PAGE: usize = 256;
+/// Loans of one page of a list.
+pub const RM_LIST_PAGE: usize = 48;
+/// Holders that an answer names to one who has to wait.
+pub const RM_HOLDERS_NAMED: usize = 16;
+
 /// Encoded bytes of an endpoint: net kind and number, address, pid, portal, transfer machine id.
 const ENDPOINT_BYTES: usize = 4 + 2 + 4 + 4 + 2 + 2;
 /// Encoded bytes of a fid.
@@ -152,7 +186,8 @@ const _: () =
 /// Foms that are left for heartbeats and for what does not wait.
 const FOMS_FREE: usize = 16;
 const _: () = assert!(
-    LOCK_WAITS_MAX + WATCH_WAITS_MAX + NOTIFIES_MAX + EVENTS_WAITS_MAX + FOMS_FREE <= rpc::limits::FOMS_MAX
+    LOCK_WAITS_MAX + RM_WAITS_MAX + WATCH_WAITS_MAX + NOTIFIES_MAX + EVENTS_WAITS_MAX + FOMS_FREE
+        <= rpc::limits::FOMS_MAX
 );
 /// Encoded bytes of a `WatchPlace`: watcher, cookie, name, endpoint.
 const WATCH_PLACE_BYTES: usize = 16 + 8 + 8 + WATCH_NAME_BYTES_MAX + ENDPOINT_BYTES;
@@ -191,6 +226,17 @@ const LOCK_ENTRY_BYTES_MAX: usize = LOCK_NAME_ENCODED
 const _: () =
     assert!(wide(8 + 1 + LOCKS_PAGE * LOCK_ENTRY_BYTES_MAX + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 const _: () = assert!(wide(8 + 1 + FENCES_PAGE * (8 + 16 + 8) + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
+/// Encoded bytes of an `RmHolder`: borrower, name, endpoint, flag.
+const RM_HOLDER_BYTES: usize = 16 + 8 + RM_NAME_BYTES_MAX + ENDPOINT_BYTES + 1;
+/// Encoded bytes of an `RmLoanEntry`: holder, number, resource, credit (two keys), flag, silence.
+const RM_LOAN_ENTRY_BYTES: usize =
+    RM_HOLDER_BYTES + 8 + (4 + 8 + RM_NAME_BYTES_MAX) + (4 + 2 * (9 + RM_KEY_BYTES_MAX) + 4) + 1 + 8;
+const _: () =
+    assert!(wide(4 * 8 + RM_LIST_PAGE * RM_LOAN_ENTRY_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
+const _: () =
+    assert!(wide(4 * 8 + RM_HOLDERS_NAMED * RM_HOLDER_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
+const _: () =
+    assert!(wide(4 * 8 + 8 * (RM_PAGE + LOANS_PER_BORROWER_MAX) + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 /// Encoded bytes of a `FenceWait`: two fids, endpoint, time.
 const FENCE_WAIT_BYTES: usize = 2 * FID_BYTES + ENDPOINT_BYTES + 8;
 const _: () = assert!(wide(4 + 8 + DEVICES_MAX * FENCE_WAIT_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);

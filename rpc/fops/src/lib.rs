@@ -4,7 +4,7 @@
 //! belong to `rpc`. Bytes are pinned by golden tests; docs/wire.md lists the opcodes.
 //!
 //! Start at [`Fop`]; the bodies are grouped by the service that answers them: [`conf`], [`object`], [`component`], [`lock`],
-//! [`watch`], [`admin`].
+//! [`watch`], [`rm`], [`admin`].
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -15,6 +15,7 @@ mod error;
 pub mod load;
 pub mod lock;
 pub mod object;
+pub mod rm;
 pub mod watch;
 
 pub use error::FopError;
@@ -100,10 +101,20 @@ pub enum Opcode {
     WatchAck = 83,
     /// [`watch::Notify`]
     Notify = 84,
+    /// [`rm::RmBegin`]
+    RmBegin = 90,
+    /// [`rm::RmBorrow`]
+    RmBorrow = 91,
+    /// [`rm::RmReturn`]
+    RmReturn = 92,
+    /// [`rm::RmPoll`]
+    RmPoll = 93,
+    /// [`rm::RmList`]
+    RmList = 94,
     /// [`load::LoadReport`]
-    LoadReport = 90,
+    LoadReport = 100,
     /// [`load::LoadGet`]
-    LoadGet = 91,
+    LoadGet = 101,
 }
 
 impl Opcode {
@@ -147,6 +158,11 @@ impl Opcode {
         Opcode::WatchPoll,
         Opcode::WatchAck,
         Opcode::Notify,
+        Opcode::RmBegin,
+        Opcode::RmBorrow,
+        Opcode::RmReturn,
+        Opcode::RmPoll,
+        Opcode::RmList,
         Opcode::LoadReport,
         Opcode::LoadGet,
     ];

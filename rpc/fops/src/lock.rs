@@ -97,7 +97,7 @@ impl fmt::Display for LockName {
 }
 
 /// Who may hold a lock at the same time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub enum LockMode {
     /// Any number of owners.
     Shared,

@@ -5,7 +5,7 @@
 
 use base::{BlockExtent, Endpoint, Fid, LayoutWidth};
 use fops::codec::{CodecError, Decode, Encode, decode, encode, encode_into};
-use fops::{FopError, admin, component, conf, load, lock, object, watch};
+use fops::{FopError, admin, component, conf, load, lock, object, rm, watch};
 use proptest::prelude::*;
 
 type RawFid = (u64, u64);
@@ -500,8 +500,13 @@ fn opcodes_are_pinned() {
         (O::WatchPoll, 82),
         (O::WatchAck, 83),
         (O::Notify, 84),
-        (O::LoadReport, 90),
-        (O::LoadGet, 91),
+        (O::RmBegin, 90),
+        (O::RmBorrow, 91),
+        (O::RmReturn, 92),
+        (O::RmPoll, 93),
+        (O::RmList, 94),
+        (O::LoadReport, 100),
+        (O::LoadGet, 101),
     ];
     for (opcode, number) in numbers {
         assert_eq!(opcode as u16, number, "{opcode:?}");
@@ -579,6 +584,13 @@ fn decode_as_everything(bytes: &[u8]) {
     one::<load::LoadReport>(bytes);
     one::<load::LoadGet>(bytes);
     one::<load::LoadGetReply>(bytes);
+    one::<rm::RmBegin>(bytes);
+    one::<rm::RmBorrow>(bytes);
+    one::<rm::RmBorrowReply>(bytes);
+    one::<rm::RmReturn>(bytes);
+    one::<rm::RmPoll>(bytes);
+    one::<rm::RmPollReply>(bytes);
+    one::<rm::RmListReply>(bytes);
     one::<FopError>(bytes);
 }
 
@@ -820,6 +832,118 @@ fn bodies_of_watches() {
         ),
     );
     pinned(watch::NotifyReply::Busy, agreed!(u32: 1), "01000000");
+}
+
+#[test]
+fn bodies_of_credits() {
+    let borrower = rm::BorrowerId(OWNER.0);
+    let from: Endpoint = "127.0.0.1@tcp2:12345:34:5".parse().unwrap();
+    let from_hex = "01000000 0200 0100007f 39300000 2200 0500";
+    type RawEndpoint = (((u32, u16), u32), u32, u16, u16);
+    let raw_from: RawEndpoint = (((1, 2), 0x7f00_0001), 12345, 34, 5);
+    pinned(
+        rm::RmBegin { borrower, name: "ab".to_owned() },
+        agreed!((u128, String): (OWNER.0, "ab".to_owned())),
+        &format!("{OWNER_HEX} 0200000000000000 6162"),
+    );
+    pinned(
+        rm::RmBeginReply { epoch: 5, lease_ms: 3000 },
+        agreed!((u64, u64): (5, 3000)),
+        "0500000000000000 b80b000000000000",
+    );
+    pinned(
+        rm::RmBorrow {
+            borrower,
+            number: 4,
+            resource: rm::RmResource::Object(FID),
+            credit: rm::RmCredit::Whole { mode: lock::LockMode::Exclusive },
+            wait_ms: 9,
+        },
+        agreed!((u128, u64, (u32, RawFid), (u32, u32), u32): (OWNER.0, 4, (0, RAW), (0, 1), 9)),
+        &format!("{OWNER_HEX} 0400000000000000 00000000 {FID_HEX} 00000000 01000000 09000000"),
+    );
+    pinned(rm::RmResource::Keys(FID), agreed!((u32, RawFid): (1, RAW)), &format!("01000000 {FID_HEX}"));
+    pinned(rm::RmResource::Fids, agreed!(u32: 2), "02000000");
+    pinned(
+        rm::RmResource::Named("ab".to_owned()),
+        agreed!((u32, String): (3, "ab".to_owned())),
+        "03000000 0200000000000000 6162",
+    );
+    pinned(
+        rm::RmCredit::Bytes { first: 1, end: 2, mode: lock::LockMode::Shared },
+        agreed!((u32, u64, u64, u32): (1, 1, 2, 0)),
+        "01000000 0100000000000000 0200000000000000 00000000",
+    );
+    pinned(
+        rm::RmCredit::Keys { first: vec![1], end: Some(vec![2]), mode: lock::LockMode::Shared },
+        agreed!((u32, Vec<u8>, Option<Vec<u8>>, u32): (2, vec![1], Some(vec![2]), 0)),
+        "02000000 0100000000000000 01 01 0100000000000000 02 00000000",
+    );
+    let fids = rm::RmCredit::Fids(rm::FidRange { first: 1, count: 2 });
+    let fids_hex = "03000000 0100000000000000 0200000000000000";
+    pinned(fids.clone(), agreed!((u32, (u64, u64)): (3, (1, 2))), fids_hex);
+    pinned(
+        rm::RmBorrowReply::Lent { credit: fids.clone() },
+        agreed!((u32, (u32, (u64, u64))): (0, (3, (1, 2)))),
+        &format!("00000000 {fids_hex}"),
+    );
+    let holder = rm::RmHolder { borrower, name: "ab".to_owned(), from, lost: true };
+    type RawHolder = (u128, String, RawEndpoint, bool);
+    let raw_holder: RawHolder = (OWNER.0, "ab".to_owned(), raw_from, true);
+    let holder_hex = format!("{OWNER_HEX} 0200000000000000 6162 {from_hex} 01");
+    pinned(
+        rm::RmBorrowReply::Busy { holders: vec![holder.clone()], ahead: 3 },
+        agreed!((u32, Vec<RawHolder>, u32): (1, vec![raw_holder.clone()], 3)),
+        &format!("01000000 0100000000000000 {holder_hex} 03000000"),
+    );
+    pinned(rm::RmBorrowReply::NoSession, agreed!(u32: 2), "02000000");
+    pinned(rm::RmBorrowReply::Exhausted, agreed!(u32: 3), "03000000");
+    pinned(
+        rm::RmReturn { borrower, numbers: vec![4], leave: true },
+        agreed!((u128, Vec<u64>, bool): (OWNER.0, vec![4], true)),
+        &format!("{OWNER_HEX} 0100000000000000 0400000000000000 01"),
+    );
+    pinned(
+        rm::RmPoll { borrower, version: 6, known: vec![4], wait_ms: 9 },
+        agreed!((u128, u64, Vec<u64>, u32): (OWNER.0, 6, vec![4], 9)),
+        &format!("{OWNER_HEX} 0600000000000000 0100000000000000 0400000000000000 09000000"),
+    );
+    pinned(
+        rm::RmPollReply { has_session: true, asked_back: vec![4], version: 6 },
+        agreed!((bool, Vec<u64>, u64): (true, vec![4], 6)),
+        "01 0100000000000000 0400000000000000 0600000000000000",
+    );
+    pinned(
+        rm::RmList { after: Some((borrower, 4)) },
+        agreed!(Option<(u128, u64)>: Some((OWNER.0, 4))),
+        &format!("01 {OWNER_HEX} 0400000000000000"),
+    );
+    let entry = rm::RmLoanEntry {
+        holder,
+        number: 4,
+        resource: rm::RmResource::Fids,
+        credit: fids.clone(),
+        asked_back: false,
+        silent_ms: 7,
+    };
+    pinned(
+        rm::RmListReply { loans: vec![entry], more: false, borrowers: 1, waiting: 2 },
+        agreed!((Vec<(RawHolder, u64, u32, (u32, (u64, u64)), bool, u64)>, bool, u32, u32):
+            (vec![(raw_holder, 4, 2, (3, (1, 2)), false, 7)], false, 1, 2)),
+        &format!(
+            "0100000000000000 {holder_hex} 0400000000000000 02000000 {fids_hex} 00 0700000000000000 00 01000000 02000000"
+        ),
+    );
+    pinned(
+        rm::BorrowerRecord { borrower, name: "ab".to_owned(), epoch: 5, from, fence: 6 },
+        agreed!((u128, String, u64, RawEndpoint, u64): (OWNER.0, "ab".to_owned(), 5, raw_from, 6)),
+        &format!("{OWNER_HEX} 0200000000000000 6162 0500000000000000 {from_hex} 0600000000000000"),
+    );
+    pinned(
+        rm::LoanRecord { borrower, number: 4, resource: rm::RmResource::Fids, credit: fids },
+        agreed!((u128, u64, u32, (u32, (u64, u64))): (OWNER.0, 4, 2, (3, (1, 2)))),
+        &format!("{OWNER_HEX} 0400000000000000 02000000 {fids_hex}"),
+    );
 }
 
 #[test]
