@@ -698,7 +698,10 @@ mod tests {
         borrow(&mut table, 0, 1, 1, Exclusive);
         let mut table = restarted(table, &mut stored, 10_000);
         assert!(!is_lent(&borrow(&mut table, 10_000, 2, 1, Exclusive)));
-        assert!(!table.handle_tick(at(10_000 + LOST_AFTER_MS - 1), |_| None), "a whole lease to be heard");
+        // The place of the one who waited is gone; the holder has a whole lease to be heard.
+        assert!(table.handle_tick(at(10_000 + LOST_AFTER_MS - 1), |_| panic!("too early")));
+        assert_eq!(table.list(at(20_000), None).loans.len(), 1);
+        assert_eq!(table.list(at(20_000), None).loans.len(), 1);
         assert!(table.handle_tick(at(10_000 + LOST_AFTER_MS), |_| Some(3)));
         let mut table = restarted(table, &mut stored, 20_000);
         assert!(!table.handle_poll(at(20_000), BorrowerId(1), here()));
