@@ -11,6 +11,8 @@ pub enum Bug {
     StaleParity,
     /// A replacement drops the old bytes before its record flips.
     DropBeforeCommit,
+    /// Of the replicas of a record the first that answers counts, be it old.
+    FirstAnswerIsEnough,
     /// One of its rpc machine's.
     Rpc(rpc::Bug),
 }

@@ -275,7 +275,12 @@ impl Client {
     /// handle opened before would take the next object of that name for its own. Errors: [`ClientError::NotFound`], [`ClientError::Record`].
     pub async fn delete(&self, object: ObjectId) -> Result<(), ClientError> {
         let open = self.open(object).await?;
-        let bury = |record: &ObjectRecord| Some(ObjectRecord { deleted: true, size_bytes: 0, ..*record });
+        // The highest generation of its version: a replacement that began with the same version cannot win over the tombstone once
+        // its bytes, which are dropped below, are gone (seed 10 of the simulation).
+        let bury = |record: &ObjectRecord| {
+            let generation = generation_of(record.version + 1, u64::from(u32::MAX));
+            Some(ObjectRecord { deleted: true, size_bytes: 0, generation, ..*record })
+        };
         let tombstone = open.change_record(bury).await?;
         // Best effort: what stays is dropped when an object of this name is replaced or deleted.
         drop_components(&self.store, object, 0..generation_of(tombstone.version + 1, 0)).await;

@@ -128,7 +128,11 @@ impl Store {
             let holders = self.holders(object)?;
             let answers =
                 join_all(holders.iter().map(|target| self.open_at(*target, mode, wish, deadline))).await;
-            let answers: Vec<(u32, Held)> = holders.into_iter().zip(answers).collect();
+            let mut answers: Vec<(u32, Held)> = holders.into_iter().zip(answers).collect();
+            if !all_needed && self.has_bug(Bug::FirstAnswerIsEnough) {
+                let first = answers.iter().position(|(_, held)| !matches!(held, Held::Failed(_)));
+                answers = first.map_or(answers.clone(), |first| vec![answers[first].clone()]);
+            }
             let faults = || {
                 answers.iter().filter_map(|(target, held)| match held {
                     Held::Failed(fault) => Some((*target, fault)),

@@ -1,4 +1,4 @@
-//! The two clocks. Logic sees neither: it is handed a [`base::Instant`].
+//! The clocks. Logic sees neither: it is handed a [`base::Instant`].
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -56,9 +56,100 @@ impl SimulatedClock {
     }
 }
 
+/// What a machine's own clock shows while true time runs: an offset, and a rate. Pure; the simulation gives every node one.
+///
+/// **Invariant**: what it shows never goes back, whatever the rate is set to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DriftingClock {
+    /// True time since which it runs at this rate.
+    since: Instant,
+    /// What it showed then.
+    shown: Instant,
+    /// Thousandths of true time's speed.
+    rate_per_mille: u32,
+}
+
+impl DriftingClock {
+    /// A clock that shows `offset` more than true time and runs as fast.
+    #[must_use]
+    pub fn ahead_by(offset: Duration) -> DriftingClock {
+        DriftingClock { since: Instant::ZERO, shown: Instant::ZERO + offset, rate_per_mille: 1000 }
+    }
+
+    /// The same clock, at `rate_per_mille` (1 or more) from true time `now` on.
+    #[must_use]
+    pub fn at_rate(self, now: Instant, rate_per_mille: u32) -> DriftingClock {
+        DriftingClock { since: now, shown: self.shows(now), rate_per_mille: rate_per_mille.max(1) }
+    }
+
+    /// Thousandths of true time's speed.
+    #[must_use]
+    pub fn rate_per_mille(self) -> u32 {
+        self.rate_per_mille
+    }
+
+    /// What it shows at true time `now`.
+    #[must_use]
+    pub fn shows(self, now: Instant) -> Instant {
+        if now == Instant::NEVER {
+            return now;
+        }
+        let passed = u128::from(now.as_nanos().saturating_sub(self.since.as_nanos()));
+        self.shown + nanos(passed * u128::from(self.rate_per_mille) / 1000)
+    }
+
+    /// The first true time at which it shows `shown` or more.
+    #[must_use]
+    pub fn first_time_of(self, shown: Instant) -> Instant {
+        if shown == Instant::NEVER {
+            return shown;
+        }
+        let ahead = u128::from(shown.as_nanos().saturating_sub(self.shown.as_nanos()));
+        self.since + nanos((ahead * 1000).div_ceil(u128::from(self.rate_per_mille)))
+    }
+
+    /// The last true time at which it shows no more than `shown`.
+    #[must_use]
+    pub fn last_time_of(self, shown: Instant) -> Instant {
+        let after = self.first_time_of(shown + Duration::from_nanos(1));
+        Instant::from_nanos(after.as_nanos() - u64::from(after > Instant::ZERO))
+    }
+}
+
+fn nanos(count: u128) -> Duration {
+    Duration::from_nanos(u64::try_from(count).unwrap_or(u64::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_drifting_clock_and_true_time_lead_to_each_other() {
+        let at = Instant::from_nanos;
+        for rate in [1, 300, 799, 1000, 1001, 1250, 3000] {
+            let clock = DriftingClock::ahead_by(Duration::from_secs(5)).at_rate(at(1000), rate);
+            let mut before = Instant::ZERO;
+            for now in (1000..3000).map(at) {
+                let shown = clock.shows(now);
+                assert!(shown >= before, "it goes back");
+                before = shown;
+                assert!(clock.first_time_of(shown) <= now && now <= clock.last_time_of(shown));
+                assert_eq!(clock.shows(clock.first_time_of(shown)), shown);
+                assert_eq!(clock.shows(clock.last_time_of(shown)), shown);
+                assert!(clock.shows(clock.first_time_of(shown + Duration::from_nanos(7))) > shown);
+            }
+        }
+        let slow = DriftingClock::ahead_by(Duration::from_nanos(50)).at_rate(at(100), 500);
+        assert_eq!(slow.shows(at(300)), at(250));
+        assert_eq!(
+            slow.at_rate(at(300), 2000).shows(at(400)),
+            at(450),
+            "a new rate goes on from what it showed"
+        );
+        assert_eq!(slow.first_time_of(Instant::NEVER), Instant::NEVER);
+        assert_eq!(slow.shows(Instant::NEVER), Instant::NEVER);
+    }
 
     #[test]
     fn simulated_time_never_goes_back() {

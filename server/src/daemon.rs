@@ -24,6 +24,7 @@ use runtime::sync::Notify;
 use spdk_stob::{Backend, Domain, FormatParams, StobError};
 use verbs_net::{Fabric, TmConfig, Token, TransferMachine};
 
+use crate::bug::Bug;
 use crate::device::Device;
 use crate::error::ServerError;
 use crate::state::{State, Writer};
@@ -56,6 +57,9 @@ pub struct ServerConfig {
     pub about: About,
     /// Limits of the rpc machine.
     pub rpc: RpcConfig,
+    /// A bug on purpose, for the simulation.
+    #[doc(hidden)]
+    pub bug: Option<Bug>,
 }
 
 impl ServerConfig {
@@ -81,6 +85,7 @@ impl ServerConfig {
             start_timeout: START_TIMEOUT_DEFAULT,
             about: About::default(),
             rpc: RpcConfig::default(),
+            bug: None,
         }
     }
 }
@@ -131,6 +136,8 @@ impl Server {
             heartbeat: RefCell::new(None),
             moved: Rc::default(),
             load: RefCell::new(None),
+            bug: config.bug,
+            reads: Cell::new(0),
             draining: Cell::new(false),
             shutdown: Cell::new(false),
             shutdown_rung: Notify::new(),

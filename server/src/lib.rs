@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 #![allow(rustdoc::private_intra_doc_links)] // the map above names private modules on purpose
 
+mod bug;
 mod component_extents;
 mod component_service;
 mod daemon;
@@ -22,5 +23,7 @@ mod refusal;
 mod slots;
 mod state;
 
+#[doc(hidden)]
+pub use bug::Bug;
 pub use daemon::{START_TIMEOUT_DEFAULT, Server, ServerConfig};
 pub use error::ServerError;

@@ -19,6 +19,7 @@ use rpc::{Fom, Phase, RpcMachine};
 use runtime::sync::Notify;
 use spdk_stob::{StobError, Transaction};
 
+use crate::bug::Bug;
 use crate::device::Device;
 use crate::slots::SlotChange;
 
@@ -51,6 +52,10 @@ pub(crate) struct State {
     pub(crate) moved: Rc<MovedBytes>,
     /// None until registered.
     pub(crate) load: RefCell<Option<LoadReporter>>,
+    /// A bug on purpose, for the simulation.
+    pub(crate) bug: Option<Bug>,
+    /// Reads so far, for [`Bug::BufferLeaked`].
+    pub(crate) reads: Cell<u64>,
     pub(crate) draining: Cell<bool>,
     pub(crate) shutdown: Cell<bool>,
     pub(crate) shutdown_rung: Notify,
@@ -82,6 +87,7 @@ impl State {
         }
         match self.heartbeat.borrow().as_ref() {
             None => no("the server is not registered yet"),
+            Some(_) if self.bug == Some(Bug::LeaseUnchecked) => Ok(()),
             Some(heartbeat) if !heartbeat.lease_holds(self.rpc.locality().now()) => {
                 no("the server's lease ended: it does not hear from control")
             }

@@ -30,7 +30,10 @@ pub mod http;
 pub mod place;
 pub mod processes;
 pub mod sim_bytes;
+pub mod sim_cut;
+pub mod sim_linear;
 pub mod sim_model;
+pub mod sim_parity;
 pub mod standin;
 pub mod wait;
 

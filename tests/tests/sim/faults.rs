@@ -3,6 +3,9 @@
 //! Faults stay where survival is promised: at most K devices are ever damaged (lost or rotten). Crashes may come at any time and in
 //! any number, since nothing that was flushed is lost by them. Each seed draws its own mixture (some kinds often, some never), so
 //! that rare combinations get whole runs of their own.
+//!
+//! **Invariant**: everything that belongs to one mishap (its beginning and its end) has one group number, and leaving a group out does
+//! not change when the others happen: that is what a seed is minimised by (`clovis_tests::sim_cut`).
 
 use std::time::Duration;
 
@@ -25,15 +28,70 @@ pub enum Fault {
     Stop { node: usize },
     /// Each access of a device fails from now on.
     LoseDevice { device: usize },
-    /// Some written blocks of a device are chosen to rot.
-    Rot { device: usize, blocks: u32, random: u64 },
+    /// A device begins to fail in another way, for good.
+    Ail { device: usize, ailment: Ailment },
+    /// Some written blocks of a device are chosen to rot. `misdirected`: they get another block's content instead of a flipped bit.
+    Rot { device: usize, blocks: u32, random: u64, misdirected: bool },
     /// They rot, once the device has committed something newer (see `World::rot`).
     RotChosen { choice: usize },
     /// A device becomes slower by a factor; 1 ends it.
     Slow { device: usize, factor: u32 },
+    /// A node's thread stands still for a while: its timers are late, what arrives waits.
+    Pause { node: usize, length: Duration },
+    /// A node rests so long after each turn in which it did something; zero ends it.
+    SlowNode { node: usize, rest: Duration },
+    /// A node's clock runs at so many thousandths of true time from now on.
+    Drift { node: usize, rate_per_mille: u32 },
+    /// An operator takes a device out.
+    Detach { device: usize },
+    /// And back.
+    Attach { device: usize },
 }
 
+impl Fault {
+    /// The nodes that it names.
+    pub fn nodes(&self) -> [Option<usize>; 2] {
+        match *self {
+            Fault::Partition { from, to } | Fault::Heal { from, to } => [Some(from), Some(to)],
+            Fault::Crash { node }
+            | Fault::Start { node }
+            | Fault::Stop { node }
+            | Fault::Pause { node, .. }
+            | Fault::SlowNode { node, .. }
+            | Fault::Drift { node, .. } => [Some(node), None],
+            _ => [None, None],
+        }
+    }
+}
+
+/// How a device fails that still answers.
+#[derive(Clone, Copy, Debug)]
+pub enum Ailment {
+    /// Flushes fail.
+    Flushes,
+    /// After so many more writes each one fails.
+    WritesAfter(u64),
+    /// After so many more writes it is full.
+    FullAfter(u64),
+    /// Some written blocks cannot be read any more.
+    BadBlocks { count: u32, random: u64 },
+}
+
+/// A fault, when it happens, and what it belongs to.
+#[derive(Clone, Copy, Debug)]
+pub struct Planned {
+    /// Since the beginning of the schedule.
+    pub after: Duration,
+    pub fault: Fault,
+    /// The same for a mishap's beginning and end.
+    pub group: u32,
+}
+
+/// Rates of clocks that the lease allows for, whoever else drifts: the slowest is 4/5 as fast as the quickest (docs/ha.md#leases).
+pub const DRIFT_ALLOWED: std::ops::RangeInclusive<u32> = 900..=1100;
+
 /// Which nodes there are, by index.
+#[derive(Clone, Debug)]
 pub struct Cast {
     pub control: usize,
     pub servers: Vec<usize>,
@@ -43,27 +101,96 @@ pub struct Cast {
     pub damage_max: usize,
 }
 
+impl Cast {
+    fn everybody(&self) -> Vec<usize> {
+        std::iter::once(self.control)
+            .chain(self.servers.iter().copied())
+            .chain(self.clients.iter().copied())
+            .collect()
+    }
+}
+
 /// The schedule of `length`, sorted by time since its start.
-pub fn schedule(random: &mut fastrand::Rng, cast: &Cast, length: Duration) -> Vec<(Duration, Fault)> {
-    let mut plan = Plan { random, length, events: Vec::new() };
-    let everybody: Vec<usize> = std::iter::once(cast.control)
-        .chain(cast.servers.iter().copied())
-        .chain(cast.clients.iter().copied())
-        .collect();
-    // How often each kind comes in this seed: 0 now and then, so that kinds are also seen alone.
-    let counts: [u32; 7] = std::array::from_fn(|_| match plan.random.u32(0..4) {
+pub fn schedule(random: &mut fastrand::Rng, cast: &Cast, length: Duration) -> Vec<Planned> {
+    // What came later draws from a stream of its own, so that the rest of a seed stays what it was.
+    let mut later = fastrand::Rng::with_seed(random.clone().u64(..) ^ 0x1a7e);
+    let mut plan = Plan { random, length, group: 0, events: Vec::new() };
+    power_and_net(&mut plan, cast);
+    damage(&mut plan, &mut later, cast);
+    let Plan { group, mut events, .. } = plan;
+    let mut plan = Plan { random: &mut later, length, group, events: Vec::new() };
+    time_and_orders(&mut plan, cast);
+    events.append(&mut plan.events);
+    events.sort_by_key(|planned| planned.after); // stable: what was planned first stays first
+    events
+}
+
+/// How often each kind comes in a seed: 0 now and then, so that kinds are also seen alone.
+fn counts<const KINDS: usize>(random: &mut fastrand::Rng) -> [u32; KINDS] {
+    std::array::from_fn(|_| match random.u32(0..4) {
         0 => 0,
         1 => 1,
         more => more * 2,
-    });
-    let [noises, partitions, crashes, storms, clients, stops, slows] = counts;
+    })
+}
+
+/// Clocks, pauses, slow nodes, operators.
+fn time_and_orders(plan: &mut Plan<'_>, cast: &Cast) {
+    let everybody = cast.everybody();
+    let [pauses, slows, drifts, orders] = counts(plan.random);
+    for _ in 0..pauses {
+        plan.begin();
+        // Servers and control most: a paused client holds nothing up but itself.
+        let node = match plan.random.u32(0..8) {
+            0 | 1 => cast.control,
+            2 => plan.one_of(&cast.clients),
+            _ => plan.one_of(&cast.servers),
+        };
+        let (start, end) = plan.window(20, 2500);
+        plan.push(start, Fault::Pause { node, length: end - start });
+    }
+    for _ in 0..slows / 2 {
+        plan.begin();
+        let node = plan.one_of(&everybody);
+        let rest = Duration::from_micros(plan.random.u64(50..4000));
+        let (start, end) = plan.window(100, 2500);
+        plan.push(start, Fault::SlowNode { node, rest });
+        plan.push(end, Fault::SlowNode { node, rest: Duration::ZERO });
+    }
+    for _ in 0..drifts {
+        plan.begin();
+        let node = plan.one_of(&everybody);
+        let rate_per_mille = match plan.random.u32(0..6) {
+            0 => plan.random.u32(250..700),
+            1 => plan.random.u32(1300..3000),
+            _ => plan.random.u32(DRIFT_ALLOWED),
+        };
+        let (start, end) = plan.window(200, 5000);
+        plan.push(start, Fault::Drift { node, rate_per_mille });
+        plan.push(end, Fault::Drift { node, rate_per_mille: 1000 });
+    }
+    for _ in 0..orders / 2 {
+        plan.begin();
+        let device = plan.random.usize(0..cast.devices);
+        let (start, end) = plan.window(50, 1500);
+        plan.push(start, Fault::Detach { device });
+        plan.push(end, Fault::Attach { device });
+    }
+}
+
+/// Power, net, slow devices: the first faults there were.
+fn power_and_net(plan: &mut Plan<'_>, cast: &Cast) {
+    let everybody = cast.everybody();
+    let [noises, partitions, crashes, storms, clients, stops, slows] = counts(plan.random);
     for _ in 0..noises {
+        plan.begin();
         let faults = plan.noise();
         let (start, end) = plan.window(100, 3000);
         plan.push(start, Fault::Net(faults));
         plan.push(end, Fault::Net(SimFaults::NONE));
     }
     for _ in 0..partitions {
+        plan.begin();
         let from = plan.one_of(&everybody);
         let to = plan.one_of(&everybody);
         if from == to {
@@ -78,6 +205,7 @@ pub fn schedule(random: &mut fastrand::Rng, cast: &Cast, length: Duration) -> Ve
         }
     }
     for _ in 0..crashes {
+        plan.begin();
         let node = match plan.random.u32(0..6) {
             0 => cast.control,
             _ => plan.one_of(&cast.servers),
@@ -87,6 +215,7 @@ pub fn schedule(random: &mut fastrand::Rng, cast: &Cast, length: Duration) -> Ve
         plan.push(end, Fault::Start { node });
     }
     if storms > 1 {
+        plan.begin();
         // Everything loses power within a moment.
         let (start, end) = plan.window(100, 2000);
         for node in std::iter::once(cast.control).chain(cast.servers.iter().copied()) {
@@ -96,18 +225,21 @@ pub fn schedule(random: &mut fastrand::Rng, cast: &Cast, length: Duration) -> Ve
         }
     }
     for _ in 0..clients / 2 {
+        plan.begin();
         let node = plan.one_of(&cast.clients);
         let (start, end) = plan.window(100, 2000);
         plan.push(start, Fault::Crash { node });
         plan.push(end, Fault::Start { node });
     }
     for _ in 0..stops / 3 {
+        plan.begin();
         let node = plan.one_of(&cast.servers);
         let (start, end) = plan.window(300, 2500);
         plan.push(start, Fault::Stop { node });
         plan.push(end, Fault::Start { node });
     }
     for _ in 0..slows / 2 {
+        plan.begin();
         let device = plan.random.usize(0..cast.devices);
         let factor = [4, 20, 200, 2000][plan.random.usize(0..4)];
         let (start, end) = plan.window(100, 2500);
@@ -115,6 +247,7 @@ pub fn schedule(random: &mut fastrand::Rng, cast: &Cast, length: Duration) -> Ve
         plan.push(end, Fault::Slow { device, factor: 1 });
     }
     for _ in 0..plan.random.u32(0..5) {
+        plan.begin();
         // A server's last words are lost: it does what it was asked, nobody hears of it, and it loses power. Only its records on
         // disk know what it did when the same is asked again.
         let server = plan.one_of(&cast.servers);
@@ -127,35 +260,54 @@ pub fn schedule(random: &mut fastrand::Rng, cast: &Cast, length: Duration) -> Ve
         plan.push(crash, Fault::Crash { node: server });
         plan.push(back, Fault::Start { node: server });
     }
+}
+
+/// Devices that are damaged for good, K at most.
+fn damage(plan: &mut Plan<'_>, later: &mut fastrand::Rng, cast: &Cast) {
     let damaged = plan.random.usize(0..=cast.damage_max);
     let mut devices: Vec<usize> = (0..cast.devices).collect();
     plan.random.shuffle(&mut devices);
     for device in devices.into_iter().take(damaged) {
+        plan.begin();
         if plan.random.bool() {
             let (start, _) = plan.window(1, 2);
-            plan.push(start, Fault::LoseDevice { device });
+            let fault = match later.u32(0..8) {
+                0 => Fault::Ail { device, ailment: Ailment::Flushes },
+                1 => Fault::Ail { device, ailment: Ailment::WritesAfter(later.u64(0..50)) },
+                2 => Fault::Ail { device, ailment: Ailment::FullAfter(later.u64(0..50)) },
+                3 => {
+                    let (count, random) = (later.u32(1..20), later.u64(..));
+                    Fault::Ail { device, ailment: Ailment::BadBlocks { count, random } }
+                }
+                _ => Fault::LoseDevice { device },
+            };
+            plan.push(start, fault);
         } else {
+            let misdirected = later.u32(0..3) == 0;
             for _ in 0..plan.random.u32(1..4) {
                 let (start, _) = plan.window(1, 2);
                 let (blocks, random) = (plan.random.u32(1..40), plan.random.u64(..));
-                plan.push(start, Fault::Rot { device, blocks, random });
+                plan.push(start, Fault::Rot { device, blocks, random, misdirected });
             }
         }
     }
-    let mut events = plan.events;
-    events.sort_by_key(|(at, _)| *at); // stable: what was planned first stays first
-    events
 }
 
 struct Plan<'a> {
     random: &'a mut fastrand::Rng,
     length: Duration,
-    events: Vec<(Duration, Fault)>,
+    group: u32,
+    events: Vec<Planned>,
 }
 
 impl Plan<'_> {
-    fn push(&mut self, at: Duration, fault: Fault) {
-        self.events.push((at, fault));
+    /// Another mishap.
+    fn begin(&mut self) {
+        self.group += 1;
+    }
+
+    fn push(&mut self, after: Duration, fault: Fault) {
+        self.events.push(Planned { after, fault, group: self.group });
     }
 
     fn one_of(&mut self, of: &[usize]) -> usize {

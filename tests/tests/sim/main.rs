@@ -5,15 +5,21 @@
 //! and `clovis_tests::sim_model` for what is right, [`run`] for the phases of a seed, docs/simulation.md for people.
 //!
 //! Without environment: the short fixed set (each seed twice, same hash), the seeded bugs, the rare states. With `CLOVIS_SIM_SEED`,
-//! `CLOVIS_SIM_COUNT` or `CLOVIS_SIM_MINUTES`: those seeds. `CLOVIS_SIM_BUGS=1`: only the seeded bugs. `CLOVIS_SIM_STORY=1`: a line for
-//! everything that happens. Speaks the result line of libtest, so `./dev` sums it.
+//! `CLOVIS_SIM_COUNT` or `CLOVIS_SIM_MINUTES`: those seeds; `CLOVIS_SIM_CUT`: what is left of each (`clovis_tests::sim_cut`). A seed that fails is
+//! made smaller, and the command that replays the rest is printed. `CLOVIS_SIM_LOAD=1`: the load that speed is stated for.
+//! `CLOVIS_SIM_BUGS=1`: only the seeded bugs. `CLOVIS_SIM_STORY=1`: a line for everything that happens. Speaks the result line of libtest, so
+//! `./dev` sums it.
 #![forbid(unsafe_code)]
 
 mod faults;
+mod leases;
 mod mutation;
 mod node;
 mod oracle;
+mod registers;
+mod rest;
 mod run;
+mod shape;
 mod sometimes;
 mod workload;
 mod world;
@@ -22,17 +28,21 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use clovis_tests::sim_cut::{Cut, Extent, minimise};
 use mutation::Mutation;
 use oracle::Tally;
-use run::Failure;
+use run::Script;
 use sometimes::Sometimes;
 
 /// Seeds of the short set: from 1 on.
 const SHORT_SEEDS: u64 = 40;
-/// Seeds that found a bug once (docs/simulation.md#found).
-const REGRESSIONS: [u64; 5] = [93, 169, 341, 598, 680];
+/// Seeds, and cuts of seeds, that found a bug once: name, seed, cut, what it was (docs/simulation.md#found).
+const REGRESSIONS: &str = include_str!("regressions.txt");
+/// Failing seeds of one call that are made smaller: each takes up to 90 runs.
+const MINIMISED_MAX: u32 = 2;
 /// A long run ends after so many failing seeds.
 const FAILURES_MAX: u32 = 5;
 /// Threads: each runs whole seeds by itself.
@@ -40,12 +50,21 @@ const THREADS: usize = 2;
 
 /// What one seed came to, for the summary.
 struct SeedResult {
-    seed: u64,
+    /// How to run it again.
+    script: Script,
+    /// What it is called, if it is a regression.
+    name: String,
     simulated: Duration,
     tally: Tally,
     sometimes: Sometimes,
     /// What is wrong, if anything.
     failure: Option<String>,
+}
+
+/// A run that failed: in words, and what it was made of if it is known.
+struct Found {
+    text: String,
+    extent: Option<Extent>,
 }
 
 fn main() -> ExitCode {
@@ -64,12 +83,22 @@ fn main() -> ExitCode {
     };
     let (seed, count, minutes) =
         (number("CLOVIS_SIM_SEED"), number("CLOVIS_SIM_COUNT"), number("CLOVIS_SIM_MINUTES"));
+    let cut: Cut = match std::env::var("CLOVIS_SIM_CUT").unwrap_or_default().parse() {
+        Ok(cut) => cut,
+        Err(error) => panic!("CLOVIS_SIM_CUT: {error}"),
+    };
+    let whole = Script { cut, is_load: std::env::var_os("CLOVIS_SIM_LOAD").is_some(), ..Script::default() };
     let (passed, failed) = if std::env::var_os("CLOVIS_SIM_BUGS").is_some() {
         find_bugs()
-    } else if seed.is_none() && count.is_none() && minutes.is_none() {
+    } else if seed.is_none()
+        && count.is_none()
+        && minutes.is_none()
+        && !whole.is_load
+        && whole.cut == Cut::default()
+    {
         short_set()
     } else {
-        chosen(seed, count, minutes)
+        chosen(&whole, seed, count, minutes)
     };
     let word = if failed == 0 { "ok" } else { "FAILED" };
     println!(
@@ -84,7 +113,7 @@ fn clock() -> runtime::clock::MonotonicClock {
 }
 
 /// The seeds that the environment asks for.
-fn chosen(seed: Option<u64>, count: Option<u64>, minutes: Option<u64>) -> (u64, u64) {
+fn chosen(whole: &Script, seed: Option<u64>, count: Option<u64>, minutes: Option<u64>) -> (u64, u64) {
     let first = seed.unwrap_or_else(|| {
         let now =
             std::time::SystemTime::UNIX_EPOCH.elapsed().map(|elapsed| elapsed.as_nanos()).unwrap_or_default();
@@ -113,7 +142,7 @@ fn chosen(seed: Option<u64>, count: Option<u64>, minutes: Option<u64>) -> (u64, 
         let seed = *next;
         *next = next.wrapping_add(1);
         drop(next);
-        let result = twice(seed);
+        let result = twice(Script { seed, ..whole.clone() }, String::new());
         println!("{}", line_of(&result));
         if let Some(failure) = &result.failure {
             *failed.lock().expect("no thread panics with the lock") += 1;
@@ -127,10 +156,11 @@ fn chosen(seed: Option<u64>, count: Option<u64>, minutes: Option<u64>) -> (u64, 
 /// The fixed set of `./dev test`.
 fn short_set() -> (u64, u64) {
     let began = clock();
-    let seeds = Mutex::new((1..=SHORT_SEEDS).chain(REGRESSIONS).collect::<VecDeque<u64>>());
+    let fixed = (1..=SHORT_SEEDS).map(|seed| (Script { seed, ..Script::default() }, String::new()));
+    let seeds = Mutex::new(fixed.chain(regressions()).collect::<VecDeque<_>>());
     let results = on_threads(|| {
-        let seed = seeds.lock().expect("no thread panics with the lock").pop_front()?;
-        let result = twice(seed);
+        let (script, name) = seeds.lock().expect("no thread panics with the lock").pop_front()?;
+        let result = twice(script, name);
         println!("{}", line_of(&result));
         Some(result)
     });
@@ -147,6 +177,22 @@ fn short_set() -> (u64, u64) {
     let (bugs_passed, bugs_failed) = find_bugs();
     println!("short set: {:.1} s", began.now().since(base::Instant::ZERO).as_secs_f64());
     (passed + bugs_passed, failed + bugs_failed)
+}
+
+/// The named regressions.
+fn regressions() -> Vec<(Script, String)> {
+    let lines = REGRESSIONS.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let mut parts = line.split('|').map(str::trim);
+            let mut next =
+                || parts.next().unwrap_or_else(|| panic!("regressions.txt: a line lacks a part: {line}"));
+            let (name, seed, cut) = (next(), next(), next());
+            let seed = seed.parse().unwrap_or_else(|_| panic!("regressions.txt: {seed:?} is no seed"));
+            let cut = cut.parse().unwrap_or_else(|error| panic!("regressions.txt: {error}"));
+            (Script { seed, cut, ..Script::default() }, name.to_owned())
+        })
+        .collect()
 }
 
 /// Every seeded bug has to be found.
@@ -179,7 +225,8 @@ fn find_bugs() -> (u64, u64) {
 
 /// The first seed, from 1 to `within`, that shows a seeded bug.
 fn find(mutation: Mutation, within: u64) -> Option<(u64, String)> {
-    (1..=within).find_map(|seed| once(seed, Some(mutation)).err().map(|text| (seed, text)))
+    let script = |seed| Script { seed, mutation: Some(mutation), ..Script::default() };
+    (1..=within).find_map(|seed| once(&script(seed)).err().map(|found| (seed, found.text)))
 }
 
 /// Calls `step` on [`THREADS`] threads until it gives nothing more.
@@ -197,57 +244,115 @@ fn on_threads<T: Send>(step: impl Fn() -> Option<T> + Sync) -> Vec<T> {
     results.into_inner().expect("no thread panicked")
 }
 
-/// Runs a seed; a panic is a failure like any other.
-fn once(seed: u64, mutation: Option<Mutation>) -> Result<run::Report, String> {
-    let is_loud = std::env::var_os("CLOVIS_SIM_STORY").is_some();
-    match catch_unwind(AssertUnwindSafe(|| run::run(seed, mutation, is_loud))) {
+/// Runs a script; a panic is a failure like any other.
+fn once(script: &Script) -> Result<run::Report, Found> {
+    match catch_unwind(AssertUnwindSafe(|| run::run(script))) {
         Ok(Ok(report)) => Ok(report),
-        Ok(Err(failure)) => Err(text_of(&failure)),
+        Ok(Err(failure)) => {
+            let mut text = format!(
+                "{}\n  after {:?}; the last errors of operations:",
+                failure.text, failure.report.simulated
+            );
+            for error in &failure.last_errors {
+                text.push_str(&format!("\n    {error}"));
+            }
+            Err(Found { text, extent: Some(failure.extent) })
+        }
         Err(payload) => {
             let text = payload
                 .downcast_ref::<String>()
                 .cloned()
                 .or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned()))
                 .unwrap_or_else(|| "no message".to_owned());
-            Err(format!("panic: {text}"))
+            Err(Found { text: format!("panic: {text}"), extent: None })
         }
     }
 }
 
-fn text_of(failure: &Failure) -> String {
-    let Failure { text, last_errors, report } = failure;
-    let mut all = format!("{text}\n  after {:?}; the last errors of operations:", report.simulated);
-    for error in last_errors {
-        all.push_str(&format!("\n    {error}"));
-    }
-    all
-}
-
-/// Runs a seed twice: both have to come to the same hash.
-fn twice(seed: u64) -> SeedResult {
-    let failed = |text: String| SeedResult {
-        seed,
-        simulated: Duration::ZERO,
-        tally: Tally::default(),
-        sometimes: Sometimes::default(),
-        failure: Some(format!("seed {seed} failed: {text}\n  replay it alone: ./dev sim --seed {seed}")),
+/// Runs a script twice: both have to come to the same hash.
+fn twice(script: Script, name: String) -> SeedResult {
+    let script = Script { is_loud: std::env::var_os("CLOVIS_SIM_STORY").is_some(), ..script };
+    let failed = |found: Found| {
+        let text = format!(
+            "{} failed: {}\n  replay it: {}{}",
+            title_of(&script, &name),
+            found.text,
+            command_of(&script),
+            smaller(&script, found.extent)
+        );
+        SeedResult {
+            script: script.clone(),
+            name: name.clone(),
+            simulated: Duration::ZERO,
+            tally: Tally::default(),
+            sometimes: Sometimes::default(),
+            failure: Some(text),
+        }
     };
-    let first = match once(seed, None) {
+    let differs = |text: String| failed(Found { text, extent: None });
+    let first = match once(&script) {
         Ok(report) => report,
-        Err(text) => return failed(text),
+        Err(found) => return failed(found),
     };
-    match once(seed, None) {
+    match once(&script) {
         Ok(second) if second.hash == first.hash => SeedResult {
-            seed,
+            script: script.clone(),
+            name: name.clone(),
             simulated: first.simulated + second.simulated,
             tally: first.tally,
             sometimes: first.sometimes,
             failure: None,
         },
         Ok(second) => {
-            failed(format!("two runs differ: trace hashes {:#x} and {:#x}", first.hash, second.hash))
+            differs(format!("two runs differ: trace hashes {:#x} and {:#x}", first.hash, second.hash))
         }
-        Err(text) => failed(format!("the second run differs from the first, which was right: {text}")),
+        Err(found) => {
+            differs(format!("the second run differs from the first, which was right: {}", found.text))
+        }
+    }
+}
+
+/// Makes a failing script smaller, if it is one of the first few; the rest of its message.
+fn smaller(script: &Script, extent: Option<Extent>) -> String {
+    static MINIMISED: AtomicU32 = AtomicU32::new(0);
+    let Some(extent) = extent.filter(|_| script.cut == Cut::default() && !script.is_load) else {
+        return String::new();
+    };
+    if MINIMISED.fetch_add(1, Ordering::Relaxed) >= MINIMISED_MAX {
+        return String::new();
+    }
+    let quiet = Script { is_loud: false, ..script.clone() };
+    let mut last = String::new();
+    let (cut, runs) = minimise(&extent, |cut| match once(&Script { cut: cut.clone(), ..quiet.clone() }) {
+        Ok(_) => false,
+        Err(found) => {
+            last = found.text;
+            true
+        }
+    });
+    if cut == Cut::default() {
+        return format!("\n  nothing of it can be left out ({runs} runs)");
+    }
+    let command = command_of(&Script { cut, ..quiet });
+    format!("\n  made smaller in {runs} runs: {command}\n    {}", first_line(&last))
+}
+
+/// The command that runs a script again.
+fn command_of(script: &Script) -> String {
+    let mut command = format!("./dev sim --seed {}", script.seed);
+    if script.cut != Cut::default() {
+        command.push_str(&format!(" --cut {}", script.cut));
+    }
+    if script.is_load {
+        command.push_str(" --load");
+    }
+    command
+}
+
+fn title_of(script: &Script, name: &str) -> String {
+    match name {
+        "" => format!("seed {}", script.seed),
+        name => format!("seed {} ({name})", script.seed),
     }
 }
 
@@ -256,11 +361,12 @@ fn first_line(text: &str) -> &str {
 }
 
 fn line_of(result: &SeedResult) -> String {
-    let SeedResult { seed, tally, failure, .. } = result;
+    let SeedResult { script, name, tally, failure, .. } = result;
+    let title = title_of(script, name);
     match failure {
-        Some(_) => format!("test seed {seed} ... FAILED"),
+        Some(_) => format!("test {title} ... FAILED"),
         None => format!(
-            "test seed {seed} ... ok ({} operations, {} failed, {} abandoned, {} KiB compared, {} by exception)",
+            "test {title} ... ok ({} operations, {} failed, {} abandoned, {} KiB compared, {} by exception)",
             tally.done,
             tally.failed,
             tally.abandoned,

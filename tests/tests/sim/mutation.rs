@@ -14,6 +14,12 @@ pub enum Mutation {
     SkipFlush,
     /// A device answers one write in forty and does not do it.
     LoseWrite,
+    /// A device writes one block in sixty to the place behind its own.
+    MisplacedWrite,
+    /// A node that starts again has the same incarnation as before.
+    EpochReused,
+    /// One of the servers' own.
+    Server(server::Bug),
     /// One of rpc's own, at every server.
     Rpc(rpc::Bug),
     /// One of the client's own, or of its rpc machine.
@@ -33,6 +39,10 @@ impl Mutation {
         (Mutation::Rpc(rpc::Bug::WakeLost), 8),
         (Mutation::Client(client::Bug::Rpc(rpc::Bug::SlotFreedEarly)), 8),
         (Mutation::Client(client::Bug::Rpc(rpc::Bug::ReplyToAnyCall)), 16),
+        (Mutation::MisplacedWrite, 8),
+        (Mutation::Server(server::Bug::LeaseUnchecked), 8),
+        (Mutation::Server(server::Bug::BufferLeaked), 8),
+        (Mutation::Client(client::Bug::FirstAnswerIsEnough), 24),
         (Mutation::Client(client::Bug::AbsentIsZero), 8),
         (Mutation::Client(client::Bug::OneReplicaIsEnough), 8),
         (Mutation::Client(client::Bug::StaleParity), 8),
@@ -42,9 +52,18 @@ impl Mutation {
     /// Seeded bugs that no seed has shown yet (1 to 24 do not): looked for with `CLOVIS_SIM_BUGS`, and demanded of nobody. One
     /// that is found goes to [`Mutation::ALL`].
     pub const CANDIDATES: &[(Mutation, u64)] = &[
+        (Mutation::EpochReused, 24),
         (Mutation::Rpc(rpc::Bug::ResumedTooEarly), 24),
         (Mutation::Client(client::Bug::Rpc(rpc::Bug::SessionNeverLost)), 24),
     ];
+
+    /// The servers' bug, if it is one.
+    pub fn server_bug(self) -> Option<server::Bug> {
+        match self {
+            Mutation::Server(bug) => Some(bug),
+            _ => None,
+        }
+    }
 
     /// Rpc's bug, if it is one.
     pub fn rpc_bug(self) -> Option<rpc::Bug> {
@@ -98,6 +117,13 @@ impl Backend for MutatedBackend {
                     return Ok(());
                 }
                 BlockOp::Write { start_block, parts }
+            }
+            (Some(Mutation::MisplacedWrite), BlockOp::Write { start_block, parts }) => {
+                self.count += 1;
+                let blocks: u64 = parts.iter().map(|part| part.len() as u64 / 4096).sum();
+                let has_room = start_block + blocks < self.geometry().size_blocks;
+                let is_off = self.count.is_multiple_of(60) && has_room;
+                BlockOp::Write { start_block: start_block + u64::from(is_off), parts }
             }
             (_, op) => op,
         };

@@ -12,7 +12,8 @@ use base::{Endpoint, Fid, Instant};
 use client::{Client, ClientConfig};
 use control::{Control, ControlConfig};
 use faces::Configuration;
-use rpc::RpcConfig;
+use rpc::{RpcConfig, RpcMachine};
+use runtime::clock::{DriftingClock, SimulatedClock};
 use runtime::{Arena, ArenaConfig, Counters, Locality, LocalityConfig};
 use server::{Server, ServerConfig, ServerError};
 use spdk_stob::{SimDisk, StobError};
@@ -20,6 +21,7 @@ use verbs_net::{Fabric, SimFabric, Token};
 
 use crate::mutation::{MutatedBackend, Mutation};
 use crate::oracle::Oracle;
+use crate::registers::RegisterWorker;
 use crate::workload::Worker;
 
 /// Buffers of one node.
@@ -71,6 +73,12 @@ pub struct Node {
     /// Its devices were formatted: from now on a blank one is a loss.
     pub was_up: bool,
     pub last_failure: Option<String>,
+    /// Its machine's clock: survives the node, as a machine's does.
+    pub clock: DriftingClock,
+    /// Its thread does nothing before then, in true time: it is paused, or rests after a turn.
+    pub held_until: Instant,
+    /// How long it rests after each turn in which it did something.
+    pub rest: Duration,
 }
 
 /// What every start needs.
@@ -83,7 +91,10 @@ pub struct Surroundings<'a> {
     pub seed: u64,
     pub epoch: u64,
     pub stop_work: &'a Rc<Cell<bool>>,
-    pub now: Instant,
+    /// True time.
+    pub clock: &'a Rc<SimulatedClock>,
+    /// Operations that clients may begin in all.
+    pub operations_max: u64,
 }
 
 /// The credential of every simulated cluster.
@@ -92,8 +103,20 @@ pub fn token() -> Token {
 }
 
 impl Node {
-    pub fn new(name: String, endpoint: Endpoint, role: Role) -> Node {
-        Node { name, endpoint, role, life: None, starts: 0, was_up: false, last_failure: None }
+    /// A node that is not started, on a machine whose clock is `ahead` of true time.
+    pub fn new(name: String, endpoint: Endpoint, role: Role, ahead: Duration) -> Node {
+        Node {
+            name,
+            endpoint,
+            role,
+            life: None,
+            starts: 0,
+            was_up: false,
+            last_failure: None,
+            clock: DriftingClock::ahead_by(ahead),
+            held_until: Instant::ZERO,
+            rest: Duration::ZERO,
+        }
     }
 
     pub fn slot(&self) -> Option<&Slot> {
@@ -102,6 +125,14 @@ impl Node {
 
     pub fn is_up(&self) -> bool {
         self.slot().is_some_and(|slot| slot.is_up.get())
+    }
+
+    /// Its rpc machine, if it is up.
+    pub fn rpc(&self) -> Option<RpcMachine> {
+        let slot = self.slot()?;
+        let rpc = slot.server.borrow().as_ref().map(|server| server.rpc().clone());
+        let rpc = rpc.or_else(|| slot.control.borrow().as_ref().map(|control| control.rpc().clone()));
+        rpc.or_else(|| slot.client.borrow().as_ref().map(|client| client.rpc().clone()))
     }
 
     pub fn disks(&self) -> Vec<&SimDisk> {
@@ -126,7 +157,7 @@ impl Node {
         };
         let mut locality = Locality::new(config);
         // The locality's time begins now, not at zero.
-        locality.turn(around.now);
+        locality.turn(self.clock.shows(around.clock.now()));
         let slot = Rc::new(Slot::default());
         match &self.role {
             Role::Control { disk } => start_control(&locality, &slot, disk, around),
@@ -188,6 +219,7 @@ fn start_server(
     let mut config = ServerConfig::new(endpoint, process, control, token(), around.epoch, backends);
     config.format = format;
     config.start_timeout = Duration::from_secs(2);
+    config.bug = around.mutation.and_then(Mutation::server_bug);
     config.rpc = RpcConfig { bug: around.mutation.and_then(Mutation::rpc_bug), ..RpcConfig::default() };
     let slot = Rc::clone(slot);
     locality.handle().spawn("boot", async move {
@@ -228,6 +260,7 @@ fn start_client(
     };
     let (slot, oracle, stop) = (Rc::clone(slot), Rc::clone(around.oracle), Rc::clone(around.stop_work));
     let (node, seed, epoch) = (around.index, around.seed, around.epoch);
+    let (clock, operations_max) = (Rc::clone(around.clock), around.operations_max);
     let bug = around.mutation.and_then(Mutation::client_bug);
     locality.handle().spawn("boot", async move {
         let client = match Client::connect_with_bug(&handle, &fabric, config, bug).await {
@@ -243,12 +276,29 @@ fn start_client(
                 oracle: Rc::clone(&oracle),
                 locality: handle.clone(),
                 client: client.clone(),
+                clock: Rc::clone(&clock),
+                operations_max,
                 node,
                 random: fastrand::Rng::with_seed(seed ^ (epoch << 8) ^ (number as u64 + 1)),
                 stop: Rc::clone(&stop),
                 think_max,
             };
             handle.spawn("worker", worker.run());
+        }
+        if workers > 0 {
+            let worker = RegisterWorker {
+                oracle,
+                locality: handle.clone(),
+                client: client.clone(),
+                clock,
+                node,
+                random: fastrand::Rng::with_seed(seed ^ (epoch << 8) ^ 0x4e9),
+                stop,
+                operations_max,
+                is_calm: false,
+                running: Rc::new(Cell::new(1)),
+            };
+            handle.spawn("registers", worker.run());
         }
         *slot.client.borrow_mut() = Some(client);
         slot.is_up.set(true);

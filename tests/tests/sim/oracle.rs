@@ -11,6 +11,7 @@ use base::{Instant, ObjectId};
 use clovis_tests::sim_bytes::{BLOCK, TraceHash, recognise};
 use clovis_tests::sim_model::{Change, Ending, ObjectModel, Pending, Shape, Ticket};
 
+use crate::registers::Registers;
 use crate::sometimes::Sometimes;
 
 /// How long a dead client's object stays locked: longer than any request of it lives.
@@ -34,6 +35,8 @@ pub struct Tally {
     pub abandoned: u64,
     pub by_exception: u64,
     pub bytes_checked: u64,
+    /// Registers whose reads in troubled times have no single order.
+    pub disordered: u64,
 }
 
 /// See the module head.
@@ -42,6 +45,8 @@ pub struct Oracle {
     locked_until: BTreeMap<ObjectId, Instant>,
     /// Requests whose change became durable at some server, over all its lives.
     pub durable_requests: BTreeSet<u64>,
+    /// Histories of the registers.
+    pub registers: Registers,
     running: BTreeMap<u64, Running>,
     next: u64,
     unknown_changes: BTreeMap<ObjectId, u64>,
@@ -67,6 +72,7 @@ impl Oracle {
             objects: objects.map(|(id, shape)| (id, ObjectModel::new(shape))).collect(),
             locked_until: BTreeMap::new(),
             durable_requests: BTreeSet::new(),
+            registers: Registers::default(),
             running: BTreeMap::new(),
             next: 1,
             unknown_changes: BTreeMap::new(),
@@ -87,6 +93,11 @@ impl Oracle {
         if self.is_loud {
             println!("{now:?} {}", line());
         }
+    }
+
+    /// Operations begun so far.
+    pub fn begun(&self) -> u64 {
+        self.next - 1
     }
 
     pub fn ids(&self) -> Vec<ObjectId> {
@@ -180,6 +191,11 @@ impl Oracle {
                 self.finish(id, pending, Ending::Unknown);
             }
         }
+    }
+
+    /// True if a row of the object may be torn. Registers are only ever replaced as a whole.
+    pub fn may_be_torn(&self, id: ObjectId) -> bool {
+        self.objects.get(&id).is_some_and(ObjectModel::is_torn)
     }
 
     pub fn changes_running(&self) -> usize {

@@ -4,33 +4,41 @@
 //! faults stop, what is down starts, clients end what they began, within bounded virtual time; (4) *finale*: every object is read
 //! healthy, with parity verified, with each server silenced in turn, and after devices are lost up to K in all.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
 use base::{ByteExtent, Instant, ObjectId};
-use client::{Client, ClientError};
+use client::{Client, ClientError, ObjectStat};
+use clovis_tests::sim_cut::{Cut, Extent};
 use clovis_tests::sim_model::Ending;
-use runtime::LocalityHandle;
+use runtime::clock::SimulatedClock;
 use verbs_net::SimFaults;
 
-use crate::faults::{self, Fault};
+use crate::faults::{self, Fault, Planned};
 use crate::mutation::Mutation;
+use crate::node::Role;
 use crate::oracle::{Oracle, Tally};
+use crate::registers::{self, RegisterWorker};
+use crate::rest;
+use crate::shape::Shape;
 use crate::sometimes::Sometimes;
 use crate::workload;
 use crate::world::{PARITY, World};
 
-/// Clients and their workers, and the longest pause of a worker.
-const CLIENTS: &[(usize, Duration)] = &[(3, Duration::from_millis(40)), (2, Duration::from_millis(60))];
-/// How long faults happen.
-const FAULTS_FOR: Duration = Duration::from_secs(8);
+/// How long faults happen, in milliseconds.
+const FAULTS_FOR_MS: u64 = 8000;
 /// A start without faults takes no longer.
-const START_MAX: Duration = Duration::from_secs(10);
+pub const START_MAX: Duration = Duration::from_secs(10);
 /// After the last fault everything is well again within this time.
 const CONVERGE_MAX: Duration = Duration::from_secs(60);
 /// The finale takes no longer.
 const FINALE_MAX: Duration = Duration::from_secs(400);
+/// How long clients work on the registers once all is well.
+const REGISTERS_FOR: Duration = Duration::from_millis(700);
+/// Orders that end what operators did are given again after this.
+const ATTACH_AGAIN: Duration = Duration::from_secs(3);
 /// A silent server is asked again after this time (longer than the client's suspicion).
 const SUSPICION_OVER: Duration = Duration::from_millis(2500);
 
@@ -47,37 +55,121 @@ pub struct Failure {
     pub text: String,
     pub last_errors: Vec<String>,
     pub report: Report,
+    /// What the run was made of, for making it smaller.
+    pub extent: Extent,
 }
 
-/// Runs one seed. `is_loud`: prints everything that happens.
-pub fn run(seed: u64, mutation: Option<Mutation>, is_loud: bool) -> Result<Report, Box<Failure>> {
-    let mut world = World::new(seed, mutation, CLIENTS);
-    world.oracle.borrow_mut().is_loud = is_loud;
-    let outcome = phases(&mut world);
-    let collected = world.collect_all();
+/// What to run.
+#[derive(Clone, Debug, Default)]
+pub struct Script {
+    pub seed: u64,
+    /// A seeded bug.
+    pub mutation: Option<Mutation>,
+    /// What of the seed happens.
+    pub cut: Cut,
+    /// The load that speed is stated for, instead of the seed's own shape.
+    pub is_load: bool,
+    /// Print everything that happens.
+    pub is_loud: bool,
+}
+
+/// Runs one seed, or what a cut leaves of it.
+pub fn run(script: &Script) -> Result<Report, Box<Failure>> {
+    let Script { seed, mutation, cut, .. } = script;
+    let shape = if script.is_load { Shape::load(*seed) } else { Shape::of(*seed, *mutation) };
+    let mut world = World::new(*seed, *mutation, shape, cut);
+    world.oracle.borrow_mut().is_loud = script.is_loud;
+    let mut extent = Extent {
+        faults: BTreeSet::new(),
+        length_ms: cut.length_ms.unwrap_or(FAULTS_FOR_MS),
+        operations: 0,
+        clients: world.cast().clients.len(),
+    };
+    let outcome = phases(&mut world, cut, &mut extent);
+    let collected = world.collect_all().and_then(|()| judge_registers(&world));
+    // A run that failed is left as it stands: whatever is wrong there is nobody's leak.
+    let ended = if outcome.is_ok() { world.end() } else { Ok(()) };
     let oracle = world.oracle.borrow();
+    extent.operations = oracle.begun();
     let report = Report {
         hash: oracle.hash.0,
         simulated: world.now().since(Instant::ZERO),
         tally: oracle.tally,
         sometimes: oracle.sometimes.clone(),
     };
-    match outcome.and(collected) {
+    match outcome.and(collected).and(ended) {
         Ok(()) => Ok(report),
-        Err(text) => Err(Box::new(Failure { text, last_errors: oracle.last_errors.clone(), report })),
+        Err(text) => Err(Box::new(Failure { text, last_errors: oracle.last_errors.clone(), report, extent })),
     }
 }
 
-fn phases(world: &mut World) -> Result<(), String> {
+fn phases(world: &mut World, cut: &Cut, extent: &mut Extent) -> Result<(), String> {
     start(world)?;
     let mut random = fastrand::Rng::with_seed(world.seed ^ 0xfa17);
     let begin = world.now();
-    for (after, fault) in faults::schedule(&mut random, &world.cast(), FAULTS_FOR) {
-        world.plan(begin + after, fault);
+    // The whole schedule of the whole cluster: a cut leaves out, and moves nothing.
+    let mut cast = world.cast();
+    cast.clients = (0..world.shape.clients.len()).map(|client| world.shape.servers + 1 + client).collect();
+    for Planned { after, fault, group } in
+        faults::schedule(&mut random, &cast, Duration::from_millis(FAULTS_FOR_MS))
+    {
+        let is_kept = cut.faults.as_ref().is_none_or(|groups| groups.contains(&group));
+        if is_kept && fault.nodes().into_iter().flatten().all(|node| node < world.nodes.len()) {
+            extent.faults.insert(group);
+            world.plan(begin + after, fault);
+        }
     }
-    world.run_until(begin + FAULTS_FOR, |_| false)?;
+    world.run_until(begin + Duration::from_millis(extent.length_ms), |_| false)?;
     converge(world)?;
+    registers_at_rest(world)?;
     finale(world, &mut random)
+}
+
+fn judge_registers(world: &World) -> Result<(), String> {
+    let judged = world.oracle.borrow().registers.judge()?;
+    let mut oracle = world.oracle.borrow_mut();
+    oracle.tally.disordered += judged.disordered;
+    let counters = &mut oracle.sometimes;
+    counters.add("a register was read", judged.reads);
+    counters.add("a register was read in quiet", judged.quiet_reads);
+    counters.add("nobody knows what became of a register's write", judged.unknown);
+    counters.add("two clients wrote a register at once", judged.overlaps);
+    counters.add("reads of a register in no single order, in troubled times", judged.disordered);
+    counters.add("a search for an order was given up", judged.given_up);
+    Ok(())
+}
+
+/// Clients work on the registers for a while without faults: nothing may fail but for another client, and one order explains all.
+fn registers_at_rest(world: &mut World) -> Result<(), String> {
+    world.oracle.borrow_mut().registers.is_troubled = false;
+    let stop = Rc::new(Cell::new(false));
+    let running = Rc::new(Cell::new(0));
+    for (index, node) in world.nodes.iter().enumerate() {
+        let (Role::Client { workers: 1.., .. }, Some(life)) = (&node.role, &node.life) else { continue };
+        let Some(client) = life.slot.client.borrow().clone() else { continue };
+        running.set(running.get() + 1);
+        let worker = RegisterWorker {
+            oracle: Rc::clone(&world.oracle),
+            locality: life.locality.handle(),
+            client,
+            clock: Rc::clone(&world.clock),
+            node: index,
+            random: fastrand::Rng::with_seed(world.seed ^ (index as u64) << 32),
+            stop: Rc::clone(&stop),
+            operations_max: u64::MAX,
+            is_calm: true,
+            running: Rc::clone(&running),
+        };
+        life.locality.handle().spawn("registers", worker.run());
+    }
+    let until = world.now() + REGISTERS_FOR;
+    world.run_until(until, |_| false)?;
+    stop.set(true);
+    let until = world.now() + START_MAX;
+    match world.run_until(until, |_| running.get() == 0)? {
+        true => Ok(()),
+        false => Err("operations on registers do not end in a cluster without faults".to_owned()),
+    }
 }
 
 fn start(world: &mut World) -> Result<(), String> {
@@ -99,9 +191,16 @@ fn converge(world: &mut World) -> Result<(), String> {
     world.stop_work.set(true);
     world.fabric.set_faults(SimFaults::NONE);
     world.fabric.heal_all();
+    world.end_time_faults();
+    let now = world.now();
     for device in 0..world.cast().devices {
-        let now = world.now();
         world.plan(now, Fault::Slow { device, factor: 1 });
+    }
+    // Operators take back what they took out, as often as it takes: an order may meet a control daemon that is just starting.
+    for again in 0..10 {
+        for device in world.taken_out.clone() {
+            world.plan(now + ATTACH_AGAIN * again, Fault::Attach { device });
+        }
     }
     for index in 0..world.nodes.len() {
         world.start(index);
@@ -135,6 +234,8 @@ fn converge(world: &mut World) -> Result<(), String> {
 #[derive(Default)]
 struct Finished {
     done: bool,
+    /// The objects that it listed.
+    stats: Vec<ObjectStat>,
 }
 
 fn finale(world: &mut World, random: &mut fastrand::Rng) -> Result<(), String> {
@@ -148,13 +249,18 @@ fn finale(world: &mut World, random: &mut fastrand::Rng) -> Result<(), String> {
     }
     let has_damage = world.is_damaged();
     world.oracle.borrow_mut().may_rebuild = has_damage;
-    read_everything(world, checker, "healthy")?;
+    let stats = read_everything(world, checker, "healthy")?;
     read_everything(world, verifier, "with parity verified")?;
+    if !has_damage {
+        let rows = rest::parity_at_rest(world, &stats)?;
+        world.oracle.borrow_mut().sometimes.add("a row's parity was right on the platters", rows);
+    }
+    rest::space_adds_up(world)?;
     world.oracle.borrow_mut().may_rebuild = true;
     for server in world.cast().servers {
         // With the server's devices gone, no more than K may be out.
         let elsewhere = world.damaged().iter().filter(|fid| world.owner(**fid) != Some(server)).count();
-        if elsewhere + 2 > PARITY {
+        if elsewhere + world.shape.devices_per_server > PARITY {
             continue;
         }
         let (from, to) = (world.nodes[checker].endpoint, world.nodes[server].endpoint);
@@ -181,11 +287,51 @@ fn finale(world: &mut World, random: &mut fastrand::Rng) -> Result<(), String> {
             world.not_converged().join("; ")
         ));
     }
-    read_everything(world, checker, "after the losses are known")
+    read_everything(world, checker, "after the losses are known")?;
+    delete_everything(world, checker)?;
+    rest::nothing_is_left(world)?;
+    rest::space_adds_up(world)?;
+    rest::nothing_leaks(world, false)?;
+    if world.seed.is_multiple_of(8) {
+        let until = world.now() + rpc::limits::SESSION_LIFETIME + START_MAX;
+        world.run_until(until, |_| false)?;
+        rest::nothing_leaks(world, true)?;
+        world.oracle.borrow_mut().sometimes.reached("sessions of the dead came back");
+    }
+    Ok(())
+}
+
+/// Makes and deletes every object once more: what earlier lives of it left behind goes too.
+fn delete_everything(world: &mut World, node: usize) -> Result<(), String> {
+    let Some(life) = &world.nodes[node].life else { return Err("the reader is gone".to_owned()) };
+    let Some(client) = life.slot.client.borrow().clone() else { return Err("the reader is gone".to_owned()) };
+    let ids: Vec<ObjectId> = world.oracle.borrow().ids().into_iter().chain(registers::ids()).collect();
+    let outcome: Rc<RefCell<Option<Result<(), String>>>> = Rc::default();
+    let told = Rc::clone(&outcome);
+    life.locality.handle().spawn("delete", async move {
+        let mut result = Ok(());
+        for id in ids {
+            let made = client.create_or_open(id, None).await;
+            let deleted = match made {
+                Ok(_) => client.delete(id).await,
+                Err(error) => Err(error),
+            };
+            result = result.and(deleted.map_err(|error| format!("object {id} cannot be deleted: {error}")));
+        }
+        *told.borrow_mut() = Some(result);
+    });
+    let until = world.now() + FINALE_MAX;
+    world.run_until(until, |_| outcome.borrow().is_some())?;
+    // A moment more, so that the last answers are there and what waits for nothing ends.
+    let until = world.now() + SUSPICION_OVER;
+    world.run_until(until, |_| false)?;
+    let result = outcome.borrow_mut().take();
+    result.unwrap_or_else(|| Err(format!("deleting all objects does not end within {FINALE_MAX:?}")))
 }
 
 /// Reads every object whole through one client; each has to be readable.
-fn read_everything(world: &mut World, node: usize, how: &str) -> Result<(), String> {
+/// Answer: the objects that were listed.
+fn read_everything(world: &mut World, node: usize, how: &str) -> Result<Vec<ObjectStat>, String> {
     world.oracle.borrow().tell(world.now(), || format!("the finale reads everything, {how}"));
     let Some(life) = &world.nodes[node].life else { return Err("the checking client is gone".to_owned()) };
     let Some(client) = life.slot.client.borrow().clone() else {
@@ -193,19 +339,25 @@ fn read_everything(world: &mut World, node: usize, how: &str) -> Result<(), Stri
     };
     let handle = life.locality.handle();
     let finished = Rc::new(RefCell::new(Finished::default()));
-    let (oracle, flag) = (Rc::clone(&world.oracle), Rc::clone(&finished));
+    let (oracle, flag, clock) = (Rc::clone(&world.oracle), Rc::clone(&finished), Rc::clone(&world.clock));
     handle.spawn("finale", {
-        let handle = handle.clone();
         async move {
-            let op = oracle.borrow_mut().begin_look(node, handle.now(), "the finale's list".to_owned());
-            list_all(&oracle, &client, &handle).await;
-            oracle.borrow_mut().end(op, handle.now(), Ending::Nothing, None);
+            let op = oracle.borrow_mut().begin_look(node, clock.now(), "the finale's list".to_owned());
+            let stats = list_all(&oracle, &client, &clock).await;
+            flag.borrow_mut().stats = stats;
+            oracle.borrow_mut().end(op, clock.now(), Ending::Nothing, None);
             let ids = oracle.borrow().ids();
             for id in ids {
                 let op =
-                    oracle.borrow_mut().begin_look(node, handle.now(), format!("the finale's read of {id}"));
-                read_one(&oracle, &client, &handle, id).await;
-                oracle.borrow_mut().end(op, handle.now(), Ending::Nothing, None);
+                    oracle.borrow_mut().begin_look(node, clock.now(), format!("the finale's read of {id}"));
+                read_one(&oracle, &client, &clock, id).await;
+                oracle.borrow_mut().end(op, clock.now(), Ending::Nothing, None);
+            }
+            for id in registers::ids() {
+                if let Err(error) = registers::look(&oracle, &client, &clock, id).await {
+                    let text = format!("register {id} cannot be read: {error}");
+                    oracle.borrow_mut().violate(clock.now(), text);
+                }
             }
             flag.borrow_mut().done = true;
         }
@@ -213,12 +365,12 @@ fn read_everything(world: &mut World, node: usize, how: &str) -> Result<(), Stri
     let until = world.now() + FINALE_MAX;
     let outcome = world.run_until(until, |_| finished.borrow().done);
     match outcome.map_err(|error| format!("{how}: {error}"))? {
-        true => Ok(()),
+        true => Ok(std::mem::take(&mut finished.borrow_mut().stats)),
         false => Err(format!("{how}: reading all objects does not end within {FINALE_MAX:?}")),
     }
 }
 
-async fn list_all(oracle: &Rc<RefCell<Oracle>>, client: &Client, handle: &LocalityHandle) {
+async fn list_all(oracle: &Rc<RefCell<Oracle>>, client: &Client, clock: &SimulatedClock) -> Vec<ObjectStat> {
     let tickets: Vec<_> = {
         let oracle = oracle.borrow();
         oracle.ids().into_iter().map(|id| (id, oracle.ticket(id))).collect()
@@ -229,30 +381,34 @@ async fn list_all(oracle: &Rc<RefCell<Oracle>>, client: &Client, handle: &Locali
         Ok(found) => {
             for (id, ticket) in tickets {
                 let listed = found.iter().find(|stat| stat.object == id).map(|stat| stat.size_bytes);
-                oracle.saw_listed(handle.now(), id, ticket, listed);
+                oracle.saw_listed(clock.now(), id, ticket, listed);
             }
+            found
         }
-        Err(error) => oracle.violate(handle.now(), format!("a list fails without a reason: {error}")),
+        Err(error) => {
+            oracle.violate(clock.now(), format!("a list fails without a reason: {error}"));
+            Vec::new()
+        }
     }
 }
 
-async fn read_one(oracle: &Rc<RefCell<Oracle>>, client: &Client, handle: &LocalityHandle, id: ObjectId) {
+async fn read_one(oracle: &Rc<RefCell<Oracle>>, client: &Client, clock: &SimulatedClock, id: ObjectId) {
     let ticket = oracle.borrow().ticket(id);
     let object = match client.open(id).await {
         Ok(object) => object,
-        Err(ClientError::NotFound { .. }) => return oracle.borrow_mut().saw_absent(handle.now(), id, ticket),
+        Err(ClientError::NotFound { .. }) => return oracle.borrow_mut().saw_absent(clock.now(), id, ticket),
         Err(error) => {
             return oracle
                 .borrow_mut()
-                .violate(handle.now(), format!("object {id} cannot be opened: {error}"));
+                .violate(clock.now(), format!("object {id} cannot be opened: {error}"));
         }
     };
-    oracle.borrow_mut().saw_size(handle.now(), id, ticket, object.size());
+    oracle.borrow_mut().saw_size(clock.now(), id, ticket, object.size());
     let count = object.size();
     let result = workload::read_bytes(client, &object, ByteExtent { start: 0, count }, false).await;
     let mut oracle = oracle.borrow_mut();
     match result {
-        Ok(bytes) => oracle.saw_bytes(handle.now(), id, ticket, 0, count, &bytes),
-        Err(error) => oracle.saw_unreadable(handle.now(), id, ticket, &error.to_string()),
+        Ok(bytes) => oracle.saw_bytes(clock.now(), id, ticket, 0, count, &bytes),
+        Err(error) => oracle.saw_unreadable(clock.now(), id, ticket, &error.to_string()),
     }
 }

@@ -11,9 +11,11 @@ use base::{Blame, Blamed, ByteExtent, Instant, ObjectId};
 use client::{Client, ClientError, Object};
 use clovis_tests::sim_bytes::{BLOCK, fill};
 use clovis_tests::sim_model::{Change, Ending, Shape};
+use runtime::clock::SimulatedClock;
 use runtime::{LocalityHandle, SharedBuffer};
 
 use crate::oracle::Oracle;
+use crate::registers;
 
 /// N of the layout N+2+1: groups of 5 make the client update parity from old bytes, groups of 4 never do.
 pub fn data_units(seed: u64) -> u32 {
@@ -37,6 +39,10 @@ pub struct Worker {
     pub oracle: Rc<RefCell<Oracle>>,
     pub locality: LocalityHandle,
     pub client: Client,
+    /// True time, which the oracle reckons in; the locality's own clock may drift.
+    pub clock: Rc<SimulatedClock>,
+    /// Nothing begins once all clients together have begun so many.
+    pub operations_max: u64,
     pub node: usize,
     pub random: fastrand::Rng,
     /// Set: finish what runs and begin nothing.
@@ -50,7 +56,7 @@ impl Worker {
         while !self.stop.get() {
             let think = u64::try_from(self.think_max.as_nanos()).unwrap_or(u64::MAX);
             self.locality.sleep(Duration::from_nanos(self.random.u64(0..=think))).await;
-            if self.stop.get() {
+            if self.stop.get() || self.oracle.borrow().begun() >= self.operations_max {
                 break;
             }
             self.one().await;
@@ -58,7 +64,7 @@ impl Worker {
     }
 
     fn now(&self) -> Instant {
-        self.locality.now()
+        self.clock.now()
     }
 
     async fn one(&mut self) {
@@ -264,7 +270,7 @@ impl Worker {
                 let is_sorted = found.windows(2).all(|pair| pair[0].object < pair[1].object);
                 let is_known = found
                     .iter()
-                    .all(|stat| ids.contains(&stat.object) && after.is_none_or(|id| stat.object > id));
+                    .all(|stat| is_known(&ids, stat.object) && after.is_none_or(|id| stat.object > id));
                 if !is_sorted || !is_known || found.len() > limit {
                     oracle.violate(now, format!("a list after {after:?} of at most {limit} gave {found:?}"));
                 }
@@ -332,6 +338,11 @@ impl Worker {
         }
         Some(self.judge(&error))
     }
+}
+
+/// An object of the workload's, or a register.
+fn is_known(ids: &[ObjectId], id: ObjectId) -> bool {
+    ids.contains(&id) || registers::ids().any(|register| register == id)
 }
 
 /// Reads and has the oracle look at the bytes; the error, if it failed.

@@ -11,21 +11,24 @@ use std::time::Duration;
 
 use base::nid::NetKind;
 use base::{Endpoint, Fid, FidType, Instant, LayoutWidth, Nid};
+use clovis_tests::sim_cut::Cut;
 use faces::{Configuration, DeviceConfig, DeviceState, PoolConfig, ProcessConfig};
-use rpc::Phase;
+use fops::conf::{DeviceCommand, DeviceOrder};
 use rpc::addb::Record;
+use rpc::{Bulk, CallOptions, Phase};
 use runtime::clock::SimulatedClock;
+use server::Server;
 use spdk_stob::{SimDisk, TraceEvent};
 use verbs_net::{SimFabric, SimKeys};
 
-use crate::faults::{Cast, Fault};
+use crate::faults::{Ailment, Cast, DRIFT_ALLOWED, Fault};
+use crate::leases::LeaseWatch;
 use crate::mutation::Mutation;
-use crate::node::{Life, Node, Role, SimDevice, Surroundings};
+use crate::node::{LEASE, Life, Node, Role, SimDevice, Surroundings};
 use crate::oracle::Oracle;
+use crate::shape::Shape;
 use crate::workload;
 
-const SERVERS: usize = 4;
-const DEVICES_PER_SERVER: usize = 2;
 /// K of the layout.
 pub const PARITY: usize = 2;
 const UNIT_BYTES: u32 = 8192;
@@ -38,13 +41,18 @@ const ROUNDS_MAX: u32 = 200_000;
 const TURNS_MAX: u64 = 200_000_000;
 /// How often it is looked whether chosen blocks may rot.
 const ROT_LOOK: Duration = Duration::from_millis(30);
+/// How long an operator waits for the answer to an order.
+const ORDER_TIME: Duration = Duration::from_secs(2);
 /// A supervisor starts a node again so long after its start failed.
 const START_AGAIN: Duration = Duration::from_millis(150);
 
 /// See the module head.
 pub struct World {
-    pub clock: SimulatedClock,
+    pub clock: Rc<SimulatedClock>,
+    pub shape: Shape,
     pub fabric: SimFabric,
+    /// The net has RDMA's shape.
+    is_remote: bool,
     pub nodes: Vec<Node>,
     pub oracle: Rc<RefCell<Oracle>>,
     pub configuration: Configuration,
@@ -52,6 +60,10 @@ pub struct World {
     pub stop_work: Rc<Cell<bool>>,
     /// Faults come no more: nothing is doubtful.
     pub is_calm: bool,
+    operations_max: u64,
+    /// Draws how far each machine's clock is ahead.
+    clocks: fastrand::Rng,
+    leases: LeaseWatch,
     mutation: Option<Mutation>,
     epoch: u64,
     agenda: BTreeMap<(Instant, u64), Fault>,
@@ -59,6 +71,8 @@ pub struct World {
     turns: u64,
     lost: BTreeSet<Fid>,
     damaged: BTreeSet<Fid>,
+    /// Devices that an operator wanted out at some time.
+    pub taken_out: BTreeSet<usize>,
     rots: Vec<Rot>,
 }
 
@@ -68,6 +82,18 @@ struct Rot {
     device: usize,
     record: Option<(u64, u64)>,
     bits: Vec<(u64, usize, Vec<u8>)>,
+    /// The blocks get each other's content instead: each the one before it.
+    misdirected: bool,
+}
+
+/// Where a device keeps bytes of stobs.
+fn data_region() -> base::BlockExtent {
+    spdk_stob::format::regions::Regions::for_device(DEVICE_BLOCKS).expect("the devices are large enough").data
+}
+
+/// How far a machine's clock is ahead of true time: machines start when they like.
+fn ahead(random: &mut fastrand::Rng) -> Duration {
+    Duration::from_nanos(random.u64(0..1_000_000_000_000_000))
 }
 
 fn endpoint(index: usize) -> Endpoint {
@@ -76,22 +102,24 @@ fn endpoint(index: usize) -> Endpoint {
 }
 
 impl World {
-    /// A cluster that is not started yet: control, servers, and `clients` with their workers and longest pauses.
-    pub fn new(seed: u64, mutation: Option<Mutation>, clients: &[(usize, Duration)]) -> World {
-        let data_units = workload::data_units(seed);
+    /// A cluster that is not started yet: control, servers, and the first clients of its shape.
+    pub fn new(seed: u64, mutation: Option<Mutation>, shape: Shape, cut: &Cut) -> World {
+        let data_units = shape.data_units;
         let mut random = fastrand::Rng::with_seed(seed);
         let control = endpoint(0);
+        let mut clocks = fastrand::Rng::with_seed(seed ^ 0xc10c);
         let mut nodes = Vec::new();
         let disk = SimDisk::new(random.u64(..), CONTROL_BLOCKS, spdk_stob::SimFaults::default());
-        nodes.push(Node::new("control".to_owned(), control, Role::Control { disk }));
+        nodes.push(Node::new("control".to_owned(), control, Role::Control { disk }, ahead(&mut clocks)));
         let mut processes = Vec::new();
         let mut devices = Vec::new();
-        for server in 0..SERVERS {
+        for server in 0..shape.servers {
             let (process, at) = (Fid::new(FidType::Process, 1, server as u64 + 1), endpoint(server + 1));
             processes.push(ProcessConfig { process, endpoint: at, epoch: 0 });
             let mut own = Vec::new();
-            for device in 0..DEVICES_PER_SERVER {
-                let fid = Fid::new(FidType::Device, 1, (server * DEVICES_PER_SERVER + device) as u64 + 1);
+            for device in 0..shape.devices_per_server {
+                let fid =
+                    Fid::new(FidType::Device, 1, (server * shape.devices_per_server + device) as u64 + 1);
                 devices.push(DeviceConfig {
                     device: fid,
                     process,
@@ -102,7 +130,8 @@ impl World {
                 let disk = SimDisk::new(random.u64(..), DEVICE_BLOCKS, spdk_stob::SimFaults::default());
                 own.push(SimDevice { fid, disk });
             }
-            nodes.push(Node::new(format!("server {server}"), at, Role::Server { process, devices: own }));
+            let role = Role::Server { process, devices: own };
+            nodes.push(Node::new(format!("server {server}"), at, role, ahead(&mut clocks)));
         }
         let configuration = Configuration {
             version: 1,
@@ -126,7 +155,9 @@ impl World {
             _ => SimFabric::new(net_seed),
         };
         let mut world = World {
-            clock: SimulatedClock::new(),
+            clock: Rc::new(SimulatedClock::new()),
+            shape,
+            is_remote: mutation.is_none() && matches!(seed % 8, 2 | 4),
             fabric,
             nodes,
             oracle: Rc::new(RefCell::new(Oracle::new(workload::objects(data_units)))),
@@ -134,6 +165,9 @@ impl World {
             seed,
             stop_work: Rc::new(Cell::new(false)),
             is_calm: false,
+            operations_max: cut.operations.unwrap_or(u64::MAX),
+            clocks,
+            leases: LeaseWatch::default(),
             mutation,
             epoch: 0,
             agenda: BTreeMap::new(),
@@ -141,11 +175,15 @@ impl World {
             turns: 0,
             lost: BTreeSet::new(),
             damaged: BTreeSet::new(),
+            taken_out: BTreeSet::new(),
             rots: Vec::new(),
         };
         world.clock.advance(Duration::from_secs(1));
-        for (workers, think_max) in clients {
-            world.add_client(*workers, *think_max, false);
+        for node in &world.nodes {
+            world.fabric.set_clock(node.endpoint, node.clock);
+        }
+        for (workers, think_ms_max) in shape.clients.iter().take(cut.clients.unwrap_or(usize::MAX)) {
+            world.add_client(*workers, Duration::from_millis(*think_ms_max), false);
         }
         world
     }
@@ -156,7 +194,9 @@ impl World {
         let nid = endpoint(index).nid;
         let at = verbs_net::dynamic_endpoint(nid, 1000 + u32::try_from(index).expect("few nodes"), 7);
         let role = Role::Client { workers, think_max, read_verify };
-        self.nodes.push(Node::new(format!("client {index}"), at, role));
+        let node = Node::new(format!("client {index}"), at, role, ahead(&mut self.clocks));
+        self.fabric.set_clock(at, node.clock);
+        self.nodes.push(node);
         index
     }
 
@@ -168,7 +208,7 @@ impl World {
             control: 0,
             servers: of(|role| matches!(role, Role::Server { .. })),
             clients: of(|role| matches!(role, Role::Client { .. })),
-            devices: SERVERS * DEVICES_PER_SERVER,
+            devices: self.configuration.pool.devices.len(),
             damage_max: PARITY,
         }
     }
@@ -233,19 +273,26 @@ impl World {
             let mut busy = 0;
             for (index, node) in self.nodes.iter_mut().enumerate() {
                 let Some(life) = &mut node.life else { continue };
-                let turn = life.locality.turn(now);
+                if node.held_until > now {
+                    deadline = [deadline, Some(node.held_until)].into_iter().flatten().min();
+                    continue;
+                }
+                let turn = life.locality.turn(node.clock.shows(now));
                 self.turns += 1;
                 if turn.progressed {
                     progressed = true;
                     busy = index;
+                    node.held_until = now + node.rest;
                     self.oracle.borrow_mut().hash.add(&[now.as_nanos(), index as u64]);
                 }
-                deadline = [deadline, turn.next_deadline].into_iter().flatten().min();
+                let next = turn.next_deadline.map(|at| node.clock.first_time_of(at));
+                deadline = [deadline, next].into_iter().flatten().min();
             }
             if let Some(violation) = &self.oracle.borrow().violation {
                 return Err(violation.clone());
             }
             progressed |= self.look_after_nodes()?;
+            self.look_at_leases()?;
             if !progressed {
                 if let Some(hung) = self.oracle.borrow().hung(now) {
                     return Err(format!("at {now:?}: an operation never ends: {hung}"));
@@ -263,8 +310,9 @@ impl World {
             .nodes
             .iter_mut()
             .filter_map(|node| {
-                let turn = node.life.as_mut()?.locality.turn(now);
-                let busy = turn.progressed || turn.next_deadline.is_some_and(|at| at <= now);
+                let shown = node.clock.shows(now);
+                let turn = node.life.as_mut()?.locality.turn(shown);
+                let busy = turn.progressed || turn.next_deadline.is_some_and(|at| at <= shown);
                 busy.then(|| format!("{} ({turn:?})", node.name))
             })
             .collect();
@@ -316,6 +364,9 @@ impl World {
         let now = self.now();
         self.oracle.borrow_mut().hash.add_text(&format!("{now:?} {fault:?}"));
         self.oracle.borrow().tell(now, || format!("fault: {fault:?}"));
+        if !self.is_calm {
+            self.oracle.borrow_mut().registers.is_troubled = true;
+        }
         let endpoint_of = |world: &World, node: usize| world.nodes[node].endpoint;
         match fault {
             Fault::Net(faults) => self.fabric.set_faults(faults),
@@ -332,7 +383,20 @@ impl World {
             Fault::Start { node } => self.start(node),
             Fault::Stop { node } => self.stop(node),
             Fault::LoseDevice { device } => self.lose_device(device),
-            Fault::Rot { device, blocks, random } => self.rot(device, blocks, random),
+            Fault::Rot { device, blocks, random, misdirected } => {
+                self.rot(device, blocks, random, misdirected)
+            }
+            Fault::Ail { device, ailment } => self.ail(device, ailment),
+            Fault::Pause { node, length } => self.pause(node, length),
+            Fault::SlowNode { node, rest } => {
+                if !rest.is_zero() && self.nodes[node].life.is_some() {
+                    self.oracle.borrow_mut().sometimes.reached("a node was slow");
+                }
+                self.nodes[node].rest = rest;
+            }
+            Fault::Drift { node, rate_per_mille } => self.drift(node, rate_per_mille),
+            Fault::Detach { device } => self.order(device, DeviceOrder::Detach { force: false }),
+            Fault::Attach { device } => self.order(device, DeviceOrder::Attach),
             Fault::RotChosen { choice } => self.rot_chosen(choice),
             Fault::Slow { device, factor } => self.device(device).disk.slow_down(factor),
         }
@@ -362,6 +426,10 @@ impl World {
             return;
         }
         self.epoch += 1;
+        let epoch = match self.mutation {
+            Some(Mutation::EpochReused) => 1 + index as u64,
+            _ => self.epoch,
+        };
         let around = Surroundings {
             index,
             fabric: &self.fabric,
@@ -369,9 +437,10 @@ impl World {
             configuration: &self.configuration,
             mutation: self.mutation,
             seed: self.seed,
-            epoch: self.epoch,
+            epoch,
             stop_work: &self.stop_work,
-            now: self.clock.now(),
+            clock: &self.clock,
+            operations_max: self.operations_max,
         };
         self.nodes[index].start(&around);
         self.oracle.borrow().tell(self.clock.now(), || format!("{} starts", self.nodes[index].name));
@@ -391,6 +460,7 @@ impl World {
         }
         self.oracle.borrow_mut().abandon(index, self.clock.now());
         let life = self.nodes[index].life.take();
+        self.nodes[index].held_until = Instant::ZERO;
         drop(life);
     }
 
@@ -404,20 +474,21 @@ impl World {
             slot.is_stopping.set(false);
             return;
         };
-        let (slot, oracle, handle) = (Rc::clone(slot), Rc::clone(&self.oracle), locality.handle());
+        let (slot, oracle, clock) = (Rc::clone(slot), Rc::clone(&self.oracle), Rc::clone(&self.clock));
         slot.is_up.set(false);
         locality.handle().spawn("stop", async move {
             if let Err(error) = server.stop().await
                 && oracle.borrow().damaged == 0
             {
-                oracle.borrow_mut().violate(handle.now(), format!("a server does not stop: {error}"));
+                oracle.borrow_mut().violate(clock.now(), format!("a server does not stop: {error}"));
             }
             slot.is_stopped.set(true);
         });
     }
 
     fn device(&mut self, index: usize) -> &mut SimDevice {
-        let (server, device) = (index / DEVICES_PER_SERVER + 1, index % DEVICES_PER_SERVER);
+        let (server, device) =
+            (index / self.shape.devices_per_server + 1, index % self.shape.devices_per_server);
         match &mut self.nodes[server].role {
             Role::Server { devices, .. } => &mut devices[device],
             _ => unreachable!("servers follow control"),
@@ -443,37 +514,189 @@ impl World {
         oracle.sometimes.reached("a device was lost");
     }
 
+    /// A device begins to fail. It counts as lost: from now on it may be out of service.
+    fn ail(&mut self, index: usize, ailment: Ailment) {
+        let disk = self.device(index).disk.clone();
+        let what = match ailment {
+            Ailment::Flushes => {
+                disk.fail_flushes(true);
+                "flushes of a device failed"
+            }
+            Ailment::WritesAfter(count) => {
+                disk.fail_writes_after(Some(count));
+                "writes of a device failed"
+            }
+            Ailment::FullAfter(count) => {
+                disk.fill_up_after(Some(count));
+                "a device was full"
+            }
+            Ailment::BadBlocks { count, random } => {
+                let mut random = fastrand::Rng::with_seed(random);
+                let data = data_region();
+                for _ in 0..count * 4 {
+                    let block = data.start + random.u64(0..data.count / 8);
+                    if disk.content(block).iter().any(|byte| *byte != 0) {
+                        disk.fail_block(block);
+                    }
+                }
+                "blocks of a device could not be read"
+            }
+        };
+        let fid = self.device(index).fid;
+        self.lost.insert(fid);
+        self.damaged.insert(fid);
+        let mut oracle = self.oracle.borrow_mut();
+        oracle.damaged = self.damaged.len();
+        oracle.sometimes.reached(what);
+    }
+
+    // ------------------------------------------------------------ time of single nodes, operators
+
+    /// The node's thread does nothing for `length`.
+    fn pause(&mut self, node: usize, length: Duration) {
+        let now = self.now();
+        let held = &mut self.nodes[node];
+        if held.life.is_none() {
+            return;
+        }
+        held.held_until = held.held_until.max(now + length);
+        let mut oracle = self.oracle.borrow_mut();
+        oracle.sometimes.reached(match &held.role {
+            Role::Control { .. } => "control was paused",
+            Role::Server { .. } if length > LEASE => "a server was paused for longer than its lease",
+            Role::Server { .. } => "a server was paused",
+            Role::Client { .. } => "a client was paused",
+        });
+    }
+
+    /// The node's clock runs at another rate from now on.
+    fn drift(&mut self, node: usize, rate_per_mille: u32) {
+        let now = self.now();
+        let drifting = &mut self.nodes[node];
+        drifting.clock = drifting.clock.at_rate(now, rate_per_mille);
+        self.fabric.set_clock(drifting.endpoint, drifting.clock);
+        let is_allowed = DRIFT_ALLOWED.contains(&rate_per_mille);
+        if !is_allowed {
+            self.leases.excuse(node);
+        }
+        let mut oracle = self.oracle.borrow_mut();
+        if rate_per_mille != 1000 {
+            oracle.sometimes.reached(match is_allowed {
+                true => "a clock drifted within what leases allow",
+                false => "a clock drifted by more than leases allow",
+            });
+        }
+    }
+
+    /// Everybody's time is true again, and goes on.
+    pub fn end_time_faults(&mut self) {
+        for node in 0..self.nodes.len() {
+            self.nodes[node].held_until = Instant::ZERO;
+            self.nodes[node].rest = Duration::ZERO;
+            self.drift(node, 1000);
+        }
+    }
+
+    /// An operator gives an order about a device, at the first client that is up; it is tried once, and its answer is counted.
+    pub fn order(&mut self, device: usize, order: DeviceOrder) {
+        self.taken_out.insert(device);
+        let device = self.configuration.pool.devices[device].device;
+        let Some(node) =
+            self.nodes.iter().find(|node| node.is_up() && matches!(node.role, Role::Client { .. }))
+        else {
+            return;
+        };
+        let Some(life) = &node.life else { return };
+        let Some(client) = life.slot.client.borrow().clone() else { return };
+        let (oracle, clock, handle) =
+            (Rc::clone(&self.oracle), Rc::clone(&self.clock), life.locality.handle());
+        let control = self.configuration.control;
+        life.locality.handle().spawn("order", async move {
+            let options = CallOptions::until(handle.now() + ORDER_TIME);
+            let command = DeviceCommand { device, order };
+            let result = client.rpc().call(control, &command, Bulk::none(), options).await;
+            let mut oracle = oracle.borrow_mut();
+            oracle.tell(clock.now(), || format!("order {order:?} of {device}: {result:?}"));
+            if let Ok(answer) = result
+                && answer.reply.is_new
+            {
+                oracle.sometimes.reached(match order {
+                    DeviceOrder::Attach => "an operator took a device back",
+                    _ => "an operator took a device out",
+                });
+            }
+        });
+    }
+
+    /// Leases that control took as lost since the last look: whoever had one has to have stopped by then.
+    fn look_at_leases(&mut self) -> Result<(), String> {
+        let Some(slot) = self.nodes[0].slot() else { return Ok(()) };
+        let lost =
+            slot.control.borrow().as_ref().map_or_else(Vec::new, |control| self.leases.lost_since(control));
+        for process in lost {
+            let Some(index) = self
+                .nodes
+                .iter()
+                .position(|node| matches!(&node.role, Role::Server { process: of, .. } if *of == process))
+            else {
+                continue;
+            };
+            let node = &self.nodes[index];
+            // What is held does nothing; it looks at its lease again before it does.
+            let is_serving = node.held_until <= self.now()
+                && node
+                    .slot()
+                    .is_some_and(|slot| slot.server.borrow().as_ref().is_some_and(Server::is_serving));
+            let mut oracle = self.oracle.borrow_mut();
+            match (is_serving, self.leases.is_excused(index)) {
+                (true, false) => {
+                    return Err(format!(
+                        "at {:?}: {} still serves when control takes its lease as lost",
+                        self.now(),
+                        node.name
+                    ));
+                }
+                (true, true) => {
+                    oracle.sometimes.reached("a slow clock let a server serve after its lease was lost")
+                }
+                (false, _) => oracle.sometimes.reached("a server had stopped when its lease was lost"),
+            }
+        }
+        Ok(())
+    }
+
+    // ------------------------------------------------------------ rot
+
     /// Chooses written blocks of the data region in which a bit will flip.
     ///
     /// They flip once the device committed two more records: until then a block may be data of the log's last record, and
     /// recovery cannot tell rot there from a write that a power cut tore (docs/simulation.md#accepted).
-    fn rot(&mut self, index: usize, blocks: u32, random: u64) {
+    fn rot(&mut self, index: usize, blocks: u32, random: u64, misdirected: bool) {
         let mut random = fastrand::Rng::with_seed(random);
-        let regions = spdk_stob::format::regions::Regions::for_device(DEVICE_BLOCKS)
-            .expect("the devices are large enough");
+        let data = data_region();
         let record = self.last_record(index);
         let device = self.device(index);
         let mut bits = Vec::new();
         // Space is handed out from the front, so most of what is written is there.
         for _ in 0..blocks * 4 {
-            let reach = if random.bool() { regions.data.count } else { regions.data.count / 8 };
-            let block = regions.data.start + random.u64(0..reach);
+            let reach = if random.bool() { data.count } else { data.count / 8 };
+            let block = data.start + random.u64(0..reach);
             let content = device.disk.content(block);
             if content.iter().any(|byte| *byte != 0) {
                 bits.push((block, random.usize(0..32768), content));
             }
         }
         let choice = self.rots.len();
-        self.rots.push(Rot { device: index, record, bits });
+        self.rots.push(Rot { device: index, record, bits, misdirected });
         self.plan(self.now() + ROT_LOOK, Fault::RotChosen { choice });
     }
 
     /// The newest record that the device's domain flushed since it was opened, if it is open.
     fn last_record(&self, index: usize) -> Option<(u64, u64)> {
-        let node = &self.nodes[index / DEVICES_PER_SERVER + 1];
+        let node = &self.nodes[index / self.shape.devices_per_server + 1];
         let Role::Server { devices, .. } = &node.role else { return None };
         let server = node.slot()?.server.borrow();
-        let domain = server.as_ref()?.domain(devices[index % DEVICES_PER_SERVER].fid)?;
+        let domain = server.as_ref()?.domain(devices[index % self.shape.devices_per_server].fid)?;
         let flushed = domain.trace().into_iter().rev().find_map(|event| match event {
             TraceEvent::Flushed { sequence } => Some(sequence),
             _ => None,
@@ -495,20 +718,34 @@ impl World {
             }
             return self.plan(self.now() + ROT_LOOK, Fault::RotChosen { choice });
         }
-        let Rot { device, bits, .. } = std::mem::take(&mut self.rots[choice]);
+        let Rot { device, bits, misdirected, .. } = std::mem::take(&mut self.rots[choice]);
         let device = self.device(device);
-        let mut flipped = 0u64;
+        let mut changed = 0u64;
+        let mut other: Option<Vec<u8>> = None;
         for (block, bit, content) in bits {
-            if device.disk.content(block) == content {
-                device.disk.rot(block, bit);
-                flipped += 1;
+            if device.disk.content(block) != content {
+                continue;
             }
+            match &other {
+                _ if !misdirected => {
+                    device.disk.rot(block, bit);
+                    changed += 1;
+                }
+                Some(other) if *other != content => {
+                    device.disk.set_content(block, other);
+                    changed += 1;
+                }
+                _ => {}
+            }
+            other = Some(content);
         }
         let fid = device.fid;
         self.damaged.insert(fid);
         let mut oracle = self.oracle.borrow_mut();
         oracle.damaged = self.damaged.len();
-        oracle.sometimes.add("bits rotted", flipped);
+        oracle
+            .sometimes
+            .add(if misdirected { "a block got another one's bytes" } else { "bits rotted" }, changed);
     }
 
     // ------------------------------------------------------------ looking
@@ -518,10 +755,7 @@ impl World {
         let node = &self.nodes[index];
         let Some(slot) = node.slot() else { return Ok(()) };
         let mut oracle = self.oracle.borrow_mut();
-        let rpc = slot.server.borrow().as_ref().map(|server| server.rpc().clone());
-        let rpc = rpc.or_else(|| slot.control.borrow().as_ref().map(|control| control.rpc().clone()));
-        let rpc = rpc.or_else(|| slot.client.borrow().as_ref().map(|client| client.rpc().clone()));
-        if let Some(rpc) = rpc {
+        if let Some(rpc) = node.rpc() {
             let stats = rpc.stats();
             let counters = &mut oracle.sometimes;
             counters.add("a request was sent again", stats.requester.resends);
@@ -546,7 +780,11 @@ impl World {
                 ));
             }
             let net = rpc.with_transfer_machine(verbs_net::TransferMachine::stats);
-            counters.add("a peer's old incarnation was shut out", net.stale_dropped);
+            if self.is_remote {
+                counters.add("a completion came late or twice", net.stale_dropped);
+            } else {
+                counters.add("a peer's old incarnation was shut out", net.stale_dropped);
+            }
             counters.add("bulk came for memory no longer exposed", net.bulk_bytes_late);
             let phases = rpc.records();
             ran_at_most_once(&phases).map_err(|error| format!("{}: {error}", node.name))?;
@@ -603,6 +841,8 @@ impl World {
         oracle.sometimes.add("a message was held back", net.reordered);
         oracle.sometimes.add("a packet was lost", net.lost);
         oracle.sometimes.add("a header was damaged", net.corrupted);
+        oracle.sometimes.add("a card sent a packet again", net.retransmitted);
+        oracle.sometimes.add("a queue pair died", net.queue_pair_deaths);
         for disk in self.nodes.iter().flat_map(Node::disks) {
             oracle.sometimes.add("a crash took back writes that were not flushed", disk.stats().lost_pieces);
             oracle.sometimes.add("a crash left a block torn", disk.stats().torn_blocks);
@@ -610,6 +850,25 @@ impl World {
         let fabric_hash = self.fabric.trace_hash();
         oracle.hash.add(&[fabric_hash, self.turns]);
         Ok(())
+    }
+
+    /// The end of everybody: nodes go, packets and disks forget. Error: a buffer that nobody gives back.
+    pub fn end(&mut self) -> Result<(), String> {
+        let mut arenas = Vec::new();
+        for node in &mut self.nodes {
+            let Some(life) = node.life.take() else { continue };
+            arenas.push((node.name.clone(), life.locality.handle().arena().clone()));
+            drop(life);
+            self.fabric.crash(node.endpoint);
+            node.disks().into_iter().for_each(SimDisk::crash);
+        }
+        match arenas.iter().find(|(_, arena)| arena.in_use_bytes() > 0) {
+            None => Ok(()),
+            Some((name, arena)) => Err(format!(
+                "{name} is gone, and {} bytes of its buffers are not given back",
+                arena.in_use_bytes()
+            )),
+        }
     }
 
     /// What is not as it should be in a cluster without faults; empty when all is well.

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use base::units::wide;
 use base::{Endpoint, Instant};
+use runtime::clock::DriftingClock;
 
 use crate::backend::packet::{Packet, PacketWire, Parcel, ParcelTraits};
 use crate::backend::sim_hardware::SimKeys;
@@ -111,6 +112,8 @@ struct SimNet {
     link_faults: BTreeMap<(Endpoint, Endpoint), SimFaults>,
     blocked: BTreeSet<(Endpoint, Endpoint)>,
     crashed: BTreeSet<Endpoint>,
+    /// Machines whose own clock is not the net's.
+    clocks: BTreeMap<Endpoint, DriftingClock>,
     stations: BTreeMap<Endpoint, SimStation>,
     links: BTreeMap<(Endpoint, Endpoint), LinkState>,
     next_id: u64,
@@ -149,6 +152,7 @@ impl SimFabric {
             link_faults: BTreeMap::new(),
             blocked: BTreeSet::new(),
             crashed: BTreeSet::new(),
+            clocks: BTreeMap::new(),
             stations: BTreeMap::new(),
             links: BTreeMap::new(),
             next_id: 1,
@@ -212,6 +216,11 @@ impl SimFabric {
         net.crashed.insert(endpoint);
     }
 
+    /// What the machine of `endpoint` has for a clock from now on: all its times are that clock's, those of the net are true.
+    pub fn set_clock(&self, endpoint: Endpoint, clock: DriftingClock) {
+        self.net.borrow_mut().clocks.insert(endpoint, clock);
+    }
+
     /// What the net has done so far.
     #[must_use]
     pub fn stats(&self) -> SimStats {
@@ -266,6 +275,11 @@ impl SimNet {
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let (least, most) = (nanos(least), nanos(most.max(least)));
         Duration::from_nanos(self.random.u64(least..=most))
+    }
+
+    /// True time when `endpoint`'s clock shows `shown`: the last there is, so that what it was told is due has arrived.
+    fn true_time(&self, endpoint: Endpoint, shown: Instant) -> Instant {
+        self.clocks.get(&endpoint).map_or(shown, |clock| clock.last_time_of(shown))
     }
 
     fn is_alive(&self, endpoint: Endpoint, id: u64) -> bool {
@@ -455,17 +469,22 @@ impl PacketWire for SimWire {
     }
 
     fn send(&mut self, now: Instant, to: Endpoint, packet: Packet) {
-        self.net.borrow_mut().send(now, self.id, to, packet);
+        let mut net = self.net.borrow_mut();
+        let now = net.true_time(self.endpoint, now);
+        net.send(now, self.id, to, packet);
     }
 
     fn receive(&mut self, now: Instant, budget: usize, into: &mut Vec<Packet>) {
-        self.net.borrow_mut().receive(now, self.endpoint, self.id, budget, into);
+        let mut net = self.net.borrow_mut();
+        let now = net.true_time(self.endpoint, now);
+        net.receive(now, self.endpoint, self.id, budget, into);
     }
 
     fn next_arrival(&self) -> Option<Instant> {
         let net = self.net.borrow();
         let station = net.stations.get(&self.endpoint).filter(|station| station.id == self.id)?;
-        station.inbox.first_key_value().map(|((at, _), _)| *at)
+        let at = station.inbox.first_key_value().map(|((at, _), _)| *at)?;
+        Some(net.clocks.get(&self.endpoint).map_or(at, |clock| clock.shows(at)))
     }
 
     fn has_work(&self) -> bool {

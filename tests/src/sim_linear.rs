@@ -1,0 +1,249 @@
+//! Is a history of one register linearizable? A checker that shares no code with the system. Pure.
+//!
+//! A history is what clients did to one register (a single-block object, a single key): each operation has a beginning, an end, and what it
+//! wrote or returned. It is linearizable if every operation can be given one moment between its beginning and its end so
+//! that, in the order of these moments, each read returns what was written last. An operation whose end nobody knows may have its
+//! moment at any time after its beginning, or never.
+//!
+//! Method: that of Wing and Gong, search over which operation comes next, with Lowe's memory of the sets of operations done together with the
+//! register's value, so that no such pair is searched twice. Written values are unique, so that a value tells its write. Exponential at worst in the operations that
+//! overlap, of which there are few: [`check`] gives up after [`STATES_MAX`] states and says so.
+
+use std::collections::BTreeSet;
+
+/// States after which a search is given up.
+pub const STATES_MAX: usize = 200_000;
+
+/// What an operation did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Did {
+    /// It wrote this value. Deleting is writing 0, and so is "absent".
+    Write(u64),
+    /// It returned this value.
+    Read(u64),
+}
+
+/// One operation of a history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// When it began.
+    pub began: u64,
+    /// When it ended, later than `began`; `None`: nobody knows whether and when it took effect. Only writes may be unknown.
+    pub ended: Option<u64>,
+    /// What it did.
+    pub did: Did,
+}
+
+/// What a check came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// There is an order.
+    Linearizable,
+    /// There is none: the operations, in the order of their beginning, of the shortest beginning of the history that has none.
+    Not(Vec<Event>),
+    /// The search was given up.
+    TooLong,
+}
+
+/// Judges a history of a register that held `initial` at first. The events may come in any order.
+#[must_use]
+pub fn check(initial: u64, history: &[Event]) -> Verdict {
+    let mut events = history.to_vec();
+    // An unknown write that nobody read has no say: it may never have happened.
+    let read: BTreeSet<u64> = events
+        .iter()
+        .filter_map(|event| match event.did {
+            Did::Read(value) => Some(value),
+            Did::Write(_) => None,
+        })
+        .collect();
+    events.retain(|event| {
+        event.ended.is_some() || matches!(event.did, Did::Write(value) if read.contains(&value))
+    });
+    events.sort_by_key(|event| (event.began, event.ended.unwrap_or(u64::MAX)));
+    match search(initial, &events) {
+        Some(true) => Verdict::Linearizable,
+        None => Verdict::TooLong,
+        Some(false) => Verdict::Not(shortest(initial, &events)),
+    }
+}
+
+/// The shortest prefix, by ends of operations, that has no order: what ends later is taken for unknown there.
+fn shortest(initial: u64, events: &[Event]) -> Vec<Event> {
+    let mut ends: Vec<u64> = events.iter().filter_map(|event| event.ended).collect();
+    ends.sort_unstable();
+    let prefix = |end: u64| -> Vec<Event> {
+        let begun = events.iter().filter(|event| event.began <= end);
+        let seen = begun.filter_map(|event| match (event.ended, event.did) {
+            (Some(ended), _) if ended <= end => Some(*event),
+            (_, Did::Write(_)) => Some(Event { ended: None, ..*event }),
+            (_, Did::Read(_)) => None,
+        });
+        seen.collect()
+    };
+    let first_bad = ends.partition_point(|end| search(initial, &prefix(*end)) == Some(true));
+    ends.get(first_bad).map_or_else(|| events.to_vec(), |end| prefix(*end))
+}
+
+/// Which operations are done, as bits: all before `base` are, and those of `above`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Done {
+    base: usize,
+    above: BTreeSet<usize>,
+}
+
+impl Done {
+    fn has(&self, index: usize) -> bool {
+        index < self.base || self.above.contains(&index)
+    }
+
+    fn with(&self, index: usize) -> Done {
+        let mut done = self.clone();
+        done.above.insert(index);
+        while done.above.remove(&done.base) {
+            done.base += 1;
+        }
+        done
+    }
+}
+
+/// `Some`: whether there is an order. `None`: given up.
+fn search(initial: u64, events: &[Event]) -> Option<bool> {
+    let known = events.iter().filter(|event| event.ended.is_some()).count();
+    let mut seen = BTreeSet::new();
+    let mut open = vec![(Done { base: 0, above: BTreeSet::new() }, initial, 0usize)];
+    while let Some((done, value, ended)) = open.pop() {
+        if ended == known {
+            return Some(true);
+        }
+        if !seen.insert((done.clone(), value)) {
+            continue;
+        }
+        if seen.len() > STATES_MAX {
+            return None;
+        }
+        // Whoever began after the first end among those left cannot be next.
+        let left = || (done.base..events.len()).filter(|index| !done.has(*index));
+        let first_end = left().filter_map(|index| events[index].ended).min().unwrap_or(u64::MAX);
+        let next: Vec<usize> = left().take_while(|index| events[*index].began < first_end).collect();
+        // A read of the present value changes nothing: taking it at once loses no order.
+        let free = next.iter().copied().find(|index| events[*index].did == Did::Read(value));
+        for index in free.map_or(next, |index| vec![index]) {
+            let after = match events[index].did {
+                Did::Write(written) => written,
+                Did::Read(returned) if returned == value => value,
+                Did::Read(_) => continue,
+            };
+            open.push((done.with(index), after, ended + usize::from(events[index].ended.is_some())));
+        }
+    }
+    Some(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(value: u64, began: u64, ended: u64) -> Event {
+        Event { began, ended: Some(ended), did: Did::Write(value) }
+    }
+
+    fn unknown(value: u64, began: u64) -> Event {
+        Event { began, ended: None, did: Did::Write(value) }
+    }
+
+    fn read(value: u64, began: u64, ended: u64) -> Event {
+        Event { began, ended: Some(ended), did: Did::Read(value) }
+    }
+
+    fn is_linear(history: &[Event]) -> bool {
+        match check(0, history) {
+            Verdict::Linearizable => true,
+            Verdict::Not(_) => false,
+            Verdict::TooLong => panic!("given up"),
+        }
+    }
+
+    #[test]
+    fn good_histories() {
+        assert!(is_linear(&[]));
+        assert!(is_linear(&[read(0, 1, 2)]));
+        assert!(is_linear(&[write(1, 1, 2), read(1, 3, 4)]));
+        // While a write runs, a read may return either.
+        assert!(is_linear(&[write(1, 1, 10), read(0, 2, 3), read(1, 4, 5)]));
+        // Two writes at once, in either order.
+        assert!(is_linear(&[write(1, 1, 10), write(2, 1, 10), read(1, 11, 12), read(1, 13, 14)]));
+        assert!(is_linear(&[write(1, 1, 10), write(2, 1, 10), read(2, 2, 4), read(1, 5, 6)]));
+        // The textbook's queue of overlaps: each read inside of the next write.
+        let chain: Vec<Event> = (1..40u64)
+            .flat_map(|n| [write(n, n * 10, n * 10 + 15), read(n, n * 10 + 12, n * 10 + 19)])
+            .collect();
+        assert!(is_linear(&chain));
+        // An unknown write: before, later, never.
+        assert!(is_linear(&[write(1, 1, 2), unknown(2, 3), read(2, 4, 5), read(2, 6, 7)]));
+        assert!(is_linear(&[unknown(2, 3), read(0, 4, 5), read(0, 6, 7), read(2, 100, 101)]));
+        assert!(is_linear(&[unknown(2, 3), write(1, 4, 5), read(1, 6, 7)]));
+        assert!(is_linear(&[unknown(2, 3), write(1, 4, 5), read(1, 6, 7), read(2, 8, 9)]));
+    }
+
+    #[test]
+    fn bad_histories() {
+        // A lost write, a stale read, a value from nowhere, one before its write.
+        assert!(!is_linear(&[write(1, 1, 2), read(0, 3, 4)]));
+        assert!(!is_linear(&[write(1, 1, 2), write(2, 3, 4), read(1, 5, 6)]));
+        assert!(!is_linear(&[read(7, 1, 2)]));
+        assert!(!is_linear(&[read(1, 1, 2), write(1, 3, 4)]));
+        // New, then old: both reads are within the write, one after the other.
+        assert!(!is_linear(&[write(1, 1, 10), read(1, 2, 3), read(0, 4, 5)]));
+        // Two writes at once, and readers who saw them in different orders.
+        assert!(!is_linear(&[write(1, 1, 10), write(2, 1, 10), read(1, 11, 12), read(2, 13, 14),]));
+        assert!(!is_linear(&[unknown(2, 3), read(2, 4, 5), read(0, 6, 7)]));
+        assert!(!is_linear(&[unknown(2, 3), read(2, 4, 5), write(1, 6, 7), read(2, 8, 9)]));
+        assert!(!is_linear(&[unknown(2, 30), read(2, 4, 5)]));
+    }
+
+    #[test]
+    fn the_counterexample_is_the_shortest() {
+        let mut history = vec![write(1, 1, 2), read(0, 3, 4)];
+        history.extend((10..60).map(|n| write(n, n * 10, n * 10 + 5)));
+        assert_eq!(check(0, &history), Verdict::Not(vec![write(1, 1, 2), read(0, 3, 4)]));
+    }
+
+    #[test]
+    fn what_a_real_register_does_passes_and_one_changed_read_does_not() {
+        // A register that takes effect at a drawn moment of each operation: linearizable by construction.
+        let mut random = fastrand::Rng::with_seed(5);
+        let mut rejected = 0;
+        for _ in 0..60 {
+            let mut moments: Vec<(u64, Event)> = (1..60u64)
+                .map(|n| {
+                    let began = random.u64(0..1000);
+                    let ended = began + random.u64(2..80);
+                    let did = if random.bool() { Did::Write(n) } else { Did::Read(0) };
+                    let is_unknown = matches!(did, Did::Write(_)) && random.u8(0..10) == 0;
+                    let event = Event { began, ended: (!is_unknown).then_some(ended), did };
+                    (random.u64(began..ended), event)
+                })
+                .collect();
+            moments.sort_by_key(|(moment, _)| *moment);
+            let mut value = 0;
+            let mut history: Vec<Event> = Vec::new();
+            for (_, mut event) in moments {
+                match &mut event.did {
+                    Did::Write(written) => value = *written,
+                    Did::Read(returned) => *returned = value,
+                }
+                history.push(event);
+            }
+            assert!(is_linear(&history));
+            // The last read returns what was there long before: wrong, unless nothing was written in between.
+            if let Some(last) =
+                history.iter().rposition(|event| matches!(event.did, Did::Read(value) if value != 0))
+            {
+                history[last].did = Did::Read(0);
+                rejected += u32::from(!is_linear(&history));
+            }
+        }
+        assert!(rejected > 45, "{rejected} of 60");
+    }
+}

@@ -1,0 +1,37 @@
+//! What cluster a seed runs on: how many servers, devices and clients.
+
+use crate::mutation::Mutation;
+use crate::workload;
+
+/// What cluster a seed runs on.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub servers: usize,
+    pub devices_per_server: usize,
+    /// N of the layout.
+    pub data_units: u32,
+    /// Clients: workers, and the longest pause of a worker in milliseconds.
+    pub clients: &'static [(usize, u64)],
+}
+
+impl Shape {
+    /// The shape of a seed: mostly 4 servers of 2 devices, and everything from 3 nodes to 12. Seeded bugs are looked for on the common one.
+    pub fn of(seed: u64, mutation: Option<Mutation>) -> Shape {
+        let data_units = workload::data_units(seed);
+        let shape =
+            |servers, devices_per_server, clients| Shape { servers, devices_per_server, data_units, clients };
+        match (mutation, seed % 12) {
+            (None, 3) => shape(1, 8, &[(5, 40)]),
+            (None, 4) => shape(8, 1, &[(2, 40), (2, 60), (1, 30)]),
+            (None, 7) => shape(3, 3, &[(3, 40), (2, 60)]),
+            (None, 10) => shape(6, 2, &[(3, 40), (1, 60)]),
+            _ => shape(4, 2, &[(3, 40), (2, 60)]),
+        }
+    }
+
+    /// The stated load: 4 nodes, about 500 operations in a simulated second (docs/simulation.md#speed).
+    pub fn load(seed: u64) -> Shape {
+        let clients: &'static [_] = &[(24, 60)];
+        Shape { servers: 2, devices_per_server: 4, data_units: workload::data_units(seed), clients }
+    }
+}
