@@ -595,7 +595,7 @@ fn asking_again_gets_the_same_and_giving_up_leaves_nothing() {
     let ask = |asker| Event::Ask { asker, credit: Exclusive };
     let (one, other) = (loan_of(1, 1), loan_of(2, 1));
     let granted = Action::Granted { asker: one, credit: Exclusive };
-    assert_eq!(owner.handle(ask(one), &mut number), [granted.clone()]);
+    assert_eq!(owner.handle(ask(one), &mut number), std::slice::from_ref(&granted));
     assert_eq!(owner.handle(ask(one), &mut number), [granted]);
     assert_eq!(owner.handle(ask(other), &mut number), [Action::AskBack { asker: one }]);
     assert_eq!(owner.handle(ask(other), &mut number), [], "it keeps its place");
