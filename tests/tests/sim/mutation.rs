@@ -40,8 +40,8 @@ impl Mutation {
         (Mutation::Client(client::Bug::Rpc(rpc::Bug::SlotFreedEarly)), 16),
         (Mutation::Client(client::Bug::Rpc(rpc::Bug::ReplyToAnyCall)), 40),
         (Mutation::MisplacedWrite, 8),
+        (Mutation::EpochReused, 8),
         (Mutation::Server(server::Bug::BufferLeaked), 8),
-        (Mutation::Client(client::Bug::FirstAnswerIsEnough), 40),
         (Mutation::Client(client::Bug::AbsentIsZero), 16),
         (Mutation::Client(client::Bug::OneReplicaIsEnough), 16),
         (Mutation::Client(client::Bug::StaleParity), 16),
@@ -51,8 +51,8 @@ impl Mutation {
     /// Seeded bugs that no seed has shown yet (1 to 24 do not): looked for with `CLOVIS_SIM_BUGS`, and demanded of nobody. One
     /// that is found goes to [`Mutation::ALL`].
     pub const CANDIDATES: &[(Mutation, u64)] = &[
-        (Mutation::Server(server::Bug::LeaseUnchecked), 40),
-        (Mutation::EpochReused, 24),
+        (Mutation::Server(server::Bug::LeaseUnchecked), 24),
+        (Mutation::Client(client::Bug::FirstAnswerIsEnough), 24),
         (Mutation::Rpc(rpc::Bug::ResumedTooEarly), 24),
         (Mutation::Client(client::Bug::Rpc(rpc::Bug::SessionNeverLost)), 24),
     ];
