@@ -7,7 +7,7 @@ const POLYNOMIAL: u16 = 0x11d;
 fn times(a: u8, b: u8) -> u8 {
     let (mut a, mut product) = (u16::from(a), 0u16);
     for bit in 0..8 {
-        if b >> bit & 1 == 1 {
+        if (b >> bit) & 1 == 1 {
             product ^= a;
         }
         a <<= 1;

@@ -7,7 +7,7 @@
 //! Without environment: the short fixed set (each seed twice, same hash), the seeded bugs, the rare states. With `CLOVIS_SIM_SEED`,
 //! `CLOVIS_SIM_COUNT` or `CLOVIS_SIM_MINUTES`: those seeds; `CLOVIS_SIM_CUT`: what is left of each (`clovis_tests::sim_cut`). A seed that fails is
 //! made smaller, and the command that replays the rest is printed. `CLOVIS_SIM_LOAD=1`: the load that speed is stated for.
-//! `CLOVIS_SIM_BUGS=1`: only the seeded bugs. `CLOVIS_SIM_STORY=1`: a line for everything that happens. Speaks the result line of libtest, so
+//! `CLOVIS_SIM_BUGS=1`: only the seeded bugs (or, instead of 1, a part of a name). `CLOVIS_SIM_STORY=1`: a line for everything that happens. Speaks the result line of libtest, so
 //! `./dev` sums it.
 #![forbid(unsafe_code)]
 
@@ -200,7 +200,11 @@ fn find_bugs() -> (u64, u64) {
     let (mut passed, mut failed) = (0, 0);
     let candidates: &[_] =
         if std::env::var_os("CLOVIS_SIM_BUGS").is_some() { Mutation::CANDIDATES } else { &[] };
-    let bugs = Mutex::new(Mutation::ALL.iter().chain(candidates).copied().collect::<VecDeque<_>>());
+    // With a name, only those whose name has it.
+    let named = std::env::var("CLOVIS_SIM_BUGS").ok().filter(|name| name != "1").unwrap_or_default();
+    let all = Mutation::ALL.iter().chain(candidates).copied();
+    let wanted = all.filter(|(mutation, _)| format!("{mutation:?}").contains(&named));
+    let bugs = Mutex::new(wanted.collect::<VecDeque<_>>());
     let found = on_threads(|| {
         let (mutation, within) = bugs.lock().expect("no thread panics with the lock").pop_front()?;
         let found = find(mutation, within);

@@ -154,7 +154,7 @@ fn registers_at_rest(world: &mut World) -> Result<(), String> {
             client,
             clock: Rc::clone(&world.clock),
             node: index,
-            random: fastrand::Rng::with_seed(world.seed ^ (index as u64) << 32),
+            random: fastrand::Rng::with_seed(world.seed ^ ((index as u64) << 32)),
             stop: Rc::clone(&stop),
             operations_max: u64::MAX,
             is_calm: true,
