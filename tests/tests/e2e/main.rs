@@ -7,7 +7,6 @@
 mod addb;
 mod command_line;
 mod conf;
-mod credits;
 mod devices;
 mod doctor;
 mod installed;

@@ -669,7 +669,7 @@ async fn run(shared: Rc<Shared>) {
         let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).min(RM_WAIT_MS_MAX);
         let poll = RmPoll { borrower: session.id, version: shared.conf.version(), known, wait_ms };
         // Asked anew rather than waited for: one that was under way when control died has long pauses between its resends.
-        let deadline = session.lease.ends_at().min(now + wait * 2);
+        let deadline = session.lease.ends_at().min(now + wait + wait / 3);
         let answer = shared.conf.call(&poll, deadline).await;
         if !shared.is_session(session.id) {
             continue;
@@ -685,7 +685,11 @@ async fn run(shared: Rc<Shared>) {
                 }
                 shared.take(session, reply).await
             }
-            Err(_) => false,
+            Err(_) => {
+                // The lease runs: control may be back at any moment.
+                locality.sleep(PAUSE).await;
+                continue;
+            }
         };
         // A control that is away, stops, or has too many who wait is not asked all the time.
         let pause = now + wait;
