@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base::{Fid, ObjectId};
-use client::{Client, ClientError};
+use client::{Client, ClientError, HoldError};
 use fops::lock::LockMode;
 use fops::rm::{RmCredit, RmList, RmLoanEntry, RmResource};
 use serde_json::{Value, json};
@@ -55,7 +55,14 @@ pub fn leave(station: &mut Station, client: &Client) {
 }
 
 fn failed(error: ClientError) -> Failure {
-    Failure::new(error.to_string())
+    let text = error.to_string();
+    // Objects are named as people name them.
+    Failure::new(match &error {
+        ClientError::Hold(HoldError::Busy { resource, .. } | HoldError::Lost { resource }) => {
+            text.replace(&resource.to_string(), &resource_text(resource))
+        }
+        _ => text,
+    })
 }
 
 fn hold(args: &CreditHoldArgs) -> Result<(), Failure> {

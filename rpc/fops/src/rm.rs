@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use base::{Endpoint, Fid, ObjectId};
+use base::{Endpoint, Fid};
 use bincode::{Decode, Encode};
 
 use crate::fop;
@@ -35,11 +35,7 @@ pub enum RmResource {
 impl fmt::Display for RmResource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            // As people name them, if they do.
-            RmResource::Object(fid) => match ObjectId::from_fid(*fid) {
-                Some(object) => write!(f, "object {object}"),
-                None => write!(f, "object {fid}"),
-            },
+            RmResource::Object(fid) => write!(f, "object {fid}"),
             RmResource::Keys(fid) => write!(f, "keys of {fid}"),
             RmResource::Fids => f.write_str("fids"),
             RmResource::Named(name) => f.write_str(name),

@@ -235,12 +235,29 @@ impl Borrower {
         wait: Duration,
     ) -> Result<Hold, HoldError> {
         check(resource, credit)?;
+        let locality = self.shared.conf.rpc().locality().clone();
+        let until = locality.now() + wait.max(Duration::from_millis(u64::from(RM_TRY_MS)));
+        let mut is_first = true;
+        loop {
+            match self.hold_once(resource, credit, until).await {
+                // The session ended while it waited, perhaps one that had held nothing for long: nothing is lost but its place.
+                Err(HoldError::Lost { .. }) if std::mem::take(&mut is_first) || locality.now() < until => {}
+                held_or_not => return held_or_not,
+            }
+        }
+    }
+
+    async fn hold_once(
+        &self,
+        resource: &RmResource,
+        credit: &RmCredit,
+        until: Instant,
+    ) -> Result<Hold, HoldError> {
         let shared = &self.shared;
         let locality = shared.conf.rpc().locality().clone();
         let session = shared.begin().await?;
         let number = shared.last_user.get() + 1;
         shared.last_user.set(number);
-        let until = locality.now() + wait.max(Duration::from_millis(u64::from(RM_TRY_MS)));
         let user = Rc::new(LocalUser {
             resource: resource.clone(),
             until,
@@ -651,7 +668,9 @@ async fn run(shared: Rc<Shared>) {
         let known: Vec<u64> = shared.known.borrow().iter().copied().collect();
         let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).min(RM_WAIT_MS_MAX);
         let poll = RmPoll { borrower: session.id, version: shared.conf.version(), known, wait_ms };
-        let answer = shared.conf.call(&poll, session.lease.ends_at()).await;
+        // Asked anew rather than waited for: one that was under way when control died has long pauses between its resends.
+        let deadline = session.lease.ends_at().min(now + wait + wait / 3);
+        let answer = shared.conf.call(&poll, deadline).await;
         if !shared.is_session(session.id) {
             continue;
         }
@@ -666,7 +685,11 @@ async fn run(shared: Rc<Shared>) {
                 }
                 shared.take(session, reply).await
             }
-            Err(_) => false,
+            Err(_) => {
+                // The lease runs: control may be back at any moment.
+                locality.sleep(PAUSE).await;
+                continue;
+            }
         };
         // A control that is away, stops, or has too many who wait is not asked all the time.
         let pause = now + wait;
