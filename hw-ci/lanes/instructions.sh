@@ -3,12 +3,12 @@
 # needs: rxe clovis
 #
 # Whole programs are counted, with FEW and with MANY operations; the difference over the difference of counts is an operation's share, and
-# start and end cancel (both are multiples of 16, as the list of ib_send_bw is). perftest makes MORE times as many: its operations are so small
+# start and end cancel (both are multiples of 16, as the list of ib_send_bw is). perftest makes some times as many where its operations are so small
 # that the start of a process, which is never twice the same, would be seen. Everybody sleeps until something comes, perftest by its events too, so that looking in vain is not counted. The provider's
 # instructions are in all figures. perftest has one buffer, one peer and no protocol: its figure is the least that an operation can take here.
 # shellcheck shell=bash
 
-readonly DEVICE=rxe0 ADDRESS=10.9.0.1 FEW=64 MANY=384 MORE=32
+readonly DEVICE=rxe0 ADDRESS=10.9.0.1 FEW=64 MANY=384
 readonly -a CALLGRIND=(valgrind --quiet --tool=callgrind)
 
 phase_run() {
@@ -16,30 +16,30 @@ phase_run() {
     command -v valgrind >/dev/null || { skip 'instructions per operation' 'no valgrind'; return; }
     copied clovis
     # A request and its reply are a message each way on each side, as a turn of ib_send_lat is.
-    beside ping ib_send_lat '-s 64' 37000 --what ping --concurrency 1
+    beside ping 1 ib_send_lat '-s 64' 37000 --what ping --concurrency 1
     # One message each way for 1 of ib_send_bw, whose sides either send or receive.
-    beside ping-16 ib_send_bw '-s 64 -l 16 -t 64' 37000 --what ping --concurrency 16
+    beside ping-16 32 ib_send_bw '-s 64 -l 16 -t 64' 37000 --what ping --concurrency 16
     # A message, a READ or WRITE, and a reply, with windows bound and taken back, beside a READ or WRITE.
-    beside write-64k ib_read_bw '-s 65536 -t 4' 45000 --what write --bulk-size 64K --concurrency 4 --verify none
+    beside write-64k 4 ib_read_bw '-s 65536 -t 4' 45000 --what write --bulk-size 64K --concurrency 4 --verify none
     # ib_write_bw cannot sleep; a SEND of as many bytes costs its side as much as a WRITE.
-    beside read-64k ib_send_bw '-s 65536 -t 4' 45000 --what read --bulk-size 64K --concurrency 4 --verify none
+    beside read-64k 4 ib_send_bw '-s 65536 -t 4' 45000 --what read --bulk-size 64K --concurrency 4 --verify none
 }
 
-# beside NAME PERFTEST 'PERFTEST OPTIONS' LIMIT SELFTEST OPTIONS...: figures of both; ours are at most LIMIT for the sum of both sides, a quarter above
+# beside NAME TIMES PERFTEST 'PERFTEST OPTIONS' LIMIT SELFTEST OPTIONS...: figures of both, perftest's of TIMES as many operations; ours are at most LIMIT for the sum of both sides, a quarter above
 # what they were on 2026-11-21.
 beside() {
-    local name=$1 program=$2 options=$3 limit=$4 count side ours=0 theirs=0 value
-    shift 4
+    local name=$1 times=$2 program=$3 options=$4 limit=$5 count side ours=0 theirs=0 value
+    shift 5
     for count in $FEW $MANY; do
         check "selftest under callgrind, $name, $count" 400 ours "$name" "$count" "$@" || return
         # shellcheck disable=SC2086
-        check "$program under callgrind, $name, $count" 200 theirs "$name" "$program" "$count" $options || return
+        check "$program under callgrind, $name, $count" 200 theirs "$name" "$program" "$((count * times))" "$count" $options || return
     done
     for side in client server; do
         value=$(share "ours.$name.$side" 1)
         figure "instructions.$name.$side" "$value" /op
         ours=$((ours + value))
-        value=$(share "theirs.$name.$side" "$MORE")
+        value=$(share "theirs.$name.$side" "$times")
         figure "instructions.$name.$program.$side" "$value" /op
         theirs=$((theirs + value))
     done
@@ -65,13 +65,13 @@ ours() {
     wait "$server"
 }
 
-# theirs NAME PROGRAM COUNT OPTIONS...
+# theirs NAME PROGRAM OPERATIONS COUNT OPTIONS...
 theirs() {
-    local name=$1 program=$2 count=$3
-    shift 3
+    local name=$1 program=$2 operations=$3 count=$4
+    shift 4
     # %q{...}: valgrind takes it from the environment, where perftest() says which side this is.
     PERFTEST_UNDER=("${CALLGRIND[@]}" "--callgrind-out-file=$TMPDIR/theirs.$name.%q{PERFTEST_SIDE}.$count")
-    perftest "$program" "$DEVICE" "$ADDRESS" 180 -e -n "$((count * MORE))" "$@"
+    perftest "$program" "$DEVICE" "$ADDRESS" 180 -e -n "$operations" "$@"
 }
 
 # share FILES TIMES: instructions of one operation, of which there were TIMES as many.
