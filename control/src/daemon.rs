@@ -356,7 +356,7 @@ impl Inner {
         });
         serve(inner, |inner: Rc<Inner>, _fom, _request: ConfHistory| async move { inner.conf_history() });
         serve(inner, |inner: Rc<Inner>, fom: Fom, request: EventsGet| async move {
-            Ok(inner.events_get(fom.deadline(), &request).await)
+            Ok(inner.events_get(&fom, &request).await)
         });
         lock_service::serve_all(inner);
         watch_service::serve_all(inner);
@@ -564,14 +564,16 @@ impl Inner {
         (first..).zip(changes).map(event).collect()
     }
 
-    async fn events_get(&self, deadline: Instant, request: &EventsGet) -> EventsReply {
+    async fn events_get(&self, fom: &Fom, request: &EventsGet) -> EventsReply {
         let locality = self.rpc.locality().clone();
         let wait = Duration::from_millis(u64::from(request.wait_ms.min(EVENTS_WAIT_MS_MAX)));
-        let until = (locality.now() + wait).min(deadline);
+        let until = (locality.now() + wait).min(fom.deadline());
+        let mut hold = None;
         let newest = || self.events.borrow().back().map_or(0, |last| last.number);
         let waits = Waits::begin(&self.event_waits, EVENTS_WAITS_MAX);
         // A daemon that is to stop does not wait for those who wait for it.
         while waits.is_some() && newest() <= request.after && locality.now() < until && !self.shutdown.get() {
+            hold.get_or_insert_with(|| fom.hold(until));
             // Either way it is looked again: something became durable, or time is up.
             let _rung = locality.timeout_at(until, self.settled.notified()).await;
         }

@@ -43,6 +43,8 @@ pub struct RpcConfig {
     pub resend_interval: Duration,
     /// Upper end of the doubling.
     pub resend_interval_max: Duration,
+    /// Longest time for which a request that its server holds is not sent again.
+    pub hold_max: Duration,
     /// From a lost connection to the first attempt at another; doubles.
     pub reconnect_interval: Duration,
     /// Upper end of the doubling.
@@ -86,6 +88,7 @@ impl Default for RpcConfig {
             },
             resend_interval: limits::RESEND_INTERVAL,
             resend_interval_max: limits::RESEND_INTERVAL_MAX,
+            hold_max: limits::HOLD_MAX,
             reconnect_interval: limits::RECONNECT_INTERVAL,
             reconnect_interval_max: limits::RECONNECT_INTERVAL_MAX,
             bulk_try: limits::BULK_TRY,
@@ -109,6 +112,7 @@ impl RpcConfig {
             slots_max: self.slots,
             resend_interval: self.resend_interval,
             resend_interval_max: self.resend_interval_max,
+            hold_max: self.hold_max,
             reconnect_interval: self.reconnect_interval,
             reconnect_interval_max: self.reconnect_interval_max,
             bug: self.bug,

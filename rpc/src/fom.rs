@@ -80,6 +80,15 @@ impl Fom {
         self.0.machine.record_phase(at, self.0.place, phase, self.0.request_id, self.0.opcode);
     }
 
+    /// The handler holds the request back on purpose until `until` at the latest, for news or for a lock: while what this gives lives the requester
+    /// is told so and does not ask again, and the watchdog does not call the fom hung. The phase is `hold`, and `run` after it.
+    #[must_use = "the request is held while this lives"]
+    pub fn hold(&self, until: Instant) -> Hold {
+        self.phase(Phase::Hold);
+        self.0.machine.begin_hold(self.0.ticket, self.0.place, until);
+        Hold(self.clone())
+    }
+
     /// Binds the request to the transaction of its effect: the number and `reply`, which has to be what the handler answers once the
     /// transaction is durable, go into it. After a restart of the server a resend finds them and is answered, and does
     /// not run. Nothing where slots are not durable (`RpcConfig::durable_slots`).
@@ -182,6 +191,17 @@ impl Fom {
 impl fmt::Debug for Fom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "fom {:#x} opcode {} of {}", self.0.request_id, self.0.opcode, self.0.peer.endpoint)
+    }
+}
+
+/// A request that its handler holds back; over when this is dropped.
+#[derive(Debug)]
+pub struct Hold(Fom);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.0.machine.end_hold(self.0.0.ticket);
+        self.0.phase(Phase::Run);
     }
 }
 

@@ -124,6 +124,21 @@ pub enum Kind {
     Ended,
     /// Client: the request of this slot and xid is no longer wanted. If it has not started, it must not start.
     Cancel,
+    /// Server: the request of this slot and xid is held back on purpose: ask again only after this time. Only for clients that read it ([`reads`]).
+    Held {
+        /// Until the answer is due.
+        time_left_ms: u32,
+    },
+}
+
+/// What a side reads beyond single items: it says a number in `request id` of the words that begin a session, and each includes those below.
+pub mod reads {
+    /// Packets.
+    pub const PACKETS: u64 = 1;
+    /// [`super::Kind::Held`].
+    pub const HELD: u64 = 2;
+    /// What this code says.
+    pub const NEWEST: u64 = HELD;
 }
 
 const KIND_REQUEST: u8 = 1;
@@ -137,6 +152,7 @@ const SESSION_ENDED: u16 = 4;
 const SESSION_CANCEL: u16 = 5;
 const SESSION_RESUME: u16 = 6;
 const SESSION_RESUMED: u16 = 7;
+const SESSION_HELD: u16 = 8;
 
 /// A header whose every field was checked. The only roads to one from bytes are [`Header::parse`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,6 +242,7 @@ impl Header {
             Kind::Resumed { slots, lifetime_ms } => (KIND_SESSION, SESSION_RESUMED, slots, lifetime_ms, 0),
             Kind::Ended => (KIND_SESSION, SESSION_ENDED, self.slot, 0, 0),
             Kind::Cancel => (KIND_SESSION, SESSION_CANCEL, self.slot, 0, 0),
+            Kind::Held { time_left_ms } => (KIND_SESSION, SESSION_HELD, self.slot, time_left_ms, 0),
         };
         let raw = RawHeader {
             magic: MAGIC,
@@ -288,17 +305,19 @@ impl Header {
                 SESSION_RESUMED => {
                     Kind::Resumed { slots: raw.slot.get(), lifetime_ms: raw.time_left_ms.get() }
                 }
+                SESSION_HELD => Kind::Held { time_left_ms: raw.time_left_ms.get() },
                 other => return Err(field("session control", other.into())),
             },
             other => return Err(field("kind", other.into())),
         };
         let has_slots = matches!(kind, Kind::Established { .. } | Kind::Resumed { .. });
+        let is_held = matches!(kind, Kind::Held { .. });
         let header = Header {
             kind,
             session: SessionId(raw.session.get()),
             slot: if has_slots { 0 } else { raw.slot.get() },
             xid: Xid(raw.xid.get()),
-            time_left_ms: if has_slots { 0 } else { raw.time_left_ms.get() },
+            time_left_ms: if has_slots || is_held { 0 } else { raw.time_left_ms.get() },
             config_version: raw.config_version.get(),
             request_id: raw.request_id.get(),
             source_bytes: raw.source_bytes.get(),
@@ -447,6 +466,7 @@ mod tests {
             Kind::Cancel,
             Kind::Resume,
             Kind::Resumed { slots: 8, lifetime_ms: 9 },
+            Kind::Held { time_left_ms: 9000 },
         ];
         for kind in kinds {
             let without =

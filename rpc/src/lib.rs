@@ -6,7 +6,7 @@
 //!
 //! - [`item`]: the header of every message, and the one place where a peer's bytes become trusted values.
 //! - [`formation`]: what leaves now, and which items share a [`packet`].
-//! - [`requester`] and [`responder`] (with [`reply_cache`]): the rules, as pure state machines; [`misbehaviour`] names what peers may not do.
+//! - [`requester`] and [`responder`] (with [`reply_cache`] and [`holds`]): the rules, as pure state machines; [`misbehaviour`] names what peers may not do.
 //! - [`machine`]: both bound to a transfer machine and to futures; [`fom`]: what a handler sees of its request;
 //!   [`watchdog`]: which request is at which phase, and which hangs; [`addb`]: what each did and when.
 //!
@@ -25,6 +25,7 @@ mod discovery;
 pub mod error;
 pub mod fom;
 pub mod formation;
+pub mod holds;
 pub mod item;
 pub mod limits;
 pub mod machine;
@@ -44,7 +45,7 @@ pub use bug::Bug;
 pub use config::{Answer, Authorise, Bulk, CallOptions, RpcConfig};
 pub use discovery::DiscoverError;
 pub use error::{CallError, Cause};
-pub use fom::Fom;
+pub use fom::{Fom, Hold};
 pub use formation::Priority;
 pub use machine::{RpcMachine, RpcStats};
 pub use misbehaviour::PeerMisbehaved;

@@ -75,6 +75,11 @@ const _: () = assert!(
 pub const RESEND_INTERVAL: Duration = Duration::from_millis(500);
 /// Longest interval between two resends.
 pub const RESEND_INTERVAL_MAX: Duration = Duration::from_secs(4);
+/// A request that is held back for longer than this is told so: before its first resend, which it spares.
+pub const HOLD_NOTICE: Duration = Duration::from_millis(250);
+/// Longest time for which a requester that was told to wait does not ask again: its answer may be lost. Longer than the waits of watches, locks
+/// and events usually last.
+pub const HOLD_MAX: Duration = Duration::from_secs(15);
 /// First wait before a lost connection is tried again; doubles up to [`RECONNECT_INTERVAL_MAX`].
 pub const RECONNECT_INTERVAL: Duration = Duration::from_millis(20);
 /// Longest wait before a lost connection is tried again.
@@ -95,6 +100,8 @@ pub const REPLY_LIFETIME: Duration = Duration::from_secs(90);
 /// How long a session lives without a word from its client: longer than the replies in it.
 pub const SESSION_LIFETIME: Duration = Duration::from_secs(120);
 
+const _: () = assert!(HOLD_NOTICE.as_millis() * 2 <= RESEND_INTERVAL.as_millis());
+const _: () = assert!(HOLD_MAX.as_millis() < RESEND_HORIZON.as_millis());
 const _: () = assert!(RESEND_INTERVAL.as_millis() < RESEND_INTERVAL_MAX.as_millis());
 const _: () = assert!(HUNG_AFTER.as_millis() < RESEND_HORIZON.as_millis());
 const _: () = assert!(RESEND_HORIZON.as_millis() < REPLY_LIFETIME.as_millis());

@@ -11,7 +11,7 @@
 //! watchdog names its phase.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::os::fd::RawFd;
@@ -42,7 +42,8 @@ use crate::discovery::Discoveries;
 use crate::error::{CallError, Cause};
 use crate::fom::{Fom, FomInner};
 use crate::formation::{Formation, FormationStats, Formed, Priority, Shape};
-use crate::item::{HEADER_BYTES, Header, Kind, SessionId, Status, Xid};
+use crate::holds::Holds;
+use crate::item::{HEADER_BYTES, Header, Kind, SessionId, Status, Xid, reads};
 use crate::limits;
 use crate::misbehaviour::PeerMisbehaved;
 use crate::packet::{self, PACKET_HEADER_BYTES, Packet, packet_bytes};
@@ -90,6 +91,10 @@ pub struct RpcStats {
     pub foms_waiting: usize,
     /// Foms that stayed at one phase for too long, ever.
     pub foms_hung: u64,
+    /// Foms that hold their request back on purpose now.
+    pub foms_holding: usize,
+    /// Words to requesters that theirs is held, ever.
+    pub holds_told: u64,
     /// Requests that ran.
     pub executed: u64,
     /// Requests whose time was over before they started.
@@ -122,8 +127,10 @@ struct Inner {
     abandoned: RefCell<BTreeMap<CallId, Cookies>>,
     /// Items that leave with the end of the turn, with company, or once the transport has room.
     formation: RefCell<Formation<Parcel>>,
-    /// Peers that said that they read packets.
-    packet_readers: RefCell<BTreeSet<Endpoint>>,
+    /// What peers said that they read ([`reads`]).
+    readers: RefCell<BTreeMap<Endpoint, u64>>,
+    /// Requests that handlers hold back.
+    holds: RefCell<Holds>,
     /// Empty between turns; keeps its memory.
     parcels: Cell<Vec<Parcel>>,
     troubles: RefCell<BTreeMap<Endpoint, Trouble>>,
@@ -271,7 +278,8 @@ impl RpcMachine {
             retractions: RefCell::default(),
             abandoned: RefCell::default(),
             formation: RefCell::new(Formation::new(config.formation)),
-            packet_readers: RefCell::default(),
+            readers: RefCell::default(),
+            holds: RefCell::default(),
             parcels: Cell::default(),
             troubles: RefCell::default(),
             handlers: RefCell::default(),
@@ -330,6 +338,7 @@ impl RpcMachine {
         let (of_sessions, reply_cache) = responder.stats();
         let figures = inner.figures.borrow();
         let requester = inner.requester.borrow();
+        let (foms_holding, holds_told) = inner.holds.borrow().counts();
         RpcStats {
             requester: requester.stats(),
             responder: of_sessions,
@@ -342,6 +351,8 @@ impl RpcMachine {
             foms_running: inner.running.get(),
             foms_waiting: inner.queue.borrow().len(),
             foms_hung: inner.watchdog.borrow().hung_count(),
+            foms_holding,
+            holds_told,
             executed: figures.executed,
             expired: figures.expired,
             misbehaved: figures.misbehaved,
@@ -785,11 +796,12 @@ impl RpcMachine {
             self.note_dropped();
             return;
         };
-        let request_id = if names_packets(header.kind) { packet::VERSION.into() } else { header.request_id };
+        let request_id = if names_packets(header.kind) { reads::NEWEST } else { header.request_id };
         Header { config_version: self.config_version().get(), request_id, ..header }.seal(&mut item);
         let is_reply = !matches!(header.kind, Kind::Establish | Kind::Resume | Kind::Cancel);
         let when = match header.kind {
-            Kind::Cancel => (Priority::Normal, now + limits::FORMATION_WAIT), // nobody waits for the answer
+            // Nobody waits for it.
+            Kind::Cancel | Kind::Held { .. } => (Priority::Normal, now + limits::FORMATION_WAIT),
             _ => (Priority::High, now),
         };
         let _ = self.send_at(now, to, is_reply, when, item.freeze().into()); // lost: resends make up for it
@@ -874,7 +886,12 @@ impl RpcMachine {
 
     /// True if items to a peer may share a packet. Between machines of one process a message costs less than the copy into a packet.
     fn may_pack(&self, peer: Endpoint) -> bool {
-        peer.nid.net.kind != NetKind::Lo && self.0.packet_readers.borrow().contains(&peer)
+        peer.nid.net.kind != NetKind::Lo && self.reads(peer) >= reads::PACKETS
+    }
+
+    /// What a peer said that it reads, 0 for single items.
+    fn reads(&self, peer: Endpoint) -> u64 {
+        self.0.readers.borrow().get(&peer).copied().unwrap_or(0)
     }
 
     /// A packet of all parcels, in `room`, which formation's limits keep large enough.
@@ -921,7 +938,7 @@ impl RpcMachine {
 
     /// A peer is gone, and what waited for it.
     fn forget_pending(&self, endpoint: Endpoint) {
-        self.0.packet_readers.borrow_mut().remove(&endpoint);
+        self.0.readers.borrow_mut().remove(&endpoint);
         self.0.formation.borrow_mut().forget(endpoint, |parcel| self.on_not_sent(&parcel));
     }
 
@@ -1044,12 +1061,7 @@ impl RpcMachine {
         bytes: SharedBuffer,
     ) -> Result<(), PeerMisbehaved> {
         if names_packets(header.kind) {
-            let mut readers = self.0.packet_readers.borrow_mut();
-            if header.request_id == 0 {
-                readers.remove(&from.endpoint)
-            } else {
-                readers.insert(from.endpoint)
-            };
+            self.0.readers.borrow_mut().insert(from.endpoint, header.request_id);
         }
         match header.kind {
             Kind::Request { .. } => return self.on_request(now, from, header, bytes),
@@ -1096,6 +1108,13 @@ impl RpcMachine {
             }
             Kind::Refused => self.0.requester.borrow_mut().handle_refused(from, &header),
             Kind::Ended => self.0.requester.borrow_mut().handle_ended(now, from, &header),
+            Kind::Held { time_left_ms } => {
+                let time_left = Duration::from_millis(time_left_ms.into());
+                let held = self.0.requester.borrow_mut().handle_held(now, from, &header, time_left)?;
+                if let Some(record) = held.and_then(|id| self.0.calls.borrow().get(&id).map(|call| call.header)) {
+                    self.0.addb.phase(now, Phase::Held, record.request_id, opcode_of(record.kind), 0);
+                }
+            }
         }
         Ok(())
     }
@@ -1292,7 +1311,43 @@ impl RpcMachine {
                     None => self.note_dropped(),
                 }
             }
+            Decision::StillRunning => {
+                let notice = self.0.holds.borrow_mut().answer_twin(now, session, slot, xid);
+                if let Some(notice) = notice.filter(|_| self.reads(from.endpoint) >= reads::HELD) {
+                    self.send_control(now, from, notice.header);
+                }
+            }
             Decision::Ignore | Decision::Execute(_) => {}
+        }
+    }
+
+    /// A handler holds its request back, until `until` at the latest.
+    pub(crate) fn begin_hold(&self, ticket: Option<Ticket>, place: FomPlace, until: Instant) {
+        let now = self.0.locality.now();
+        self.0.watchdog.borrow_mut().hold(place, until);
+        if let Some(ticket) = ticket {
+            self.0.holds.borrow_mut().begin(now, ticket, until);
+        }
+    }
+
+    /// It does not any more.
+    pub(crate) fn end_hold(&self, ticket: Option<Ticket>) {
+        if let Some(ticket) = ticket {
+            self.0.holds.borrow_mut().end(ticket);
+        }
+    }
+
+    /// Tells those whose requests are held; how many.
+    fn tell_holds(&self, now: Instant) -> usize {
+        let mut told = 0;
+        loop {
+            let next = self.0.holds.borrow_mut().poll_notice(now);
+            let Some(notice) = next else { break told };
+            let peer = notice.ticket.peer;
+            if self.reads(peer.endpoint) >= reads::HELD {
+                told += 1;
+                self.send_control(now, peer, notice.header);
+            }
         }
     }
 
@@ -1503,7 +1558,7 @@ const EMPTY: Header = Header {
     body_bytes: 0,
 };
 
-/// Words of session control in which each side says whether it reads packets: in `request id`, the newest version; 0 for none.
+/// Words of session control in which each side says what it reads, in `request id`: [`reads`].
 const fn names_packets(kind: Kind) -> bool {
     matches!(kind, Kind::Establish | Kind::Resume | Kind::Established { .. } | Kind::Resumed { .. })
 }
@@ -1764,6 +1819,7 @@ impl Driver for MachineDriver {
         inner.responder.borrow_mut().handle_timeouts(now);
         handled += inner.formation.borrow_mut().handle_timeouts(now);
         self.machine.tell_forgotten();
+        handled += self.machine.tell_holds(now);
         self.machine.watch(now);
         self.machine.pump(now);
         handled
@@ -1784,7 +1840,8 @@ impl Driver for MachineDriver {
         let of_sessions = inner.responder.borrow().next_deadline();
         let of_foms = inner.watchdog.borrow().next_deadline();
         let of_packets = inner.formation.borrow().next_deadline();
-        [of_transport, of_calls, of_sessions, of_foms, of_packets].into_iter().flatten().min()
+        let of_holds = inner.holds.borrow().next_deadline();
+        [of_transport, of_calls, of_sessions, of_foms, of_packets, of_holds].into_iter().flatten().min()
     }
 
     fn wait_fd(&self) -> Option<RawFd> {

@@ -700,7 +700,7 @@ fn packets_go_only_to_those_who_say_that_they_read_them() {
         let answer = exchange(&mut world, &[(establish, Vec::new())], 1);
         let answer = Header::parse(&answer[0]).unwrap();
         assert!(matches!(answer.kind, Kind::Established { .. }));
-        assert_eq!(answer.request_id, 1, "the server reads packets");
+        assert_eq!(answer.request_id, rpc::item::reads::NEWEST, "the server reads packets");
         let body = fops::codec::encode(&ping(b"x")).unwrap();
         let kind = Kind::Request { opcode: Opcode::Ping as u16 };
         let request = |slot| Header {
