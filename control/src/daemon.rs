@@ -263,12 +263,14 @@ impl Control {
         }
     }
 
-    /// Finishes what runs and closes the store. Errors: the store's last checkpoint failed; nothing acknowledged is lost.
+    /// Finishes what runs within `RpcConfig::drain_within` and closes the store. Errors: the store's last checkpoint failed, or requests still ran when their time was
+    /// over; nothing acknowledged is lost.
     pub async fn stop(mut self) -> Result<(), ControlError> {
         self.inner.shut_down();
-        self.inner.rpc.drain().await;
+        let drained = self.inner.rpc.drain().await;
         self.tasks.drain(..).for_each(Task::cancel);
-        self.inner.store.close().await.map_err(ControlError::Store)
+        self.inner.store.close().await.map_err(ControlError::Store)?;
+        drained.map_err(ControlError::Undrained)
     }
 }
 

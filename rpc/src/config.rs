@@ -55,6 +55,8 @@ pub struct RpcConfig {
     pub foms_max: usize,
     /// Requests that wait for a fom.
     pub fom_queue_max: usize,
+    /// Bulk of at most so many bytes travels inside of requests and replies; `None`: by net, [`crate::inline::cut_off`].
+    pub inline_bytes: Option<usize>,
     /// Which items share a packet, and how many wait for the transport.
     pub formation: FormationLimits,
     /// Where ADDB goes: memory of the machine's own if there is none.
@@ -66,6 +68,10 @@ pub struct RpcConfig {
     /// The service's handlers record slots in their transactions ([`crate::Fom::record_in`]), and it hands the records of
     /// before a restart to [`crate::RpcMachine::resume_sessions`].
     pub durable_slots: bool,
+    /// The service begins as `Starting` and tells requests to come again until [`crate::RpcMachine::begin_serving`].
+    pub is_starting: bool,
+    /// How long [`crate::RpcMachine::drain`] waits for what runs.
+    pub drain_within: Duration,
     /// How long a fom may be at one phase before it is told to hang.
     pub hung_after: Duration,
     /// Told of each fom that hangs, once for each phase: who runs the process shows it to its operator.
@@ -94,11 +100,14 @@ impl Default for RpcConfig {
             bulk_try: limits::BULK_TRY,
             foms_max: limits::FOMS_MAX,
             fom_queue_max: limits::FOM_QUEUE_MAX,
+            inline_bytes: None,
             formation: limits::FORMATION,
             addb: None,
             addb_records: limits::ADDB_RECORDS,
             authorise: None,
             durable_slots: false,
+            is_starting: false,
+            drain_within: limits::DRAIN_WITHIN,
             hung_after: limits::HUNG_AFTER,
             on_hung: None,
             bug: None,

@@ -38,7 +38,10 @@ impl Hold {
         let Ticket { session, slot, xid, .. } = self.ticket;
         let left: Duration = self.until.since(now);
         let time_left_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX);
-        Notice { ticket: self.ticket, header: Header::control(Kind::Held { time_left_ms }, session, slot, xid) }
+        Notice {
+            ticket: self.ticket,
+            header: Header::control(Kind::Held { time_left_ms }, session, slot, xid),
+        }
     }
 }
 
@@ -83,7 +86,8 @@ impl Holds {
 
     /// What to tell a twin of a request, if that one is held and for a while yet.
     pub fn answer_twin(&mut self, now: Instant, session: SessionId, slot: u16, xid: Xid) -> Option<Notice> {
-        let hold = self.holds.get(&(session, slot)).filter(|hold| hold.ticket.xid == xid && hold.until > now)?;
+        let hold =
+            self.holds.get(&(session, slot)).filter(|hold| hold.ticket.xid == xid && hold.until > now)?;
         self.told += 1;
         Some(hold.notice(now))
     }

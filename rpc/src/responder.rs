@@ -600,7 +600,11 @@ mod tests {
         let Ok(Decision::Execute(ticket)) = r.handle_request(at(0), a, &request(id, 0, 2), true) else {
             panic!()
         };
-        assert_eq!(r.handle_cancel(at(0), a, &request(id, 0, 2)), Ok(Decision::StillRunning), "it runs already");
+        assert_eq!(
+            r.handle_cancel(at(0), a, &request(id, 0, 2)),
+            Ok(Decision::StillRunning),
+            "it runs already"
+        );
         assert!(r.finish(at(0), ticket, vec![5]));
         assert_eq!(r.handle_cancel(at(0), a, &request(id, 0, 2)), Ok(Decision::Resend(vec![5])));
     }

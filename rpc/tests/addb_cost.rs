@@ -129,7 +129,11 @@ fn addb_and_the_reply_cache_cost_less_than_their_parts_of_a_null_request() {
     assert!(with > without, "{with} instructions with ADDB, {without} without: nothing was recorded");
     assert!(cost * 1000 < with * COST_MAX, "ADDB takes {cost} of {with} instructions");
     let miss = per_request(records, &MISS);
-    println!("a miss of the reply cache: {miss} instructions ({}.{} %)", miss * 100 / with, miss * 1000 / with % 10);
+    println!(
+        "a miss of the reply cache: {miss} instructions ({}.{} %)",
+        miss * 100 / with,
+        miss * 1000 / with % 10
+    );
     assert!(miss > 0, "nothing was counted: do the functions still have these names?");
     assert!(miss * 1000 < with * COST_MAX, "a miss takes {miss} of {with} instructions");
 }

@@ -15,7 +15,7 @@ use faces::{ConfClient, Configuration, DeviceState, Heartbeat, Pass};
 use fops::conf::{DeviceEvidence, DeviceHealth};
 use fops::lock::Ticket;
 use fops::{FopError, codec};
-use rpc::{Fom, Phase, RpcMachine};
+use rpc::{Fom, Phase, RpcMachine, ServiceState};
 use runtime::sync::Notify;
 use spdk_stob::{StobError, Transaction};
 
@@ -47,7 +47,6 @@ pub(crate) struct State {
     pub(crate) devices: BTreeMap<Fid, Rc<Device>>,
     /// None until registered.
     pub(crate) heartbeat: RefCell<Option<Heartbeat>>,
-    pub(crate) draining: Cell<bool>,
     pub(crate) shutdown: Cell<bool>,
     pub(crate) shutdown_rung: Notify,
 }
@@ -73,8 +72,8 @@ impl State {
     /// May this server serve? Errors: shutting down, not registered yet, or its lease ended.
     pub(crate) fn check_serving(&self) -> Result<(), FopError> {
         let no = |reason: &str| Err(FopError::NotServing { reason: reason.to_owned() });
-        if self.draining.get() {
-            return no("the server is shutting down");
+        if self.rpc.service_state() >= ServiceState::Draining {
+            return no("the server is shutting down: come again, or ask another server");
         }
         match self.heartbeat.borrow().as_ref() {
             None => no("the server is not registered yet"),

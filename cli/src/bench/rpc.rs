@@ -14,20 +14,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use base::units::wide;
-use base::{Endpoint, Nid};
+use base::{BlockExtent, Endpoint, Fid, FidType, Nid};
 use fops::admin::{Ping, PingReply};
+use fops::component::{ComponentRead, ComponentReadReply, ComponentWrite, ComponentWriteReply};
 use futures_util::FutureExt as _;
 use hdrhistogram::Histogram;
 use rpc::formation::FormationLimits;
-use rpc::{Bulk, CallOptions, Phase, RpcConfig, RpcMachine};
+use rpc::{Bulk, CallError, CallOptions, Phase, RpcConfig, RpcMachine};
 use runtime::{
-    Counters, Crowd, Locality, MonotonicClock, StopFlag, Task, Waiting, allocations, process,
+    Buffer, Counters, Crowd, Locality, MonotonicClock, StopFlag, Task, Waiting, allocations, process,
     sync::CountWaiter,
 };
 use verbs_net::{Fabric, LoFabric, Token};
 
 use super::machine::Quiet;
-use super::pairs::{SAMPLE_TIME_MIN, Sample, Taken, take};
+use super::pairs::{SAMPLE_TIME_MIN, Sample, Taken, median, take};
 use super::peer::{find_program, output};
 use super::report::{Comparison, Costs, Figure, Peer};
 use super::round_trip::PingPong;
@@ -66,17 +67,36 @@ struct Load {
     packs: bool,
     /// Of each side's ADDB ring; 0 records nothing.
     addb_records: usize,
+    /// Bulk of each request, instead of a payload.
+    bulk: Option<Way>,
+    /// Bulk of at most so many bytes travels inside of requests and replies.
+    inline_bytes: usize,
+}
+
+/// Which way bulk goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// To the server, as for a write.
+    In,
+    /// To the client, as for a read.
+    Out,
 }
 
 impl Load {
     fn new(net: Net, payload_bytes: usize, depth: u32) -> Load {
-        Load { net, payload_bytes, depth, packs: true, addb_records: rpc::limits::ADDB_RECORDS }
+        let addb_records = rpc::limits::ADDB_RECORDS;
+        Load { net, payload_bytes, depth, packs: true, addb_records, bulk: None, inline_bytes: 0 }
     }
 
     fn config(&self) -> RpcConfig {
         let packet_items_max = if self.packs { rpc::limits::PACKET_ITEMS_MAX } else { 1 };
         let formation = FormationLimits { packet_items_max, ..rpc::limits::FORMATION };
-        RpcConfig { formation, addb_records: self.addb_records, ..RpcConfig::default() }
+        RpcConfig {
+            formation,
+            addb_records: self.addb_records,
+            inline_bytes: Some(self.inline_bytes),
+            ..RpcConfig::default()
+        }
     }
 
     fn fabric(&self, lo: &LoFabric) -> Fabric {
@@ -138,6 +158,12 @@ pub fn run(plan: &Plan) -> Result<(Vec<Comparison>, Vec<Figure>), Failure> {
         announce(&format!("null requests over {name}"));
         figures.extend(null_figures(plan, net, name)?);
     }
+    for (net, name) in [(Net::Lo, "lo"), (Net::Tcp, "TCP loopback")] {
+        for (way, word) in [(Way::In, "writes"), (Way::Out, "reads")] {
+            announce(&format!("{word} over {name}, bulk inside of the item and by itself"));
+            figures.push(cut_off(plan, (net, name), (way, word))?);
+        }
+    }
     announce("instructions of a null request");
     figures.extend(instruction_figures(plan)?);
     let mut comparisons = Vec::new();
@@ -191,6 +217,49 @@ fn null_figures(plan: &Plan, net: Net, name: &str) -> Result<Vec<Figure>, Failur
     Ok(figures)
 }
 
+/// Sizes of bulk that are tried inside of items.
+const INLINE_SIZES: [usize; 8] =
+    [512, 1024, 2048, 4096, 8192, 16 * 1024, 32 * 1024, rpc::limits::INLINE_BYTES_MAX];
+
+/// Up to which size bulk costs less inside of its item than moved by the server: by the CPU time of both sides.
+fn cut_off(plan: &Plan, (net, name): (Net, &str), (way, word): (Way, &str)) -> Result<Figure, Failure> {
+    let timed = if plan.is_quick { 2_000 } else { 20_000 };
+    let mut lines = Vec::new();
+    let mut best = 0;
+    let mut is_better = true;
+    for bytes in INLINE_SIZES {
+        let load = Load { bulk: Some(way), ..Load::new(net, bytes, 8) };
+        let mut cpu_us = [Vec::new(), Vec::new()];
+        for _ in 0..plan.pairs.min(5) {
+            for (index, inline_bytes) in [(0, rpc::limits::INLINE_BYTES_MAX), (1, 0)] {
+                let found = one_thread(Load { inline_bytes, ..load }, UNTIMED, timed)?;
+                cpu_us[index].push(found.usage.cpu.as_secs_f64() * 1e6 / float(found.requests.max(1)));
+            }
+        }
+        let [inside, alone] = cpu_us.map(|times| median(&times).unwrap_or(f64::NAN));
+        is_better &= inside <= alone;
+        if is_better {
+            best = bytes;
+        }
+        lines.push(format!("{bytes} B: {inside:.2} and {alone:.2}"));
+    }
+    let in_force = match net {
+        Net::Lo => rpc::limits::INLINE_BYTES_LO,
+        Net::Tcp => rpc::limits::INLINE_BYTES_TCP,
+    };
+    Ok(Figure {
+        what: format!("rpc over {name}, {word}: cut-off of bulk inside of the item"),
+        value: float(wide(best)),
+        unit: "B",
+        under: None,
+        counts: !plan.is_quick,
+        note: format!(
+            "in force: {in_force} B; us of CPU of both sides for a request with its bulk inside, and moved by the server: {}",
+            lines.join("; ")
+        ),
+    })
+}
+
 /// Instructions by callgrind of this binary, where valgrind is installed.
 fn instruction_figures(plan: &Plan) -> Result<Vec<Figure>, Failure> {
     let figure = |what: &str, value, unit, under, note| Figure {
@@ -203,7 +272,10 @@ fn instruction_figures(plan: &Plan) -> Result<Vec<Figure>, Failure> {
     };
     if find_program("valgrind").is_none() {
         let note = "apt-get install valgrind".to_owned();
-        return Ok(vec![Figure { counts: false, ..figure("instructions: no valgrind", 0.0, "", None, note) }]);
+        return Ok(vec![Figure {
+            counts: false,
+            ..figure("instructions: no valgrind", 0.0, "", None, note)
+        }]);
     }
     let (few, many) = if plan.is_quick { (100, 600) } else { (300, 2300) };
     let per_request = |records: usize, within: &[&str]| -> Result<f64, Failure> {
@@ -218,7 +290,8 @@ fn instruction_figures(plan: &Plan) -> Result<Vec<Figure>, Failure> {
     let note = |cost: f64| format!("{cost:.0} of {whole:.0} instructions of both sides");
     let part = |cost: f64| cost * 100.0 / whole;
     let addb = whole - without_addb;
-    let counted = format!("{few} and {many} requests without payload, one at a time, both sides in one thread");
+    let counted =
+        format!("{few} and {many} requests without payload, one at a time, both sides in one thread");
     Ok(vec![
         figure("instructions of a null request", whole, "", None, counted),
         figure("ADDB's part of them", part(addb), "%", Some(PART_OF_INSTRUCTIONS_MAX), note(addb)),
@@ -256,19 +329,15 @@ pub fn null_requests(order: &str) -> Result<(), Failure> {
     let numbers = order.split_once(',').and_then(|(requests, records)| {
         Some((requests.parse::<u64>().ok()?, records.parse::<usize>().ok()?))
     });
-    let (requests, addb_records) =
-        numbers.ok_or_else(|| Failure::new(format!("--null-requests takes COUNT,RECORDS and got {order:?}")))?;
+    let (requests, addb_records) = numbers
+        .ok_or_else(|| Failure::new(format!("--null-requests takes COUNT,RECORDS and got {order:?}")))?;
     one_thread(Load { addb_records, ..Load::new(Net::Lo, 0, 1) }, 0, requests).map(drop)
 }
 
 // ---------------------------------------------------------------- comparisons
 
 /// How many requests last `lasting` by `of`, after a short look.
-fn count_for(
-    lasting: Duration,
-    look: &Found,
-    of: impl Fn(&Found) -> Duration,
-) -> u64 {
+fn count_for(lasting: Duration, look: &Found, of: impl Fn(&Found) -> Duration) -> u64 {
     let each = (of(look).as_nanos() / u128::from(look.requests.max(1))).max(1);
     u64::try_from(lasting.as_nanos() / each).unwrap_or(u64::MAX).clamp(1_000, 20_000_000)
 }
@@ -321,10 +390,12 @@ fn beside_tarpc(plan: &Plan) -> Result<Comparison, Failure> {
         Ok(found.sample_of_cpu())
     };
     let program = std::env::var_os("CLOVIS_TARPC_PEER").map(PathBuf::from).filter(|path| path.is_file());
-    let beside = program.as_ref().map(|program| || {
-        let (sample, cost) = tarpc(program, lasting(plan))?;
-        peer_costs.add(cost);
-        Ok(sample)
+    let beside = program.as_ref().map(|program| {
+        || {
+            let (sample, cost) = tarpc(program, lasting(plan))?;
+            peer_costs.add(cost);
+            Ok(sample)
+        }
     });
     let Taken { pairs, alone } = take(plan.pairs, ours, beside)?;
     Ok(Comparison {
@@ -357,8 +428,7 @@ fn tarpc(program: &Path, lasting: Duration) -> Result<(Sample, Costs), Failure> 
 
 /// Requests, nanoseconds, nanoseconds of CPU.
 fn parse_tarpc(text: &str) -> Option<(Sample, Costs)> {
-    let numbers: Vec<u64> =
-        text.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+    let numbers: Vec<u64> = text.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
     let [requests, _, cpu_ns] = numbers[..] else { return None };
     let sample = Sample { bytes: requests * wide(ECHO_BYTES), took: Duration::from_nanos(cpu_ns) };
     let cpu_seconds = sample.took.as_secs_f64();
@@ -417,6 +487,27 @@ fn per_request(costs: &Costs) -> String {
 
 // ---------------------------------------------------------------- both sides
 
+fn serve(server: &RpcMachine, load: &Load) -> Result<(), Failure> {
+    serve_echo(server);
+    server.serve(|fom, _: ComponentWrite| {
+        async move { fom.pull().await.map(|_| ComponentWriteReply { free_blocks: 0 }) }.boxed_local()
+    });
+    let part = buffer(server, load.payload_bytes.max(1))?.freeze();
+    server.serve(move |fom, _: ComponentRead| {
+        let part = part.clone();
+        async move {
+            fom.push(0, vec![part]).await?;
+            Ok(ComponentReadReply { checksums: Vec::new(), absent: Vec::new() })
+        }
+        .boxed_local()
+    });
+    Ok(())
+}
+
+fn buffer(machine: &RpcMachine, bytes: usize) -> Result<Buffer, Failure> {
+    machine.locality().arena().try_alloc(bytes).ok_or_else(|| Failure::new("no memory for bulk"))
+}
+
 fn serve_echo(server: &RpcMachine) {
     server.serve(|_fom, ping: Ping| {
         std::future::ready(Ok(PingReply { payload: ping.payload, epoch: 1 })).boxed_local()
@@ -429,6 +520,7 @@ struct Asking {
     to: Endpoint,
     clock: MonotonicClock,
     payload_bytes: usize,
+    bulk: Option<Way>,
     /// Requests to begin.
     left: Cell<u64>,
     answered: CountWaiter,
@@ -440,13 +532,19 @@ struct Asking {
 }
 
 impl Asking {
-    fn new(client: &RpcMachine, to: Endpoint, clock: MonotonicClock, load: &Load) -> Result<Rc<Asking>, Failure> {
+    fn new(
+        client: &RpcMachine,
+        to: Endpoint,
+        clock: MonotonicClock,
+        load: &Load,
+    ) -> Result<Rc<Asking>, Failure> {
         let waited_ns = Histogram::new(3).map_err(|error| Failure::new(error.to_string()))?;
         Ok(Rc::new(Asking {
             client: client.clone(),
             to,
             clock,
             payload_bytes: load.payload_bytes,
+            bulk: load.bulk,
             left: Cell::new(0),
             answered: CountWaiter::default(),
             ended: CountWaiter::default(),
@@ -474,14 +572,33 @@ impl Asking {
 
     async fn ask(&self) -> Result<(), Failure> {
         let ping = Ping { payload: vec![7; self.payload_bytes] };
+        let (device, component, generation) =
+            (Fid::new(FidType::Device, 0, 1), Fid::new(FidType::Component, 0, 1), 1);
+        let extents = vec![BlockExtent { start: 0, count: 1 }];
+        let checksums = vec![0];
+        let write = ComponentWrite { device, component, generation, extents: extents.clone(), checksums };
+        let read = ComponentRead { device, component, generation, extents };
+        let source = vec![buffer(&self.client, self.payload_bytes.max(1))?.freeze()];
         while let Some(left) = self.left.get().checked_sub(1) {
             self.left.set(left);
             let began = if self.times_each { self.clock.now() } else { base::Instant::ZERO };
             let options = CallOptions::until(self.client.locality().now() + REQUEST_WITHIN);
-            let answer = self.client.call(self.to, &ping, Bulk::none(), options).await;
-            let answer = answer.map_err(|error| Failure::new(error.to_string()))?;
-            if answer.reply.payload.len() != self.payload_bytes {
-                return Err(Failure::new("an echo of another length than its request"));
+            let failed = |error: CallError| Failure::new(error.to_string());
+            match self.bulk {
+                None => {
+                    let asked = self.client.call(self.to, &ping, Bulk::none(), options);
+                    if asked.await.map_err(failed)?.reply.payload.len() != self.payload_bytes {
+                        return Err(Failure::new("an echo of another length than its request"));
+                    }
+                }
+                Some(Way::In) => {
+                    let bulk = Bulk::from_source(source.clone());
+                    self.client.call(self.to, &write, bulk, options).await.map_err(failed)?;
+                }
+                Some(Way::Out) => {
+                    let bulk = Bulk::into_sink(vec![buffer(&self.client, self.payload_bytes.max(1))?]);
+                    self.client.call(self.to, &read, bulk, options).await.map_err(failed)?;
+                }
             }
             if self.times_each {
                 let ns = u64::try_from((self.clock.now() - began).as_nanos()).unwrap_or(u64::MAX);
@@ -535,7 +652,7 @@ fn one_thread(load: Load, untimed: u64, timed: u64) -> Result<Found, Failure> {
     };
     let (mut server_side, server) = side(0, "server", to, true)?;
     let (mut client_side, client) = side(1, "client", own, load.net == Net::Lo)?;
-    serve_echo(&server);
+    serve(&server, &load)?;
     let asking = Asking::new(&client, to, clock, &load)?;
     let _lanes = asking.begin(untimed + timed, load.depth);
     let mut turn_until = |is_reached: &dyn Fn() -> bool| {
@@ -579,7 +696,7 @@ fn two_threads(load: Load, untimed: u64, timed: u64) -> Result<Found, Failure> {
         let serving = thread
             .spawn_scoped(scope, move || {
                 let (mut locality, machine) = side(0, "server", to, true)?;
-                serve_echo(&machine);
+                serve(&machine, &load)?;
                 let _ = ready.send(()); // the client gave up if nobody listens: then the flag is set, too
                 locality.run(clock, stop).map_err(Failure::while_doing("waiting for events"))
             })
@@ -634,6 +751,22 @@ mod tests {
                     assert!(found.took > Duration::ZERO && found.sample().bytes > 0);
                     assert_eq!(found.waited_ns.len() >= 400, depth == 1);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn bulk_goes_both_ways_inside_and_by_itself() {
+        for net in [Net::Lo, Net::Tcp] {
+            for (way, inline_bytes) in [(Way::In, 0), (Way::In, 8192), (Way::Out, 0), (Way::Out, 8192)] {
+                let load = Load { bulk: Some(way), inline_bytes, ..Load::new(net, 8192, 4) };
+                let found = one_thread(load, 20, 100).unwrap();
+                let copied = found.each(found.usage.copied_bytes);
+                assert_eq!(
+                    copied >= 2.0 * 8192.0,
+                    inline_bytes > 0,
+                    "{net:?} {way:?}: {copied} copied bytes"
+                );
             }
         }
     }
