@@ -309,12 +309,14 @@ impl Control {
         }
     }
 
-    /// Finishes what runs and closes the store. Errors: the store's last checkpoint failed; nothing acknowledged is lost.
+    /// Finishes what runs within `RpcConfig::drain_within` and closes the store. Errors: the store's last checkpoint failed, or requests still ran when their time was
+    /// over; nothing acknowledged is lost.
     pub async fn stop(mut self) -> Result<(), ControlError> {
         self.inner.shut_down();
-        self.inner.rpc.drain().await;
+        let drained = self.inner.rpc.drain().await;
         self.tasks.drain(..).for_each(Task::cancel);
-        self.inner.store.close().await.map_err(ControlError::Store)
+        self.inner.store.close().await.map_err(ControlError::Store)?;
+        drained.map_err(ControlError::Undrained)
     }
 }
 
@@ -402,7 +404,7 @@ impl Inner {
         });
         serve(inner, |inner: Rc<Inner>, _fom, _request: ConfHistory| async move { inner.conf_history() });
         serve(inner, |inner: Rc<Inner>, fom: Fom, request: EventsGet| async move {
-            Ok(inner.events_get(fom.deadline(), &request).await)
+            Ok(inner.events_get(&fom, &request).await)
         });
         serve(inner, |inner: Rc<Inner>, _fom, request: LoadReport| async move {
             inner.note_load(&request);
@@ -650,14 +652,16 @@ impl Inner {
         (first..).zip(changes).map(event).collect()
     }
 
-    async fn events_get(&self, deadline: Instant, request: &EventsGet) -> EventsReply {
+    async fn events_get(&self, fom: &Fom, request: &EventsGet) -> EventsReply {
         let locality = self.rpc.locality().clone();
         let wait = Duration::from_millis(u64::from(request.wait_ms.min(EVENTS_WAIT_MS_MAX)));
-        let until = (locality.now() + wait).min(deadline);
+        let until = (locality.now() + wait).min(fom.deadline());
+        let mut hold = None;
         let newest = || self.events.borrow().back().map_or(0, |last| last.number);
         let waits = Waits::begin(&self.event_waits, EVENTS_WAITS_MAX);
         // A daemon that is to stop does not wait for those who wait for it.
         while waits.is_some() && newest() <= request.after && locality.now() < until && !self.shutdown.get() {
+            hold.get_or_insert_with(|| fom.hold(until));
             // Either way it is looked again: something became durable, or time is up.
             let _rung = locality.timeout_at(until, self.settled.notified()).await;
         }

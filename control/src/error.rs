@@ -35,6 +35,9 @@ pub enum ControlError {
     /// The store does not open, or refused a write.
     #[error("control's store: {0}")]
     Store(StobError),
+    /// Requests did not end within the time of the drain.
+    #[error("{0}")]
+    Undrained(rpc::Undrained),
     /// The cluster file says something that it may not.
     #[error("the cluster file beside the daemon: {0}")]
     File(#[from] ApplyRefusal),

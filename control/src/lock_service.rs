@@ -14,7 +14,7 @@ use fops::lock::{
     BreakState, FencesGet, FencesReply, LockBreak, LockBreakReply, LockList, LockListReply, LockRelease,
     LockReleaseReply, LockRenew, LockTake, LockTakeReply,
 };
-use rpc::Fom;
+use rpc::{Fom, Hold};
 
 use crate::daemon::{Inner, Waits, serve};
 use crate::locks::LockRefusal;
@@ -61,12 +61,13 @@ impl Inner {
 
     /// Waits until something about locks happened or `until`. False if waiting is over: time is up, the daemon is to stop, or too many
     /// wait: heartbeats need foms too.
-    async fn wait_for_locks(&self, until: Instant) -> bool {
+    async fn wait_for_locks(&self, (fom, hold): (&Fom, &mut Option<Hold>), until: Instant) -> bool {
         let locality = self.rpc.locality().clone();
         if locality.now() >= until || self.shutdown.get() {
             return false;
         }
         let Some(_waits) = Waits::begin(&self.lock_waits, LOCK_WAITS_MAX) else { return false };
+        hold.get_or_insert_with(|| fom.hold(until));
         // Either way it is looked again.
         let _rung = locality.timeout_at(until, self.locks_rung.notified()).await;
         true
@@ -76,13 +77,14 @@ impl Inner {
         let until = self.wait_until(fom, request.wait_ms, LOCK_WAIT_MS_MAX);
         let wait_until = (request.wait_ms > 0).then_some(until);
         let from = fom.peer().endpoint;
+        let mut hold = None;
         let reply = loop {
             let now = self.rpc.locality().now();
             let place = (from, self.unix_s(now));
             let reply =
                 self.locks.borrow_mut().handle_take(now, request, place, wait_until).map_err(refused)?;
             let granted = matches!(reply, LockTakeReply::Granted { .. });
-            if granted || !self.wait_for_locks(until).await {
+            if granted || !self.wait_for_locks((fom, &mut hold), until).await {
                 break reply;
             }
         };
@@ -107,12 +109,13 @@ impl Inner {
             return Ok(LockBreakReply { state: BreakState::NotHeld, waiting: Vec::new() });
         };
         self.locks_rung.notify_waiters();
+        let mut hold = None;
         loop {
             if self.locks.borrow().breaking(&request.lock, request.owner) != Some(fence) {
                 self.settle_locks().await?;
                 return Ok(LockBreakReply { state: BreakState::Done, waiting: Vec::new() });
             }
-            if !self.wait_for_locks(until).await {
+            if !self.wait_for_locks((fom, &mut hold), until).await {
                 let now = self.rpc.locality().now();
                 let waiting = self.core.borrow().fence_waits(now, fence);
                 return Ok(LockBreakReply { state: BreakState::Waiting, waiting });
@@ -132,9 +135,10 @@ impl Inner {
         let until = self.wait_until(fom, request.wait_ms, FENCES_WAIT_MS_MAX);
         self.core.borrow_mut().handle_fenced(request);
         self.locks_rung.notify_waiters();
+        let mut hold = None;
         loop {
             let page = self.locks.borrow().fences_after(request.after);
-            if !page.fences.is_empty() || !self.wait_for_locks(until).await {
+            if !page.fences.is_empty() || !self.wait_for_locks((fom, &mut hold), until).await {
                 // Told only once it is durable: after a restart the same number must not be another fence.
                 self.settle_locks().await?;
                 return Ok(page);

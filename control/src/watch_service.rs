@@ -83,6 +83,7 @@ impl Inner {
         let from = fom.peer().endpoint;
         let poll = self.watches.borrow_mut().handle_poll(locality.now(), request.watcher, after, from);
         let waits = Waits::begin(&self.watch_waits, WATCH_WAITS_MAX);
+        let mut hold = None;
         loop {
             let notifications = self.watches.borrow().page(request.watcher, after);
             let is_current = poll.is_some_and(|poll| self.watches.borrow().is_current(request.watcher, poll));
@@ -91,6 +92,7 @@ impl Inner {
                 let cookies = self.watches.borrow().cookies(request.watcher);
                 return WatchPollReply { incarnation, cookies, notifications };
             }
+            hold.get_or_insert_with(|| fom.hold(until));
             // Either way it is looked again.
             let _rung = locality.timeout_at(until, self.watches_rung.notified()).await;
         }
@@ -112,6 +114,7 @@ impl Inner {
             NotifyStart::Waits(until) => until,
         };
         self.watches_rung.notify_waiters();
+        let mut hold = None;
         loop {
             if let Some(reply) = self.watches.borrow_mut().poll_notify(locality.now(), request.id) {
                 return Ok(reply);
@@ -120,6 +123,7 @@ impl Inner {
                 // It is asked again, of the next start of control.
                 return Err(FopError::NotServing { reason: "control stops".to_owned() });
             }
+            hold.get_or_insert_with(|| fom.hold(until));
             let _rung = locality.timeout_at(until, self.watches_rung.notified()).await;
         }
     }

@@ -43,6 +43,8 @@ pub struct RpcConfig {
     pub resend_interval: Duration,
     /// Upper end of the doubling.
     pub resend_interval_max: Duration,
+    /// Longest time for which a request that its server holds is not sent again.
+    pub hold_max: Duration,
     /// From a lost connection to the first attempt at another; doubles.
     pub reconnect_interval: Duration,
     /// Upper end of the doubling.
@@ -53,6 +55,8 @@ pub struct RpcConfig {
     pub foms_max: usize,
     /// Requests that wait for a fom.
     pub fom_queue_max: usize,
+    /// Bulk of at most so many bytes travels inside of requests and replies; `None`: by net, [`crate::inline::cut_off`].
+    pub inline_bytes: Option<usize>,
     /// Which items share a packet, and how many wait for the transport.
     pub formation: FormationLimits,
     /// Where ADDB goes: memory of the machine's own if there is none.
@@ -64,6 +68,10 @@ pub struct RpcConfig {
     /// The service's handlers record slots in their transactions ([`crate::Fom::record_in`]), and it hands the records of
     /// before a restart to [`crate::RpcMachine::resume_sessions`].
     pub durable_slots: bool,
+    /// The service begins as `Starting` and tells requests to come again until [`crate::RpcMachine::begin_serving`].
+    pub is_starting: bool,
+    /// How long [`crate::RpcMachine::drain`] waits for what runs.
+    pub drain_within: Duration,
     /// How long a fom may be at one phase before it is told to hang.
     pub hung_after: Duration,
     /// Told of each fom that hangs, once for each phase: who runs the process shows it to its operator.
@@ -86,16 +94,20 @@ impl Default for RpcConfig {
             },
             resend_interval: limits::RESEND_INTERVAL,
             resend_interval_max: limits::RESEND_INTERVAL_MAX,
+            hold_max: limits::HOLD_MAX,
             reconnect_interval: limits::RECONNECT_INTERVAL,
             reconnect_interval_max: limits::RECONNECT_INTERVAL_MAX,
             bulk_try: limits::BULK_TRY,
             foms_max: limits::FOMS_MAX,
             fom_queue_max: limits::FOM_QUEUE_MAX,
+            inline_bytes: None,
             formation: limits::FORMATION,
             addb: None,
             addb_records: limits::ADDB_RECORDS,
             authorise: None,
             durable_slots: false,
+            is_starting: false,
+            drain_within: limits::DRAIN_WITHIN,
             hung_after: limits::HUNG_AFTER,
             on_hung: None,
             bug: None,
@@ -109,6 +121,7 @@ impl RpcConfig {
             slots_max: self.slots,
             resend_interval: self.resend_interval,
             resend_interval_max: self.resend_interval_max,
+            hold_max: self.hold_max,
             reconnect_interval: self.reconnect_interval,
             reconnect_interval_max: self.reconnect_interval_max,
             bug: self.bug,

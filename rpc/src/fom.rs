@@ -6,16 +6,18 @@
 //! names the phase of a fom that stays at one for too long.
 //! Thread: the owning locality.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
 use base::Instant;
 use fops::{FopError, codec};
-use runtime::SharedBuffer;
+use runtime::{SharedBuffer, copy_counted};
 use verbs_net::{BulkDescriptor, LocalError, NetError, PeerId};
 
 use crate::addb::Phase;
+use crate::inline::{Inline, inline_bytes};
 use crate::limits;
 use crate::machine::RpcMachine;
 use crate::responder::Ticket;
@@ -34,13 +36,59 @@ pub(crate) struct FomInner {
     pub(crate) request_id: u64,
     pub(crate) opcode: u16,
     pub(crate) source: Option<BulkDescriptor>,
+    /// A source that came with the request.
+    pub(crate) inline: Option<InlineSource>,
     pub(crate) sink: Option<BulkDescriptor>,
+    /// What the reply brings for the sink.
+    pub(crate) answer: RefCell<InlineAnswer>,
     /// `None`: one-way.
     pub(crate) ticket: Option<Ticket>,
     /// When it arrived.
     pub(crate) since: Instant,
     /// At the watchdog.
     pub(crate) place: FomPlace,
+}
+
+/// Bulk that came inside of a request.
+pub(crate) struct InlineSource {
+    pub(crate) inline: Inline,
+    pub(crate) bytes: RefCell<InlineBytes>,
+}
+
+/// Where it is.
+pub(crate) enum InlineBytes {
+    /// In the request, of which this is the part.
+    Item(SharedBuffer),
+    /// In memory of its own.
+    Parts(Vec<SharedBuffer>),
+}
+
+/// Bulk that travels inside of the reply: segments in a row, from one on.
+#[derive(Default)]
+pub(crate) struct InlineAnswer {
+    pub(crate) first_segment: usize,
+    pub(crate) parts: Vec<SharedBuffer>,
+}
+
+impl InlineAnswer {
+    /// Bytes in the reply; 0 for none.
+    pub(crate) fn item_bytes(&self) -> usize {
+        inline_bytes(self.parts.iter().map(|part| part.len())).unwrap_or(0)
+    }
+
+    /// Takes more parts if they continue those before and all are at most `bytes_max`. False: they have to be pushed.
+    fn try_add(&mut self, first_segment: usize, parts: &[SharedBuffer], bytes_max: usize) -> bool {
+        let all = self.parts.iter().chain(parts).map(|part| part.len());
+        let is_next = self.parts.is_empty() || first_segment == self.first_segment + self.parts.len();
+        if !is_next || all.clone().sum::<usize>() > bytes_max || inline_bytes(all).is_none() {
+            return false;
+        }
+        if self.parts.is_empty() {
+            self.first_segment = first_segment;
+        }
+        self.parts.extend_from_slice(parts);
+        true
+    }
 }
 
 impl Fom {
@@ -80,6 +128,15 @@ impl Fom {
         self.0.machine.record_phase(at, self.0.place, phase, self.0.request_id, self.0.opcode);
     }
 
+    /// The handler holds the request back on purpose until `until` at the latest, for news or for a lock: while what this gives lives the requester
+    /// is told so and does not ask again, and the watchdog does not call the fom hung. The phase is `hold`, and `run` after it.
+    #[must_use = "the request is held while this lives"]
+    pub fn hold(&self, until: Instant) -> Hold {
+        self.phase(Phase::Hold);
+        self.0.machine.begin_hold(self.0.ticket, self.0.place, until);
+        Hold(self.clone())
+    }
+
     /// Binds the request to the transaction of its effect: the number and `reply`, which has to be what the handler answers once the
     /// transaction is durable, go into it. After a restart of the server a resend finds them and is answered, and does
     /// not run. Nothing where slots are not durable (`RpcConfig::durable_slots`).
@@ -106,13 +163,19 @@ impl Fom {
     /// Bytes that [`Fom::pull`] will bring: 0 if the request has no source.
     #[must_use]
     pub fn bulk_source_bytes(&self) -> u64 {
-        self.0.source.as_ref().map_or(0, BulkDescriptor::total_bytes)
+        match &self.0.inline {
+            Some(source) => source.inline.total_bytes(),
+            None => self.0.source.as_ref().map_or(0, BulkDescriptor::total_bytes),
+        }
     }
 
     /// Lengths of the segments that [`Fom::pull`] will bring.
     #[must_use]
     pub fn source_segment_lengths(&self) -> &[u32] {
-        self.0.source.as_ref().map_or(&[], BulkDescriptor::segment_lengths)
+        match &self.0.inline {
+            Some(source) => &source.inline.lengths,
+            None => self.0.source.as_ref().map_or(&[], BulkDescriptor::segment_lengths),
+        }
     }
 
     /// Lengths of the segments that [`Fom::push`] can fill.
@@ -121,10 +184,14 @@ impl Fom {
         self.0.sink.as_ref().map_or(&[], BulkDescriptor::segment_lengths)
     }
 
-    /// Moves the request's bulk here: one buffer per segment of its source. Nothing if it has none.
+    /// Moves the request's bulk here: one buffer per segment of its source. Nothing if it has none. What came inside of the request is copied into
+    /// memory of its own, aligned as a device wants it.
     ///
     /// Errors: `Bulk`, when the transfer fails or the deadline passes.
     pub async fn pull(&self) -> Result<Vec<SharedBuffer>, FopError> {
+        if let Some(source) = &self.0.inline {
+            return Ok(self.unpack(source).await);
+        }
         let Some(source) = &self.0.source else { return Ok(Vec::new()) };
         let mut tries = Tries::new(self);
         loop {
@@ -138,7 +205,24 @@ impl Fom {
         }
     }
 
-    /// Moves `parts` into the request's sink: part i fills segment `first_segment + i`, of the same length.
+    async fn unpack(&self, source: &InlineSource) -> Vec<SharedBuffer> {
+        let item = match &*source.bytes.borrow() {
+            InlineBytes::Item(item) => item.clone(),
+            InlineBytes::Parts(parts) => return parts.clone(),
+        };
+        let mut parts = Vec::new();
+        for (_, range) in source.inline.places() {
+            let mut part = self.0.machine.alloc(range.len()).await;
+            copy_counted(self.0.machine.locality().counters(), &mut part, &item[range]);
+            parts.push(part.freeze());
+        }
+        // The item's memory goes back; a second pull gives the same.
+        *source.bytes.borrow_mut() = InlineBytes::Parts(parts.clone());
+        parts
+    }
+
+    /// Moves `parts` into the request's sink: part i fills segment `first_segment + i`, of the same length. Few bytes travel with the reply, if it is
+    /// one of success; the others are there when this returns.
     ///
     /// Errors: `Bulk`, when the transfer fails or the deadline passes; `BadRequest` if the request has no such segments;
     /// `Internal` if lengths differ.
@@ -163,6 +247,28 @@ impl Fom {
                 return Err(FopError::Internal { reason });
             }
         }
+        let bytes_max = self.0.machine.inline_bytes_to(self.0.peer.endpoint);
+        if self.0.ticket.is_some() && self.0.answer.borrow_mut().try_add(first_segment, &parts, bytes_max) {
+            return Ok(());
+        }
+        self.transfer(sink, first_segment, parts).await
+    }
+
+    /// The reply has no room for what was meant to travel with it.
+    pub(crate) async fn push_instead(&self) -> Result<(), FopError> {
+        let InlineAnswer { first_segment, parts } = std::mem::take(&mut *self.0.answer.borrow_mut());
+        match &self.0.sink {
+            Some(sink) if !parts.is_empty() => self.transfer(sink, first_segment, parts).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn transfer(
+        &self,
+        sink: &BulkDescriptor,
+        first_segment: usize,
+        parts: Vec<SharedBuffer>,
+    ) -> Result<(), FopError> {
         let mut tries = Tries::new(self);
         loop {
             let until = tries.try_until();
@@ -182,6 +288,17 @@ impl Fom {
 impl fmt::Debug for Fom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "fom {:#x} opcode {} of {}", self.0.request_id, self.0.opcode, self.0.peer.endpoint)
+    }
+}
+
+/// A request that its handler holds back; over when this is dropped.
+#[derive(Debug)]
+pub struct Hold(Fom);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.0.machine.end_hold(self.0.0.ticket);
+        self.0.phase(Phase::Run);
     }
 }
 

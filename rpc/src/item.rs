@@ -46,6 +46,8 @@ struct RawHeader {
 }
 
 const _: () = assert!(size_of::<RawHeader>() == HEADER_BYTES);
+/// Flag: where a source descriptor would stand are bytes of bulk ([`crate::inline`]): a request's source, or what a reply has for the sink.
+const FLAG_INLINE: u16 = 1;
 /// Where the checksum stands; it is taken over the item with these four bytes zero.
 const CRC_RANGE: Range<usize> = 52..56;
 
@@ -124,6 +126,23 @@ pub enum Kind {
     Ended,
     /// Client: the request of this slot and xid is no longer wanted. If it has not started, it must not start.
     Cancel,
+    /// Server: the request of this slot and xid is held back on purpose: ask again only after this time. Only for clients that read it ([`reads`]).
+    Held {
+        /// Until the answer is due.
+        time_left_ms: u32,
+    },
+}
+
+/// What a side reads beyond single items: it says a number in `request id` of the words that begin a session, and each includes those below.
+pub mod reads {
+    /// Packets.
+    pub const PACKETS: u64 = 1;
+    /// [`super::Kind::Held`].
+    pub const HELD: u64 = 2;
+    /// Bulk inside of items ([`crate::inline`]).
+    pub const INLINE: u64 = 3;
+    /// What this code says.
+    pub const NEWEST: u64 = INLINE;
 }
 
 const KIND_REQUEST: u8 = 1;
@@ -137,6 +156,7 @@ const SESSION_ENDED: u16 = 4;
 const SESSION_CANCEL: u16 = 5;
 const SESSION_RESUME: u16 = 6;
 const SESSION_RESUMED: u16 = 7;
+const SESSION_HELD: u16 = 8;
 
 /// A header whose every field was checked. The only roads to one from bytes are [`Header::parse`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,7 +175,9 @@ pub struct Header {
     pub config_version: u64,
     /// Names the request in traces of client and servers.
     pub request_id: u64,
-    /// Bytes of the descriptor of the bulk that the server may pull; 0 for none.
+    /// The source's bytes stand in the item, instead of its descriptor; in a reply, bytes for the sink.
+    pub is_inline: bool,
+    /// Bytes of the descriptor of the bulk that the server may pull, or of what stands in its place; 0 for none.
     pub source_bytes: u16,
     /// Bytes of the descriptor of the bulk that the server may push; 0 for none.
     pub sink_bytes: u16,
@@ -175,6 +197,7 @@ impl Header {
             time_left_ms: 0,
             config_version: 0,
             request_id: 0,
+            is_inline: false,
             source_bytes: 0,
             sink_bytes: 0,
             body_bytes: 0,
@@ -226,12 +249,13 @@ impl Header {
             Kind::Resumed { slots, lifetime_ms } => (KIND_SESSION, SESSION_RESUMED, slots, lifetime_ms, 0),
             Kind::Ended => (KIND_SESSION, SESSION_ENDED, self.slot, 0, 0),
             Kind::Cancel => (KIND_SESSION, SESSION_CANCEL, self.slot, 0, 0),
+            Kind::Held { time_left_ms } => (KIND_SESSION, SESSION_HELD, self.slot, time_left_ms, 0),
         };
         let raw = RawHeader {
             magic: MAGIC,
             version: VERSION,
             kind,
-            flags: U16::ZERO,
+            flags: U16::new(if self.is_inline { FLAG_INLINE } else { 0 }),
             opcode: U16::new(opcode),
             slot: U16::new(slot),
             time_left_ms: U32::new(time_left_ms),
@@ -268,7 +292,7 @@ impl Header {
             return Err(PeerMisbehaved::Checksum { claimed, computed: sum });
         }
         let field = |name, value: u64| PeerMisbehaved::Field { name, value };
-        if raw.flags.get() != 0 {
+        if raw.flags.get() & !FLAG_INLINE != 0 {
             return Err(field("flags", raw.flags.get().into()));
         }
         let (opcode, status) = (raw.opcode.get(), raw.status.get());
@@ -288,19 +312,22 @@ impl Header {
                 SESSION_RESUMED => {
                     Kind::Resumed { slots: raw.slot.get(), lifetime_ms: raw.time_left_ms.get() }
                 }
+                SESSION_HELD => Kind::Held { time_left_ms: raw.time_left_ms.get() },
                 other => return Err(field("session control", other.into())),
             },
             other => return Err(field("kind", other.into())),
         };
         let has_slots = matches!(kind, Kind::Established { .. } | Kind::Resumed { .. });
+        let is_held = matches!(kind, Kind::Held { .. });
         let header = Header {
             kind,
             session: SessionId(raw.session.get()),
             slot: if has_slots { 0 } else { raw.slot.get() },
             xid: Xid(raw.xid.get()),
-            time_left_ms: if has_slots { 0 } else { raw.time_left_ms.get() },
+            time_left_ms: if has_slots || is_held { 0 } else { raw.time_left_ms.get() },
             config_version: raw.config_version.get(),
             request_id: raw.request_id.get(),
+            is_inline: raw.flags.get() & FLAG_INLINE != 0,
             source_bytes: raw.source_bytes.get(),
             sink_bytes: raw.sink_bytes.get(),
             body_bytes: raw.body_bytes.get(),
@@ -326,7 +353,12 @@ impl Header {
         if has_session != (self.session != SessionId::default()) {
             return field("session", self.session.0);
         }
-        if !is_request && (self.source_bytes != 0 || self.sink_bytes != 0) {
+        let is_done = matches!(self.kind, Kind::Reply { status: Status::Done });
+        if self.is_inline && (!(is_request || is_done) || self.source_bytes == 0) {
+            return field("flags", FLAG_INLINE.into());
+        }
+        let has_descriptors = (self.source_bytes != 0 && !self.is_inline) || self.sink_bytes != 0;
+        if !is_request && has_descriptors {
             return field("bulk descriptor bytes", u64::from(self.source_bytes) + u64::from(self.sink_bytes));
         }
         if !(is_request || is_reply || is_one_way) && self.body_bytes != 0 {
@@ -379,6 +411,7 @@ mod tests {
             time_left_ms: 30_000,
             config_version: 7,
             request_id: 0xabcd,
+            is_inline: false,
             source_bytes: 3,
             sink_bytes: 2,
             body_bytes: 4,
@@ -447,6 +480,7 @@ mod tests {
             Kind::Cancel,
             Kind::Resume,
             Kind::Resumed { slots: 8, lifetime_ms: 9 },
+            Kind::Held { time_left_ms: 9000 },
         ];
         for kind in kinds {
             let without =
@@ -454,6 +488,21 @@ mod tests {
             let session = if without { SessionId(0) } else { session };
             let header = Header::control(kind, session, 0, Xid(4));
             assert_eq!(Header::parse(&sealed(&header)).unwrap(), header, "{kind:?}");
+        }
+        let inline = Header { is_inline: true, sink_bytes: 0, ..request() };
+        let answer = Header { kind: Kind::Reply { status: Status::Done }, time_left_ms: 0, ..inline };
+        for header in [inline, answer] {
+            let item = sealed(&header);
+            assert_eq!((Header::parse(&item).unwrap(), &item[6..8]), (header, &[1, 0][..]));
+        }
+        let refused = [
+            Header { kind: Kind::Reply { status: Status::Failed }, ..answer },
+            Header { kind: Kind::OneWay { opcode: 49 }, session: SessionId(0), ..answer },
+            Header { source_bytes: 0, ..answer },
+            Header { sink_bytes: 1, ..answer },
+        ];
+        for header in refused {
+            assert!(Header::parse(&sealed(&header)).is_err(), "{header:?}");
         }
         let full = request();
         let item = sealed(&full);
@@ -488,7 +537,7 @@ mod tests {
     fn wrong_fields_with_a_right_checksum_are_refused() {
         let good = sealed(&request());
         let cases: [(&str, usize, &[u8]); 10] = [
-            ("flags", 6, &[1, 0]),
+            ("flags", 6, &[2, 0]),
             ("kind", 5, &[9]),
             ("session control", 5, &[KIND_SESSION]),
             ("status", 48, &[7, 0, 0, 0]),

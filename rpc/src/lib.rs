@@ -5,9 +5,9 @@
 //! one machine per locality is client and server at once. What it must not know: storage, layouts, what any fop means.
 //!
 //! - [`item`]: the header of every message, and the one place where a peer's bytes become trusted values.
-//! - [`formation`]: what leaves now, and which items share a [`packet`].
-//! - [`requester`] and [`responder`] (with [`reply_cache`]): the rules, as pure state machines; [`misbehaviour`] names what peers may not do.
-//! - [`machine`]: both bound to a transfer machine and to futures; [`fom`]: what a handler sees of its request;
+//! - [`formation`]: what leaves now, and which items share a [`packet`]; [`inline`]: which bulk travels in the item itself.
+//! - [`requester`] and [`responder`] (with [`reply_cache`] and [`holds`]): the rules, as pure state machines; [`misbehaviour`] names what peers may not do.
+//! - [`machine`]: both bound to a transfer machine and to futures; [`service`]: its life, from starting to stopped; [`fom`]: what a handler sees of its request;
 //!   [`watchdog`]: which request is at which phase, and which hangs; [`addb`]: what each did and when.
 //!
 //! Threads: everything lives in one locality and is `!Send`. Limits, with their sums: [`limits`].
@@ -25,6 +25,8 @@ mod discovery;
 pub mod error;
 pub mod fom;
 pub mod formation;
+pub mod holds;
+pub mod inline;
 pub mod item;
 pub mod limits;
 pub mod machine;
@@ -36,6 +38,7 @@ mod pair;
 pub mod reply_cache;
 pub mod requester;
 pub mod responder;
+pub mod service;
 pub mod slot_record;
 pub mod watchdog;
 
@@ -44,10 +47,11 @@ pub use bug::Bug;
 pub use config::{Answer, Authorise, Bulk, CallOptions, RpcConfig};
 pub use discovery::DiscoverError;
 pub use error::{CallError, Cause};
-pub use fom::Fom;
+pub use fom::{Fom, Hold};
 pub use formation::Priority;
 pub use machine::{RpcMachine, RpcStats};
 pub use misbehaviour::PeerMisbehaved;
+pub use service::{ServiceState, Undrained};
 pub use slot_record::{SessionName, SlotRecord};
 pub use verbs_net::PeerId;
 pub use watchdog::{HungFom, RunningFom};

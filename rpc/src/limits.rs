@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use base::limits::MESSAGE_BYTES_MAX;
+use base::limits::{BULK_SEGMENTS_MAX, MESSAGE_BYTES_MAX};
+use base::units::wide;
 
 use crate::addb::header::Shape;
 use crate::formation::FormationLimits;
@@ -50,12 +51,37 @@ pub const FORMATION: FormationLimits = FormationLimits {
 const _: () = assert!(packet_bytes(2, 2 * PACKED_ITEM_BYTES_MAX) <= PACKET_BYTES_MAX);
 const _: () = assert!(packet_bytes(PACKET_ITEMS_MAX, PACKET_ITEMS_MAX * HEADER_BYTES) <= PACKET_BYTES_MAX);
 
+/// Bytes of bulk that an item holds at most: a message less the header, heads and lengths of both descriptors, and a body of 14 KiB.
+pub const INLINE_BYTES_MAX: usize = 48 * 1024;
+const _: () = assert!(
+    wide(
+        INLINE_BYTES_MAX
+            + HEADER_BYTES
+            + (4 + 4 * BULK_SEGMENTS_MAX)
+            + (20 + 4 * BULK_SEGMENTS_MAX)
+            + 14 * 1024
+    ) <= MESSAGE_BYTES_MAX
+);
+/// Bulk of at most so many bytes travels inside of its request or reply over tcp: two copies of a block take less than a microsecond, a transfer of its
+/// own a round trip of more than ten. Reckoned, not measured yet: `clovis bench rpc` prints what it finds.
+pub const INLINE_BYTES_TCP: usize = 4 * 1024;
+/// Over lo none does: a segment changes hands by reference, and a copy is never cheaper.
+pub const INLINE_BYTES_LO: usize = 0;
+/// Over verbs none does: hardware moves it, and what it moves no processor copies. Not measured on hardware.
+pub const INLINE_BYTES_O2IB: usize = 0;
+/// Over the simulated net none does unless a test says so: its faults are of transfers.
+pub const INLINE_BYTES_SIM: usize = 0;
+const _: () = assert!(INLINE_BYTES_TCP <= INLINE_BYTES_MAX);
+
 /// Items that wait for a packet or for the transport to take it, per peer and lane: each slot's item, four times. Beyond it the
 /// item is dropped (a peer that does not read), and resends make up for it.
 pub const PENDING_MESSAGES_MAX: usize = 4 * SLOTS as usize;
 
 /// How long a fom may be at one phase before the watchdog names it: half of the longest time for which a request is resent.
 pub const HUNG_AFTER: Duration = Duration::from_secs(30);
+
+/// How long a service that is to stop waits for the requests that run: half of the 10 s that a daemon has to end.
+pub const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 
 /// Records of a locality's ADDB ring, 32 bytes each: 256 KiB, about 1000 requests with 8 phases.
 pub const ADDB_RECORDS: usize = 8192;
@@ -75,6 +101,11 @@ const _: () = assert!(
 pub const RESEND_INTERVAL: Duration = Duration::from_millis(500);
 /// Longest interval between two resends.
 pub const RESEND_INTERVAL_MAX: Duration = Duration::from_secs(4);
+/// A request that is held back for longer than this is told so: before its first resend, which it spares.
+pub const HOLD_NOTICE: Duration = Duration::from_millis(250);
+/// Longest time for which a requester that was told to wait does not ask again: its answer may be lost. Longer than the waits of watches, locks
+/// and events usually last.
+pub const HOLD_MAX: Duration = Duration::from_secs(15);
 /// First wait before a lost connection is tried again; doubles up to [`RECONNECT_INTERVAL_MAX`].
 pub const RECONNECT_INTERVAL: Duration = Duration::from_millis(20);
 /// Longest wait before a lost connection is tried again.
@@ -95,6 +126,8 @@ pub const REPLY_LIFETIME: Duration = Duration::from_secs(90);
 /// How long a session lives without a word from its client: longer than the replies in it.
 pub const SESSION_LIFETIME: Duration = Duration::from_secs(120);
 
+const _: () = assert!(HOLD_NOTICE.as_millis() * 2 <= RESEND_INTERVAL.as_millis());
+const _: () = assert!(HOLD_MAX.as_millis() < RESEND_HORIZON.as_millis());
 const _: () = assert!(RESEND_INTERVAL.as_millis() < RESEND_INTERVAL_MAX.as_millis());
 const _: () = assert!(HUNG_AFTER.as_millis() < RESEND_HORIZON.as_millis());
 const _: () = assert!(RESEND_HORIZON.as_millis() < REPLY_LIFETIME.as_millis());

@@ -11,7 +11,7 @@
 //! watchdog names its phase.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::os::fd::RawFd;
@@ -40,9 +40,11 @@ use crate::bug::Bug;
 use crate::config::{Answer, Bulk, CallOptions, RpcConfig};
 use crate::discovery::Discoveries;
 use crate::error::{CallError, Cause};
-use crate::fom::{Fom, FomInner};
+use crate::fom::{Fom, FomInner, InlineBytes, InlineSource};
 use crate::formation::{Formation, FormationStats, Formed, Priority, Shape};
-use crate::item::{HEADER_BYTES, Header, Kind, SessionId, Status, Xid};
+use crate::holds::Holds;
+use crate::inline::{self, Inline};
+use crate::item::{HEADER_BYTES, Header, Kind, SessionId, Status, Xid, reads};
 use crate::limits;
 use crate::misbehaviour::PeerMisbehaved;
 use crate::packet::{self, PACKET_HEADER_BYTES, Packet, packet_bytes};
@@ -51,15 +53,22 @@ use crate::requester::{
     CallId, CallSpec, Failure, FailureKind, ReplyFor, Requester, RequesterStats, Transmit, WaitedFor,
 };
 use crate::responder::{Decision, EstablishDecision, Responder, ResponderStats, Ticket};
+use crate::service::{Service, ServiceState, Undrained};
 use crate::slot_record::{SessionName, SlotRecord, Transaction, encode_value};
 use crate::watchdog::{FomPlace, RunningFom, Watchdog};
 
 /// Most bodies fit the smallest buffer of an arena.
 const SMALL_ITEM_BYTES: usize = 4096;
+/// The longest message.
+const LARGE_ITEM_BYTES: usize = 64 * 1024;
+const _: () = assert!(wide(LARGE_ITEM_BYTES) == MESSAGE_BYTES_MAX);
+/// Most bodies fit behind bulk in a buffer that has this for them.
+const USUAL_BODY_BYTES: usize = 2048;
 
-/// Buffers tried for an item: the smallest, then the longest message.
-const ITEM_SIZES: [usize; 2] = [SMALL_ITEM_BYTES, 64 * 1024];
-const _: () = assert!(wide(ITEM_SIZES[1]) == MESSAGE_BYTES_MAX);
+/// Buffers tried for an item with `front` bytes before its body: the one that usually does, then the longest message.
+fn item_sizes(front: usize) -> [usize; 2] {
+    [(front + USUAL_BODY_BYTES).clamp(SMALL_ITEM_BYTES, LARGE_ITEM_BYTES), LARGE_ITEM_BYTES]
+}
 
 /// Runs a fom: decodes the body, calls the typed handler, and writes the reply's body behind room for a header.
 type Handler = Rc<dyn Fn(Fom, &[u8]) -> Result<HandlerFuture, FopError>>;
@@ -90,6 +99,10 @@ pub struct RpcStats {
     pub foms_waiting: usize,
     /// Foms that stayed at one phase for too long, ever.
     pub foms_hung: u64,
+    /// Foms that hold their request back on purpose now.
+    pub foms_holding: usize,
+    /// Words to requesters that theirs is held, ever.
+    pub holds_told: u64,
     /// Requests that ran.
     pub executed: u64,
     /// Requests whose time was over before they started.
@@ -100,6 +113,10 @@ pub struct RpcStats {
     pub last_misbehaviour: Option<(PeerId, PeerMisbehaved)>,
     /// Messages given up because a peer does not take them, or no buffer was free; resends make up for them.
     pub messages_dropped: u64,
+    /// Requests that brought their bulk with them, and replies that brought the sink's.
+    pub inline_requests: u64,
+    /// See there.
+    pub inline_replies: u64,
 }
 
 /// One locality's rpc. Clones are the same machine.
@@ -122,15 +139,17 @@ struct Inner {
     abandoned: RefCell<BTreeMap<CallId, Cookies>>,
     /// Items that leave with the end of the turn, with company, or once the transport has room.
     formation: RefCell<Formation<Parcel>>,
-    /// Peers that said that they read packets.
-    packet_readers: RefCell<BTreeSet<Endpoint>>,
+    /// What peers said that they read ([`reads`]).
+    readers: RefCell<BTreeMap<Endpoint, u64>>,
+    /// Requests that handlers hold back.
+    holds: RefCell<Holds>,
     /// Empty between turns; keeps its memory.
     parcels: Cell<Vec<Parcel>>,
     troubles: RefCell<BTreeMap<Endpoint, Trouble>>,
-    handlers: RefCell<BTreeMap<u16, (Repeat, Handler)>>,
+    handlers: RefCell<BTreeMap<u16, Served>>,
     queue: RefCell<VecDeque<Request>>,
     running: Cell<usize>,
-    drain: Cell<Drain>,
+    service: RefCell<Service>,
     drained: RefCell<Vec<Waker>>,
     newest_config_version: Cell<u64>,
     /// Rings when there are sessions whose records may go.
@@ -151,6 +170,8 @@ struct Figures {
     misbehaved: u64,
     last_misbehaviour: Option<(PeerId, PeerMisbehaved)>,
     messages_dropped: u64,
+    inline_requests: u64,
+    inline_replies: u64,
 }
 
 /// Which lane a message goes on: true for what answers a peer.
@@ -189,11 +210,12 @@ impl From<SharedBuffer> for Parcel {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Drain {
-    Open,
-    Draining,
-    Drained,
+/// How a fop type is served.
+struct Served {
+    repeat: Repeat,
+    handler: Handler,
+    /// Also while the service starts or drains.
+    is_always: bool,
 }
 
 /// The last thing that went wrong with a peer.
@@ -248,6 +270,7 @@ struct Request {
     since: Instant,
     deadline: Instant,
     source: Option<BulkDescriptor>,
+    inline: Option<Inline>,
     sink: Option<BulkDescriptor>,
     bytes: SharedBuffer,
 }
@@ -256,6 +279,7 @@ impl RpcMachine {
     /// Takes over the transfer machine and becomes its driver in `locality`.
     #[must_use]
     pub fn start(locality: &LocalityHandle, tm: TransferMachine, config: RpcConfig) -> RpcMachine {
+        let first_state = if config.is_starting { ServiceState::Starting } else { ServiceState::Running };
         let inner = Inner {
             locality: locality.clone(),
             endpoint: tm.endpoint(),
@@ -271,13 +295,14 @@ impl RpcMachine {
             retractions: RefCell::default(),
             abandoned: RefCell::default(),
             formation: RefCell::new(Formation::new(config.formation)),
-            packet_readers: RefCell::default(),
+            readers: RefCell::default(),
+            holds: RefCell::default(),
             parcels: Cell::default(),
             troubles: RefCell::default(),
             handlers: RefCell::default(),
             queue: RefCell::default(),
             running: Cell::new(0),
-            drain: Cell::new(Drain::Open),
+            service: RefCell::new(Service::new(first_state)),
             drained: RefCell::default(),
             newest_config_version: Cell::new(config.config_version.get()),
             forgotten_rung: Notify::new(),
@@ -330,6 +355,7 @@ impl RpcMachine {
         let (of_sessions, reply_cache) = responder.stats();
         let figures = inner.figures.borrow();
         let requester = inner.requester.borrow();
+        let (foms_holding, holds_told) = inner.holds.borrow().counts();
         RpcStats {
             requester: requester.stats(),
             responder: of_sessions,
@@ -342,11 +368,15 @@ impl RpcMachine {
             foms_running: inner.running.get(),
             foms_waiting: inner.queue.borrow().len(),
             foms_hung: inner.watchdog.borrow().hung_count(),
+            foms_holding,
+            holds_told,
             executed: figures.executed,
             expired: figures.expired,
             misbehaved: figures.misbehaved,
             last_misbehaviour: figures.last_misbehaviour.clone(),
             messages_dropped: figures.messages_dropped,
+            inline_requests: figures.inline_requests,
+            inline_replies: figures.inline_replies,
         }
     }
 
@@ -431,23 +461,38 @@ impl RpcMachine {
         &self,
         handler: impl Fn(Fom, F) -> LocalBoxFuture<'static, Result<F::Reply, FopError>> + 'static,
     ) {
+        self.register(false, handler);
+    }
+
+    /// As [`RpcMachine::serve`], and also while the service starts or drains: for questions about the process itself.
+    pub fn serve_always<F: Fop>(
+        &self,
+        handler: impl Fn(Fom, F) -> LocalBoxFuture<'static, Result<F::Reply, FopError>> + 'static,
+    ) {
+        self.register(true, handler);
+    }
+
+    fn register<F: Fop>(
+        &self,
+        is_always: bool,
+        handler: impl Fn(Fom, F) -> LocalBoxFuture<'static, Result<F::Reply, FopError>> + 'static,
+    ) {
         let machine = Rc::downgrade(&self.0);
         let typed: Handler = Rc::new(move |fom, body| {
             let request: F = codec::decode(body)
                 .map_err(|error| FopError::BadRequest { reason: format!("{}: {error}", F::NAME) })?;
             fom.phase(Phase::Run);
-            let running = handler(fom, request);
+            let running = handler(fom.clone(), request);
             let machine = machine.clone();
             Ok(Box::pin(async move {
                 let reply = running.await?;
                 let gone = || FopError::NotServing { reason: "the process has stopped".to_owned() };
                 let machine = RpcMachine(machine.upgrade().ok_or_else(gone)?);
-                machine.encode(HEADER_BYTES, &reply).await.map_err(|error| FopError::Internal {
-                    reason: format!("the reply to {} does not encode: {error}", F::NAME),
-                })
+                machine.encode_reply(&fom, F::NAME, &reply).await
             }) as HandlerFuture)
         });
-        let before = self.0.handlers.borrow_mut().insert(F::OPCODE as u16, (F::REPEAT, typed));
+        let served = Served { repeat: F::REPEAT, handler: typed, is_always };
+        let before = self.0.handlers.borrow_mut().insert(F::OPCODE as u16, served);
         assert!(before.is_none(), "{} has a handler already", F::NAME);
     }
 
@@ -463,12 +508,14 @@ impl RpcMachine {
         bulk: Bulk,
         options: CallOptions,
     ) -> Result<Answer<F::Reply>, CallError> {
-        if self.0.drain.get() == Drain::Drained {
+        if self.service_state() == ServiceState::Stopped {
             return Err(CallError::Draining);
         }
         check_bulk(F::NAME, &bulk)?;
-        let exposed = Exposed::new(self, bulk);
-        let front = HEADER_BYTES + exposed.source_bytes.len() + exposed.sink_bytes.len();
+        let inline = self.inline_source(to, &bulk);
+        let exposed = Exposed::new(self, bulk, inline.is_some());
+        let source_bytes = inline.unwrap_or(exposed.source_bytes.len());
+        let front = HEADER_BYTES + source_bytes + exposed.sink_bytes.len();
         let begun = self.0.locality.now();
         let encoded = match self.try_encode(front, fop) {
             Some(encoded) => encoded,
@@ -489,23 +536,29 @@ impl RpcMachine {
             reason: format!("the request does not encode: {error}"),
         })?;
         let mut header = Header::control(Kind::Request { opcode: F::OPCODE as u16 }, SessionId(0), 0, Xid(0));
-        header.source_bytes = short(exposed.source_bytes.len());
+        header.is_inline = inline.is_some();
+        header.source_bytes = short(source_bytes);
         header.sink_bytes = short(exposed.sink_bytes.len());
         header.body_bytes = length(item.len() - front);
         header.request_id = self.next_request_id();
-        item[header.source_range()].copy_from_slice(&exposed.source_bytes);
+        if header.is_inline {
+            self.0.figures.borrow_mut().inline_requests += 1;
+            self.write_inline(&mut item[header.source_range()], 0, &exposed.inline_source);
+        } else {
+            item[header.source_range()].copy_from_slice(&exposed.source_bytes);
+        }
         item[header.sink_range()].copy_from_slice(&exposed.sink_bytes);
 
         let exposes = exposed.cookies();
         let (header, bytes) = self.submit(to, F::NAME, F::REPEAT, header, item, exposes, options).await?;
-        let sink = exposed.take_back().await;
+        let mut sink = exposed.take_back().await;
         self.see_config_version(header.config_version);
         let body = &bytes[header.body_range()];
-        let bad = |error: CodecError| CallError::BadReply {
-            peer: to,
-            operation: F::NAME,
-            reason: error.to_string(),
-        };
+        let wrong = |reason: String| CallError::BadReply { peer: to, operation: F::NAME, reason };
+        let bad = |error: CodecError| wrong(error.to_string());
+        if header.is_inline {
+            self.fill_sink(&mut sink, &bytes.slice(header.source_range())).await.map_err(wrong)?;
+        }
         if header.kind == (Kind::Reply { status: Status::Failed }) {
             return Err(CallError::Fop(codec::decode::<FopError>(body).map_err(bad)?));
         }
@@ -517,7 +570,7 @@ impl RpcMachine {
     ///
     /// Errors: `BadCall` for fops that may run at most once, or that do not fit a message.
     pub async fn send_one_way<F: Fop>(&self, to: Endpoint, fop: &F) -> Result<(), CallError> {
-        if self.0.drain.get() == Drain::Drained {
+        if self.service_state() == ServiceState::Stopped {
             return Err(CallError::Draining);
         }
         let bad = |reason| CallError::BadCall { operation: F::NAME, reason };
@@ -541,21 +594,39 @@ impl RpcMachine {
         Ok(())
     }
 
-    /// Stops taking requests (they are answered `NotServing`), waits until those that run or wait are answered, and from then on
-    /// makes no calls either. Not to be awaited inside a handler: it would wait for itself.
-    pub async fn drain(&self) {
-        if self.0.drain.get() == Drain::Open {
-            self.0.drain.set(Drain::Draining);
-        }
-        std::future::poll_fn(|context| {
+    /// Where the service is in its life ([`crate::service`]).
+    #[must_use]
+    pub fn service_state(&self) -> ServiceState {
+        self.0.service.borrow().state()
+    }
+
+    /// The service has what it serves ([`RpcConfig::is_starting`]). Nothing brings one back that is on its way out.
+    pub fn begin_serving(&self) {
+        self.0.service.borrow_mut().run();
+    }
+
+    /// Stops taking requests (they are answered `NotServing`: come again, or ask another), waits until those that run or wait are answered or
+    /// [`RpcConfig::drain_within`] is over, and from then on makes no calls either. Not to be awaited inside a handler: it would wait for itself.
+    ///
+    /// Errors: requests still run. What they change may or may not come; they are left to the end of their locality.
+    pub async fn drain(&self) -> Result<(), Undrained> {
+        self.0.service.borrow_mut().drain();
+        let within = self.0.config.drain_within;
+        let idle = std::future::poll_fn(|context| {
             if self.0.running.get() == 0 && self.0.queue.borrow().is_empty() {
                 return Poll::Ready(());
             }
             self.0.drained.borrow_mut().push(context.waker().clone());
             Poll::Pending
-        })
-        .await;
-        self.0.drain.set(Drain::Drained);
+        });
+        let waited = self.0.locality.timeout_at(self.0.locality.now() + within, idle).await;
+        self.0.service.borrow_mut().stop();
+        if waited.is_ok() {
+            return Ok(());
+        }
+        let count = self.0.running.get() + self.0.queue.borrow().len();
+        let oldest = self.running_foms().into_iter().min_by_key(|fom| fom.since);
+        oldest.map_or(Ok(()), |oldest| Err(Undrained { count, oldest, within }))
     }
 
     // ---- the asking side
@@ -568,7 +639,7 @@ impl RpcMachine {
 
     /// Encodes `body` behind `front` bytes of room, in one buffer. `None`: no buffer is free now.
     fn try_encode<T: codec::Encode>(&self, front: usize, body: &T) -> Option<Result<Buffer, CodecError>> {
-        for bytes in ITEM_SIZES {
+        for bytes in item_sizes(front) {
             let item = self.0.locality.arena().try_alloc(bytes)?;
             if let Some(result) = encode_behind(front, body, item).transpose() {
                 return Some(result);
@@ -579,7 +650,7 @@ impl RpcMachine {
 
     /// [`RpcMachine::try_encode`], waiting for a buffer.
     async fn encode<T: codec::Encode>(&self, front: usize, body: &T) -> Result<Buffer, CodecError> {
-        for bytes in ITEM_SIZES {
+        for bytes in item_sizes(front) {
             if let Some(item) = encode_behind(front, body, self.alloc(bytes).await)? {
                 return Ok(item);
             }
@@ -587,7 +658,74 @@ impl RpcMachine {
         Err(too_long(front, body))
     }
 
-    async fn alloc(&self, bytes: usize) -> Buffer {
+    /// The bytes that a reply takes, with what travels inside of it for the sink.
+    async fn encode_reply<R: codec::Encode>(
+        &self,
+        fom: &Fom,
+        name: &'static str,
+        reply: &R,
+    ) -> Result<Buffer, FopError> {
+        let source_bytes = fom.0.answer.borrow().item_bytes();
+        let internal = |error: CodecError| FopError::Internal {
+            reason: format!("the reply to {name} does not encode: {error}"),
+        };
+        match self.encode(HEADER_BYTES + source_bytes, reply).await {
+            Ok(mut item) if source_bytes > 0 => {
+                let answer = fom.0.answer.borrow();
+                let room = &mut item[HEADER_BYTES..HEADER_BYTES + source_bytes];
+                self.write_inline(room, short(answer.first_segment), &answer.parts);
+                self.0.figures.borrow_mut().inline_replies += 1;
+                Ok(item)
+            }
+            Err(CodecError::TooLong { .. }) if source_bytes > 0 => {
+                fom.push_instead().await?;
+                self.encode(HEADER_BYTES, reply).await.map_err(internal)
+            }
+            encoded => encoded.map_err(internal),
+        }
+    }
+
+    /// The most bytes of bulk that travel inside of items to this peer: none while it has not said that it reads them.
+    pub(crate) fn inline_bytes_to(&self, peer: Endpoint) -> usize {
+        if self.reads(peer) < reads::INLINE {
+            return 0;
+        }
+        self.0.config.inline_bytes.unwrap_or(inline::cut_off(peer.nid.net.kind))
+    }
+
+    /// What a request's source takes inside of it, if it travels there.
+    fn inline_source(&self, to: Endpoint, bulk: &Bulk) -> Option<usize> {
+        let lengths = bulk.source.iter().map(|part| part.len());
+        let is_small = lengths.clone().sum::<usize>() <= self.inline_bytes_to(to);
+        inline::inline_bytes(lengths).filter(|_| is_small)
+    }
+
+    fn write_inline(&self, room: &mut [u8], first_segment: u16, parts: &[SharedBuffer]) {
+        let places = inline::write_head(room, first_segment, parts.iter().map(|part| part.len()));
+        for (place, part) in places.into_iter().zip(parts) {
+            copy_counted(self.0.locality.counters(), &mut room[place], part);
+        }
+    }
+
+    /// Copies what came inside of a reply into the sink. Errors: it does not fit there.
+    async fn fill_sink(&self, sink: &mut [SharedBuffer], bytes: &SharedBuffer) -> Result<(), String> {
+        let inline = Inline::parse(bytes).map_err(|error| error.to_string())?;
+        for (segment, place) in inline.places() {
+            let length = place.len();
+            let part = sink.get_mut(segment).filter(|part| part.len() == length);
+            let part = part.ok_or_else(|| format!("{length} bytes for segment {segment} of the sink"))?;
+            let taken = std::mem::replace(part, bytes.slice(0..0));
+            let mut room = match taken.try_unshare() {
+                Ok(room) => room,
+                Err(_) => self.alloc(length).await,
+            };
+            copy_counted(self.0.locality.counters(), &mut room, &bytes[place]);
+            *part = room.freeze();
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn alloc(&self, bytes: usize) -> Buffer {
         match self.0.locality.arena().try_alloc(bytes) {
             Some(buffer) => buffer,
             None => self.0.locality.arena().alloc(bytes).await,
@@ -785,11 +923,12 @@ impl RpcMachine {
             self.note_dropped();
             return;
         };
-        let request_id = if names_packets(header.kind) { packet::VERSION.into() } else { header.request_id };
+        let request_id = if names_packets(header.kind) { reads::NEWEST } else { header.request_id };
         Header { config_version: self.config_version().get(), request_id, ..header }.seal(&mut item);
         let is_reply = !matches!(header.kind, Kind::Establish | Kind::Resume | Kind::Cancel);
         let when = match header.kind {
-            Kind::Cancel => (Priority::Normal, now + limits::FORMATION_WAIT), // nobody waits for the answer
+            // Nobody waits for it.
+            Kind::Cancel | Kind::Held { .. } => (Priority::Normal, now + limits::FORMATION_WAIT),
             _ => (Priority::High, now),
         };
         let _ = self.send_at(now, to, is_reply, when, item.freeze().into()); // lost: resends make up for it
@@ -874,7 +1013,12 @@ impl RpcMachine {
 
     /// True if items to a peer may share a packet. Between machines of one process a message costs less than the copy into a packet.
     fn may_pack(&self, peer: Endpoint) -> bool {
-        peer.nid.net.kind != NetKind::Lo && self.0.packet_readers.borrow().contains(&peer)
+        peer.nid.net.kind != NetKind::Lo && self.reads(peer) >= reads::PACKETS
+    }
+
+    /// What a peer said that it reads, 0 for single items.
+    fn reads(&self, peer: Endpoint) -> u64 {
+        self.0.readers.borrow().get(&peer).copied().unwrap_or(0)
     }
 
     /// A packet of all parcels, in `room`, which formation's limits keep large enough.
@@ -921,7 +1065,7 @@ impl RpcMachine {
 
     /// A peer is gone, and what waited for it.
     fn forget_pending(&self, endpoint: Endpoint) {
-        self.0.packet_readers.borrow_mut().remove(&endpoint);
+        self.0.readers.borrow_mut().remove(&endpoint);
         self.0.formation.borrow_mut().forget(endpoint, |parcel| self.on_not_sent(&parcel));
     }
 
@@ -1044,20 +1188,15 @@ impl RpcMachine {
         bytes: SharedBuffer,
     ) -> Result<(), PeerMisbehaved> {
         if names_packets(header.kind) {
-            let mut readers = self.0.packet_readers.borrow_mut();
-            if header.request_id == 0 {
-                readers.remove(&from.endpoint)
-            } else {
-                readers.insert(from.endpoint)
-            };
+            self.0.readers.borrow_mut().insert(from.endpoint, header.request_id);
         }
         match header.kind {
             Kind::Request { .. } => return self.on_request(now, from, header, bytes),
             Kind::Cancel => return self.on_cancel(now, from, &header),
             Kind::OneWay { .. } => {
-                if self.has_room() && self.0.drain.get() == Drain::Open {
+                if self.has_room() && self.service_state() == ServiceState::Running {
                     let deadline = now + Duration::from_millis(header.time_left_ms.into());
-                    let (source, sink) = (None, None);
+                    let (source, inline, sink) = (None, None, None);
                     self.start_or_queue(
                         now,
                         Request {
@@ -1067,6 +1206,7 @@ impl RpcMachine {
                             since: now,
                             deadline,
                             source,
+                            inline,
                             sink,
                             bytes,
                         },
@@ -1096,6 +1236,15 @@ impl RpcMachine {
             }
             Kind::Refused => self.0.requester.borrow_mut().handle_refused(from, &header),
             Kind::Ended => self.0.requester.borrow_mut().handle_ended(now, from, &header),
+            Kind::Held { time_left_ms } => {
+                let time_left = Duration::from_millis(time_left_ms.into());
+                let held = self.0.requester.borrow_mut().handle_held(now, from, &header, time_left)?;
+                if let Some(record) =
+                    held.and_then(|id| self.0.calls.borrow().get(&id).map(|call| call.header))
+                {
+                    self.0.addb.phase(now, Phase::Held, record.request_id, opcode_of(record.kind), 0);
+                }
+            }
         }
         Ok(())
     }
@@ -1183,7 +1332,18 @@ impl RpcMachine {
         header: Header,
         bytes: SharedBuffer,
     ) -> Result<(), PeerMisbehaved> {
-        let source = parse_descriptor(&bytes[header.source_range()])?;
+        let mut source = None;
+        let mut inline = None;
+        if header.is_inline {
+            let found = Inline::parse(&bytes[header.source_range()])?;
+            if found.first_segment != 0 {
+                let value = wide(found.first_segment);
+                return Err(PeerMisbehaved::Field { name: "first segment of a source", value });
+            }
+            inline = Some(found);
+        } else {
+            source = parse_descriptor(&bytes[header.source_range()])?;
+        }
         let sink = parse_descriptor(&bytes[header.sink_range()])?;
         let has_room = self.has_room();
         let mut decision = self.0.responder.borrow_mut().handle_request(now, from, &header, has_room)?;
@@ -1200,7 +1360,7 @@ impl RpcMachine {
             let ticket = Some(ticket);
             self.start_or_queue(
                 now,
-                Request { ticket, peer: from, header, since: now, deadline, source, sink, bytes },
+                Request { ticket, peer: from, header, since: now, deadline, source, inline, sink, bytes },
             );
         } else {
             let follows = sink.as_ref().map(BulkDescriptor::cookie);
@@ -1213,7 +1373,7 @@ impl RpcMachine {
     /// run again.
     fn must_repeat(&self, from: PeerId, header: &Header, sink: Option<&BulkDescriptor>) -> bool {
         let (Some(sink), Kind::Request { opcode }) = (sink, header.kind) else { return false };
-        let repeat = self.0.handlers.borrow().get(&opcode).map(|(repeat, _)| *repeat);
+        let repeat = self.0.handlers.borrow().get(&opcode).map(|served| served.repeat);
         repeat == Some(Repeat::Idempotent) && !self.0.tm.borrow().are_pushes_intact(from, sink.cookie())
     }
 
@@ -1292,7 +1452,43 @@ impl RpcMachine {
                     None => self.note_dropped(),
                 }
             }
+            Decision::StillRunning => {
+                let notice = self.0.holds.borrow_mut().answer_twin(now, session, slot, xid);
+                if let Some(notice) = notice.filter(|_| self.reads(from.endpoint) >= reads::HELD) {
+                    self.send_control(now, from, notice.header);
+                }
+            }
             Decision::Ignore | Decision::Execute(_) => {}
+        }
+    }
+
+    /// A handler holds its request back, until `until` at the latest.
+    pub(crate) fn begin_hold(&self, ticket: Option<Ticket>, place: FomPlace, until: Instant) {
+        let now = self.0.locality.now();
+        self.0.watchdog.borrow_mut().hold(place, until);
+        if let Some(ticket) = ticket {
+            self.0.holds.borrow_mut().begin(now, ticket, until);
+        }
+    }
+
+    /// It does not any more.
+    pub(crate) fn end_hold(&self, ticket: Option<Ticket>) {
+        if let Some(ticket) = ticket {
+            self.0.holds.borrow_mut().end(ticket);
+        }
+    }
+
+    /// Tells those whose requests are held; how many.
+    fn tell_holds(&self, now: Instant) -> usize {
+        let mut told = 0;
+        loop {
+            let next = self.0.holds.borrow_mut().poll_notice(now);
+            let Some(notice) = next else { break told };
+            let peer = notice.ticket.peer;
+            if self.reads(peer.endpoint) >= reads::HELD {
+                told += 1;
+                self.send_control(now, peer, notice.header);
+            }
         }
     }
 
@@ -1333,7 +1529,11 @@ impl RpcMachine {
     }
 
     fn start_fom(&self, now: Instant, request: Request) {
-        let Request { ticket, peer, header, since, deadline, source, sink, bytes } = request;
+        let Request { ticket, peer, header, since, deadline, source, inline, sink, bytes } = request;
+        let inline = inline.map(|inline| InlineSource {
+            inline,
+            bytes: RefCell::new(InlineBytes::Item(bytes.slice(header.source_range()))),
+        });
         if deadline <= now {
             // Nobody waits for it any more. Its slot says so to whoever asks.
             self.0.figures.borrow_mut().expired += 1;
@@ -1358,7 +1558,9 @@ impl RpcMachine {
             request_id: header.request_id,
             opcode,
             source,
+            inline,
             sink,
+            answer: RefCell::default(),
             ticket,
             since,
             place,
@@ -1380,8 +1582,15 @@ impl RpcMachine {
     }
 
     fn begin_fom(&self, fom: &Fom, body: &[u8]) -> Result<HandlerFuture, FopError> {
-        if self.0.drain.get() != Drain::Open {
-            return Err(FopError::NotServing { reason: "the process is shutting down".to_owned() });
+        let found = self
+            .0
+            .handlers
+            .borrow()
+            .get(&fom.0.opcode)
+            .map(|served| (Rc::clone(&served.handler), served.is_always));
+        let is_always = found.as_ref().is_some_and(|(_, is_always)| *is_always);
+        if !is_always || self.service_state() == ServiceState::Stopped {
+            self.0.service.borrow().admit()?;
         }
         fom.phase(Phase::Authorise);
         if let Some(authorise) = &self.0.config.authorise {
@@ -1396,8 +1605,7 @@ impl RpcMachine {
             );
             return Err(FopError::BadRequest { reason });
         }
-        let handler = self.0.handlers.borrow().get(&fom.0.opcode).map(|(_, handler)| Rc::clone(handler));
-        let Some(handler) = handler else {
+        let Some((handler, _)) = found else {
             let reason = format!("opcode {} is not served at {}", fom.0.opcode, self.endpoint());
             return Err(FopError::BadRequest { reason });
         };
@@ -1418,8 +1626,10 @@ impl RpcMachine {
             let message = match result {
                 Ok(mut item) => {
                     let config_version = self.config_version().get();
-                    let body_bytes = length(item.len() - HEADER_BYTES);
-                    Header { body_bytes, config_version, ..reply }.seal(&mut item);
+                    let source_bytes = std::mem::take(&mut *fom.0.answer.borrow_mut()).item_bytes();
+                    let body_bytes = length(item.len() - HEADER_BYTES - source_bytes);
+                    let (is_inline, source_bytes) = (source_bytes > 0, short(source_bytes));
+                    Header { is_inline, source_bytes, body_bytes, config_version, ..reply }.seal(&mut item);
                     Some(item.freeze())
                 }
                 Err(error) => {
@@ -1498,12 +1708,13 @@ const EMPTY: Header = Header {
     time_left_ms: 0,
     config_version: 0,
     request_id: 0,
+    is_inline: false,
     source_bytes: 0,
     sink_bytes: 0,
     body_bytes: 0,
 };
 
-/// Words of session control in which each side says whether it reads packets: in `request id`, the newest version; 0 for none.
+/// Words of session control in which each side says what it reads, in `request id`: [`reads`].
 const fn names_packets(kind: Kind) -> bool {
     matches!(kind, Kind::Establish | Kind::Resume | Kind::Established { .. } | Kind::Resumed { .. })
 }
@@ -1579,19 +1790,24 @@ struct Exposed {
     sink: Option<BulkCookie>,
     source_bytes: Vec<u8>,
     sink_bytes: Vec<u8>,
+    /// A source that is not exposed, because it travels in the request.
+    inline_source: Vec<SharedBuffer>,
 }
 
 impl Exposed {
-    fn new(machine: &RpcMachine, bulk: Bulk) -> Exposed {
+    fn new(machine: &RpcMachine, bulk: Bulk, is_inline: bool) -> Exposed {
         let mut exposed = Exposed {
             machine: machine.clone(),
             source: None,
             sink: None,
             source_bytes: Vec::new(),
             sink_bytes: Vec::new(),
+            inline_source: Vec::new(),
         };
         let mut tm = machine.0.tm.borrow_mut();
-        if !bulk.source.is_empty() {
+        if is_inline {
+            exposed.inline_source = bulk.source;
+        } else if !bulk.source.is_empty() {
             let descriptor = tm.expose_source(&bulk.source);
             exposed.source = Some(descriptor.cookie());
             exposed.source_bytes = descriptor.to_bytes();
@@ -1764,6 +1980,7 @@ impl Driver for MachineDriver {
         inner.responder.borrow_mut().handle_timeouts(now);
         handled += inner.formation.borrow_mut().handle_timeouts(now);
         self.machine.tell_forgotten();
+        handled += self.machine.tell_holds(now);
         self.machine.watch(now);
         self.machine.pump(now);
         handled
@@ -1784,7 +2001,8 @@ impl Driver for MachineDriver {
         let of_sessions = inner.responder.borrow().next_deadline();
         let of_foms = inner.watchdog.borrow().next_deadline();
         let of_packets = inner.formation.borrow().next_deadline();
-        [of_transport, of_calls, of_sessions, of_foms, of_packets].into_iter().flatten().min()
+        let of_holds = inner.holds.borrow().next_deadline();
+        [of_transport, of_calls, of_sessions, of_foms, of_packets, of_holds].into_iter().flatten().min()
     }
 
     fn wait_fd(&self) -> Option<RawFd> {

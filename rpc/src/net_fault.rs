@@ -12,7 +12,7 @@ use crate::machine::RpcMachine;
 impl RpcMachine {
     /// Serves [`NetFault`] for this machine's own net.
     pub fn serve_net_faults(&self) {
-        self.serve(|fom, fault: NetFault| {
+        self.serve_always(|fom, fault: NetFault| {
             let result = fom.machine().change_net_faults(&fault.request);
             async move { result }.boxed_local()
         });

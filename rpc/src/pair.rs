@@ -8,6 +8,7 @@ use base::{Endpoint, Instant, Nid};
 use fops::Repeat;
 
 use crate::PeerId;
+use crate::holds::Holds;
 use crate::item::{HEADER_BYTES, Header, Kind, Status};
 use crate::limits;
 use crate::misbehaviour::PeerMisbehaved;
@@ -52,6 +53,9 @@ struct Pair {
     running: BTreeMap<(Instant, u64), (Ticket, u64)>,
     service_time: Box<dyn Fn(u64) -> Duration>,
     has_room: bool,
+    /// The server holds every request back for its service time, and says so.
+    holds_all: bool,
+    holds: Holds,
     tags: BTreeMap<CallId, u64>,
     runs: BTreeMap<u64, u32>,
     /// Times each request's effect became durable.
@@ -74,6 +78,7 @@ fn limits_of_client() -> RequesterLimits {
         slots_max: limits::SLOTS,
         resend_interval: Duration::from_millis(500),
         resend_interval_max: Duration::from_secs(4),
+        hold_max: limits::HOLD_MAX,
         reconnect_interval: Duration::from_millis(20),
         reconnect_interval_max: Duration::from_secs(1),
         bug: None,
@@ -107,6 +112,8 @@ impl Pair {
             running: BTreeMap::new(),
             service_time: Box::new(|_| Duration::from_millis(2)),
             has_room: true,
+            holds_all: false,
+            holds: Holds::default(),
             tags: BTreeMap::new(),
             runs: BTreeMap::new(),
             effects: BTreeMap::new(),
@@ -267,7 +274,11 @@ impl Pair {
                 let tag = u64::from_le_bytes(bytes[header.body_range()].try_into().unwrap());
                 *self.runs.entry(tag).or_default() += 1;
                 self.order += 1;
-                self.running.insert((self.now + (self.service_time)(tag), self.order), (ticket, tag));
+                let until = self.now + (self.service_time)(tag);
+                if self.holds_all {
+                    self.holds.begin(self.now, ticket, until);
+                }
+                self.running.insert((until, self.order), (ticket, tag));
             }
             Ok(Decision::Resend(reply)) => {
                 let parsed = Header::parse(&reply).unwrap();
@@ -289,6 +300,12 @@ impl Pair {
                 let ended = Header::control(Kind::Ended, header.session, header.slot, header.xid);
                 self.send(Side::Client, &ended, &[]);
             }
+            Ok(Decision::StillRunning) => {
+                let twin = self.holds.answer_twin(self.now, header.session, header.slot, header.xid);
+                if let Some(notice) = twin {
+                    self.send(Side::Client, &notice.header, &[]);
+                }
+            }
             Ok(Decision::Ignore) => {}
         }
     }
@@ -308,6 +325,12 @@ impl Pair {
             }
             Kind::Refused => self.client.handle_refused(from, &header),
             Kind::Ended => self.client.handle_ended(self.now, from, &header),
+            Kind::Held { time_left_ms } => {
+                let left = Duration::from_millis(time_left_ms.into());
+                if let Err(error) = self.client.handle_held(self.now, from, &header, left) {
+                    self.misbehaved.push(error);
+                }
+            }
             Kind::Reply { .. } => match self.client.handle_reply(self.now, from, &header) {
                 Ok(ReplyFor::Call(id)) => {
                     let body = u64::from_le_bytes(bytes[header.body_range()].try_into().unwrap());
@@ -328,6 +351,7 @@ impl Pair {
             self.running.keys().next().map(|(at, _)| *at),
             self.client.next_deadline(),
             self.server.next_deadline(),
+            self.holds.next_deadline(),
         ];
         let Some(next) = times.into_iter().flatten().min().filter(|at| *at <= until) else { return false };
         self.now = self.now.max(next);
@@ -340,6 +364,7 @@ impl Pair {
         }
         while let Some(entry) = self.running.first_entry().filter(|entry| entry.key().0 <= self.now) {
             let (ticket, tag) = entry.remove();
+            self.holds.end(ticket);
             self.commit(ticket, tag);
             let header =
                 Header::control(Kind::Request { opcode: 1 }, ticket.session, ticket.slot, ticket.xid);
@@ -350,6 +375,9 @@ impl Pair {
         }
         self.client.handle_timeouts(self.now);
         self.server.handle_timeouts(self.now);
+        while let Some(notice) = self.holds.poll_notice(self.now) {
+            self.send(Side::Client, &notice.header, &[]);
+        }
         self.pump();
         true
     }
@@ -378,6 +406,7 @@ impl Pair {
         self.connected = false;
         self.wire.clear();
         self.running.clear();
+        self.holds = Holds::default();
         self.client.on_peer_lost(self.now, self.server_peer.endpoint);
         self.pump();
     }
@@ -489,6 +518,89 @@ fn twins_run_once() {
     assert!(pair.client.stats().late_replies >= 10);
     assert!(pair.server.stats().1.in_progress_hits >= 10);
     assert!(pair.misbehaved.is_empty(), "{:?}", pair.misbehaved);
+}
+
+/// A server that holds a request back for `seconds`.
+fn holding(seconds: u64) -> Pair {
+    let mut pair = Pair::healthy();
+    pair.holds_all = true;
+    pair.service_time = Box::new(move |_| Duration::from_secs(seconds));
+    pair
+}
+
+fn is_held(kind: &Kind) -> bool {
+    matches!(kind, Kind::Held { .. })
+}
+
+#[test]
+fn a_held_request_is_not_sent_again_until_its_time() {
+    let mut pair = holding(12);
+    pair.call(1, Repeat::AtMostOnce, 30);
+    pair.drive();
+    assert_eq!((pair.results[&1], pair.runs[&1]), (Ok(1), 1));
+    assert_eq!((pair.client.stats().resends, pair.client.stats().held), (0, 1));
+    // Without the word: after 0.5, 1.5, 3.5, 7.5 and 11.5 s.
+    let mut pair = holding(12);
+    pair.holds_all = false;
+    pair.call(1, Repeat::AtMostOnce, 30);
+    pair.drive();
+    assert_eq!((pair.client.stats().resends, pair.client.stats().held), (5, 0));
+}
+
+#[test]
+fn a_lost_word_is_said_again_to_the_twin() {
+    let mut pair = holding(12);
+    pair.lose_first(Side::Client, is_held, 1);
+    pair.call(1, Repeat::AtMostOnce, 30);
+    pair.drive();
+    assert_eq!((pair.results[&1], pair.runs[&1]), (Ok(1), 1));
+    assert_eq!((pair.client.stats().resends, pair.client.stats().held), (1, 1));
+}
+
+#[test]
+fn a_lost_request_is_sent_again_as_soon_as_ever_and_a_lost_answer_after_the_hold() {
+    let mut pair = holding(5);
+    pair.lose_first(Side::Server, is_request, 1);
+    pair.call(1, Repeat::AtMostOnce, 30);
+    pair.run(millis(600));
+    assert_eq!((pair.runs.get(&1), pair.client.stats().resends), (Some(&1), 1));
+    pair.drive();
+    let mut pair = holding(5);
+    pair.lose_first(Side::Client, is_reply, 1);
+    pair.call(1, Repeat::AtMostOnce, 30);
+    pair.drive();
+    assert_eq!((pair.results[&1], pair.runs[&1], pair.client.stats().resends), (Ok(1), 1, 1));
+    assert!(pair.now < Instant::ZERO + millis(5800), "{:?}: half a second after the hold", pair.now);
+}
+
+#[test]
+fn a_hold_does_not_outlast_its_bound_nor_its_connection() {
+    let mut pair = holding(40); // longer than HOLD_MAX
+    pair.call(1, Repeat::AtMostOnce, 50);
+    pair.drive();
+    assert_eq!((pair.runs[&1], pair.client.stats().resends), (1, 2), "asked after 15.8 and 31.3 s");
+    let mut pair = holding(10);
+    pair.call(1, Repeat::AtMostOnce, 30);
+    pair.run(Duration::from_secs(2));
+    assert_eq!(pair.client.stats().resends, 0);
+    pair.break_connection();
+    pair.run(millis(100));
+    assert_eq!(pair.client.stats().resends, 1, "at once: the server may have lost it");
+    pair.drive();
+    assert_eq!((pair.results[&1], pair.runs[&1]), (Ok(1), 1));
+}
+
+#[test]
+fn a_cancelled_call_that_is_held_is_told_rarely() {
+    let mut pair = holding(12);
+    let id = pair.call(1, Repeat::AtMostOnce, 30);
+    pair.run(Duration::from_secs(1));
+    pair.cancel(id);
+    pair.run(Duration::from_secs(10));
+    let told = pair.client.stats().held;
+    assert!((1..=2).contains(&told), "{told} words");
+    pair.run(Duration::from_secs(3));
+    assert_eq!((pair.client.calls_count(), pair.runs[&1]), (0, 1), "the answer frees its slot");
 }
 
 #[test]

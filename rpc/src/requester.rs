@@ -11,6 +11,9 @@
 //! calls that may run at most once and were sent end with `may_have_executed`. Nobody asks for a session back of which nothing
 //! was heard for half its lifetime: so a server that has no record of it knows that nothing ran.
 //!
+//! A server that holds a request back on purpose says for how long ([`Requester::handle_held`]): it is sent again only after that, and a resend
+//! interval later, so that an answer at the last moment comes first. A lost connection ends the wait.
+//!
 //! A call that nobody waits for any more (cancelled, timed out) leaves an orphan in its slot: the server is told, and the slot is
 //! used again only after its answer, or in a new session.
 //!
@@ -38,6 +41,8 @@ pub struct RequesterLimits {
     pub resend_interval: Duration,
     /// Upper end of the doubling.
     pub resend_interval_max: Duration,
+    /// Longest time for which a request that its server holds is not sent again.
+    pub hold_max: Duration,
     /// From a lost connection to the first attempt at another; doubles.
     pub reconnect_interval: Duration,
     /// Upper end of the doubling.
@@ -193,6 +198,8 @@ pub struct RequesterStats {
     pub calls: u64,
     /// Requests sent again.
     pub resends: u64,
+    /// Words of servers that a request is held.
+    pub held: u64,
     /// Replies that nobody waited for.
     pub late_replies: u64,
     /// Calls that ended at their deadline.
@@ -520,6 +527,53 @@ impl Requester {
             return Ok(ReplyFor::Orphan(id));
         }
         Ok(ReplyFor::Call(id))
+    }
+
+    /// The server holds a request back on purpose, for `time_left`. The call, if anybody waits for it.
+    pub fn handle_held(
+        &mut self,
+        now: Instant,
+        from: PeerId,
+        header: &Header,
+        time_left: Duration,
+    ) -> Result<Option<CallId>, PeerMisbehaved> {
+        let session = self.peers.get_mut(&from.endpoint).and_then(|peer| peer.session.as_mut());
+        let Some(session) = session.filter(|session| session.id == header.session) else { return Ok(None) };
+        if session.server != from {
+            return Err(PeerMisbehaved::ForeignSession { session: header.session.0 });
+        }
+        let slots = u16::try_from(session.slots.len()).unwrap_or(u16::MAX);
+        let Some(slot) = session.slots.get(usize::from(header.slot)) else {
+            return Err(PeerMisbehaved::NoSuchSlot { slot: header.slot, slots });
+        };
+        let distance = header.xid.distance_from(slot.last_xid);
+        if distance > 0 {
+            let (slot, last) = (header.slot, slot.last_xid.0);
+            return Err(PeerMisbehaved::UnknownReply { slot, last, got: header.xid.0 });
+        }
+        session.last_heard = now;
+        // A late word of a request that was answered, or of the slot's request before.
+        let Some(id) = slot.call.filter(|_| distance == 0) else { return Ok(None) };
+        let Some(call) = self.calls.get_mut(&id) else { return Ok(None) };
+        self.stats.held += 1;
+        let resend_interval = self.limits.resend_interval;
+        let again_at = now + time_left.min(self.limits.hold_max) + resend_interval;
+        match &mut call.state {
+            CallState::InSlot { next_send, interval, .. } => {
+                *next_send = again_at;
+                *interval = resend_interval;
+                Self::rearm(&mut self.timers, id, call);
+                Ok(Some(id))
+            }
+            CallState::Orphan { interval, .. } => {
+                *interval = resend_interval;
+                self.timers.remove(&(call.timer, Timer::Call(id)));
+                call.timer = again_at;
+                self.timers.insert((again_at, Timer::Call(id)));
+                Ok(None)
+            }
+            CallState::Waiting => Ok(None),
+        }
     }
 
     /// A connection to the peer was made.

@@ -77,7 +77,9 @@ pub enum Decision<B> {
     Dropped,
     /// Answer that the session ended.
     Ended,
-    /// Nothing: a twin of a running request, an old duplicate, or no room (the resend will find some).
+    /// Nothing, or that it is held ([`crate::holds`]): a twin of a running request.
+    StillRunning,
+    /// Nothing: an old duplicate, or no room (the resend will find some).
     Ignore,
 }
 
@@ -381,7 +383,8 @@ impl<B: Clone + AsRef<[u8]>> Responder<B> {
             Verdict::Replay(body) => Decision::Replay(body),
             Verdict::ReplyGone => Decision::ReplyGone,
             Verdict::Dropped => Decision::Dropped,
-            Verdict::StillRunning | Verdict::Stale => Decision::Ignore,
+            Verdict::StillRunning => Decision::StillRunning,
+            Verdict::Stale => Decision::Ignore,
         })
     }
 
@@ -597,7 +600,11 @@ mod tests {
         let Ok(Decision::Execute(ticket)) = r.handle_request(at(0), a, &request(id, 0, 2), true) else {
             panic!()
         };
-        assert_eq!(r.handle_cancel(at(0), a, &request(id, 0, 2)), Ok(Decision::Ignore), "it runs already");
+        assert_eq!(
+            r.handle_cancel(at(0), a, &request(id, 0, 2)),
+            Ok(Decision::StillRunning),
+            "it runs already"
+        );
         assert!(r.finish(at(0), ticket, vec![5]));
         assert_eq!(r.handle_cancel(at(0), a, &request(id, 0, 2)), Ok(Decision::Resend(vec![5])));
     }

@@ -53,6 +53,8 @@ impl fmt::Display for HungFom {
 #[derive(Debug)]
 struct Entry {
     fom: RunningFom,
+    /// It may be at its phase until then, on purpose.
+    held_until: Instant,
     is_told: bool,
 }
 
@@ -91,7 +93,7 @@ impl Watchdog {
             self.next_check = fom.since + self.limit;
         }
         self.running_count += 1;
-        let entry = Some(Entry { fom, is_told: false });
+        let entry = Some(Entry { fom, held_until: Instant::ZERO, is_told: false });
         match self.free.pop() {
             Some(index) => {
                 self.entries[index] = entry;
@@ -109,7 +111,15 @@ impl Watchdog {
         if let Some(Some(entry)) = self.entries.get_mut(place.0) {
             entry.fom.phase = phase;
             entry.fom.since = now;
+            entry.held_until = Instant::ZERO;
             entry.is_told = false;
+        }
+    }
+
+    /// A fom waits on purpose, until `until` at the latest: at its phase it does not hang before.
+    pub fn hold(&mut self, place: FomPlace, until: Instant) {
+        if let Some(Some(entry)) = self.entries.get_mut(place.0) {
+            entry.held_until = until;
         }
     }
 
@@ -133,7 +143,8 @@ impl Watchdog {
         let mut hung = Vec::new();
         for entry in self.entries.iter_mut().flatten() {
             let lasting = now.since(entry.fom.since);
-            if lasting >= self.limit && !entry.is_told {
+            let is_over = lasting >= self.limit && now.since(entry.held_until) >= self.limit;
+            if is_over && !entry.is_told {
                 entry.is_told = true;
                 hung.push(HungFom { fom: entry.fom, lasting });
             }
@@ -172,6 +183,19 @@ mod tests {
     fn fom(request_id: u64, since: Instant) -> RunningFom {
         let endpoint = Endpoint { nid: Nid::LOOPBACK, pid: 1, portal: 34, tmid: 1 };
         RunningFom { request_id, opcode: 32, peer: PeerId { endpoint, epoch: 1 }, phase: Phase::Run, since }
+    }
+
+    #[test]
+    fn a_fom_that_waits_on_purpose_hangs_only_after_its_time() {
+        let mut dog = Watchdog::new(Duration::from_secs(20));
+        let place = dog.begin(fom(7, at(0)));
+        dog.enter(at(0), place, Phase::Hold);
+        dog.hold(place, at(60));
+        assert_eq!((dog.check(at(40)), dog.check(at(79))), (vec![], vec![]));
+        assert_eq!(dog.check(at(85))[0].lasting, Duration::from_secs(85));
+        dog.hold(place, at(500));
+        dog.enter(at(90), place, Phase::Reply);
+        assert_eq!(dog.check(at(110)).len(), 1, "the next phase is not held");
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What ADDB costs: the instructions of a null request over `lo`, with it and without, counted by callgrind.
+//! What ADDB and the reply cache cost: the instructions of a null request over `lo`, with ADDB and without, and those of a look-up that finds
+//! nothing (which makes the entry), counted by callgrind.
 //!
 //! A null request is a ping without payload, asked and answered in one thread, one after the other. The test starts its own program under
 //! callgrind with two counts of requests, so that what is not a request falls out. The figures for users come from
@@ -19,7 +20,7 @@ use rpc::{Bulk, CallOptions, Phase, RpcConfig, RpcMachine};
 use runtime::{Arena, ArenaConfig, Counters, Locality, LocalityConfig};
 use verbs_net::{Fabric, LoFabric, TmConfig, Token, TransferMachine};
 
-/// The part of a null request's instructions that ADDB may have, in thousandths; the development profile inlines little.
+/// The part of a null request's instructions that each may have, in thousandths; the development profile inlines little.
 const COST_MAX: u64 = if cfg!(debug_assertions) { 30 } else { 20 };
 /// `REQUESTS RECORDS`, for the program under callgrind.
 const ORDER: &str = "CLOVIS_NULL_REQUESTS";
@@ -86,10 +87,14 @@ fn ordered_null_requests() {
     ask(requests.parse().unwrap(), records.parse().unwrap());
 }
 
-/// Instructions of a run.
-fn instructions(requests: u64, records: usize) -> u64 {
+/// What a miss of the reply cache is.
+const MISS: [&str; 2] = ["*ReplyCache*::decide*", "*ReplyCache*::begin*"];
+
+/// Instructions of a run, within some functions and what they call, or in all.
+fn instructions(requests: u64, records: usize, within: &[&str]) -> u64 {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .args(within.iter().map(|function| format!("--toggle-collect={function}")))
         .arg(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "ordered_null_requests"])
         .env(ORDER, format!("{requests} {records}"))
@@ -102,18 +107,19 @@ fn instructions(requests: u64, records: usize) -> u64 {
 }
 
 /// Instructions of one request.
-fn per_request(records: usize) -> u64 {
+fn per_request(records: usize, within: &[&str]) -> u64 {
     let (few, many) = (300, 2300);
-    (instructions(many, records) - instructions(few, records)) / (many - few)
+    (instructions(many, records, within) - instructions(few, records, within)) / (many - few)
 }
 
 #[test]
-fn addb_costs_less_than_its_part_of_a_null_request() {
+fn addb_and_the_reply_cache_cost_less_than_their_parts_of_a_null_request() {
     if Command::new("valgrind").arg("--version").output().is_err() {
         eprintln!("skipped: valgrind is not installed (apt-get install valgrind)");
         return;
     }
-    let (without, with) = (per_request(0), per_request(rpc::limits::ADDB_RECORDS));
+    let records = rpc::limits::ADDB_RECORDS;
+    let (without, with) = (per_request(0, &[]), per_request(records, &[]));
     let cost = with.saturating_sub(without);
     println!(
         "a null request over lo: {with} instructions, {cost} of them ADDB's ({}.{} %)",
@@ -122,4 +128,12 @@ fn addb_costs_less_than_its_part_of_a_null_request() {
     );
     assert!(with > without, "{with} instructions with ADDB, {without} without: nothing was recorded");
     assert!(cost * 1000 < with * COST_MAX, "ADDB takes {cost} of {with} instructions");
+    let miss = per_request(records, &MISS);
+    println!(
+        "a miss of the reply cache: {miss} instructions ({}.{} %)",
+        miss * 100 / with,
+        miss * 1000 / with % 10
+    );
+    assert!(miss > 0, "nothing was counted: do the functions still have these names?");
+    assert!(miss * 1000 < with * COST_MAX, "a miss takes {miss} of {with} instructions");
 }

@@ -5,11 +5,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base::{BlockExtent, Endpoint, Fid, Instant, LayoutWidth, Nid};
+use base::{Blamed, BlockExtent, Endpoint, Fid, Instant, LayoutWidth, Nid};
 use fops::admin::{NetFault, NetFaultRequest, Ping, PingReply};
 use fops::component::{ComponentRead, ComponentReadReply, ComponentWrite, ComponentWriteReply};
 use fops::object::{ObjectOpen, ObjectOpenReply, ObjectRecord, ObjectUpdate, ObjectUpdateReply, OpenMode};
@@ -18,7 +19,7 @@ use futures_util::FutureExt;
 use rpc::formation::{FormationLimits, FormationStats};
 use rpc::item::{Header, Kind, SessionId, Xid};
 use rpc::slot_record::{KEY_BYTES, SlotRecord, Transaction};
-use rpc::{Bug, Bulk, CallError, CallOptions, PeerMisbehaved, Phase, RpcConfig, RpcMachine};
+use rpc::{Bug, Bulk, CallError, CallOptions, PeerMisbehaved, Phase, RpcConfig, RpcMachine, ServiceState};
 use runtime::{Arena, ArenaConfig, Buffer, Counters, Locality, LocalityConfig, SharedBuffer, Task};
 use verbs_net::{Event, Fabric, LoFabric, PeerId, SimFabric, SimFaults, SimKeys, TmConfig, TransferMachine};
 
@@ -33,6 +34,8 @@ struct Served {
     stored: RefCell<BTreeMap<u64, Vec<SharedBuffer>>>,
     /// How long object-open takes.
     delay: Cell<Duration>,
+    /// It says that this is on purpose.
+    holds: Cell<bool>,
     requester_version: Cell<u64>,
 }
 
@@ -231,6 +234,8 @@ fn serve(rpc: &RpcMachine, served: &Rc<Served>, epoch: u64) {
             *state.runs.borrow_mut().entry(tag).or_default() += 1;
             state.requester_version.set(fom.config_version());
             if !state.delay.get().is_zero() {
+                let until = fom.machine().locality().now() + state.delay.get();
+                let _hold = state.holds.get().then(|| fom.hold(until));
                 fom.machine().locality().sleep(state.delay.get()).await;
             }
             if open.mode == OpenMode::Open {
@@ -523,6 +528,7 @@ fn a_full_server_pushes_back_and_loses_nothing() {
 fn draining_finishes_what_runs_and_refuses_the_rest() {
     let mut world = World::lo();
     let server = world.start(0, RpcConfig::default());
+    server.serve_net_faults();
     world.start(1, RpcConfig::default());
     world.served(0).delay.set(Duration::from_secs(1));
     let options = world.options(60);
@@ -531,12 +537,18 @@ fn draining_finishes_what_runs_and_refuses_the_rest() {
     let is_drained = Rc::new(Cell::new(false));
     let (drained, machine) = (Rc::clone(&is_drained), server.clone());
     let _ = world.node(0).locality.handle().spawn("drain", async move {
-        machine.drain().await;
+        machine.drain().await.unwrap();
         drained.set(true);
     });
     world.run_for(Duration::from_millis(100));
+    assert_eq!(server.service_state(), ServiceState::Draining);
     let error = world.call(1, 0, open(2), Bulk::none(), options).unwrap_err();
-    assert!(matches!(error, CallError::Fop(FopError::NotServing { .. })), "{error}");
+    assert!(
+        matches!(&error, CallError::Fop(refused @ FopError::NotServing { .. }) if refused.may_retry()),
+        "{error}"
+    );
+    let faults = NetFault { request: NetFaultRequest::List };
+    world.call(1, 0, faults, Bulk::none(), options).expect("questions about the process are answered");
     assert!(!is_drained.get());
     world.until("drained", |_| is_drained.get());
     world.until("the running one", |_| running.borrow().is_some());
@@ -544,6 +556,48 @@ fn draining_finishes_what_runs_and_refuses_the_rest() {
     assert_eq!(world.served(0).runs.borrow().get(&2), None);
     let error = world.call(0, 1, ping(b""), Bulk::none(), options).unwrap_err();
     assert_eq!(error, CallError::Draining);
+}
+
+#[test]
+fn a_drain_waits_for_its_time_and_names_who_still_runs() {
+    let mut world = World::lo();
+    let server = world.start(0, RpcConfig { drain_within: Duration::from_secs(2), ..RpcConfig::default() });
+    world.start(1, RpcConfig::default());
+    world.served(0).delay.set(Duration::from_secs(9));
+    let options = world.options(60);
+    let running = world.spawn(1, 0, open(1), Bulk::none(), options);
+    world.run_for(Duration::from_millis(100));
+    let (outcome, machine) = (Rc::new(RefCell::new(None)), server.clone());
+    let into = Rc::clone(&outcome);
+    let _ = world.node(0).locality.handle().spawn("drain", async move {
+        *into.borrow_mut() = Some(machine.drain().await);
+    });
+    world.run_for(Duration::from_millis(1900));
+    assert_eq!((outcome.borrow().is_none(), server.service_state()), (true, ServiceState::Draining));
+    world.run_for(Duration::from_millis(200));
+    let left = outcome.take().unwrap().unwrap_err();
+    assert_eq!((left.count, left.oldest.opcode), (1, Opcode::ObjectOpen as u16));
+    assert!(left.to_string().contains("at phase run"), "{left}");
+    assert_eq!(server.service_state(), ServiceState::Stopped);
+    world.until("it is answered all the same, as its locality lives on", |_| running.borrow().is_some());
+}
+
+#[test]
+fn a_service_that_starts_tells_requests_to_come_again() {
+    let mut world = World::lo();
+    let server = world.start(0, RpcConfig { is_starting: true, ..RpcConfig::default() });
+    server.serve_net_faults();
+    world.start(1, RpcConfig::default());
+    let options = world.options(60);
+    let refused = world.call(1, 0, open(1), Bulk::none(), options).unwrap_err();
+    assert!(
+        matches!(&refused, CallError::Fop(FopError::NotServing { reason }) if reason.contains("starting"))
+    );
+    let faults = NetFault { request: NetFaultRequest::List };
+    world.call(1, 0, faults, Bulk::none(), options).unwrap();
+    server.begin_serving();
+    world.call(1, 0, open(1), Bulk::none(), options).unwrap();
+    assert_eq!(world.served(0).runs.borrow()[&1], 1);
 }
 
 #[test]
@@ -660,6 +714,32 @@ fn small_requests_and_replies_of_one_turn_share_packets() {
     assert!(client.blocked > 0, "64 messages are more than the transport's credits");
 }
 
+/// Resends and steps of a request that takes 12 s at its server.
+fn resends_of_a_long_request(holds: bool) -> (u64, Vec<&'static str>, Vec<&'static str>) {
+    let mut world = World::lo();
+    let server = world.start(0, RpcConfig { hung_after: Duration::from_secs(5), ..RpcConfig::default() });
+    let client = world.start(1, RpcConfig::default());
+    world.served(0).delay.set(Duration::from_secs(12));
+    world.served(0).holds.set(holds);
+    let options = world.options(30);
+    world.call(1, 0, open(1), Bulk::none(), options).unwrap();
+    let stats = server.stats();
+    assert_eq!((stats.executed, stats.foms_holding, stats.holds_told), (1, 0, holds.into()));
+    assert_eq!(stats.foms_hung == 0, holds, "the watchdog knows, too");
+    let steps = |rpc: &RpcMachine| rpc.records().iter().map(|record| record.what.name()).collect();
+    (client.stats().requester.resends, steps(&client), steps(&server))
+}
+
+#[test]
+fn a_request_that_is_held_back_is_not_sent_again() {
+    let (resends, asked, served) = resends_of_a_long_request(true);
+    assert_eq!(resends, 0);
+    assert!(asked.contains(&"held") && !asked.contains(&"resend"), "{asked:?}");
+    let at = served.iter().position(|step| *step == "hold").unwrap();
+    assert_eq!(served[at..at + 2], ["hold", "run"], "{served:?}");
+    assert_eq!(resends_of_a_long_request(false).0, 5, "without the word");
+}
+
 /// Speaks items by hand: what a client of before packets sends and gets.
 #[test]
 fn packets_go_only_to_those_who_say_that_they_read_them() {
@@ -700,7 +780,7 @@ fn packets_go_only_to_those_who_say_that_they_read_them() {
         let answer = exchange(&mut world, &[(establish, Vec::new())], 1);
         let answer = Header::parse(&answer[0]).unwrap();
         assert!(matches!(answer.kind, Kind::Established { .. }));
-        assert_eq!(answer.request_id, 1, "the server reads packets");
+        assert_eq!(answer.request_id, rpc::item::reads::NEWEST, "the server reads packets");
         let body = fops::codec::encode(&ping(b"x")).unwrap();
         let kind = Kind::Request { opcode: Opcode::Ping as u16 };
         let request = |slot| Header {
@@ -943,54 +1023,234 @@ fn a_reply_that_is_gone_is_told_and_nothing_runs_again() {
     assert!(gone > 0);
 }
 
+/// Two machines over real sockets in one thread, on the real clock.
+struct TcpPair {
+    world: World,
+    clock: runtime::MonotonicClock,
+    server: RpcMachine,
+    client: RpcMachine,
+    to: Endpoint,
+    sides: [Locality; 2],
+}
+
+impl TcpPair {
+    fn new(config: &RpcConfig) -> TcpPair {
+        let mut world = World::new(Fabric::Tcp, |_| Nid::tcp([127, 0, 0, 1].into()));
+        // A port that was free a moment ago; another process may take it, so several are tried.
+        let free = || std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+        let (server_side, epoch) = world.locality(0);
+        let (server, to) = (0..20)
+            .find_map(|_| {
+                let endpoint = Endpoint::from_port(Nid::tcp([127, 0, 0, 1].into()), free())?;
+                let tm_config = TmConfig::new(endpoint, true, epoch, TOKEN, Rc::default());
+                let tm = TransferMachine::start(&server_side.handle(), &world.fabric, tm_config).ok()?;
+                Some((RpcMachine::start(&server_side.handle(), tm, config.clone()), endpoint))
+            })
+            .unwrap();
+        serve(&server, &Rc::default(), epoch);
+        let (client_side, epoch) = world.locality(1);
+        let local = verbs_net::dynamic_endpoint(Nid::tcp([127, 0, 0, 1].into()), 99, 1);
+        let tm_config = TmConfig::new(local, false, epoch, TOKEN, Rc::default());
+        let tm = TransferMachine::start(&client_side.handle(), &world.fabric, tm_config).unwrap();
+        let client = RpcMachine::start(&client_side.handle(), tm, config.clone());
+        TcpPair {
+            world,
+            clock: runtime::MonotonicClock::start(),
+            server,
+            client,
+            to,
+            sides: [server_side, client_side],
+        }
+    }
+
+    /// Runs a task of the client's to its end.
+    fn run(&mut self, task: impl Future<Output = ()> + 'static) {
+        let is_done = Rc::new(Cell::new(false));
+        let done = Rc::clone(&is_done);
+        let _ = self.client.locality().spawn("test", async move {
+            task.await;
+            done.set(true);
+        });
+        let until = self.clock.now() + Duration::from_secs(30);
+        while !is_done.get() {
+            let now = self.clock.now();
+            assert!(now < until, "not done after 30 s");
+            for side in &mut self.sides {
+                side.turn(now);
+            }
+        }
+    }
+
+    fn options(&self) -> CallOptions {
+        CallOptions::until(self.clock.now() + Duration::from_secs(30))
+    }
+}
+
 /// Over real sockets, both ends in one thread: the bytes are received straight into arena buffers.
 #[test]
 fn calls_and_bulk_over_tcp() {
-    let clock = runtime::MonotonicClock::start();
-    let mut world = World::new(Fabric::Tcp, |_| Nid::tcp([127, 0, 0, 1].into()));
-    // A port that was free a moment ago; another process may take it, so several are tried.
-    let free = || std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
-    let (mut server_locality, epoch) = world.locality(0);
-    let (server, to) = (0..20)
-        .find_map(|_| {
-            let endpoint = Endpoint::from_port(Nid::tcp([127, 0, 0, 1].into()), free())?;
-            let config = TmConfig::new(endpoint, true, epoch, TOKEN, Rc::default());
-            let tm = TransferMachine::start(&server_locality.handle(), &world.fabric, config).ok()?;
-            Some((RpcMachine::start(&server_locality.handle(), tm, RpcConfig::default()), endpoint))
-        })
-        .unwrap();
-    let served = Rc::new(Served::default());
-    serve(&server, &served, epoch);
-    let (mut client_locality, epoch) = world.locality(1);
-    let local = verbs_net::dynamic_endpoint(Nid::tcp([127, 0, 0, 1].into()), 99, 1);
-    let config = TmConfig::new(local, false, epoch, TOKEN, Rc::default());
-    let tm = TransferMachine::start(&client_locality.handle(), &world.fabric, config).unwrap();
-    let client = RpcMachine::start(&client_locality.handle(), tm, RpcConfig::default());
-
+    let mut pair = TcpPair::new(&RpcConfig::default());
     let results = Rc::new(RefCell::new(Vec::new()));
-    for tag in 0..50u8 {
-        let (client, results) = (client.clone(), Rc::clone(&results));
-        let source = vec![world.buffer(65536, tag).freeze(), world.buffer(8192, tag ^ 1).freeze()];
-        let sink = vec![world.buffer(65536, 0xee), world.buffer(8192, 0xee)];
-        let deadline = clock.now() + Duration::from_secs(30);
-        let _ = client_locality.handle().spawn("calls", async move {
-            let options = CallOptions::until(deadline);
-            client.call(to, &write(tag.into()), Bulk::from_source(source), options).await.unwrap();
-            let answer = client.call(to, &read(tag.into()), Bulk::into_sink(sink), options).await.unwrap();
-            results.borrow_mut().push((tag, answer.sink));
-        });
-    }
-    let until = clock.now() + Duration::from_secs(30);
-    while results.borrow().len() < 50 {
-        let now = clock.now();
-        assert!(now < until, "{} of 50 calls after 30 s", results.borrow().len());
-        server_locality.turn(now);
-        client_locality.turn(now);
-    }
+    let calls: Vec<_> = (0..50u8)
+        .map(|tag| {
+            let (client, to, results, options) =
+                (pair.client.clone(), pair.to, Rc::clone(&results), pair.options());
+            let world = &pair.world;
+            let source = vec![world.buffer(65536, tag).freeze(), world.buffer(8192, tag ^ 1).freeze()];
+            let sink = vec![world.buffer(65536, 0xee), world.buffer(8192, 0xee)];
+            async move {
+                client.call(to, &write(tag.into()), Bulk::from_source(source), options).await.unwrap();
+                let answer =
+                    client.call(to, &read(tag.into()), Bulk::into_sink(sink), options).await.unwrap();
+                results.borrow_mut().push((tag, answer.sink));
+            }
+        })
+        .collect();
+    pair.run(async move { drop(futures_util::future::join_all(calls).await) });
     for (tag, sink) in results.borrow().iter() {
         assert!(sink[0].len() == 65536 && sink[0].iter().all(|byte| byte == tag), "tag {tag}");
         assert!(sink[1].len() == 8192 && sink[1].iter().all(|byte| *byte == tag ^ 1), "tag {tag}");
     }
-    assert_eq!((client.stats().requester.resends, server.stats().misbehaved), (0, 0));
-    println!("copied {} bytes of {}", world.counters.copied_bytes.get(), 100 * (65536 + 8192));
+    assert_eq!((pair.client.stats().requester.resends, pair.server.stats().misbehaved), (0, 0));
+    println!("copied {} bytes of {}", pair.world.counters.copied_bytes.get(), 100 * (65536 + 8192));
+}
+
+/// Lengths of segments whose sum is below, at and above a cut-off.
+fn around(cut_off: usize) -> Vec<(Vec<usize>, bool)> {
+    vec![
+        (vec![1], true),
+        (vec![cut_off - 1], true),
+        (vec![cut_off], true),
+        (vec![1, cut_off - 8, 7], true),
+        (vec![cut_off + 1], false),
+        (vec![cut_off, 1], false),
+        (vec![4096, 65536], false),
+    ]
+}
+
+fn pattern(index: usize, length: usize) -> Vec<u8> {
+    (0..length).map(|at| u8::try_from((at * 7 + index * 31) % 253).unwrap()).collect()
+}
+
+/// Writes and reads back bulk of a shape; how many requests and replies had it inside.
+async fn there_and_back(
+    (client, to): (RpcMachine, Endpoint),
+    (arena, server): (Arena, RpcMachine),
+    (tag, lengths): (u64, Vec<usize>),
+    options: CallOptions,
+) -> (u64, u64) {
+    let before = (client.stats().inline_requests, server.stats().inline_replies);
+    let part = |index: usize, length: usize| {
+        let mut part = arena.try_alloc(length).unwrap();
+        part.copy_from_slice(&pattern(index, length));
+        part.freeze()
+    };
+    let source = lengths.iter().enumerate().map(|(index, length)| part(index, *length)).collect();
+    let answer = client.call(to, &write(tag), Bulk::from_source(source), options).await.unwrap();
+    assert_eq!(answer.reply.free_blocks, lengths.iter().sum::<usize>() as u64);
+    let sink = lengths.iter().map(|length| {
+        let mut part = arena.try_alloc(*length).unwrap();
+        part.fill(0xee);
+        part
+    });
+    let answer = client.call(to, &read(tag), Bulk::into_sink(sink.collect()), options).await.unwrap();
+    assert_eq!(answer.sink.len(), lengths.len());
+    for (index, (part, length)) in answer.sink.iter().zip(&lengths).enumerate() {
+        assert_eq!(&part[..], pattern(index, *length), "segment {index} of {lengths:?}");
+    }
+    (client.stats().inline_requests - before.0, server.stats().inline_replies - before.1)
+}
+
+/// The same bulk arrives whichever way it takes; which one, the cut-off says.
+fn adaptive(mut world: World, cut_off: usize, config: &RpcConfig) {
+    let server = world.start(0, config.clone());
+    let client = world.start(1, config.clone());
+    let options = world.options(60);
+    world.call(1, 0, ping(b""), Bulk::none(), options).unwrap(); // the server says what it reads
+    for (tag, (lengths, is_inline)) in (1..).zip(around(cut_off)) {
+        let found = Rc::new(Cell::new(None));
+        let (into, arena, server) = (Rc::clone(&found), world.arena.clone(), server.clone());
+        let (client, to) = (client.clone(), world.endpoint(0));
+        let name = format!("{lengths:?}");
+        let _ = world.node(1).locality.handle().spawn("bulk", async move {
+            let counts = there_and_back((client, to), (arena, server), (tag, lengths), options).await;
+            into.set(Some(counts));
+        });
+        world.until("bulk", |_| found.get().is_some());
+        assert_eq!(found.get().unwrap(), (is_inline.into(), is_inline.into()), "{name}");
+    }
+    assert_eq!((server.stats().misbehaved, client.stats().misbehaved), (0, 0));
+}
+
+#[test]
+fn bulk_travels_inside_up_to_the_cut_off_and_by_itself_above() {
+    let of = |bytes| RpcConfig { inline_bytes: Some(bytes), ..RpcConfig::default() };
+    for cut_off in [4096, rpc::limits::INLINE_BYTES_MAX] {
+        adaptive(World::lo(), cut_off, &of(cut_off));
+        adaptive(World::sim(9, SimFaults::default()), cut_off, &of(cut_off));
+        adaptive(World::hardware(9, SimKeys::Windows, SimFaults::default()), cut_off, &of(cut_off));
+        adaptive(World::hardware(9, SimKeys::Pool, SimFaults::default()), cut_off, &of(cut_off));
+    }
+}
+
+#[test]
+fn over_tcp_the_cut_off_is_that_of_the_net() {
+    let mut pair = TcpPair::new(&RpcConfig::default());
+    let (client, to, server) = (pair.client.clone(), pair.to, pair.server.clone());
+    let (arena, options) = (pair.world.arena.clone(), pair.options());
+    pair.run(async move {
+        client.call(to, &ping(b""), Bulk::none(), options).await.unwrap();
+        for (tag, (lengths, is_inline)) in (1..).zip(around(rpc::limits::INLINE_BYTES_TCP)) {
+            let sides = ((client.clone(), to), (arena.clone(), server.clone()));
+            let found = there_and_back(sides.0, sides.1, (tag, lengths.clone()), options).await;
+            assert_eq!(found, (is_inline.into(), is_inline.into()), "{lengths:?}");
+        }
+    });
+    assert_eq!((pair.client.stats().requester.resends, pair.server.stats().misbehaved), (0, 0));
+}
+
+#[test]
+fn inside_or_not_each_change_runs_once_over_a_lossy_net() {
+    let config = RpcConfig { inline_bytes: Some(8192), ..RpcConfig::default() };
+    let mut world = World::sim(3, lossy());
+    world.start(0, config.clone());
+    let client = world.start(1, config);
+    let options = world.options(60);
+    world.call(1, 0, ping(b""), Bulk::none(), options).unwrap();
+    let lengths = |tag: u64| if tag.is_multiple_of(2) { 8192 } else { 8193 };
+    let writes: Vec<_> = (0..100)
+        .map(|tag| {
+            let source = vec![world.buffer(lengths(tag), 7).freeze()];
+            world.spawn(1, 0, write(tag), Bulk::from_source(source), options)
+        })
+        .collect();
+    world.until("writes", |_| writes.iter().all(|outcome| outcome.borrow().is_some()));
+    let reads: Vec<_> = (0..100)
+        .map(|tag| {
+            world.spawn(1, 0, read(tag), Bulk::into_sink(vec![world.buffer(lengths(tag), 0)]), options)
+        })
+        .collect();
+    world.until("reads", |_| reads.iter().all(|outcome| outcome.borrow().is_some()));
+    for outcome in reads {
+        let (_, sink, _) = outcome.take().unwrap().unwrap();
+        assert!(sink[0].iter().all(|byte| *byte == 7));
+    }
+    let runs = world.served(0).runs.borrow().clone();
+    assert!((0..100).all(|tag| runs[&tag] == 1), "{runs:?}");
+    assert!(client.stats().requester.resends > 0 && client.stats().inline_requests >= 50);
+}
+
+/// Without the server's word no bulk travels inside: the first request to it, and all of those to one that does not read it.
+#[test]
+fn the_first_request_does_not_bring_its_bulk() {
+    let mut world = World::sim(9, SimFaults::default());
+    let config = RpcConfig { inline_bytes: Some(4096), ..RpcConfig::default() };
+    world.start(0, config.clone());
+    let client = world.start(1, config);
+    let options = world.options(60);
+    for (tag, inline) in [(1, 0), (2, 1)] {
+        let source = vec![world.buffer(4096, 7).freeze()];
+        world.call(1, 0, write(tag), Bulk::from_source(source), options).unwrap();
+        assert_eq!(client.stats().inline_requests, inline);
+    }
 }

@@ -109,8 +109,12 @@ impl Server {
         let deadline = locality.now() + config.start_timeout;
         let ServerConfig { process, control, epoch, .. } = config;
         let config_version = Rc::new(Cell::new(0));
-        let rpc_config =
-            RpcConfig { config_version: Rc::clone(&config_version), durable_slots: true, ..config.rpc };
+        let rpc_config = RpcConfig {
+            config_version: Rc::clone(&config_version),
+            durable_slots: true,
+            is_starting: true,
+            ..config.rpc
+        };
         let mut tm_config = TmConfig::new(config.endpoint, true, epoch, config.token, config_version);
         tm_config.rails = config.rails;
         let transfer_machine = TransferMachine::start(locality, fabric, tm_config)?;
@@ -138,12 +142,12 @@ impl Server {
             load: RefCell::new(None),
             bug: config.bug,
             reads: Cell::new(0),
-            draining: Cell::new(false),
             shutdown: Cell::new(false),
             shutdown_rung: Notify::new(),
         });
         *slot.borrow_mut() = Rc::downgrade(&state);
         register(&state, deadline).await?;
+        state.rpc.begin_serving();
         // Only now: a request that comes again must find a server that can run it, not one that tells it to come later.
         state.rpc.resume_sessions(state.devices.values().flat_map(|device| slots::read_all(&device.domain)));
         let forgetting = slots::forget(state.rpc.clone(), Rc::downgrade(&state));
@@ -203,13 +207,13 @@ impl Server {
         }
     }
 
-    /// Refuses new requests, finishes those that run, and closes the devices.
+    /// Refuses new requests (come again, or ask another server), finishes those that run within `RpcConfig::drain_within`, and closes the devices.
     ///
-    /// Errors: the first device whose checkpoint failed (all are closed); nothing acknowledged is lost, its log has it.
+    /// Errors: the first device whose checkpoint failed (all are closed; nothing acknowledged is lost, its log has it), or requests that
+    /// still ran when their time was over.
     pub async fn stop(self) -> Result<(), ServerError> {
         let state = &self.state;
-        state.draining.set(true);
-        state.rpc.drain().await;
+        let drained = state.rpc.drain().await;
         *state.heartbeat.borrow_mut() = None;
         *state.load.borrow_mut() = None;
         let mut outcome = Ok(());
@@ -223,7 +227,7 @@ impl Server {
                 outcome = Err(ServerError::Device { device: device.fid, source });
             }
         }
-        outcome
+        outcome.and(drained.map_err(ServerError::Undrained))
     }
 }
 

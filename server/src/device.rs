@@ -9,9 +9,9 @@ use fops::FopError;
 use fops::codec;
 use fops::conf::DeviceHealth;
 use fops::object::ObjectRecord;
+use runtime::sync::LongLocks;
 use spdk_stob::{Domain, StobError, TreeId};
 
-use crate::keyed_lock::KeyedLocks;
 use crate::refusal::{is_device_loss, refusal};
 
 /// The tree of object records: key = the fid's 16 key bytes, value = format version, encoded record.
@@ -28,7 +28,7 @@ pub(crate) struct Device {
     /// Size of the whole device in blocks.
     pub(crate) size_blocks: u64,
     /// Held from reading a record to its commit.
-    pub(crate) records: KeyedLocks<Fid>,
+    pub(crate) records: LongLocks<Fid>,
     /// Accesses that failed since the start.
     pub(crate) errors: Cell<u64>,
     /// Once an access proved the device lost; never unset before a restart.
@@ -43,7 +43,7 @@ impl Device {
             fid,
             domain,
             size_blocks,
-            records: KeyedLocks::default(),
+            records: LongLocks::default(),
             errors: Cell::new(0),
             lost: Cell::new(false),
             out_of_service_since: Cell::new(None),

@@ -49,6 +49,9 @@ pub enum ServerError {
         /// Why.
         source: StobError,
     },
+    /// Requests did not end within the time of the drain. The devices are closed; nothing acknowledged is lost.
+    #[error("{0}")]
+    Undrained(rpc::Undrained),
 }
 
 impl Blamed for ServerError {

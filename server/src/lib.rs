@@ -16,7 +16,6 @@ mod component_service;
 mod daemon;
 mod device;
 mod error;
-mod keyed_lock;
 mod object_service;
 mod record;
 mod refusal;

@@ -42,7 +42,7 @@ pub(crate) async fn open(
         _ => check_record(&request.record, pool_version(&state))?,
     }
     fom.phase(Phase::Lock);
-    let _key = device.records.lock(object).await;
+    let _key = device.records.write(object).await;
     match decide_open(request.mode, device.record(object)?, request.record)? {
         OpenVerdict::Found(record) => Ok(ObjectOpenReply { record, created: false }),
         OpenVerdict::MadeBefore(record) => Ok(ObjectOpenReply { record, created: true }),
@@ -63,7 +63,7 @@ pub(crate) async fn update(
     check_record(&request.record, pool_version(&state))?;
     let object = request.record.object;
     fom.phase(Phase::Lock);
-    let _key = device.records.lock(object).await;
+    let _key = device.records.write(object).await;
     match decide_update(device.record(object)?, &request)? {
         UpdateVerdict::Keep(record) => Ok(ObjectUpdateReply { record }),
         UpdateVerdict::Put(record) => {
@@ -82,7 +82,7 @@ pub(crate) async fn delete(
     let device = state.admit(&fom, request.device).await?;
     check_object(request.object)?;
     fom.phase(Phase::Lock);
-    let _key = device.records.lock(request.object).await;
+    let _key = device.records.write(request.object).await;
     let existed = device
         .record(request.object)?
         .is_some_and(|record| record.deleted && record.version == request.version);

@@ -15,7 +15,7 @@ use faces::{ConfClient, Configuration, DeviceState, Heartbeat, LoadReporter, Mov
 use fops::conf::{DeviceEvidence, DeviceHealth};
 use fops::lock::Ticket;
 use fops::{FopError, codec};
-use rpc::{Fom, Phase, RpcMachine};
+use rpc::{Fom, Phase, RpcMachine, ServiceState};
 use runtime::sync::Notify;
 use spdk_stob::{StobError, Transaction};
 
@@ -56,7 +56,6 @@ pub(crate) struct State {
     pub(crate) bug: Option<Bug>,
     /// Reads so far, for [`Bug::BufferLeaked`].
     pub(crate) reads: Cell<u64>,
-    pub(crate) draining: Cell<bool>,
     pub(crate) shutdown: Cell<bool>,
     pub(crate) shutdown_rung: Notify,
 }
@@ -82,8 +81,8 @@ impl State {
     /// May this server serve? Errors: shutting down, not registered yet, or its lease ended.
     pub(crate) fn check_serving(&self) -> Result<(), FopError> {
         let no = |reason: &str| Err(FopError::NotServing { reason: reason.to_owned() });
-        if self.draining.get() {
-            return no("the server is shutting down");
+        if self.rpc.service_state() >= ServiceState::Draining {
+            return no("the server is shutting down: come again, or ask another server");
         }
         match self.heartbeat.borrow().as_ref() {
             None => no("the server is not registered yet"),

@@ -97,6 +97,22 @@ fn within(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
+/// Control says that it holds what waits for news, so that nobody asks again before there is some.
+#[test]
+fn a_watcher_that_waits_does_not_ask_again() {
+    let mut cluster = cluster(9);
+    let (_, locality) = cluster.turner.add("listener");
+    let rpc = raw_client(&locality, &cluster.fabric, endpoint(Transport::Sim, 101), 1, [7; 32]);
+    let conf = ConfClient::connect(&rpc, endpoint(Transport::Sim, 0));
+    let watcher = Watcher::start(&conf, "n101".to_owned(), Duration::from_secs(30));
+    let deadline = locality.now() + Duration::from_secs(10);
+    let _watch = cluster.turner.run(watcher.watch(object(), deadline)).unwrap();
+    cluster.turner.pass(Duration::from_secs(60));
+    let asked = rpc.stats().requester;
+    assert!((4..=7).contains(&asked.held), "polls of 10 s for a minute: {asked:?}");
+    assert_eq!(asked.resends, 0);
+}
+
 #[test]
 fn a_killed_watcher_is_missed_by_name_until_its_lease_ends() {
     let mut cluster = cluster(1);

@@ -14,6 +14,7 @@ mod pairs;
 mod peer;
 mod report;
 mod round_trip;
+mod rpc;
 mod stob;
 
 use std::path::{Path, PathBuf};
@@ -45,6 +46,9 @@ pub struct BenchArgs {
     /// Folder on a tmpfs for devices and files [default: /dev/shm]
     #[arg(long, value_name = "DIR")]
     pub dir: Option<PathBuf>,
+    /// Only asks null requests: what `bench rpc` runs under callgrind
+    #[arg(long, value_name = "COUNT,RECORDS", hide = true)]
+    pub null_requests: Option<String>,
 }
 
 /// What can be measured.
@@ -58,6 +62,8 @@ pub enum What {
     Object,
     /// One device against fio on the same file, and its trees against redb
     Stob,
+    /// Requests over lo and TCP loopback against ucx_perftest and tarpc, with formation and without
+    Rpc,
     /// CPU time of an idle cluster
     Idle,
     /// Everything
@@ -90,6 +96,9 @@ fn announce(what: &str) {
 
 /// `clovis bench`
 pub fn run(args: &BenchArgs) -> Result<(), Failure> {
+    if let Some(order) = &args.null_requests {
+        return rpc::null_requests(order);
+    }
     let plan = Plan {
         pairs: args.pairs.unwrap_or(if args.quick { 3 } else { 11 }),
         is_quick: args.quick,
@@ -112,6 +121,11 @@ pub fn run(args: &BenchArgs) -> Result<(), Failure> {
     }
     if wants(What::Stob) {
         report.comparisons.extend(stob::run(&plan, args.dir.as_deref())?);
+    }
+    if wants(What::Rpc) {
+        let (comparisons, figures) = rpc::run(&plan)?;
+        report.comparisons.extend(comparisons);
+        report.figures.extend(figures);
     }
     if wants(What::Idle) {
         report.figures.extend(idle::run(&plan)?);

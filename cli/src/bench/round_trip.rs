@@ -1,4 +1,4 @@
-//! Peers of the round trip of a small message over TCP loopback: `sockperf ping-pong` and `ucx_perftest tag_lat`.
+//! Peers of the round trip of a small message over TCP loopback: `sockperf ping-pong`, `ucx_perftest tag_lat` and `am_lat`.
 //!
 //! A sample's "bytes" are those of the messages one way, so that a ratio of rates is a ratio of round trips per second. sockperf
 //! blocks in its reads, as programs on sockets do; ucx polls and never sleeps.
@@ -24,6 +24,8 @@ pub enum PingPong {
     Sockperf,
     /// `ucx_perftest -t tag_lat` over its tcp transport, polling.
     Ucx,
+    /// `ucx_perftest -t am_lat`: the transport's own active messages, below what `tag_lat` adds; polling.
+    UcxActive,
 }
 
 impl PingPong {
@@ -32,6 +34,7 @@ impl PingPong {
         match self {
             PingPong::Sockperf => "sockperf ping-pong",
             PingPong::Ucx => "ucx_perftest tag_lat",
+            PingPong::UcxActive => "ucx_perftest am_lat",
         }
     }
 
@@ -41,14 +44,14 @@ impl PingPong {
             // At most 1.1 times its round trip.
             PingPong::Sockperf => 1.0 / 1.1,
             // No slower.
-            PingPong::Ucx => 1.0,
+            PingPong::Ucx | PingPong::UcxActive => 1.0,
         }
     }
 
     const fn program(self) -> &'static str {
         match self {
             PingPong::Sockperf => "sockperf",
-            PingPong::Ucx => "ucx_perftest",
+            PingPong::Ucx | PingPong::UcxActive => "ucx_perftest",
         }
     }
 
@@ -56,7 +59,7 @@ impl PingPong {
     pub fn find(self) -> Result<(), Absent> {
         let package = match self {
             PingPong::Sockperf => "sockperf",
-            PingPong::Ucx => "ucx-utils",
+            PingPong::Ucx | PingPong::UcxActive => "ucx-utils",
         };
         find_program(self.program()).map(drop).ok_or_else(|| Absent(format!("apt-get install {package}")))
     }
@@ -70,7 +73,7 @@ impl PingPong {
         drop(server);
         let parsed = match self {
             PingPong::Sockperf => parse_sockperf(&text),
-            PingPong::Ucx => parse_ucx(&text),
+            PingPong::Ucx | PingPong::UcxActive => parse_ucx(&text),
         };
         parsed.ok_or_else(|| Failure::new(format!("{} printed no result", self.program())))
     }
@@ -87,7 +90,7 @@ impl PingPong {
         let mut command = self.command();
         match self {
             PingPong::Sockperf => command.args(["server", "--tcp", "-i", "127.0.0.1", "-p", &port]),
-            PingPong::Ucx => command.args(["-p", &port]),
+            PingPong::Ucx | PingPong::UcxActive => command.args(["-p", &port]),
         };
         let child = command
             .stdin(Stdio::null())
@@ -109,12 +112,14 @@ impl PingPong {
                     .args(["ping-pong", "--tcp", "-i", "127.0.0.1", "-p", &port])
                     .args(["-t", &seconds, "-m", &bytes]);
             }
-            PingPong::Ucx => {
+            PingPong::Ucx | PingPong::UcxActive => {
                 let count =
                     (lasting.as_nanos() / expected.as_nanos().max(1)).clamp(1000, 10_000_000).to_string();
-                command
-                    .args(["-t", "tag_lat", "-s", &bytes, "-n", &count, "-w", "200", "-f", "-p", &port])
-                    .arg("127.0.0.1");
+                match self {
+                    PingPong::UcxActive => command.args(["-t", "am_lat", "-d", "lo", "-x", "tcp"]),
+                    _ => command.args(["-t", "tag_lat"]),
+                };
+                command.args(["-s", &bytes, "-n", &count, "-w", "200", "-f", "-p", &port, "127.0.0.1"]);
             }
         }
         output(&mut command)

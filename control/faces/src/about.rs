@@ -33,6 +33,8 @@ impl About {
 
     /// Answers `process-get` with that.
     pub fn serve(self, rpc: &RpcMachine, epoch: u64) {
-        rpc.serve(move |_fom: Fom, _request: ProcessGet| Box::pin(std::future::ready(Ok(self.reply(epoch)))));
+        rpc.serve_always(move |_fom: Fom, _request: ProcessGet| {
+            Box::pin(std::future::ready(Ok(self.reply(epoch))))
+        });
     }
 }

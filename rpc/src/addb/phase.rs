@@ -81,6 +81,8 @@ numbered! {
         Expired = 16, "expired";
         /// It came again, and was answered without running.
         Answered = 17, "answered-again";
+        /// It is held back on purpose: until there is news, or a lock is free.
+        Hold = 18, "hold";
 
         /// The call is made.
         Submit = 64, "submit";
@@ -96,6 +98,8 @@ numbered! {
         Cancelled = 69, "cancelled";
         /// It leaves, and nobody will answer.
         OneWay = 70, "one-way";
+        /// Its server says that it holds it: it is not sent again for a while.
+        Held = 71, "held";
     }
 }
 

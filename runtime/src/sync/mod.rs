@@ -4,10 +4,12 @@
 //! **Invariant**: no borrow is held while a waker is woken or a value is dropped.
 
 mod count_waiter;
+mod long_lock;
 mod notify;
 pub mod oneshot;
 mod semaphore;
 
 pub use count_waiter::{CountWaiter, Reached};
+pub use long_lock::{KeyGuard, LongAcquire, LongGuard, LongLock, LongLocks};
 pub use notify::{Notified, Notify};
 pub use semaphore::{Acquire, Permit, Semaphore};

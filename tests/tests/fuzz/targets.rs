@@ -152,6 +152,7 @@ fn items() -> Vec<Vec<u8>> {
         time_left_ms: 500,
         config_version: 7,
         request_id: 11,
+        is_inline: false,
         source_bytes: 0,
         sink_bytes: 0,
         body_bytes: if matches!(kind, Kind::Request { .. } | Kind::OneWay { .. }) { 16 } else { 0 },

@@ -1,0 +1,796 @@
+//! The rpc machine with a handler that does nothing: rates, latencies and costs over `lo` and TCP loopback, beside ucx, beside an echo over
+//! tarpc, and formation beside itself switched off.
+//!
+//! A request is a ping whose payload comes back. Rows beside programs of others carry [`ECHO_BYTES`] of it; figures of the null request carry
+//! none, so that they tell of rpc alone. Latency and the rate beside tarpc are taken on two threads, as in a cluster; costs of one request are
+//! taken with both sides in one thread, turned in turns, so that no spinning and no sleep is in them and every allocation is seen.
+//! Instructions: this binary under callgrind, with two counts of requests, so that what is not a request falls out.
+
+use std::cell::{Cell, RefCell};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base::units::wide;
+use base::{BlockExtent, Endpoint, Fid, FidType, Nid};
+use fops::admin::{Ping, PingReply};
+use fops::component::{ComponentRead, ComponentReadReply, ComponentWrite, ComponentWriteReply};
+use futures_util::FutureExt as _;
+use hdrhistogram::Histogram;
+use rpc::formation::FormationLimits;
+use rpc::{Bulk, CallError, CallOptions, Phase, RpcConfig, RpcMachine};
+use runtime::{
+    Buffer, Counters, Crowd, Locality, MonotonicClock, StopFlag, Task, Waiting, allocations, process,
+    sync::CountWaiter,
+};
+use verbs_net::{Fabric, LoFabric, Token};
+
+use super::machine::Quiet;
+use super::pairs::{SAMPLE_TIME_MIN, Sample, Taken, median, take};
+use super::peer::{find_program, output};
+use super::report::{Comparison, Costs, Figure, Peer};
+use super::round_trip::PingPong;
+use super::{Plan, announce};
+use crate::failure::Failure;
+use crate::traffic::station::{locality, requester_endpoint};
+use crate::traffic::{Usage, free_endpoint, start_machine};
+
+/// Payload of an echo.
+const ECHO_BYTES: usize = 64;
+/// Requests in flight where many are: a session's slots.
+const DEPTH: u32 = 64;
+/// The issue's targets.
+const TARPC_TARGET: f64 = 3.0;
+const FORMATION_TARGET: f64 = 2.0;
+const PART_OF_INSTRUCTIONS_MAX: f64 = 2.0;
+/// A request that takes longer is lost, under callgrind too.
+const REQUEST_WITHIN: Duration = Duration::from_secs(60);
+/// Requests before the clock starts.
+const UNTIMED: u64 = 500;
+
+/// Over which net.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Net {
+    Lo,
+    Tcp,
+}
+
+/// What is asked.
+#[derive(Clone, Copy, Debug)]
+struct Load {
+    net: Net,
+    payload_bytes: usize,
+    depth: u32,
+    /// Requests to one peer share packets.
+    packs: bool,
+    /// Of each side's ADDB ring; 0 records nothing.
+    addb_records: usize,
+    /// Bulk of each request, instead of a payload.
+    bulk: Option<Way>,
+    /// Bulk of at most so many bytes travels inside of requests and replies.
+    inline_bytes: usize,
+}
+
+/// Which way bulk goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// To the server, as for a write.
+    In,
+    /// To the client, as for a read.
+    Out,
+}
+
+impl Load {
+    fn new(net: Net, payload_bytes: usize, depth: u32) -> Load {
+        let addb_records = rpc::limits::ADDB_RECORDS;
+        Load { net, payload_bytes, depth, packs: true, addb_records, bulk: None, inline_bytes: 0 }
+    }
+
+    fn config(&self) -> RpcConfig {
+        let packet_items_max = if self.packs { rpc::limits::PACKET_ITEMS_MAX } else { 1 };
+        let formation = FormationLimits { packet_items_max, ..rpc::limits::FORMATION };
+        RpcConfig {
+            formation,
+            addb_records: self.addb_records,
+            inline_bytes: Some(self.inline_bytes),
+            ..RpcConfig::default()
+        }
+    }
+
+    fn fabric(&self, lo: &LoFabric) -> Fabric {
+        match self.net {
+            Net::Lo => Fabric::Lo(lo.clone()),
+            Net::Tcp => Fabric::Tcp,
+        }
+    }
+
+    fn endpoints(&self) -> Result<(Endpoint, Endpoint), Failure> {
+        Ok(match self.net {
+            Net::Lo => {
+                let of = |tmid| Endpoint { nid: Nid::LOOPBACK, pid: 12345, portal: 34, tmid };
+                (of(0), of(1))
+            }
+            Net::Tcp => {
+                let server = free_endpoint()?;
+                (server, requester_endpoint(server)?)
+            }
+        })
+    }
+}
+
+/// What was measured of the requests under the clock.
+struct Found {
+    requests: u64,
+    took: Duration,
+    usage: Usage,
+    /// Of the asking thread: of both sides, where both are in it.
+    allocations: u64,
+    /// Nanoseconds from a call to its answer; empty where many were in flight.
+    waited_ns: Histogram<u32>,
+}
+
+impl Found {
+    /// A sample whose bytes are those of the payloads one way.
+    fn sample(&self) -> Sample {
+        Sample { bytes: self.requests * wide(ECHO_BYTES), took: self.took }
+    }
+
+    /// The same, by the CPU time of both sides.
+    fn sample_of_cpu(&self) -> Sample {
+        Sample { took: self.usage.cpu, ..self.sample() }
+    }
+
+    fn costs(&self) -> Costs {
+        Costs::of(&self.usage, self.sample().bytes)
+    }
+
+    fn each(&self, count: u64) -> f64 {
+        float(count) / float(self.requests.max(1))
+    }
+}
+
+/// Measures everything.
+pub fn run(plan: &Plan) -> Result<(Vec<Comparison>, Vec<Figure>), Failure> {
+    let mut figures = Vec::new();
+    for (net, name) in [(Net::Lo, "lo"), (Net::Tcp, "TCP loopback")] {
+        announce(&format!("null requests over {name}"));
+        figures.extend(null_figures(plan, net, name)?);
+    }
+    for (net, name) in [(Net::Lo, "lo"), (Net::Tcp, "TCP loopback")] {
+        for (way, word) in [(Way::In, "writes"), (Way::Out, "reads")] {
+            announce(&format!("{word} over {name}, bulk inside of the item and by itself"));
+            figures.push(cut_off(plan, (net, name), (way, word))?);
+        }
+    }
+    announce("instructions of a null request");
+    figures.extend(instruction_figures(plan)?);
+    let mut comparisons = Vec::new();
+    for peer in [PingPong::Ucx, PingPong::UcxActive] {
+        announce(peer.name());
+        comparisons.push(beside_ucx(plan, peer)?);
+    }
+    announce("an echo over tarpc");
+    comparisons.push(beside_tarpc(plan)?);
+    announce("formation on and off");
+    comparisons.push(formation(plan)?);
+    Ok((comparisons, figures))
+}
+
+// ---------------------------------------------------------------- figures
+
+fn null_figures(plan: &Plan, net: Net, name: &str) -> Result<Vec<Figure>, Failure> {
+    let timed = if plan.is_quick { 20_000 } else { 400_000 };
+    let counts = !plan.is_quick;
+    let figure = |what: String, value: f64, unit: &'static str, under: Option<f64>, note: String| Figure {
+        what: format!("rpc over {name}, {what}"),
+        value,
+        unit,
+        under,
+        counts,
+        note,
+    };
+    let mut figures = Vec::new();
+    // Latency as in a cluster.
+    let found = two_threads(Load::new(net, 0, 1), UNTIMED, timed / 4)?;
+    for quantile in [0.5, 0.99] {
+        let ns = found.waited_ns.value_at_quantile(quantile);
+        let note = format!("{} calls, one at a time, two threads", found.requests);
+        let what = format!("null request, p{:.0}", quantile * 100.0);
+        figures.push(figure(what, float(ns) / 1e3, "us", None, note));
+    }
+    for (depth, many) in [(1, "one at a time"), (DEPTH, "64 in flight")] {
+        let found = one_thread(Load::new(net, 0, depth), UNTIMED + 64 * u64::from(depth), timed)?;
+        let cpu_us = found.usage.cpu.as_secs_f64() * 1e6 / float(found.requests);
+        let note = format!(
+            "{:.0} requests per core second; a request takes {:.3} syscalls and {:.0} copied bytes; both sides in one thread",
+            1e6 / cpu_us,
+            found.each(found.usage.syscalls),
+            found.each(found.usage.copied_bytes),
+        );
+        figures.push(figure(format!("null requests, {many}"), cpu_us, "us of CPU", None, note));
+        let note = "of both sides, callers' tasks and handlers included".to_owned();
+        let each = found.each(found.allocations);
+        figures.push(figure(format!("allocations, {many}"), each, "a request", Some(0.01), note));
+    }
+    Ok(figures)
+}
+
+/// Sizes of bulk that are tried inside of items.
+const INLINE_SIZES: [usize; 8] =
+    [512, 1024, 2048, 4096, 8192, 16 * 1024, 32 * 1024, rpc::limits::INLINE_BYTES_MAX];
+
+/// Up to which size bulk costs less inside of its item than moved by the server: by the CPU time of both sides.
+fn cut_off(plan: &Plan, (net, name): (Net, &str), (way, word): (Way, &str)) -> Result<Figure, Failure> {
+    let timed = if plan.is_quick { 2_000 } else { 20_000 };
+    let mut lines = Vec::new();
+    let mut best = 0;
+    let mut is_better = true;
+    for bytes in INLINE_SIZES {
+        let load = Load { bulk: Some(way), ..Load::new(net, bytes, 8) };
+        let mut cpu_us = [Vec::new(), Vec::new()];
+        for _ in 0..plan.pairs.min(5) {
+            for (index, inline_bytes) in [(0, rpc::limits::INLINE_BYTES_MAX), (1, 0)] {
+                let found = one_thread(Load { inline_bytes, ..load }, UNTIMED, timed)?;
+                cpu_us[index].push(found.usage.cpu.as_secs_f64() * 1e6 / float(found.requests.max(1)));
+            }
+        }
+        let [inside, alone] = cpu_us.map(|times| median(&times).unwrap_or(f64::NAN));
+        is_better &= inside <= alone;
+        if is_better {
+            best = bytes;
+        }
+        lines.push(format!("{bytes} B: {inside:.2} and {alone:.2}"));
+    }
+    let in_force = match net {
+        Net::Lo => rpc::limits::INLINE_BYTES_LO,
+        Net::Tcp => rpc::limits::INLINE_BYTES_TCP,
+    };
+    Ok(Figure {
+        what: format!("rpc over {name}, {word}: cut-off of bulk inside of the item"),
+        value: float(wide(best)),
+        unit: "B",
+        under: None,
+        counts: !plan.is_quick,
+        note: format!(
+            "in force: {in_force} B; us of CPU of both sides for a request with its bulk inside, and moved by the server: {}",
+            lines.join("; ")
+        ),
+    })
+}
+
+/// Instructions by callgrind of this binary, where valgrind is installed.
+fn instruction_figures(plan: &Plan) -> Result<Vec<Figure>, Failure> {
+    let figure = |what: &str, value, unit, under, note| Figure {
+        what: format!("rpc over lo, {what}"),
+        value,
+        unit,
+        under,
+        counts: true, // a count of instructions minds no other work
+        note,
+    };
+    if find_program("valgrind").is_none() {
+        let note = "apt-get install valgrind".to_owned();
+        return Ok(vec![Figure {
+            counts: false,
+            ..figure("instructions: no valgrind", 0.0, "", None, note)
+        }]);
+    }
+    let (few, many) = if plan.is_quick { (100, 600) } else { (300, 2300) };
+    let per_request = |records: usize, within: &[&str]| -> Result<f64, Failure> {
+        let (few_count, many_count) =
+            (instructions(few, records, within)?, instructions(many, records, within)?);
+        Ok(float(many_count.saturating_sub(few_count)) / float(many - few))
+    };
+    let records = rpc::limits::ADDB_RECORDS;
+    let whole = per_request(records, &[])?;
+    let without_addb = per_request(0, &[])?;
+    let cache = per_request(records, &REPLY_CACHE_MISS)?;
+    let note = |cost: f64| format!("{cost:.0} of {whole:.0} instructions of both sides");
+    let part = |cost: f64| cost * 100.0 / whole;
+    let addb = whole - without_addb;
+    let counted =
+        format!("{few} and {many} requests without payload, one at a time, both sides in one thread");
+    Ok(vec![
+        figure("instructions of a null request", whole, "", None, counted),
+        figure("ADDB's part of them", part(addb), "%", Some(PART_OF_INSTRUCTIONS_MAX), note(addb)),
+        figure("a reply-cache miss's part", part(cache), "%", Some(PART_OF_INSTRUCTIONS_MAX), note(cache)),
+    ])
+}
+
+/// What a request that is not in the reply cache costs there: it is looked up, and its entry is made.
+const REPLY_CACHE_MISS: [&str; 2] = ["*ReplyCache*::decide*", "*ReplyCache*::begin*"];
+
+/// Instructions of a run of null requests, of the functions `within` and what they call; of the whole program if there are none.
+fn instructions(requests: u64, addb_records: usize, within: &[&str]) -> Result<u64, Failure> {
+    let program = std::env::current_exe().map_err(Failure::while_doing("looking for this program"))?;
+    let mut command = Command::new("valgrind");
+    command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
+    command.args(within.iter().map(|function| format!("--toggle-collect={function}")));
+    command.arg(program).args(["bench", "rpc", "--null-requests"]).arg(format!("{requests},{addb_records}"));
+    // Its count is on standard error, also when it succeeds.
+    let said = command.output().map_err(Failure::while_doing("running valgrind"))?;
+    let text = String::from_utf8_lossy(&said.stderr).into_owned();
+    if !said.status.success() {
+        let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it printed nothing");
+        return Err(Failure::new(format!("valgrind failed ({}): {last}", said.status)));
+    }
+    parse_callgrind(&text).ok_or_else(|| Failure::new("callgrind counted nothing"))
+}
+
+/// `==123== Collected : 4567`
+fn parse_callgrind(text: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.split("Collected :").nth(1))?.trim().parse().ok()
+}
+
+/// `clovis bench rpc --null-requests COUNT,RECORDS`, which is run under callgrind: prints nothing.
+pub fn null_requests(order: &str) -> Result<(), Failure> {
+    let numbers = order.split_once(',').and_then(|(requests, records)| {
+        Some((requests.parse::<u64>().ok()?, records.parse::<usize>().ok()?))
+    });
+    let (requests, addb_records) = numbers
+        .ok_or_else(|| Failure::new(format!("--null-requests takes COUNT,RECORDS and got {order:?}")))?;
+    one_thread(Load { addb_records, ..Load::new(Net::Lo, 0, 1) }, 0, requests).map(drop)
+}
+
+// ---------------------------------------------------------------- comparisons
+
+/// How many requests last `lasting` by `of`, after a short look.
+fn count_for(lasting: Duration, look: &Found, of: impl Fn(&Found) -> Duration) -> u64 {
+    let each = (of(look).as_nanos() / u128::from(look.requests.max(1))).max(1);
+    u64::try_from(lasting.as_nanos() / each).unwrap_or(u64::MAX).clamp(1_000, 20_000_000)
+}
+
+fn lasting(plan: &Plan) -> Duration {
+    if plan.is_quick { Duration::from_millis(500) } else { SAMPLE_TIME_MIN * 11 / 10 }
+}
+
+fn beside_ucx(plan: &Plan, peer: PingPong) -> Result<Comparison, Failure> {
+    let load = Load::new(Net::Tcp, ECHO_BYTES, 1);
+    let look = two_threads(load, UNTIMED, 5_000)?;
+    let timed = count_for(lasting(plan), &look, |found| found.took);
+    let one = look.took / 5_000;
+    let quiet = Quiet::start();
+    let mut costs = Costs::default();
+    let ours = || {
+        let found = two_threads(load, UNTIMED, timed)?;
+        costs.add(found.costs());
+        Ok(found.sample())
+    };
+    let absent = peer.find().err();
+    let beside = absent.is_none().then_some(|| peer.sample(lasting(plan), one));
+    let Taken { pairs, alone } = take(plan.pairs, ours, beside)?;
+    Ok(Comparison {
+        what: format!("rpc over TCP loopback, {ECHO_BYTES} B there and back, {}", peer.name()),
+        peer: absent.map_or_else(|| Peer::Ran(peer.name().to_owned()), |absent| Peer::Absent(absent.0)),
+        target: Some(peer.target()),
+        pairs,
+        alone,
+        costs,
+        peer_costs: None,
+        others: quiet.others(),
+        note: format!(
+            "one call at a time with {ECHO_BYTES} B of payload there and back, at most once, rates count {ECHO_BYTES} B for each; ours: two threads; the \
+             peer: two processes that poll, a message without session, slots and replies"
+        ),
+        is_quick: plan.is_quick,
+    })
+}
+
+fn beside_tarpc(plan: &Plan) -> Result<Comparison, Failure> {
+    let load = Load::new(Net::Tcp, ECHO_BYTES, DEPTH);
+    let look = two_threads(load, UNTIMED, 20_000)?;
+    let timed = count_for(lasting(plan), &look, |found| found.usage.cpu);
+    let quiet = Quiet::start();
+    let (mut costs, mut peer_costs) = (Costs::default(), Costs::default());
+    let ours = || {
+        let found = two_threads(load, UNTIMED, timed)?;
+        costs.add(found.costs());
+        Ok(found.sample_of_cpu())
+    };
+    let program = std::env::var_os("CLOVIS_TARPC_PEER").map(PathBuf::from).filter(|path| path.is_file());
+    let beside = program.as_ref().map(|program| {
+        || {
+            let (sample, cost) = tarpc(program, lasting(plan))?;
+            peer_costs.add(cost);
+            Ok(sample)
+        }
+    });
+    let Taken { pairs, alone } = take(plan.pairs, ours, beside)?;
+    Ok(Comparison {
+        what: format!("rpc over TCP loopback, {ECHO_BYTES} B echo, {DEPTH} in flight, by CPU time"),
+        peer: match program {
+            Some(_) => Peer::Ran("tarpc".to_owned()),
+            None => Peer::Absent("./dev bench rpc builds it (CLOVIS_TARPC_PEER)".to_owned()),
+        },
+        target: Some(TARPC_TARGET),
+        pairs,
+        alone,
+        costs,
+        peer_costs: program.map(|_| peer_costs),
+        others: quiet.others(),
+        note: format!(
+            "requests per core second, client and server together, a thread each on both sides, rates count {ECHO_BYTES} B for each request; ours with \
+             sessions, at most once and ADDB; {}",
+            per_request(&costs)
+        ),
+        is_quick: plan.is_quick,
+    })
+}
+
+/// One run of the peer: rate by its CPU time.
+fn tarpc(program: &Path, lasting: Duration) -> Result<(Sample, Costs), Failure> {
+    let numbers = [lasting.as_millis().to_string(), DEPTH.to_string(), ECHO_BYTES.to_string()];
+    let text = output(Command::new(program).args(numbers))?;
+    parse_tarpc(&text).ok_or_else(|| Failure::new(format!("{} printed {text:?}", program.display())))
+}
+
+/// Requests, nanoseconds, nanoseconds of CPU.
+fn parse_tarpc(text: &str) -> Option<(Sample, Costs)> {
+    let numbers: Vec<u64> = text.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+    let [requests, _, cpu_ns] = numbers[..] else { return None };
+    let sample = Sample { bytes: requests * wide(ECHO_BYTES), took: Duration::from_nanos(cpu_ns) };
+    let cpu_seconds = sample.took.as_secs_f64();
+    (cpu_ns > 0).then_some((sample, Costs { bytes: sample.bytes, cpu_seconds, ..Costs::default() }))
+}
+
+fn formation(plan: &Plan) -> Result<Comparison, Failure> {
+    let on = Load::new(Net::Tcp, ECHO_BYTES, DEPTH);
+    let off = Load { packs: false, ..on };
+    let look = two_threads(off, UNTIMED, 20_000)?;
+    let count_off = count_for(lasting(plan), &look, |found| found.took);
+    let look = two_threads(on, UNTIMED, 20_000)?;
+    let count_on = count_for(lasting(plan), &look, |found| found.took);
+    let quiet = Quiet::start();
+    let (mut costs, mut peer_costs) = (Costs::default(), Costs::default());
+    let ours = || {
+        let found = two_threads(on, UNTIMED, count_on)?;
+        costs.add(found.costs());
+        Ok(found.sample())
+    };
+    let beside = Some(|| {
+        let found = two_threads(off, UNTIMED, count_off)?;
+        peer_costs.add(found.costs());
+        Ok(found.sample())
+    });
+    let Taken { pairs, alone } = take(plan.pairs, ours, beside)?;
+    Ok(Comparison {
+        what: format!("rpc over TCP loopback, {ECHO_BYTES} B, {DEPTH} in flight, formation"),
+        peer: Peer::Ran("ours, formation off".to_owned()),
+        target: Some(FORMATION_TARGET),
+        pairs,
+        alone,
+        costs,
+        peer_costs: Some(peer_costs),
+        others: quiet.others(),
+        note: format!(
+            "requests per second, both sides with one batched system call for all messages of a turn; on: {}; off: {}",
+            per_request(&costs),
+            per_request(&peer_costs)
+        ),
+        is_quick: plan.is_quick,
+    })
+}
+
+/// What a request took, in words.
+fn per_request(costs: &Costs) -> String {
+    let requests = (float(costs.bytes) / 64.0).max(1.0);
+    let each = |count: Option<u64>| float(count.unwrap_or(0)) / requests;
+    format!(
+        "a request takes {:.2} us of CPU, {:.3} syscalls, {:.0} copied bytes",
+        costs.cpu_seconds * 1e6 / requests,
+        each(costs.syscalls),
+        each(costs.copied_bytes)
+    )
+}
+
+// ---------------------------------------------------------------- both sides
+
+fn serve(server: &RpcMachine, load: &Load) -> Result<(), Failure> {
+    serve_echo(server);
+    server.serve(|fom, _: ComponentWrite| {
+        async move { fom.pull().await.map(|_| ComponentWriteReply { free_blocks: 0 }) }.boxed_local()
+    });
+    let part = buffer(server, load.payload_bytes.max(1))?.freeze();
+    server.serve(move |fom, _: ComponentRead| {
+        let part = part.clone();
+        async move {
+            fom.push(0, vec![part]).await?;
+            Ok(ComponentReadReply { checksums: Vec::new(), absent: Vec::new() })
+        }
+        .boxed_local()
+    });
+    Ok(())
+}
+
+fn buffer(machine: &RpcMachine, bytes: usize) -> Result<Buffer, Failure> {
+    machine.locality().arena().try_alloc(bytes).ok_or_else(|| Failure::new("no memory for bulk"))
+}
+
+fn serve_echo(server: &RpcMachine) {
+    server.serve(|_fom, ping: Ping| {
+        std::future::ready(Ok(PingReply { payload: ping.payload, epoch: 1 })).boxed_local()
+    });
+}
+
+/// Calls in flight, and how they went.
+struct Asking {
+    client: RpcMachine,
+    to: Endpoint,
+    clock: MonotonicClock,
+    payload_bytes: usize,
+    bulk: Option<Way>,
+    /// Requests to begin.
+    left: Cell<u64>,
+    answered: CountWaiter,
+    /// Lanes that ended, by an error or because nothing is left.
+    ended: CountWaiter,
+    failure: RefCell<Option<Failure>>,
+    waited_ns: RefCell<Histogram<u32>>,
+    times_each: bool,
+}
+
+impl Asking {
+    fn new(
+        client: &RpcMachine,
+        to: Endpoint,
+        clock: MonotonicClock,
+        load: &Load,
+    ) -> Result<Rc<Asking>, Failure> {
+        let waited_ns = Histogram::new(3).map_err(|error| Failure::new(error.to_string()))?;
+        Ok(Rc::new(Asking {
+            client: client.clone(),
+            to,
+            clock,
+            payload_bytes: load.payload_bytes,
+            bulk: load.bulk,
+            left: Cell::new(0),
+            answered: CountWaiter::default(),
+            ended: CountWaiter::default(),
+            failure: RefCell::default(),
+            waited_ns: RefCell::new(waited_ns),
+            times_each: load.depth == 1,
+        }))
+    }
+
+    /// Begins `count` requests, `depth` at once.
+    fn begin(self: &Rc<Asking>, count: u64, depth: u32) -> Vec<Task> {
+        self.left.set(count);
+        let lane = |_| {
+            let asking = Rc::clone(self);
+            self.client.locality().spawn("asking", async move {
+                if let Err(failure) = asking.ask().await {
+                    asking.left.set(0);
+                    asking.failure.borrow_mut().get_or_insert(failure);
+                }
+                asking.ended.add(1);
+            })
+        };
+        (0..depth).map(lane).collect()
+    }
+
+    async fn ask(&self) -> Result<(), Failure> {
+        let ping = Ping { payload: vec![7; self.payload_bytes] };
+        let (device, component, generation) =
+            (Fid::new(FidType::Device, 0, 1), Fid::new(FidType::Component, 0, 1), 1);
+        let extents = vec![BlockExtent { start: 0, count: 1 }];
+        let checksums = vec![0];
+        let write = ComponentWrite { device, component, generation, extents: extents.clone(), checksums };
+        let read = ComponentRead { device, component, generation, extents };
+        let source = vec![buffer(&self.client, self.payload_bytes.max(1))?.freeze()];
+        while let Some(left) = self.left.get().checked_sub(1) {
+            self.left.set(left);
+            let began = if self.times_each { self.clock.now() } else { base::Instant::ZERO };
+            let options = CallOptions::until(self.client.locality().now() + REQUEST_WITHIN);
+            let failed = |error: CallError| Failure::new(error.to_string());
+            match self.bulk {
+                None => {
+                    let asked = self.client.call(self.to, &ping, Bulk::none(), options);
+                    if asked.await.map_err(failed)?.reply.payload.len() != self.payload_bytes {
+                        return Err(Failure::new("an echo of another length than its request"));
+                    }
+                }
+                Some(Way::In) => {
+                    let bulk = Bulk::from_source(source.clone());
+                    self.client.call(self.to, &write, bulk, options).await.map_err(failed)?;
+                }
+                Some(Way::Out) => {
+                    let bulk = Bulk::into_sink(vec![buffer(&self.client, self.payload_bytes.max(1))?]);
+                    self.client.call(self.to, &read, bulk, options).await.map_err(failed)?;
+                }
+            }
+            if self.times_each {
+                let ns = u64::try_from((self.clock.now() - began).as_nanos()).unwrap_or(u64::MAX);
+                self.waited_ns.borrow_mut().saturating_record(ns);
+            }
+            self.answered.add(1);
+        }
+        Ok(())
+    }
+
+    /// The failure of a lane, if there is one.
+    fn outcome(&self) -> Result<(), Failure> {
+        self.failure.borrow_mut().take().map_or(Ok(()), Err)
+    }
+}
+
+struct Began {
+    at: base::Instant,
+    usage: Usage,
+    allocations: u64,
+}
+
+impl Began {
+    fn now(clock: &MonotonicClock, counters: &Counters, cpu_time: fn() -> Duration) -> Began {
+        Began { at: clock.now(), usage: Usage::now(counters, cpu_time()), allocations: allocations() }
+    }
+
+    fn found(self, now: Began, requests: u64, waited_ns: Histogram<u32>) -> Found {
+        Found {
+            requests,
+            took: now.at - self.at,
+            usage: now.usage.since(&self.usage),
+            allocations: now.allocations - self.allocations,
+            waited_ns,
+        }
+    }
+}
+
+/// Both sides in this thread, turned in turns: nobody spins or sleeps, and its CPU time and allocations are those of the requests.
+fn one_thread(load: Load, untimed: u64, timed: u64) -> Result<Found, Failure> {
+    let clock = MonotonicClock::start();
+    let (counters, crowd) = (Arc::new(Counters::default()), Crowd::that_waits(Waiting::Adaptive));
+    let lo = LoFabric::new();
+    let (to, own) = load.endpoints()?;
+    let side = |index, name, endpoint, listens| -> Result<(Locality, RpcMachine), Failure> {
+        let locality = locality(index, name, &counters, &crowd)?;
+        let token = Token::new([7; 32]);
+        let tm = start_machine(&locality, &load.fabric(&lo), endpoint, listens, token, REQUEST_WITHIN)?;
+        let machine = RpcMachine::start(&locality.handle(), tm, load.config());
+        Ok((locality, machine))
+    };
+    let (mut server_side, server) = side(0, "server", to, true)?;
+    let (mut client_side, client) = side(1, "client", own, load.net == Net::Lo)?;
+    serve(&server, &load)?;
+    let asking = Asking::new(&client, to, clock, &load)?;
+    let _lanes = asking.begin(untimed + timed, load.depth);
+    let mut turn_until = |is_reached: &dyn Fn() -> bool| {
+        while !is_reached() {
+            client_side.turn(clock.now());
+            server_side.turn(clock.now());
+        }
+    };
+    let all_ended = || asking.ended.get() == u64::from(load.depth);
+    turn_until(&|| asking.answered.get() >= untimed || all_ended());
+    let answered_before = asking.answered.get();
+    let before = Began::now(&clock, &counters, process::thread_cpu_time);
+    turn_until(&all_ended);
+    let after = Began::now(&clock, &counters, process::thread_cpu_time);
+    asking.outcome()?;
+    if load.addb_records > 0 && server.addb().count(Phase::Done) != untimed + timed {
+        return Err(Failure::new("the server did not answer each request once"));
+    }
+    let requests = asking.answered.get() - answered_before;
+    let waited_ns = asking.waited_ns.borrow().clone();
+    Ok(before.found(after, requests, waited_ns))
+}
+
+/// Client and server on a thread each, spinning and sleeping as they do in a cluster.
+fn two_threads(load: Load, untimed: u64, timed: u64) -> Result<Found, Failure> {
+    let (clock, stop) = (MonotonicClock::start(), StopFlag::new());
+    let (counters, crowd) = (Arc::new(Counters::default()), Crowd::that_waits(Waiting::Adaptive));
+    let lo = LoFabric::new();
+    let (to, own) = load.endpoints()?;
+    let side = |index, name, endpoint, listens| -> Result<(Locality, RpcMachine), Failure> {
+        let locality = locality(index, name, &counters, &crowd)?;
+        let token = Token::new([7; 32]);
+        let tm = start_machine(&locality, &load.fabric(&lo), endpoint, listens, token, REQUEST_WITHIN)?;
+        let machine = RpcMachine::start(&locality.handle(), tm, load.config());
+        Ok((locality, machine))
+    };
+    std::thread::scope(|scope| {
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let (side, clock, stop) = (&side, &clock, &stop);
+        let thread = std::thread::Builder::new().name("server".to_owned());
+        let serving = thread
+            .spawn_scoped(scope, move || {
+                let (mut locality, machine) = side(0, "server", to, true)?;
+                serve(&machine, &load)?;
+                let _ = ready.send(()); // the client gave up if nobody listens: then the flag is set, too
+                locality.run(clock, stop).map_err(Failure::while_doing("waiting for events"))
+            })
+            .map_err(Failure::while_doing("starting a thread"))?;
+        let serves = is_ready.recv().is_ok();
+        let asked = || {
+            let (mut locality, client) = side(1, "client", own, load.net == Net::Lo)?;
+            let asking = Asking::new(&client, to, *clock, &load)?;
+            let mut phase = |count: u64, lanes_before: u64| -> Result<(), Failure> {
+                let _lanes = asking.begin(count, load.depth);
+                let done = asking.ended.reached(lanes_before + u64::from(load.depth));
+                locality.block_on(clock, done).map_err(Failure::while_doing("waiting for answers"))?;
+                asking.outcome()
+            };
+            phase(untimed, 0)?;
+            asking.waited_ns.borrow_mut().reset();
+            let before = Began::now(clock, &counters, process::cpu_time);
+            phase(timed, load.depth.into())?;
+            let after = Began::now(clock, &counters, process::cpu_time);
+            let waited_ns = asking.waited_ns.borrow().clone();
+            Ok(Some(before.found(after, timed, waited_ns)))
+        };
+        let asked = if serves { asked() } else { Ok(None) };
+        stop.stop();
+        let served = match serving.join() {
+            Ok(served) => served,
+            Err(_) => Err(Failure::new("the server panicked")),
+        };
+        let found = asked?;
+        served?;
+        found.ok_or_else(|| Failure::new("the server ended early"))
+    })
+}
+
+/// For reports: two or three digits matter.
+#[allow(clippy::cast_precision_loss)]
+fn float(value: u64) -> f64 {
+    value as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_load_is_answered_and_counted() {
+        for net in [Net::Lo, Net::Tcp] {
+            for (payload_bytes, depth) in [(0, 1), (ECHO_BYTES, 16)] {
+                let load = Load::new(net, payload_bytes, depth);
+                for found in [one_thread(load, 100, 400).unwrap(), two_threads(load, 100, 400).unwrap()] {
+                    assert!((385..=400).contains(&found.requests), "{net:?}: {} requests", found.requests);
+                    assert!(found.took > Duration::ZERO && found.sample().bytes > 0);
+                    assert_eq!(found.waited_ns.len() >= 400, depth == 1);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bulk_goes_both_ways_inside_and_by_itself() {
+        for net in [Net::Lo, Net::Tcp] {
+            for (way, inline_bytes) in [(Way::In, 0), (Way::In, 8192), (Way::Out, 0), (Way::Out, 8192)] {
+                let load = Load { bulk: Some(way), inline_bytes, ..Load::new(net, 8192, 4) };
+                let found = one_thread(load, 20, 100).unwrap();
+                let copied = found.each(found.usage.copied_bytes);
+                assert_eq!(
+                    copied >= 2.0 * 8192.0,
+                    inline_bytes > 0,
+                    "{net:?} {way:?}: {copied} copied bytes"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn formation_saves_messages_and_off_keeps_the_batch_of_a_turn() {
+        let on = Load::new(Net::Tcp, ECHO_BYTES, DEPTH);
+        let [on, off] = [on, Load { packs: false, ..on }].map(|load| one_thread(load, 1000, 4000).unwrap());
+        assert!(on.usage.copied_bytes > off.usage.copied_bytes, "packets are copies");
+        // Turned in turns, 64 requests of a turn leave with one call on either way; off pays for more reads.
+        let each = off.each(off.usage.syscalls);
+        assert!(each < 1.0, "{each} system calls for a request with formation off");
+    }
+
+    #[test]
+    fn what_others_print_is_understood_or_refused() {
+        let (sample, costs) = parse_tarpc("1000 5000 8000\n").unwrap();
+        assert_eq!((sample.bytes, sample.took, costs.bytes), (64_000, Duration::from_nanos(8000), 64_000));
+        assert_eq!((parse_tarpc("1000 5000").is_none(), parse_tarpc("1 2 x").is_none()), (true, true));
+        assert_eq!(parse_callgrind("==7== \n==7== Collected : 12345\n"), Some(12_345));
+        assert_eq!(parse_callgrind("==7== no such thing"), None);
+        for order in ["", "5", "x,1", "5,-1"] {
+            assert!(null_requests(order).is_err(), "{order}");
+        }
+        null_requests("5,64").unwrap();
+    }
+}
