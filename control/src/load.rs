@@ -6,8 +6,8 @@
 //! Bounds: [`PERIODS_KEPT`] samples, one report kept for each locality of a registered server. Start at [`LoadBook::note`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::time::Duration;
 
+use base::time::nanos;
 use base::{Fid, Instant};
 use faces::limits::{LOAD_PERIOD as PERIOD, LOAD_PERIODS_KEPT as PERIODS_KEPT};
 use faces::load::histogram_of;
@@ -100,12 +100,9 @@ impl LoadBook {
 
     /// Ends the periods that are over at `now`. Of a long silence only as many are made as are kept.
     fn close(&mut self, now: Instant, unix_s: impl Fn(Instant) -> u64) {
-        let period_ns = u64::try_from(PERIOD.as_nanos()).unwrap_or(u64::MAX);
-        let now_number = now.since(self.began).as_nanos() / u128::from(period_ns) + 1;
-        let now_number = u64::try_from(now_number).unwrap_or(u64::MAX);
+        let now_number = nanos(now.since(self.began)) / nanos(PERIOD) + 1;
         while self.open.number < now_number {
             let open = std::mem::take(&mut self.open);
-            let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
             let ended = self.began + PERIOD.saturating_mul(u32::try_from(open.number).unwrap_or(u32::MAX));
             self.samples.push_back(LoadSample {
                 number: open.number,
@@ -131,6 +128,8 @@ impl LoadBook {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use base::FidType;
     use faces::load::times_of;
     use fops::load::Times;

@@ -4,11 +4,14 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use base::Instant;
+use base::time::nanos;
 
 /// Real time since the clock was started. Copies tell the same time, on every thread.
 #[derive(Clone, Copy, Debug)]
 pub struct MonotonicClock {
     origin: std::time::Instant,
+    /// Time of day at the origin, in ns since 1970.
+    origin_day_nanos: u64,
 }
 
 impl MonotonicClock {
@@ -16,13 +19,20 @@ impl MonotonicClock {
     #[must_use]
     #[expect(clippy::disallowed_methods, reason = "this is the one clock that the others are told by")]
     pub fn start() -> MonotonicClock {
-        MonotonicClock { origin: std::time::Instant::now() }
+        let day = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        MonotonicClock { origin: std::time::Instant::now(), origin_day_nanos: nanos(day) }
     }
 
     /// Time now. Never goes back.
     #[must_use]
     pub fn now(&self) -> Instant {
         Instant::ZERO + self.origin.elapsed()
+    }
+
+    /// The time of day at `now` in ns since 1970, as told at the start: what hosts agree in, about. Never for an order of events.
+    #[must_use]
+    pub(crate) fn day_nanos(&self, now: Instant) -> u64 {
+        self.origin_day_nanos.wrapping_add(now.as_nanos())
     }
 }
 
@@ -95,7 +105,7 @@ impl DriftingClock {
             return now;
         }
         let passed = u128::from(now.as_nanos().saturating_sub(self.since.as_nanos()));
-        self.shown + nanos(passed * u128::from(self.rate_per_mille) / 1000)
+        self.shown + duration_of(passed * u128::from(self.rate_per_mille) / 1000)
     }
 
     /// The first true time at which it shows `shown` or more.
@@ -105,7 +115,7 @@ impl DriftingClock {
             return shown;
         }
         let ahead = u128::from(shown.as_nanos().saturating_sub(self.shown.as_nanos()));
-        self.since + nanos((ahead * 1000).div_ceil(u128::from(self.rate_per_mille)))
+        self.since + duration_of((ahead * 1000).div_ceil(u128::from(self.rate_per_mille)))
     }
 
     /// The last true time at which it shows no more than `shown`.
@@ -116,7 +126,7 @@ impl DriftingClock {
     }
 }
 
-fn nanos(count: u128) -> Duration {
+fn duration_of(count: u128) -> Duration {
     Duration::from_nanos(u64::try_from(count).unwrap_or(u64::MAX))
 }
 

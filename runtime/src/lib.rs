@@ -22,6 +22,7 @@ pub mod limits;
 pub mod locality;
 pub mod mailbox;
 pub mod parking;
+mod spin;
 pub mod sync;
 pub mod timers;
 

@@ -15,6 +15,8 @@ pub const TIMERS_PER_TURN: usize = 1024;
 pub const SPIN_MIN: Duration = Duration::from_micros(5);
 /// See [`SPIN_MIN`]: the longest.
 pub const SPIN_MAX: Duration = Duration::from_micros(50);
+/// Longest spin in a trial, or for work that is late: above the wake-up of a thread on a slow virtual machine (0.2 to 0.5 ms).
+pub const SPIN_LONG: Duration = Duration::from_millis(1);
 
 /// Jobs that wait for each helper thread, besides the one it runs.
 pub const HELPER_QUEUE_PER_THREAD: usize = 64;

@@ -3,9 +3,7 @@
 //! [`Locality::turn`] is the whole engine and takes the time as an argument. [`Locality::run`] and [`Locality::block_on`] turn it against the
 //! real clock: turn while there is work, spin a little when there is none, then sleep on one wait for all drivers.
 //!
-//! The spin adapts: it lasts twice the usual idle time, within [`limits::SPIN_MIN`] and [`limits::SPIN_MAX`]. Where idle times are usually
-//! far longer than the longest spin, spinning would seldom catch the next work, so the shortest is taken. Where
-//! more localities run than there are cores ([`Crowd`]) nobody spins.
+//! The spin adapts (see `spin`). Where more localities run than there are cores ([`Crowd`]) nobody spins.
 //!
 //! Idle costs nothing: there is no tick of ours; a sleep ends by a deadline, a driver's descriptor, or an [`Unparker`].
 //!
@@ -35,6 +33,7 @@ use crate::driver::Driver;
 use crate::executor::{self, Task, TaskInfo, Tasks};
 use crate::limits;
 use crate::parking::{Parking, TaskId, TaskWaker, Unparker};
+use crate::spin::Spin;
 use crate::timers::{Elapsed, Sleep, Timers};
 
 /// What a locality is made with.
@@ -252,7 +251,7 @@ impl Locality {
             self.spin.on_work(turn_start);
             return Ok(());
         }
-        let is_wanted = self.spin.is_wanted(turn_start);
+        let is_wanted = self.spin.is_wanted(turn_start, clock.day_nanos(turn_start));
         let spins = self.shared.config.crowd.as_ref().map_or(is_wanted, |crowd| match crowd.waiting() {
             Waiting::Adaptive => is_wanted && !crowd.is_crowded(),
             Waiting::Polling => true,
@@ -316,47 +315,6 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
         (one, None) => one,
         (None, other) => other,
     }
-}
-
-/// How long to look for work before sleeping.
-#[derive(Debug, Default)]
-struct Spin {
-    last_work: Instant,
-    /// True from the first turn without work until the next with some.
-    is_idle: bool,
-    /// Moving average of the idle times between works, in ns; a new one weighs an eighth.
-    gap_nanos: u64,
-}
-
-impl Spin {
-    /// Idle times above this many times the longest spin are not worth a longer spin. Above 1, as a measured idle time that
-    /// ended in a sleep has the wake-up in it.
-    const HOPELESS_FACTOR: u64 = 4;
-
-    fn on_work(&mut self, now: Instant) {
-        if std::mem::take(&mut self.is_idle) {
-            let gap = now.as_nanos().saturating_sub(self.last_work.as_nanos());
-            // Cut, or one long idle time would take a hundred short ones to forget.
-            let gap = gap.min(nanos(limits::SPIN_MAX) * Spin::HOPELESS_FACTOR * 2);
-            self.gap_nanos = self.gap_nanos - self.gap_nanos / 8 + gap / 8;
-        }
-        self.last_work = now;
-    }
-
-    fn budget_nanos(&self) -> u64 {
-        let (min, max) = (nanos(limits::SPIN_MIN), nanos(limits::SPIN_MAX));
-        if self.gap_nanos > max * Spin::HOPELESS_FACTOR { min } else { (self.gap_nanos * 2).clamp(min, max) }
-    }
-
-    /// After a turn without work at `now`: true if another turn should look before a sleep.
-    fn is_wanted(&mut self, now: Instant) -> bool {
-        self.is_idle = true;
-        now.as_nanos().saturating_sub(self.last_work.as_nanos()) < self.budget_nanos()
-    }
-}
-
-const fn nanos(duration: Duration) -> u64 {
-    duration.subsec_nanos() as u64 + duration.as_secs() * 1_000_000_000
 }
 
 /// The one wait of a locality: its eventfd and the descriptors of its drivers.
@@ -871,28 +829,5 @@ mod tests {
         let numbers: Vec<u64> = (0..4).map(|_| one.random_u64()).collect();
         assert_eq!(numbers, (0..4).map(|_| other.random_u64()).collect::<Vec<_>>());
         assert_ne!(numbers[0], numbers[1]);
-    }
-
-    #[test]
-    fn the_spin_follows_the_idle_times() {
-        let mut spin = Spin::default();
-        let mut now = Instant::ZERO;
-        let mut feed = |spin: &mut Spin, gap_nanos: u64| {
-            for _ in 0..100 {
-                spin.is_wanted(now);
-                now = now + Duration::from_nanos(gap_nanos);
-                spin.on_work(now);
-                spin.on_work(now); // busy turns in between count as no idle time
-            }
-            spin.budget_nanos()
-        };
-        assert_eq!(feed(&mut spin, 100), nanos(limits::SPIN_MIN));
-        let budget = feed(&mut spin, 10_000);
-        assert!((19_000..=20_000).contains(&budget), "{budget}");
-        assert_eq!(feed(&mut spin, 40_000), nanos(limits::SPIN_MAX));
-        assert_eq!(feed(&mut spin, 10_000_000), nanos(limits::SPIN_MIN));
-        let budget = feed(&mut spin, 20_000);
-        assert!((39_000..=41_000).contains(&budget), "{budget}");
-        assert!(!spin.is_wanted(now + limits::SPIN_MAX) && spin.is_wanted(now));
     }
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::binary;
-use crate::processes::{self, Cleanup, Finished};
+use crate::processes::{self, Cleanup, Finished, Process};
 
 /// Longest that one command of a test may take: generous, since two cores may be shared with a build.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(60);
@@ -79,6 +79,21 @@ impl RunningCluster {
     #[must_use]
     pub fn run(&self, arguments: &[&str]) -> Finished {
         processes::run(&mut self.command(arguments), self.scratch(), COMMAND_LIMIT)
+    }
+
+    /// Starts a command of the binary that goes on; it has said `words` when this returns.
+    ///
+    /// # Panics
+    /// If it ends before, or does not say them within `limit`.
+    #[must_use]
+    pub fn start_saying(&self, arguments: &[&str], words: &str, limit: Duration) -> Process {
+        let mut process = Process::start(&mut self.command(arguments), self.scratch());
+        let said = crate::wait::until(words, limit, || {
+            assert!(process.is_running(), "{}", process.said());
+            process.said().contains(words).then_some(())
+        });
+        said.unwrap_or_else(|error| panic!("{error}\n{}", process.said()));
+        process
     }
 
     /// Ends one daemon with SIGKILL and waits until it is gone: `name` as in `run/NAME.pid`.

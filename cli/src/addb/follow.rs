@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use base::time::nanos;
 use rpc::addb::{Phase, Record, What};
 use serde_json::json;
 
@@ -106,7 +107,7 @@ fn to_json(sources: &Sources, steps: &[Step<'_>], fop: &str) -> serde_json::Valu
     let lines: Vec<_> = steps
         .iter()
         .map(|step| {
-            let took_ns = took(steps, step).map(|took| u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+            let took_ns = took(steps, step).map(nanos);
             json!({ "since_start_ns": step.time_ns.saturating_sub(start_ns), "took_ns": took_ns, "process": step.source.who(),
                     "state": step.source.state(), "file": step.source.path.display().to_string(),
                     "what": step.record.what.name(), "value": step.record.value })

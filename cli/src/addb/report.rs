@@ -6,13 +6,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use base::time::nanos;
 use rpc::addb::histogram::Key;
 use rpc::addb::{Histogram, Phase, Side};
 use serde_json::json;
 
 use crate::addb::ReportArgs;
 use crate::addb::dump::{left_out, source_json};
-use crate::addb::sources::{Sources, Visit, fop_name, key_name, load, ns, time_text, troubles};
+use crate::addb::sources::{Sources, Visit, fop_name, key_name, load, time_text, troubles};
 use crate::failure::Failure;
 use crate::output;
 use crate::table::{Align, Table};
@@ -222,9 +223,9 @@ impl Findings<'_> {
 
     fn json(&self, sources: &Sources) -> serde_json::Value {
         let times = |histogram: &Histogram| {
-            json!({ "count": histogram.count(), "p50_ns": ns(histogram.percentile(50)),
-                    "p99_ns": ns(histogram.percentile(99)), "longest_ns": ns(histogram.longest()),
-                    "total_ns": ns(histogram.sum()) })
+            json!({ "count": histogram.count(), "p50_ns": nanos(histogram.percentile(50)),
+                    "p99_ns": nanos(histogram.percentile(99)), "longest_ns": nanos(histogram.longest()),
+                    "total_ns": nanos(histogram.sum()) })
         };
         let requests: Vec<_> = self
             .requests
@@ -246,8 +247,8 @@ impl Findings<'_> {
             .iter()
             .map(|Slow { visit, longest: (phase, took, who) }| {
                 json!({ "request": format!("{:#018x}", visit.request_id()), "fop": fop_name(visit.opcode()),
-                        "took_ns": ns(visit.lasted()), "seen_by": visit.source.who(),
-                        "longest_phase": phase.name(), "longest_phase_ns": ns(*took), "longest_phase_of": who })
+                        "took_ns": nanos(visit.lasted()), "seen_by": visit.source.who(),
+                        "longest_phase": phase.name(), "longest_phase_ns": nanos(*took), "longest_phase_of": who })
             })
             .collect();
         let unfinished: Vec<_> = self

@@ -197,11 +197,6 @@ pub fn key_name(key: &Key) -> String {
     key.opcode.map_or_else(|| "others".to_owned(), fop_name)
 }
 
-/// A time for programs.
-pub fn ns(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
 /// How often `phases` were entered and events happened, without what never did. `count` counts by what it is given to ask a file.
 pub fn troubles(
     phases: &[Phase],

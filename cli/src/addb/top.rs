@@ -8,13 +8,14 @@ use std::io::{IsTerminal as _, stdout};
 use std::time::Duration;
 
 use base::Instant;
+use base::time::nanos;
 use rpc::addb::histogram::Key;
 use rpc::addb::{Histogram, Phase, Side};
 use runtime::MonotonicClock;
 use serde_json::{Value, json};
 
 use crate::addb::TopArgs;
-use crate::addb::sources::{Source, Sources, key_name, load_telling, ns, time_text, troubles};
+use crate::addb::sources::{Source, Sources, key_name, load_telling, time_text, troubles};
 use crate::failure::Failure;
 use crate::output;
 use crate::table::{Align, Table};
@@ -196,8 +197,8 @@ impl Interval {
     fn json(&self) -> Value {
         let times = |histogram: &Histogram| {
             json!({ "count": histogram.count(), "per_second": self.per_second(histogram.count()),
-                    "p50_ns": ns(histogram.percentile(50)), "p99_ns": ns(histogram.percentile(99)),
-                    "longest_ns": ns(histogram.longest()), "at_once": self.at_once(histogram) })
+                    "p50_ns": nanos(histogram.percentile(50)), "p99_ns": nanos(histogram.percentile(99)),
+                    "longest_ns": nanos(histogram.longest()), "at_once": self.at_once(histogram) })
         };
         let processes: Vec<Value> = self
             .processes

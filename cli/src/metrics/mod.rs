@@ -1,7 +1,7 @@
 //! What a daemon tells of itself to Prometheus: `metrics` in the cluster file says where. docs/addb.md has the names.
 //!
 //! [`text`] reads what the process keeps anyway (its ADDB, the counters of its data path, /proc/self) when it is asked, so that telling
-//! costs the data path nothing. [`Exporter`] answers on threads of its own.
+//! costs the data path nothing. [`exporter::Exporter`] answers on threads of its own.
 
 pub mod exporter;
 

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use base::Fid;
+use base::time::nanos;
 use fops::Opcode;
 use fops::load::{LoadReport, TimeBucket, Times};
 use rpc::addb::{Histogram, Side};
@@ -74,7 +75,6 @@ fn served(conf: &ConfClient, opcodes: &[Opcode]) -> Times {
 /// A histogram as it travels.
 #[must_use]
 pub fn times_of(histogram: &Histogram) -> Times {
-    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     Times {
         sum_ns: nanos(histogram.sum()),
         longest_ns: nanos(histogram.longest()),

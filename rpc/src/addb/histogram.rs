@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use base::time::nanos;
 use base::units::{narrow, wide};
 
 /// Words of a histogram.
@@ -147,7 +148,7 @@ impl Histogram {
 
     /// Adds one time.
     pub fn add(&mut self, time: Duration) {
-        let time_ns = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let time_ns = nanos(time);
         self.buckets[bucket(time_ns)] += 1;
         self.count += 1;
         self.sum_ns = self.sum_ns.saturating_add(time_ns);
@@ -196,7 +197,6 @@ impl Histogram {
     /// Of what [`Histogram::filled`] and the two figures gave, also of somebody else; buckets that there are not are left out.
     #[must_use]
     pub fn of_filled(filled: impl Iterator<Item = (u8, u64)>, sum: Duration, longest: Duration) -> Histogram {
-        let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let mut histogram =
             Histogram { sum_ns: nanos(sum), longest_ns: nanos(longest), ..Histogram::default() };
         for (bucket, count) in filled {

@@ -6,19 +6,12 @@ use std::time::Duration;
 
 use clovis_tests::cluster::RunningCluster;
 use clovis_tests::processes::Process;
-use clovis_tests::wait;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A holder of 1:7, holding when this returns.
 fn holder(cluster: &RunningCluster) -> Process {
-    let mut process = Process::start(&mut cluster.command(&["credit", "hold", "1:7"]), cluster.scratch());
-    wait::until("the hold", LIMIT, || {
-        assert!(process.is_running(), "{}", process.said());
-        process.said().contains("holding 1:7 exclusive").then_some(())
-    })
-    .unwrap();
-    process
+    cluster.start_saying(&["credit", "hold", "1:7"], "holding 1:7 exclusive", LIMIT)
 }
 
 #[test]

@@ -6,19 +6,12 @@ use std::time::Duration;
 
 use clovis_tests::cluster::RunningCluster;
 use clovis_tests::processes::Process;
-use clovis_tests::wait;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A watcher, registered when this returns.
 fn watcher(cluster: &RunningCluster, arguments: &[&str]) -> Process {
-    let mut process = Process::start(&mut cluster.command(arguments), cluster.scratch());
-    wait::until("the watch", LIMIT, || {
-        assert!(process.is_running(), "{}", process.said());
-        process.said().contains("clovis: watching 1:7 as ").then_some(())
-    })
-    .unwrap();
-    process
+    cluster.start_saying(arguments, "clovis: watching 1:7 as ", LIMIT)
 }
 
 #[test]

@@ -6,6 +6,8 @@ use crate::{clovis_json, endpoint, is_ready};
 /// Numbers of enum ibv_wc_status: all that reliable connections know, and one that nobody does. Source: verbs.h.
 const STATUSES: [u32; 12] = [1, 2, 4, 5, 6, 8, 9, 10, 11, 12, 13, 21];
 
+const LOCAL_OPERATION: u32 = 2;
+
 fn survives(kind: &str, what: &str, status: u32) {
     // The first ones are part of coming up; this one is in the middle.
     let words = format!("fault={kind}:{status}:23");
@@ -33,7 +35,9 @@ fn survives(kind: &str, what: &str, status: u32) {
         ],
     );
     assert_eq!(found["errors"]["wrong_content"], 0, "{words}: {found}");
-    assert!(found["operations"].as_u64().unwrap() >= 50, "{words}: {found}");
+    // After IBV_WC_LOC_QP_OP_ERR calls wait for a second (the link may be going down): two rounds of four more are lost to it.
+    let least = if status == LOCAL_OPERATION { 40 } else { 50 };
+    assert!(found["operations"].as_u64().unwrap() >= least, "{words}: {found}");
     let failed: u64 = ["transfer_failed", "timed_out", "peer_lost"]
         .iter()
         .map(|kind| found["errors"][*kind].as_u64().unwrap())

@@ -144,6 +144,8 @@ pub(crate) struct VerbsBackend {
     /// a farewell on a link that is down ends soft-RoCE's management queue pair for good (Linux 6.1: no connection of anybody comes up any more,
     /// until the device is made anew). So they wait for the port.
     parked: Vec<verbs_sys::ConnectionId>,
+    /// Calls that wait until `doubted_until`.
+    held_dials: Vec<(ConnectionId, Endpoint)>,
     /// When to look for the port again.
     unpark_at: Option<Instant>,
     /// Until then the port is taken for one that is down: a send failed on our side, as it does on a link that goes down, for a while before
@@ -227,6 +229,7 @@ impl VerbsBackend {
             next_look: Instant::ZERO,
             reopen_at: None,
             parked: Vec::new(),
+            held_dials: Vec::new(),
             unpark_at: None,
             doubted_until: Instant::ZERO,
             recipe: Recipe { locality: locality.clone(), fabric: fabric.clone(), endpoint, listen },
@@ -303,7 +306,7 @@ impl VerbsBackend {
             self.refill_all(1);
         }
         self.end_lingering(protocol, now);
-        self.unpark(now);
+        self.unpark(protocol, now);
         self.publish_counts();
         if self.reopen_at.is_some_and(|at| now >= at) {
             self.reopen(now);
@@ -389,6 +392,9 @@ impl VerbsBackend {
         for id in std::mem::take(&mut self.parked) {
             self.manager.destroy(id);
         }
+        for (id, _) in std::mem::take(&mut self.held_dials) {
+            protocol.handle_closed(now, id, NetError::Local(LocalError::DeviceRemoved));
+        }
         self.unpark_at = None;
         self.publish_counts();
         self.nic.close();
@@ -466,7 +472,8 @@ impl VerbsBackend {
         id: ConnectionId,
         error: CompletionError,
     ) {
-        if matches!(error, CompletionError::Local { .. }) {
+        // IBV_WC_LOC_QP_OP_ERR: what soft-RoCE says of a packet that it could not hand to the link.
+        if matches!(error, CompletionError::Local { status: 2 }) {
             self.doubted_until = now + Duration::from_millis(DOUBT_MS);
         }
         let error = match error {

@@ -33,7 +33,7 @@ pub(super) const LOOK_MS: u64 = 1;
 pub(super) const REOPEN_MS: u64 = 1000;
 /// A port that is down is looked at this often, while ends of connections wait for it.
 pub(super) const UNPARK_MS: u64 = 100;
-/// After a send that failed on our own side nobody is called and no farewell is said for so long: longer than a link takes to count as down.
+/// After a send that failed on our own side calls and farewells wait for so long: longer than a link takes to count as down.
 pub(super) const DOUBT_MS: u64 = 1000;
 /// A connection that ends waits this long for its last word to be acknowledged.
 pub(super) const LINGER_MS: u64 = 500;

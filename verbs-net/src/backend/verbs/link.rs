@@ -107,8 +107,14 @@ impl VerbsBackend {
         id: ConnectionId,
         endpoint: Endpoint,
     ) {
+        if now < self.doubted_until && self.reopen_at.is_none() {
+            // Called once it is known whether there is a port.
+            self.held_dials.push((id, endpoint));
+            self.unpark_at = Some(self.doubted_until.min(self.unpark_at.unwrap_or(Instant::NEVER)));
+            return;
+        }
         let dialled = match (endpoint.socket_address(), self.reopen_at.is_some()) {
-            (Some(_), false) if !self.has_port(now) => Err(io::ErrorKind::NetworkDown),
+            (Some(_), false) if !self.nic.has_active_port() => Err(io::ErrorKind::NetworkDown),
             (Some(to), false) => self.manager.dial(self.address, to).map_err(|error| error.kind()),
             (_, true) => {
                 return protocol.handle_closed(now, id, NetError::Local(LocalError::DeviceRemoved));
@@ -249,6 +255,7 @@ impl VerbsBackend {
     pub(super) fn tear_down(&mut self, protocol: &mut Protocol, now: Instant, id: ConnectionId) {
         self.closing.remove(&id);
         self.backlog.remove(&id);
+        self.held_dials.retain(|(held, _)| *held != id);
         if let Some(mut link) = self.links.remove(&id) {
             self.by_id.remove(&link.id);
             // Soft-RoCE does not survive a farewell on a link that is down: see `parked`.
@@ -288,9 +295,20 @@ impl VerbsBackend {
         now >= self.doubted_until && self.nic.has_active_port()
     }
 
-    /// Says the farewells that wait for a port, once there is one.
-    pub(super) fn unpark(&mut self, now: Instant) {
+    /// Makes the calls that were held back, and says the farewells that wait for a port, once there is one.
+    pub(super) fn unpark(&mut self, protocol: &mut Protocol, now: Instant) {
         if self.unpark_at.is_none_or(|at| now < at) {
+            return;
+        }
+        if now >= self.doubted_until {
+            for (id, endpoint) in std::mem::take(&mut self.held_dials) {
+                if protocol.connection(id).is_some() {
+                    self.dial(protocol, now, id, endpoint);
+                }
+            }
+        }
+        if self.parked.is_empty() && self.held_dials.is_empty() {
+            self.unpark_at = None;
             return;
         }
         if !self.has_port(now) {
