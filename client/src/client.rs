@@ -59,7 +59,7 @@ impl Client {
         fabric: &Fabric,
         config: ClientConfig,
     ) -> Result<Client, ClientError> {
-        Client::connect_with(locality, fabric, config, None, None).await
+        Client::connect_with(locality, fabric, config, None, RpcConfig::default()).await
     }
 
     /// As [`Client::connect`], and what its requests do is recorded in `addb`, which may be a file.
@@ -69,18 +69,24 @@ impl Client {
         config: ClientConfig,
         addb: Option<AddbSpace>,
     ) -> Result<Client, ClientError> {
-        Client::connect_with(locality, fabric, config, None, addb).await
+        Client::connect_with(locality, fabric, config, None, RpcConfig { addb, ..RpcConfig::default() }).await
     }
 
     /// For the simulation only.
     #[doc(hidden)]
-    pub async fn connect_with_bug(
+    pub async fn connect_simulated(
         locality: &LocalityHandle,
         fabric: &Fabric,
         config: ClientConfig,
         bug: Option<Bug>,
+        inline_bytes: Option<usize>,
     ) -> Result<Client, ClientError> {
-        Client::connect_with(locality, fabric, config, bug, None).await
+        let rpc_bug = match bug {
+            Some(Bug::Rpc(bug)) => Some(bug),
+            _ => None,
+        };
+        let rpc_config = RpcConfig { bug: rpc_bug, inline_bytes, ..RpcConfig::default() };
+        Client::connect_with(locality, fabric, config, bug, rpc_config).await
     }
 
     async fn connect_with(
@@ -88,14 +94,9 @@ impl Client {
         fabric: &Fabric,
         config: ClientConfig,
         bug: Option<Bug>,
-        addb: Option<AddbSpace>,
+        rpc_config: RpcConfig,
     ) -> Result<Client, ClientError> {
         let endpoint = config.local.unwrap_or_else(|| own_endpoint(locality, config.control));
-        let rpc_bug = match bug {
-            Some(Bug::Rpc(bug)) => Some(bug),
-            _ => None,
-        };
-        let rpc_config = RpcConfig { bug: rpc_bug, addb, ..RpcConfig::default() };
         let version = rpc_config.config_version.clone();
         let tm_config = TmConfig::new(endpoint, false, config.epoch, config.token.clone(), version);
         let machine = TransferMachine::start(locality, fabric, tm_config)

@@ -68,7 +68,7 @@ impl Inner {
         let wait = Duration::from_millis(u64::from(wait_ms));
         let until = (locality.now() + wait).min(fom.deadline());
         let waits = Waits::begin(&self.rm_waits, RM_WAITS_MAX);
-        let mut is_first = true;
+        let (mut is_first, mut hold) = (true, None);
         let reply = loop {
             let now = locality.now();
             let reply = self.loans.borrow_mut().handle_borrow(now, request, until).map_err(refused)?;
@@ -80,6 +80,7 @@ impl Inner {
             if waits.is_none() || now >= until || self.shutdown.get() {
                 break reply;
             }
+            hold.get_or_insert_with(|| fom.hold(until));
             // Either way it is looked again.
             let _rung = locality.timeout_at(until, self.loans_rung.notified()).await;
         };
@@ -101,6 +102,7 @@ impl Inner {
         let from = fom.peer().endpoint;
         let mut has_session = self.loans.borrow_mut().handle_poll(locality.now(), request.borrower, from);
         let waits = Waits::begin(&self.rm_waits, RM_WAITS_MAX);
+        let mut hold = None;
         loop {
             let asked_back = self.loans.borrow().asked_back(request.borrower, &request.known);
             let version = self.published_version();
@@ -108,6 +110,7 @@ impl Inner {
             if says_something || waits.is_none() || locality.now() >= until || self.shutdown.get() {
                 return Ok(RmPollReply { has_session, asked_back, version });
             }
+            hold.get_or_insert_with(|| fom.hold(until));
             let _rung = locality.timeout_at(until, self.loans_rung.notified()).await;
             has_session = self.loans.borrow().has_session(locality.now(), request.borrower);
         }

@@ -129,7 +129,7 @@ impl Fom {
     }
 
     /// The handler holds the request back on purpose until `until` at the latest, for news or for a lock: while what this gives lives the requester
-    /// is told so and does not ask again, and the watchdog does not call the fom hung. The phase is `hold`, and `run` after it.
+    /// is told so and does not ask again, and the watchdog does not call the fom hung. The phase is `hold`, and `go-on` after it.
     #[must_use = "the request is held while this lives"]
     pub fn hold(&self, until: Instant) -> Hold {
         self.phase(Phase::Hold);
@@ -298,7 +298,7 @@ pub struct Hold(Fom);
 impl Drop for Hold {
     fn drop(&mut self) {
         self.0.0.machine.end_hold(self.0.0.ticket);
-        self.0.phase(Phase::Run);
+        self.0.phase(Phase::GoOn);
     }
 }
 

@@ -4,12 +4,17 @@
 //! The word goes out [`limits::HOLD_NOTICE`] after the hold began, which is before the first resend: most holds are over by then and cost nothing. A
 //! twin that comes all the same (the word was lost) is answered with it. Pure: time comes in.
 //!
-//! Bound: one entry for each fom that holds. Thread: the owning locality. Start at [`Holds::begin`].
+//! Whoever was told to wait does not notice that its answer was lost. So the answer is sent again, at intervals that double as those of resends do, until
+//! the slot moves on, or the requester asks by itself ([`Holds::answered`]). A lost connection ends that: then it asks anyway.
+//!
+//! Bound: one entry for each fom that holds, one for each slot with an answer that may be sent again. Thread: the owning locality. Start at
+//! [`Holds::begin`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use base::Instant;
+use verbs_net::BulkCookie;
 
 use crate::item::{Header, Kind, SessionId, Xid};
 use crate::limits;
@@ -22,6 +27,20 @@ struct Hold {
     ticket: Ticket,
     until: Instant,
     notice_at: Instant,
+    is_told: bool,
+}
+
+/// The answer to a request whose requester was told to wait: it is sent again, as nobody asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Repeat {
+    /// The request.
+    pub ticket: Ticket,
+    /// What [`Holds::answered`] was told of its bulk.
+    pub follows: Option<BulkCookie>,
+    /// From then on the requester asks by itself.
+    until: Instant,
+    at: Instant,
+    interval: Duration,
 }
 
 /// The word that a request is held, and for whom.
@@ -51,6 +70,11 @@ pub struct Holds {
     holds: BTreeMap<Key, Hold>,
     /// Of whom nobody has told yet.
     due: BTreeSet<(Instant, Key)>,
+    /// Requests that are held no more and not answered yet, with the latest time for which somebody was told to wait.
+    owed: BTreeMap<Key, (Xid, Instant)>,
+    /// Answers to them.
+    repeats: BTreeMap<Key, Repeat>,
+    repeats_due: BTreeSet<(Instant, Key)>,
     told: u64,
 }
 
@@ -59,11 +83,15 @@ impl Holds {
     pub fn begin(&mut self, now: Instant, ticket: Ticket, until: Instant) {
         self.end(ticket);
         let key = (ticket.session, ticket.slot);
+        self.forget_repeat(key);
+        if self.owed.get(&key).is_some_and(|(xid, _)| *xid != ticket.xid) {
+            self.owed.remove(&key);
+        }
         let notice_at = now + limits::HOLD_NOTICE;
         if until > notice_at {
             self.due.insert((notice_at, key));
         }
-        self.holds.insert(key, Hold { ticket, until, notice_at });
+        self.holds.insert(key, Hold { ticket, until, notice_at, is_told: false });
     }
 
     /// It is not any more.
@@ -73,6 +101,54 @@ impl Holds {
             && let Some(hold) = self.holds.remove(&key)
         {
             self.due.remove(&(hold.notice_at, key));
+            if hold.is_told {
+                let (xid, until) = self.owed.entry(key).or_insert((ticket.xid, hold.until));
+                *until = if *xid == ticket.xid { hold.until.max(*until) } else { hold.until };
+                *xid = ticket.xid;
+            }
+        }
+    }
+
+    /// A request was answered, held or not. `follows`: the sink that its pushes went into.
+    pub fn answered(&mut self, now: Instant, ticket: Ticket, follows: Option<BulkCookie>) {
+        if self.owed.is_empty() {
+            return;
+        }
+        let key = (ticket.session, ticket.slot);
+        let owed = self.owed.get(&key).filter(|(xid, _)| *xid == ticket.xid).copied();
+        if let Some((_, until)) = owed {
+            self.owed.remove(&key);
+            let (at, interval) = (now + limits::HOLD_NOTICE, limits::HOLD_NOTICE);
+            let until = until + limits::RESEND_INTERVAL;
+            self.schedule(Repeat { ticket, follows, until, at, interval });
+        }
+    }
+
+    /// The next answer to send again, if its session and slot still wait for it; then [`Holds::repeated`] has to be told.
+    pub fn poll_repeat(&mut self, now: Instant) -> Option<Repeat> {
+        let (_, key) = *self.repeats_due.first().filter(|(at, _)| *at <= now)?;
+        self.repeats_due.pop_first();
+        self.repeats.remove(&key)
+    }
+
+    /// An answer was sent again: it will be once more.
+    pub fn repeated(&mut self, now: Instant, repeat: Repeat) {
+        let interval = (repeat.interval * 2).min(limits::RESEND_INTERVAL_MAX);
+        self.schedule(Repeat { at: now + interval, interval, ..repeat });
+    }
+
+    fn schedule(&mut self, repeat: Repeat) {
+        let key = (repeat.ticket.session, repeat.ticket.slot);
+        self.forget_repeat(key);
+        if repeat.at < repeat.until {
+            self.repeats_due.insert((repeat.at, key));
+            self.repeats.insert(key, repeat);
+        }
+    }
+
+    fn forget_repeat(&mut self, key: Key) {
+        if let Some(repeat) = self.repeats.remove(&key) {
+            self.repeats_due.remove(&(repeat.at, key));
         }
     }
 
@@ -81,21 +157,26 @@ impl Holds {
         let (_, key) = *self.due.first().filter(|(at, _)| *at <= now)?;
         self.due.pop_first();
         self.told += 1;
-        self.holds.get(&key).map(|hold| hold.notice(now))
+        let hold = self.holds.get_mut(&key)?;
+        hold.is_told = true;
+        Some(hold.notice(now))
     }
 
     /// What to tell a twin of a request, if that one is held and for a while yet.
     pub fn answer_twin(&mut self, now: Instant, session: SessionId, slot: u16, xid: Xid) -> Option<Notice> {
-        let hold =
-            self.holds.get(&(session, slot)).filter(|hold| hold.ticket.xid == xid && hold.until > now)?;
+        let hold = self.holds.get_mut(&(session, slot))?;
+        if hold.ticket.xid != xid || hold.until <= now {
+            return None;
+        }
+        hold.is_told = true;
         self.told += 1;
         Some(hold.notice(now))
     }
 
-    /// When [`Holds::poll_notice`] has something next.
+    /// When [`Holds::poll_notice`] or [`Holds::poll_repeat`] has something next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.due.first().map(|(at, _)| *at)
+        [&self.due, &self.repeats_due].into_iter().filter_map(|due| due.first()).map(|(at, _)| *at).min()
     }
 
     /// Requests that are held now, and words sent about some so far.
@@ -152,5 +233,53 @@ mod tests {
         holds.end(ticket(1, 7));
         assert_eq!((holds.counts().0, holds.next_deadline()), (0, None));
         assert_eq!(holds.answer_twin(at(600), SessionId(3), 1, Xid(7)), None);
+    }
+
+    /// Times at which the answer to `ticket(1, 7)` is sent again.
+    fn repeats(holds: &mut Holds, until_ms: u64) -> Vec<u128> {
+        let mut times = Vec::new();
+        while let Some(next) = holds.next_deadline().filter(|next| *next <= at(until_ms)) {
+            let repeat = holds.poll_repeat(next).unwrap();
+            assert_eq!((repeat.ticket, holds.poll_repeat(next)), (ticket(1, 7), None));
+            holds.repeated(next, repeat);
+            times.push(next.since(Instant::ZERO).as_millis());
+        }
+        times
+    }
+
+    #[test]
+    fn the_answer_to_whoever_was_told_to_wait_is_repeated_until_it_asks_by_itself() {
+        let mut holds = Holds::default();
+        holds.begin(at(0), ticket(1, 7), at(10_000));
+        assert!(holds.poll_notice(at(250)).is_some());
+        holds.end(ticket(1, 7));
+        assert_eq!(holds.next_deadline(), None, "not answered yet");
+        holds.answered(at(1000), ticket(1, 6), None); // another one
+        holds.answered(at(1000), ticket(1, 7), None);
+        assert_eq!(repeats(&mut holds, 60_000), [1250, 1750, 2750, 4750, 8750]);
+        assert_eq!((holds.owed.len(), holds.repeats.len(), holds.repeats_due.len()), (0, 0, 0));
+        // At the end of its time, half a second before it asks; and one that was not told asks soon enough.
+        for (told_at, answered_at, wanted) in [(Some(250), 10_000, vec![10_250]), (None, 200, vec![])] {
+            holds.begin(at(0), ticket(1, 7), at(10_000));
+            assert!(told_at.is_none_or(|told_at| holds.poll_notice(at(told_at)).is_some()));
+            holds.end(ticket(1, 7));
+            holds.answered(at(answered_at), ticket(1, 7), None);
+            assert_eq!(repeats(&mut holds, 60_000), wanted);
+        }
+    }
+
+    #[test]
+    fn a_shorter_hold_after_a_longer_one_does_not_shorten_the_wait_and_the_next_request_ends_it() {
+        let mut holds = Holds::default();
+        holds.begin(at(0), ticket(1, 7), at(8000));
+        assert!(holds.answer_twin(at(100), SessionId(3), 1, Xid(7)).is_some());
+        holds.begin(at(300), ticket(1, 7), at(400));
+        holds.end(ticket(1, 7));
+        holds.answered(at(400), ticket(1, 7), None);
+        assert_eq!(repeats(&mut holds, 2000), [650, 1150]);
+        holds.begin(at(2000), ticket(1, 8), at(2100));
+        assert_eq!((holds.repeats.len(), holds.repeats_due.len()), (0, 0));
+        holds.end(ticket(1, 8));
+        assert_eq!(holds.next_deadline(), None);
     }
 }

@@ -103,6 +103,8 @@ pub struct RpcStats {
     pub foms_holding: usize,
     /// Words to requesters that theirs is held, ever.
     pub holds_told: u64,
+    /// Answers sent again unasked, to requesters that were told to wait.
+    pub answers_repeated: u64,
     /// Requests that ran.
     pub executed: u64,
     /// Requests whose time was over before they started.
@@ -170,6 +172,7 @@ struct Figures {
     misbehaved: u64,
     last_misbehaviour: Option<(PeerId, PeerMisbehaved)>,
     messages_dropped: u64,
+    answers_repeated: u64,
     inline_requests: u64,
     inline_replies: u64,
 }
@@ -370,6 +373,7 @@ impl RpcMachine {
             foms_hung: inner.watchdog.borrow().hung_count(),
             foms_holding,
             holds_told,
+            answers_repeated: figures.answers_repeated,
             executed: figures.executed,
             expired: figures.expired,
             misbehaved: figures.misbehaved,
@@ -1492,6 +1496,24 @@ impl RpcMachine {
         }
     }
 
+    /// Sends answers again to those who were told to wait and may have missed them; how many.
+    fn repeat_answers(&self, now: Instant) -> usize {
+        let mut repeated = 0;
+        loop {
+            let next = self.0.holds.borrow_mut().poll_repeat(now);
+            let Some(repeat) = next else { break };
+            let kept = self.0.responder.borrow().kept_reply(repeat.ticket);
+            if let Some(reply) = kept {
+                repeated += 1;
+                self.0.holds.borrow_mut().repeated(now, repeat);
+                let parcel = Parcel { follows: repeat.follows, ..reply.into() };
+                let _ = self.send(now, repeat.ticket.peer, true, parcel); // lost: once more, later
+            }
+        }
+        self.0.figures.borrow_mut().answers_repeated += u64::try_from(repeated).unwrap_or(u64::MAX);
+        repeated
+    }
+
     fn seal_error(&self, mut item: Buffer, reply: Header, error: &FopError) -> Option<SharedBuffer> {
         let used = codec::encode_into(error, item.get_mut(HEADER_BYTES..)?).ok()??;
         item.resize(HEADER_BYTES + used);
@@ -1646,6 +1668,8 @@ impl RpcMachine {
                 }
             };
             let now = self.0.locality.now();
+            let follows = fom.0.sink.as_ref().map(BulkDescriptor::cookie);
+            self.0.holds.borrow_mut().answered(now, ticket, follows);
             if let Some(message) = message
                 && self.0.responder.borrow_mut().finish(now, ticket, message.clone())
             {
@@ -1981,6 +2005,7 @@ impl Driver for MachineDriver {
         handled += inner.formation.borrow_mut().handle_timeouts(now);
         self.machine.tell_forgotten();
         handled += self.machine.tell_holds(now);
+        handled += self.machine.repeat_answers(now);
         self.machine.watch(now);
         self.machine.pump(now);
         handled

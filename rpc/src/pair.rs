@@ -55,7 +55,10 @@ struct Pair {
     has_room: bool,
     /// The server holds every request back for its service time, and says so.
     holds_all: bool,
+    /// And says that it takes as long as this.
+    holds_until: Option<Duration>,
     holds: Holds,
+    answers_repeated: u32,
     tags: BTreeMap<CallId, u64>,
     runs: BTreeMap<u64, u32>,
     /// Times each request's effect became durable.
@@ -113,7 +116,9 @@ impl Pair {
             service_time: Box::new(|_| Duration::from_millis(2)),
             has_room: true,
             holds_all: false,
+            holds_until: None,
             holds: Holds::default(),
+            answers_repeated: 0,
             tags: BTreeMap::new(),
             runs: BTreeMap::new(),
             effects: BTreeMap::new(),
@@ -276,7 +281,8 @@ impl Pair {
                 self.order += 1;
                 let until = self.now + (self.service_time)(tag);
                 if self.holds_all {
-                    self.holds.begin(self.now, ticket, until);
+                    let told = self.holds_until.map_or(until, |holds| self.now + holds);
+                    self.holds.begin(self.now, ticket, told);
                 }
                 self.running.insert((until, self.order), (ticket, tag));
             }
@@ -369,6 +375,7 @@ impl Pair {
             let header =
                 Header::control(Kind::Request { opcode: 1 }, ticket.session, ticket.slot, ticket.xid);
             let bytes = self.reply(&header, Status::Done, &tag.to_le_bytes());
+            self.holds.answered(self.now, ticket, None);
             if self.server.finish(self.now, ticket, bytes.clone()) {
                 self.send_bytes(Side::Client, &Header::parse(&bytes).unwrap(), bytes);
             }
@@ -377,6 +384,13 @@ impl Pair {
         self.server.handle_timeouts(self.now);
         while let Some(notice) = self.holds.poll_notice(self.now) {
             self.send(Side::Client, &notice.header, &[]);
+        }
+        while let Some(repeat) = self.holds.poll_repeat(self.now) {
+            if let Some(bytes) = self.server.kept_reply(repeat.ticket) {
+                self.holds.repeated(self.now, repeat);
+                self.answers_repeated += 1;
+                self.send_bytes(Side::Client, &Header::parse(&bytes).unwrap(), bytes);
+            }
         }
         self.pump();
         true
@@ -558,7 +572,7 @@ fn a_lost_word_is_said_again_to_the_twin() {
 }
 
 #[test]
-fn a_lost_request_is_sent_again_as_soon_as_ever_and_a_lost_answer_after_the_hold() {
+fn a_lost_request_is_sent_again_as_soon_as_ever_and_a_lost_answer_before_anybody_asks() {
     let mut pair = holding(5);
     pair.lose_first(Side::Server, is_request, 1);
     pair.call(1, Repeat::AtMostOnce, 30);
@@ -569,8 +583,49 @@ fn a_lost_request_is_sent_again_as_soon_as_ever_and_a_lost_answer_after_the_hold
     pair.lose_first(Side::Client, is_reply, 1);
     pair.call(1, Repeat::AtMostOnce, 30);
     pair.drive();
+    assert_eq!((pair.results[&1], pair.runs[&1], pair.client.stats().resends), (Ok(1), 1, 0));
+    assert!(pair.now < Instant::ZERO + millis(5300), "{:?}: a quarter of a second after the hold", pair.now);
+    // Once more lost: asked for half a second after the hold.
+    let mut pair = holding(5);
+    pair.lose_first(Side::Client, is_reply, 2);
+    pair.call(1, Repeat::AtMostOnce, 30);
+    pair.drive();
     assert_eq!((pair.results[&1], pair.runs[&1], pair.client.stats().resends), (Ok(1), 1, 1));
-    assert!(pair.now < Instant::ZERO + millis(5800), "{:?}: half a second after the hold", pair.now);
+    assert!(pair.now < Instant::ZERO + millis(5600), "{:?}", pair.now);
+}
+
+#[test]
+fn the_lost_answer_of_a_hold_that_ended_early_comes_again_unasked() {
+    let mut pair = holding(12);
+    pair.holds_until = Some(Duration::from_secs(20)); // it is over after 12
+    pair.lose_first(Side::Client, is_reply, 2);
+    pair.call(1, Repeat::AtMostOnce, 30);
+    pair.drive();
+    assert_eq!((pair.results[&1], pair.runs[&1], pair.client.stats().resends), (Ok(1), 1, 0));
+    assert_eq!(pair.answers_repeated, 2);
+    assert!(pair.now < Instant::ZERO + millis(12_900), "{:?}: 0.75 s after the answer", pair.now);
+    // The slot's next request ends it, whether that is held or not.
+    pair.holds_all = false;
+    pair.service_time = Box::new(|_| millis(1));
+    pair.call(2, Repeat::AtMostOnce, 30);
+    pair.run(Duration::from_secs(30));
+    assert_eq!((pair.answers_repeated, pair.holds.next_deadline()), (2, None));
+    // Nobody is sent anything over a connection that is gone: whoever has it back asks.
+    let mut pair = holding(12);
+    pair.holds_until = Some(Duration::from_secs(20));
+    pair.rule =
+        Box::new(
+            |to, header| {
+                if to == Side::Client && is_reply(&header.kind) { Fate::Lose } else { Fate::Deliver }
+            },
+        );
+    pair.call(1, Repeat::AtMostOnce, 30);
+    pair.run(millis(12_100));
+    pair.rule = Box::new(|_, _| Fate::Deliver);
+    pair.break_connection();
+    pair.drive();
+    assert_eq!((pair.results[&1], pair.runs[&1]), (Ok(1), 1));
+    assert_eq!((pair.client.stats().resends, pair.answers_repeated), (1, 0));
 }
 
 #[test]

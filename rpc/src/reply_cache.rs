@@ -296,6 +296,17 @@ impl<B: Clone + AsRef<[u8]>> ReplyCache<B> {
         true
     }
 
+    /// The reply to a request, if it is kept and its slot has not moved on.
+    #[must_use]
+    pub fn kept(&self, session: SessionId, slot: u16, xid: Xid) -> Option<B> {
+        match self.slots.get(&session)?.get(usize::from(slot))? {
+            Slot { last_xid, state: SlotState::Done { kept: Some((reply, _)) } } if *last_xid == xid => {
+                Some(reply.clone())
+            }
+            _ => None,
+        }
+    }
+
     /// The request will never run: it was cancelled, or its deadline passed before its turn came.
     pub fn drop_request(&mut self, session: SessionId, slot: u16, xid: Xid) {
         let entry = self.slots.get(&session).and_then(|slots| slots.get(usize::from(slot)));

@@ -424,6 +424,14 @@ impl<B: Clone + AsRef<[u8]>> Responder<B> {
         self.cache.finish(now, ticket.session, ticket.slot, ticket.xid, reply)
     }
 
+    /// The reply to a request that ran, to send it again without being asked: while its client is connected and has not moved on.
+    #[must_use]
+    pub fn kept_reply(&self, ticket: Ticket) -> Option<B> {
+        let session = self.sessions.get(&ticket.session)?;
+        let is_there = session.connected && session.peer == ticket.peer;
+        is_there.then(|| self.cache.kept(ticket.session, ticket.slot, ticket.xid)).flatten()
+    }
+
     /// A request will not run after all: its deadline passed while it waited.
     pub fn drop_request(&mut self, ticket: Ticket) {
         self.stopped(ticket);

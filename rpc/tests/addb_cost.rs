@@ -7,76 +7,20 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::cell::Cell;
-use std::process::Command;
-use std::rc::Rc;
-use std::sync::Arc;
-use std::time::Duration;
+mod null_request;
 
-use base::{Endpoint, Instant, Nid};
-use fops::admin::{Ping, PingReply};
-use futures_util::FutureExt;
-use rpc::{Bulk, CallOptions, Phase, RpcConfig, RpcMachine};
-use runtime::{Arena, ArenaConfig, Counters, Locality, LocalityConfig};
-use verbs_net::{Fabric, LoFabric, TmConfig, Token, TransferMachine};
+use std::process::Command;
+
+use null_request::ask;
 
 /// The part of a null request's instructions that each may have, in thousandths; the development profile inlines little.
 const COST_MAX: u64 = if cfg!(debug_assertions) { 30 } else { 20 };
 /// `REQUESTS RECORDS`, for the program under callgrind.
 const ORDER: &str = "CLOVIS_NULL_REQUESTS";
 
-fn locality(index: u32) -> Locality {
-    Locality::new(LocalityConfig {
-        index,
-        name: format!("side {index}"),
-        seed: index.into(),
-        counters: Arc::new(Counters::default()),
-        arena: Arena::new(ArenaConfig { capacity_bytes: 16 << 20 }).unwrap(),
-        crowd: None,
-    })
-}
-
-fn machine(fabric: &Fabric, locality: &Locality, tmid: u16, addb_records: usize) -> RpcMachine {
-    let endpoint = Endpoint { nid: Nid::LOOPBACK, pid: 12345, portal: 34, tmid };
-    let config = RpcConfig { addb_records, ..RpcConfig::default() };
-    let version = Rc::clone(&config.config_version);
-    let tm_config = TmConfig::new(endpoint, true, 1 + u64::from(tmid), Token::new([7; 32]), version);
-    let tm = TransferMachine::start(&locality.handle(), fabric, tm_config).unwrap();
-    RpcMachine::start(&locality.handle(), tm, config)
-}
-
-/// Asks and answers; returns how many steps the server recorded.
-fn ask(requests: u64, addb_records: usize) -> u64 {
-    let fabric = Fabric::Lo(LoFabric::new());
-    let (mut server_side, mut client_side) = (locality(0), locality(1));
-    let server = machine(&fabric, &server_side, 0, addb_records);
-    let client = machine(&fabric, &client_side, 1, addb_records);
-    server.serve(|_fom, request: Ping| {
-        std::future::ready(Ok(PingReply { payload: request.payload, epoch: 1 })).boxed_local()
-    });
-    let (to, done) = (server.endpoint(), Rc::new(Cell::new(0)));
-    let answered = Rc::clone(&done);
-    let handle = client_side.handle();
-    let _task = client_side.handle().spawn("asker", async move {
-        for _ in 0..requests {
-            let options = CallOptions::until(handle.now() + Duration::from_secs(10));
-            client.call(to, &Ping { payload: Vec::new() }, Bulk::none(), options).await.unwrap();
-            answered.set(answered.get() + 1);
-        }
-    });
-    let mut now = Instant::ZERO;
-    while done.get() < requests {
-        now = now + Duration::from_micros(1);
-        client_side.turn(now);
-        server_side.turn(now);
-    }
-    assert_eq!(server.stats().executed, requests);
-    server.addb().count(Phase::Done)
-}
-
 #[test]
 fn null_requests_are_recorded_or_not() {
-    assert_eq!((ask(20, 64), ask(20, 0)), (20, 0));
+    assert_eq!((ask(20, 1, 64).0, ask(20, 1, 0).0), (20, 0));
 }
 
 #[test]
@@ -84,7 +28,7 @@ fn null_requests_are_recorded_or_not() {
 fn ordered_null_requests() {
     let order = std::env::var(ORDER).expect("the test that starts this says how many");
     let (requests, records) = order.split_once(' ').unwrap();
-    ask(requests.parse().unwrap(), records.parse().unwrap());
+    ask(requests.parse().unwrap(), 1, records.parse().unwrap());
 }
 
 /// What a miss of the reply cache is.

@@ -113,6 +113,22 @@ fn a_watcher_that_waits_does_not_ask_again() {
     assert_eq!(asked.resends, 0);
 }
 
+/// Whoever waits for news is answered when control is stopped: its drain does not wait for them, and none is left undrained.
+#[test]
+fn control_that_is_stopped_lets_go_of_what_it_holds() {
+    let mut cluster = cluster(10);
+    let listener = Listener::start(&mut cluster, 101, Duration::ZERO);
+    cluster.turner.pass(LEASE);
+    let before = cluster.turner.clock.now();
+    cluster.stop_control().unwrap();
+    let took = cluster.turner.clock.now().since(before);
+    assert!(took < within(500), "{took:?}");
+    cluster.start_control().unwrap();
+    let outcome = notify(&mut cluster, "later", within(20_000));
+    assert_eq!(text(&outcome), (vec!["n101 later".to_owned()], vec![]));
+    assert_eq!(listener.heard(), ["later"]);
+}
+
 #[test]
 fn a_killed_watcher_is_missed_by_name_until_its_lease_ends() {
     let mut cluster = cluster(1);

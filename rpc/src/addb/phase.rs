@@ -83,6 +83,8 @@ numbered! {
         Answered = 17, "answered-again";
         /// It is held back on purpose: until there is news, or a lock is free.
         Hold = 18, "hold";
+        /// It is not any more: the handler goes on. Not `run`, which counts how often handlers began.
+        GoOn = 19, "go-on";
 
         /// The call is made.
         Submit = 64, "submit";

@@ -97,6 +97,13 @@ pub struct Surroundings<'a> {
     pub operations_max: u64,
 }
 
+impl Surroundings<'_> {
+    /// In a third of the seeds bulk of up to two blocks travels inside of its item, as over tcp; the seeded bugs are looked for without.
+    fn inline_bytes(&self) -> Option<usize> {
+        (self.mutation.is_none() && self.seed % 3 == 2).then_some(2 * 4096)
+    }
+}
+
 /// The credential of every simulated cluster.
 pub fn token() -> Token {
     Token::new([0x5a; 32])
@@ -220,7 +227,8 @@ fn start_server(
     config.format = format;
     config.start_timeout = Duration::from_secs(2);
     config.bug = around.mutation.and_then(Mutation::server_bug);
-    config.rpc = RpcConfig { bug: around.mutation.and_then(Mutation::rpc_bug), ..RpcConfig::default() };
+    let (bug, inline_bytes) = (around.mutation.and_then(Mutation::rpc_bug), around.inline_bytes());
+    config.rpc = RpcConfig { bug, inline_bytes, ..RpcConfig::default() };
     let slot = Rc::clone(slot);
     locality.handle().spawn("boot", async move {
         match Server::start(&handle, &fabric, config).await {
@@ -261,9 +269,9 @@ fn start_client(
     let (slot, oracle, stop) = (Rc::clone(slot), Rc::clone(around.oracle), Rc::clone(around.stop_work));
     let (node, seed, epoch) = (around.index, around.seed, around.epoch);
     let (clock, operations_max) = (Rc::clone(around.clock), around.operations_max);
-    let bug = around.mutation.and_then(Mutation::client_bug);
+    let (bug, inline_bytes) = (around.mutation.and_then(Mutation::client_bug), around.inline_bytes());
     locality.handle().spawn("boot", async move {
-        let client = match Client::connect_with_bug(&handle, &fabric, config, bug).await {
+        let client = match Client::connect_simulated(&handle, &fabric, config, bug, inline_bytes).await {
             Ok(client) => client,
             Err(error) => {
                 let is_ours = !matches!(error, client::ClientError::NoConfiguration { .. });

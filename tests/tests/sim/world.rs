@@ -767,6 +767,10 @@ impl World {
             counters.add("a session went on after its server restarted", stats.requester.sessions_resumed);
             counters.add("a request was answered from the record of its slot", stats.reply_cache.replays);
             counters.add("items shared a packet", stats.formation.packets);
+            counters.add("bulk travelled inside of a request", stats.inline_requests);
+            counters.add("bulk travelled inside of a reply", stats.inline_replies);
+            counters.add("a requester was told that it has to wait", stats.holds_told);
+            counters.add("an answer was sent again unasked", stats.answers_repeated);
             counters.add("a packet waited for credits", stats.formation.blocked);
             if let Some((peer, what)) = &stats.last_misbehaviour {
                 // Everybody here is ours, and damage is caught below rpc.
