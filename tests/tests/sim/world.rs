@@ -126,6 +126,7 @@ impl World {
                     endpoint: at,
                     state: DeviceState::Unknown,
                     size_blocks: 0,
+                    replaced: 0,
                 });
                 let disk = SimDisk::new(random.u64(..), DEVICE_BLOCKS, spdk_stob::SimFaults::default());
                 own.push(SimDevice { fid, disk });
@@ -145,6 +146,8 @@ impl World {
                 width: LayoutWidth::new(data_units, 2, 1).expect("a valid layout"),
                 unit_bytes: UNIT_BYTES,
                 devices,
+                awaited_disks: Vec::new(),
+                changes_from: 0,
             },
         };
         // A quarter of the seeds has RDMA's shape under it; the seeded bugs are looked for without.
