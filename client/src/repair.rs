@@ -11,10 +11,11 @@
 //! any object at or before the last one that was complete.
 //! Bounds: [`limits::REPAIR_OBJECTS_IN_FLIGHT`] objects, one window of [`limits::PIECE_BYTES`] each. Start at [`Client::repair_device`].
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use base::units::BLOCK_BYTES;
-use base::{Fid, Instant, ObjectId};
+use base::{Blamed, Fid, Instant, ObjectId};
 use fops::lock::LockMode;
 use fops::object::ObjectRecord;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
@@ -53,6 +54,23 @@ pub struct RepairProgress {
     pub lost: Vec<ObjectId>,
 }
 
+/// Keeps the copy at its rate.
+struct Pace {
+    started: Instant,
+    bytes_per_second: Option<u64>,
+    written: Cell<u64>,
+}
+
+impl Pace {
+    /// When what is written is due at this rate; the past, without a rate.
+    fn due(&self) -> Instant {
+        let rate = self.bytes_per_second.unwrap_or(0).max(1);
+        let ms = u128::from(self.written.get()) * 1000 / u128::from(rate);
+        let late = Duration::from_millis(u64::try_from(ms).unwrap_or(u64::MAX));
+        if self.bytes_per_second.is_some() { self.started + late } else { Instant::ZERO }
+    }
+}
+
 /// What came of one object.
 enum Outcome {
     Complete(u64),
@@ -63,7 +81,7 @@ impl Client {
     /// Brings everything that `device` has to hold to it. It has to be in repair, and its order heeded by all servers.
     ///
     /// Read [`RepairProgress::lost`] of the result: while it is not empty the device must not be taken for whole. `progress` is called after
-    /// each page of records. Errors: the device is not in repair (any more), it does not take what is written, a credit cannot be had.
+    /// each object. Errors: the device is not in repair (any more), it does not take what is written, a credit cannot be had.
     pub async fn repair_device(
         &self,
         device: Fid,
@@ -73,23 +91,25 @@ impl Client {
         let store = self.store().clone();
         store.fetch().await;
         let target = store.configuration().target_index(device).unwrap_or(u32::MAX);
-        let started = store.now();
+        let pace =
+            Pace { started: store.now(), bytes_per_second: options.bytes_per_second, written: Cell::new(0) };
         let mut done = RepairProgress { last: options.after, ..RepairProgress::default() };
         let mut after = options.after.map(ObjectId::fid);
         loop {
             check_in_repair(&store, target)?;
             let (records, next) = store.list_page(after).await?;
             done.records += u64::try_from(records.len()).unwrap_or(u64::MAX);
-            let outcomes: Vec<(Fid, Outcome)> =
-                stream::iter(records.iter().filter(|record| next.is_none_or(|next| record.object <= next)))
+            let is_complete = |record: &&ObjectRecord| next.is_none_or(|next| record.object <= next);
+            let mut outcomes = std::pin::pin!(
+                stream::iter(records.iter().filter(is_complete))
                     .map(async |record| {
                         restore_record(&store, target, record).await?;
-                        Ok::<_, ClientError>((record.object, self.restore_object(target, record).await?))
+                        let outcome = self.restore_object(target, record, &pace).await?;
+                        Ok::<_, ClientError>((record.object, outcome))
                     })
                     .buffered(limits::REPAIR_OBJECTS_IN_FLIGHT)
-                    .try_collect()
-                    .await?;
-            for (object, outcome) in outcomes {
+            );
+            while let Some((object, outcome)) = outcomes.try_next().await? {
                 let (Outcome::Complete(bytes) | Outcome::Lost(bytes)) = outcome;
                 done.bytes += bytes;
                 let object = ObjectId::from_fid(object);
@@ -98,21 +118,22 @@ impl Client {
                     Outcome::Lost(_) => done.lost.extend(object),
                 }
                 done.last = object.or(done.last);
+                progress(&done);
             }
-            progress(&done);
             after = match next {
                 Some(next) => Some(next),
                 None => return Ok(done),
             };
-            if let Some(rate) = options.bytes_per_second.filter(|rate| *rate > 0) {
-                let due = started + Duration::from_secs_f64(as_seconds(done.bytes, rate));
-                store.locality.sleep_until(due.max(store.now())).await;
-            }
         }
     }
 
     /// The units of one object on `target`.
-    async fn restore_object(&self, target: u32, record: &ObjectRecord) -> Result<Outcome, ClientError> {
+    async fn restore_object(
+        &self,
+        target: u32,
+        record: &ObjectRecord,
+        pace: &Pace,
+    ) -> Result<Outcome, ClientError> {
         let (Some(object), false) = (ObjectId::from_fid(record.object), record.deleted) else {
             return Ok(Outcome::Complete(0));
         };
@@ -124,6 +145,9 @@ impl Client {
             if !has_unit(&View::new(self.store(), object, record)?, record, target) {
                 return Ok(Outcome::Complete(written));
             }
+            // Before the object is held: a pause keeps nobody from it.
+            self.locality().sleep_until(pace.due()).await;
+            check_in_repair(self.store(), target)?;
             let wait = self.store().config.op_timeout;
             let holder = self.holding(object, LockMode::Exclusive, wait).await?;
             let found = match holder.open(object).await {
@@ -140,13 +164,16 @@ impl Client {
             let groups = found.size_bytes.div_ceil(view.geometry.group_bytes());
             while from < groups {
                 let window = window(&view, from, groups);
-                match restore_groups(&view, target, window.clone()).await {
-                    Ok(bytes) => written += bytes,
+                match restore_patiently(&view, target, window.clone()).await {
+                    Ok(bytes) => {
+                        written += bytes;
+                        pace.written.set(pace.written.get() + bytes);
+                    }
                     Err(ClientError::Read { .. }) => return Ok(Outcome::Lost(written)),
                     Err(error) => return Err(error),
                 }
                 from = window.end;
-                if from < groups && holder.is_wanted()? == Some(true) {
+                if from < groups && (holder.is_wanted()? == Some(true) || pace.due() > self.store().now()) {
                     break;
                 }
             }
@@ -165,12 +192,6 @@ impl Client {
             }
         }
     }
-}
-
-fn as_seconds(bytes: u64, rate: u64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "a pause need not be exact")]
-    let seconds = bytes as f64 / rate as f64;
-    seconds
 }
 
 /// Groups from `from` on that are read and written as one piece.
@@ -213,6 +234,22 @@ async fn restore_record(store: &Store, target: u32, record: &ObjectRecord) -> Re
 fn has_unit(view: &View, record: &ObjectRecord, target: u32) -> bool {
     let groups = record.size_bytes.div_ceil(view.geometry.group_bytes());
     (0..groups).any(|group| view.unit_on(group, target).is_some())
+}
+
+/// [`restore_groups`], again while servers are silent.
+async fn restore_patiently(
+    view: &View,
+    target: u32,
+    groups: std::ops::Range<u64>,
+) -> Result<u64, ClientError> {
+    let deadline = view.store.deadline();
+    let mut wait = limits::RETRY_WAIT_MIN;
+    loop {
+        match restore_groups(view, target, groups.clone()).await {
+            Err(error) if error.may_retry() && view.store.wait_to_retry(&mut wait, deadline).await => {}
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Computes the units of `groups` that stand on `target` from the others, and writes them; answers the bytes.

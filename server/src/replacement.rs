@@ -73,7 +73,9 @@ async fn replace(state: &Rc<State>, fid: Fid, number: u32, disks: &DiskSource) -
     let locality = state.rpc.locality().clone();
     let old = state.devices.borrow_mut().remove(&fid);
     if let Some(old) = old {
-        // A disk that is broken does not close in order, or at all; its bytes are given up.
+        // Its bytes are given up, and another disk may stand there already: nothing more is written.
+        old.domain.set_failed(true);
+        // One that is broken does not close in order, or at all.
         let _closed = locality.timeout_at(locality.now() + CLOSE_WITHIN, old.domain.clone().close()).await;
     }
     let configuration = state.configuration();

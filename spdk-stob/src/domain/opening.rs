@@ -610,6 +610,8 @@ impl Domain {
                 found.sequence + 1
             }
             Err(StobError::NotFormatted) => 1,
+            // A format that was cut short leaves this, and whoever asks for it again gave up what was there.
+            Err(StobError::Damaged { .. }) if over == Over::ThisDevice => 1,
             Err(error) => return Err(error),
         };
         let buffer = reader.buffer;

@@ -4,6 +4,7 @@
 //! [`Node`]. A start that fails is seen by the world, which ends the node and starts it again, as a supervisor would.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,6 +80,8 @@ pub struct Node {
     pub held_until: Instant,
     /// How long it rests after each turn in which it did something.
     pub rest: Duration,
+    /// Disks that an operator put in the places of others while it runs.
+    pub new_disks: Rc<RefCell<BTreeMap<Fid, SimDisk>>>,
 }
 
 /// What every start needs.
@@ -116,6 +119,7 @@ impl Node {
             clock: DriftingClock::ahead_by(ahead),
             held_until: Instant::ZERO,
             rest: Duration::ZERO,
+            new_disks: Rc::default(),
         }
     }
 
@@ -162,6 +166,7 @@ impl Node {
         match &self.role {
             Role::Control { disk } => start_control(&locality, &slot, disk, around),
             Role::Server { process, devices } => {
+                let devices = (devices.as_slice(), Rc::clone(&self.new_disks));
                 start_server(&locality, &slot, (self.endpoint, *process), devices, !self.was_up, around);
             }
             Role::Client { workers, think_max, read_verify } => {
@@ -205,7 +210,7 @@ fn start_server(
     locality: &Locality,
     slot: &Rc<Slot>,
     (endpoint, process): (Endpoint, Fid),
-    devices: &[SimDevice],
+    (devices, new_disks): (&[SimDevice], Rc<RefCell<BTreeMap<Fid, SimDisk>>>),
     format: bool,
     around: &Surroundings<'_>,
 ) {
@@ -218,6 +223,11 @@ fn start_server(
     let control = around.configuration.control;
     let mut config = ServerConfig::new(endpoint, process, control, token(), around.epoch, backends);
     config.format = format;
+    let mutation = around.mutation;
+    config.disks = Some(Rc::new(move |device, _| match new_disks.borrow().get(&device) {
+        Some(disk) => Ok(backend(disk, mutation)),
+        None => Err("nobody put another disk in its place".to_owned()),
+    }));
     config.start_timeout = Duration::from_secs(2);
     config.bug = around.mutation.and_then(Mutation::server_bug);
     config.rpc = RpcConfig { bug: around.mutation.and_then(Mutation::rpc_bug), ..RpcConfig::default() };
