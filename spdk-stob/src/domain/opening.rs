@@ -576,6 +576,16 @@ impl Domain {
         Domain::format_over(locality, backend, params, Tuning::default(), Over::ThisDevice).await
     }
 
+    #[cfg(test)]
+    pub(crate) async fn format_over_tuned(
+        locality: &LocalityHandle,
+        backend: Box<dyn Backend>,
+        params: FormatParams,
+        tuning: Tuning,
+    ) -> Result<Domain, StobError> {
+        Domain::format_over(locality, backend, params, tuning, Over::ThisDevice).await
+    }
+
     pub(crate) async fn format_tuned(
         locality: &LocalityHandle,
         backend: Box<dyn Backend>,
