@@ -610,13 +610,16 @@ impl Domain {
         };
         let buffer = locality.arena().alloc(RECORD_BYTES_MAX).await;
         let mut reader = BlockReader { device: &device, buffer: Some(buffer), locality: locality.clone() };
-        // Above every copy that may be left of the old one, so that the first new copy wins.
+        // Above every copy that may be left of the old one, so that the first new copy wins; and another id than that one has, by which its
+        // records and pages are told from new ones.
+        let mut format_id = locality.random_u64();
         let sequence = match choose_superblock(&mut reader).await {
             Ok((found, _)) => {
                 let is_same = found.device == params.device && found.cluster == params.cluster;
                 if over == Over::Blank || !is_same {
                     return Err(StobError::AlreadyFormatted { device: found.device, cluster: found.cluster });
                 }
+                format_id = if format_id == found.format_id { !format_id } else { format_id };
                 found.sequence + 1
             }
             Err(StobError::NotFormatted) => 1,
@@ -627,7 +630,7 @@ impl Domain {
         let buffer = reader.buffer;
         let superblock = Superblock {
             version: FORMAT_VERSION,
-            format_id: locality.random_u64(),
+            format_id,
             device: params.device,
             cluster: params.cluster,
             sequence,
