@@ -36,7 +36,7 @@ pub(crate) async fn follow(state: Weak<State>, disks: DiskSource, teller: Option
             let failure = outcome.as_ref().err().map(|reason| (device, reason.clone()));
             // Told once, not at each try.
             if let Some(teller) = teller.as_ref().filter(|_| failure.is_none() || failure != told) {
-                teller(device, outcome.as_ref().map(|()| ()).map_err(String::as_str));
+                teller(device, outcome.as_ref().copied().map_err(String::as_str));
             }
             told = failure;
         }

@@ -16,15 +16,16 @@ fn bytes(seed: u64, count: usize) -> Vec<u8> {
 /// States of all devices, by target.
 fn states(cluster: &RunningCluster) -> Vec<String> {
     let listed = cluster.run(&["device", "list", "--json"]).succeeded();
-    let listed: Value = serde_json::from_str(listed.text()).unwrap();
-    let devices = listed["devices"].as_array().unwrap();
-    devices.iter().map(|device| device["state"].as_str().unwrap().to_owned()).collect()
+    let listed: Value = serde_json::from_str(listed.text()).expect("one JSON object");
+    let devices = listed["devices"].as_array().expect("a list of devices");
+    devices.iter().map(|device| device["state"].as_str().expect("a word").to_owned()).collect()
 }
 
 fn put(cluster: &RunningCluster, id: &str, content: &[u8]) {
     let file = cluster.scratch().join(id.replace(':', "-"));
-    fs::write(&file, content).unwrap();
-    let _ = cluster.run(&["cp", "--quiet", file.to_str().unwrap(), id]).succeeded();
+    fs::write(&file, content).expect("the scratch folder takes a file");
+    let path = file.to_str().expect("a path of letters");
+    let _ = cluster.run(&["cp", "--quiet", path, id]).succeeded();
 }
 
 fn has(cluster: &RunningCluster, id: &str, content: &[u8], when: &str) {
@@ -34,7 +35,7 @@ fn has(cluster: &RunningCluster, id: &str, content: &[u8], when: &str) {
 #[test]
 fn a_replaced_device_carries_its_part_while_clients_go_on_and_after_two_others_are_lost() {
     let cluster = RunningCluster::start("replace", &["--device-size", "64M"]);
-    let content: Vec<Vec<u8>> = (0..4).map(|seed| bytes(seed, 700_001 + 70_000 * seed as usize)).collect();
+    let content: Vec<Vec<u8>> = [700_001, 770_001, 840_001, 910_001].map(|count| bytes(9, count)).into();
     put(&cluster, "1:1", &content[0]);
     put(&cluster, "1:2", &content[1]);
     let said = cluster.run(&["device", "replace", "2"]);

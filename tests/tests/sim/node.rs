@@ -38,6 +38,9 @@ pub struct SimDevice {
     pub disk: SimDisk,
 }
 
+/// Disks by the device that they are for.
+type NewDisks = Rc<RefCell<BTreeMap<Fid, SimDisk>>>;
+
 /// What a node is.
 pub enum Role {
     Control { disk: SimDisk },
@@ -81,7 +84,7 @@ pub struct Node {
     /// How long it rests after each turn in which it did something.
     pub rest: Duration,
     /// Disks that an operator put in the places of others while it runs.
-    pub new_disks: Rc<RefCell<BTreeMap<Fid, SimDisk>>>,
+    pub new_disks: NewDisks,
 }
 
 /// What every start needs.
@@ -210,7 +213,7 @@ fn start_server(
     locality: &Locality,
     slot: &Rc<Slot>,
     (endpoint, process): (Endpoint, Fid),
-    (devices, new_disks): (&[SimDevice], Rc<RefCell<BTreeMap<Fid, SimDisk>>>),
+    (devices, new_disks): (&[SimDevice], NewDisks),
     format: bool,
     around: &Surroundings<'_>,
 ) {
