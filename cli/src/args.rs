@@ -723,6 +723,8 @@ pub enum DeviceCommand {
     Detach(DeviceDetachArgs),
     /// Take a detached device back
     Attach(DeviceJsonArgs),
+    /// Give a failed device another disk, or its own formatted, and copy everything to it that it has to hold
+    Replace(DeviceReplaceArgs),
     /// Declare a device FAILED: writes skip it, reads rebuild its units
     Fail(DeviceArgs),
     /// Fault rule: each access to the device fails with EIO from now on, until its server restarts
@@ -762,6 +764,28 @@ pub struct DeviceDetachArgs {
     #[arg(long)]
     pub force: bool,
     /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis device replace`
+#[derive(Debug, Args)]
+pub struct DeviceReplaceArgs {
+    /// The device's fid, or its position in the pool from 0
+    pub device: String,
+    /// Copy at most so many bytes in a second
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub rate: Option<u64>,
+    /// Go on behind this object: the last one that an interrupted run named
+    #[arg(long, value_name = "ID")]
+    pub after: Option<ObjectId>,
+    /// How long to wait until its server has formatted the disk and all servers know
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub wait: u64,
+    /// Print one JSON object, and no progress
     #[arg(long)]
     pub json: bool,
     /// Cluster.

@@ -5,29 +5,31 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base::Fid;
+use base::units::BLOCK_BYTES;
 use control::{Control, ControlConfig, OperatorFile};
-use faces::About;
 use faces::cluster_file::ClusterFile;
+use faces::{About, DeviceState};
 use futures_channel::oneshot;
 use futures_util::{FutureExt as _, future};
 use rpc::addb::AddbSpace;
 use runtime::StopFlag;
-use server::{Server, ServerConfig};
+use server::{DiskSource, Server, ServerConfig};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use spdk_stob::is_nvme_address;
 use verbs_net::Fabric;
 
 use crate::args::{ControlArgs, ServerArgs};
 use crate::connection::{
-    Station, device_path, fabric_of, folder_of, load_cluster_file, new_epoch, open_device, read_cluster_file,
-    token, unix_s, unix_us,
+    Station, create_device, device_path, fabric_of, folder_of, load_cluster_file, new_epoch, open_device,
+    read_cluster_file, token, unix_s, unix_us,
 };
 use crate::failure::Failure;
 use crate::metrics::exporter::{Answer, Exporter, Found};
@@ -219,6 +221,21 @@ fn exporter(
     Exporter::start(address, page).map(Some)
 }
 
+/// Opens what stands in the place of a device of `process` now. A file that is gone is made anew, as large as it was.
+fn disk_source(file: &ClusterFile, process: Fid, folder: &Path) -> DiskSource {
+    let paths: Vec<(Fid, PathBuf)> =
+        file.devices_of(process).map(|device| (device.fid, device_path(folder, &device.path))).collect();
+    Rc::new(move |device, size_blocks| {
+        let path = paths.iter().find(|(fid, _)| *fid == device).map(|(_, path)| path);
+        let path = path.ok_or_else(|| "the cluster file of this process does not name it".to_owned())?;
+        let may_be_made = size_blocks > 0 && !is_nvme_address(path) && !path.starts_with("/dev/");
+        if may_be_made && !path.exists() {
+            create_device(path, size_blocks * BLOCK_BYTES).map_err(|error| error.to_string())?;
+        }
+        open_device(path).map_err(|error| error.to_string())
+    })
+}
+
 /// Serves as the server `process` of the cluster in `folder`; calls `ready` once it is registered.
 pub fn serve_server(
     station: &mut Station,
@@ -252,12 +269,26 @@ pub fn serve_server(
     let told = metrics::Process { name: name.clone(), fid: Some(process) };
     let exporter = exporter(station, section.metrics, told, config.rpc.addb.clone(), |_, _| None)?;
     config.rails.clone_from(&section.rails);
+    config.disks = Some(disk_source(file, process, folder));
+    let teller = name.clone();
+    config.on_disk = Some(Rc::new(move |device, outcome| match outcome {
+        Ok(()) => note(&format!("{teller}: device {device} has another disk, formatted")),
+        Err(reason) => eprintln!("clovis: {teller}: device {device} awaits another disk: {reason}"),
+    }));
     let teller = name.clone();
     config.rpc.on_hung = Some(Rc::new(move |hung: &rpc::HungFom| eprintln!("clovis: {teller}: {hung}")));
     let handle = station.handle();
     let started = station.wait(Server::start(&handle, fabric, config))?;
     let server = started.map_err(|error| Failure::new(error.to_string()))?;
-    if let Some((device, error)) = server.unopened().first() {
+    for (device, error) in server.unopened() {
+        eprintln!("clovis: {name}: device {device} is left out: {error}");
+    }
+    let configuration = server.configuration();
+    let is_failed = |device: &Fid| {
+        let found = configuration.as_ref().and_then(|configuration| configuration.device(*device));
+        found.is_some_and(|found| found.state == DeviceState::Failed)
+    };
+    if let Some((device, error)) = server.unopened().iter().find(|(device, _)| !is_failed(device)) {
         let refusal = Failure::new(format!("device {device}: {error}"));
         finish(station, &name, server.stop())?;
         return Err(refusal);

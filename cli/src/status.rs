@@ -249,8 +249,15 @@ impl Picture<'_> {
             let names: Vec<String> = failed.iter().map(ToString::to_string).collect();
             let left = parity.saturating_sub(failed.len());
             advice.push(format!(
-                "failed: device {}; its bytes are rebuilt on each read, and {left} more may fail; repair is not there yet",
-                names.join(", ")
+                "failed: device {}; its bytes are rebuilt on each read, and {left} more may fail; `clovis device replace {}` gives it \
+                 another disk, or its own formatted",
+                names.join(", "),
+                names[0]
+            ));
+        }
+        for device in in_state(DeviceState::Repair) {
+            advice.push(format!(
+                "device {device} is in repair: it takes every write, and reads rebuild its units until `clovis device replace {device}` has copied all to it"
             ));
         }
         for device in &detached {

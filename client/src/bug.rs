@@ -13,6 +13,8 @@ pub enum Bug {
     DropBeforeCommit,
     /// Of the replicas of a record the first that answers counts, be it old.
     FirstAnswerIsEnough,
+    /// While a device is in repair, changes in place are made without the credit that keeps the copy machine off.
+    RepairBesideWrites,
     /// One of its rpc machine's.
     Rpc(rpc::Bug),
 }

@@ -194,6 +194,10 @@ impl Client {
         self.store.conf.notify(object.fid(), payload, within).await
     }
 
+    pub(crate) fn store(&self) -> &Rc<Store> {
+        &self.store
+    }
+
     /// The rpc machine, for fops that have no word of their own here (status, faults).
     #[must_use]
     pub fn rpc(&self) -> &RpcMachine {

@@ -181,6 +181,12 @@ pub enum ClientError {
         /// The object.
         object: ObjectId,
     },
+    /// A device is not in repair, or no longer.
+    #[error("nothing is copied to a device that is not in repair: {failures}")]
+    Repair {
+        /// The device, and its state.
+        failures: UnitFailures,
+    },
     /// The local endpoint cannot be opened.
     #[error("cannot open the endpoint {endpoint}: {reason}")]
     Start {
@@ -394,6 +400,7 @@ impl Blamed for ClientError {
             | ClientError::Read { .. }
             | ClientError::ParityMismatch { .. }
             | ClientError::Write { .. }
+            | ClientError::Repair { .. }
             | ClientError::List { .. } => Blame::Environment,
             ClientError::Internal(_) => Blame::Us,
         }

@@ -38,6 +38,9 @@ pub const SUSPECT_FOR: Duration = Duration::from_secs(2);
 /// Tries of a record update against other writers.
 pub const RECORD_TRIES_MAX: u32 = 8;
 
+/// Objects that a repair copies at a time, with one window of [`PIECE_BYTES`] each.
+pub const REPAIR_OBJECTS_IN_FLIGHT: usize = 4;
+
 /// Records of one page that a client asks one device for: 64 of them are below 10 KiB, far inside a message.
 pub const LIST_PAGE_RECORDS: u32 = 64;
 

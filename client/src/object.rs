@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use base::units::{BLOCK_BYTES, narrow, wide};
 use base::{ByteExtent, ObjectId};
+use faces::rm::Hold;
 use fops::object::{ObjectRecord, OpenMode};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use runtime::SharedBuffer;
@@ -281,6 +282,7 @@ impl Object {
         let store = &self.0.store;
         let turn = self.0.writing.acquire(1).await;
         store.refresh().await;
+        let _beside_repair = store.writing_credit(self.0.object.fid()).await?;
         self.look_beyond(extent).await?;
         let end = extent.end();
         if !extent.is_block_aligned() {
@@ -413,8 +415,9 @@ impl Object {
         self.write_zeros(ByteExtent { start: extent.start, count: end - extent.start }).await
     }
 
-    /// What changes whole blocks of any place begins with: the turn to write and that to grow, and the object as it is now.
-    async fn blocks_turns(&self, extent: ByteExtent) -> Result<(Permit, Permit), ClientError> {
+    /// What changes whole blocks of any place begins with: the turn to write and that to grow, the credit that a repair asks for, and the object as
+    /// it is now.
+    async fn blocks_turns(&self, extent: ByteExtent) -> Result<(Permit, Permit, Option<Hold>), ClientError> {
         check_length(extent)?;
         if !extent.is_block_aligned() {
             return Err(ClientError::NotAligned { extent });
@@ -422,8 +425,9 @@ impl Object {
         let writing = self.0.writing.acquire(1).await;
         let growing = self.0.growing.acquire(1).await;
         self.0.store.refresh().await;
+        let beside_repair = self.0.store.writing_credit(self.0.object.fid()).await?;
         self.reload().await?;
-        Ok((writing, growing))
+        Ok((writing, growing, beside_repair))
     }
 
     /// Writes zeros at whole blocks. The caller has the turn to write and that to grow.
@@ -590,7 +594,7 @@ pub(crate) async fn write_groups(
                 pieces.extend(writer.pieces(group, deadline).await?);
             }
             let sent = targets::write(&view.store, view.name, pieces, deadline).await;
-            sent.map_err(|failures| write_error(view, failures))?;
+            view.note_skipped(sent.map_err(|failures| write_error(view, failures))?);
             // Devices that left service meanwhile were skipped: no more than K of any group may have been.
             view.check_writable(groups)
         })

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use crate::bug::Bug;
 use crate::error::{ClientError, Fault, UnitFailures};
 use crate::limits;
-use crate::store::{Store, is_in_service};
+use crate::store::{Store, has_all_records, is_in_service};
 
 /// What one holder said when asked to open.
 #[derive(Clone, Debug)]
@@ -76,14 +76,20 @@ pub(crate) fn settle(answers: &[(u32, Held)], all_needed: bool) -> Settled {
 }
 
 impl Store {
-    /// Targets that hold the object's record and are in service, and why none is if so.
-    fn holders(&self, object: ObjectId) -> Result<Vec<u32>, ClientError> {
+    /// Targets that hold the object's record and are in service, and why none is if so. One that is being restored takes changes, but that it
+    /// has no record means nothing: it is not asked (`all_needed` is false), and never the only one.
+    fn holders(&self, object: ObjectId, all_needed: bool) -> Result<Vec<u32>, ClientError> {
         let configuration = self.configuration();
         let pool = self.layout(object, configuration.pool.width, configuration.pool.unit_bytes)?;
         let all = record_targets(&pool, object.fid());
         let serving = |target: &u32| self.device(*target).is_ok_and(|device| is_in_service(device.state));
-        let holders: Vec<u32> = all.iter().copied().filter(serving).collect();
-        if holders.is_empty() {
+        let knows = |target: &u32| self.device(*target).is_ok_and(|device| has_all_records(device.state));
+        let holders: Vec<u32> = all
+            .iter()
+            .copied()
+            .filter(|target| if all_needed { serving(target) } else { knows(target) })
+            .collect();
+        if !holders.iter().any(knows) {
             let failures = all.iter().map(|target| {
                 let fault = match self.device(*target) {
                     Ok(device) => Fault::State(device.state),
@@ -125,7 +131,7 @@ impl Store {
         let mut mode = mode;
         let mut wait = limits::RETRY_WAIT_MIN;
         loop {
-            let holders = self.holders(object)?;
+            let holders = self.holders(object, all_needed)?;
             let answers =
                 join_all(holders.iter().map(|target| self.open_at(*target, mode, wish, deadline))).await;
             let mut answers: Vec<(u32, Held)> = holders.into_iter().zip(answers).collect();
@@ -198,12 +204,17 @@ impl Store {
         }
     }
 
-    async fn repair_at(&self, target: u32, record: ObjectRecord, deadline: Instant) -> bool {
+    pub(crate) async fn repair_at(
+        &self,
+        target: u32,
+        record: ObjectRecord,
+        deadline: Instant,
+    ) -> Result<(), Fault> {
         let make = async |device: &faces::DeviceConfig| {
             let fop = ObjectUpdate { device: device.device, expected_version: 0, repair: true, record };
             (fop, Bulk::none())
         };
-        self.change(target, make, self.request_deadline(deadline)).await.is_ok()
+        self.change(target, make, self.request_deadline(deadline)).await.map(drop)
     }
 
     /// Writes `record` to every holder in service, in place of version `expected`. A holder that lags behind is brought up to
@@ -217,7 +228,7 @@ impl Store {
         let deadline = self.deadline();
         let mut wait = limits::RETRY_WAIT_MIN;
         loop {
-            let mut holders = self.holders(object)?;
+            let mut holders = self.holders(object, true)?;
             if self.has_bug(Bug::OneReplicaIsEnough) {
                 holders.truncate(1);
             }
@@ -304,8 +315,11 @@ impl Store {
         Ok(found)
     }
 
-    /// One page of every device; complete up to the returned fid, or to the end.
-    async fn list_page(&self, after: Option<Fid>) -> Result<(Vec<ObjectRecord>, Option<Fid>), ClientError> {
+    /// One page of every device, tombstones with it; complete up to the returned fid, or to the end.
+    pub(crate) async fn list_page(
+        &self,
+        after: Option<Fid>,
+    ) -> Result<(Vec<ObjectRecord>, Option<Fid>), ClientError> {
         let deadline = self.deadline();
         let configuration = self.configuration();
         let targets = 0..u32::try_from(configuration.pool.devices.len()).unwrap_or(u32::MAX);

@@ -24,6 +24,7 @@ use crate::geometry::OBJECT_BYTES_MAX;
 use crate::limits;
 use crate::object::{Object, write_groups};
 use crate::parts::Parts;
+use crate::repair::restore_returned;
 use crate::store::{Store, is_in_service};
 use crate::view::View;
 
@@ -136,7 +137,11 @@ impl Replacement {
             let is_ours = record.version == self.base_version || record.generation == generation;
             is_ours.then_some(ObjectRecord { generation, size_bytes, ..*record })
         };
+        // A device that came back in the meantime has to have what went past it, before the object is known by these bytes and, as it may
+        // have come back just then, after.
+        restore_returned(&self.view, self.end.get()).await?;
         self.object.change_record(flip).await?;
+        restore_returned(&self.view, self.end.get()).await?;
         // Best effort: what stays is dropped by the next replacement or by the delete.
         drop_components(&self.view.store, self.object.id(), 0..generation).await;
         Ok(())

@@ -15,7 +15,8 @@ use base::{Fid, FidType, Instant, LayoutWidth, ObjectId};
 use faces::rm::{Borrower, Hold};
 use faces::{ConfClient, Configuration, DeviceConfig, DeviceState};
 use fops::conf::DeviceEvidence;
-use fops::lock::{Ticket, Ticketed};
+use fops::lock::{LockMode, Ticket, Ticketed};
+use fops::rm::{RmCredit, RmResource};
 use layout::{GroupCodec, PoolLayout};
 use rpc::{Answer, Bulk, CallOptions, RpcMachine};
 use runtime::sync::{Permit, Semaphore};
@@ -108,6 +109,23 @@ impl Store {
     /// What changes are made under, if it is a hold.
     pub(crate) fn hold(&self) -> Option<&Hold> {
         self.hold.as_deref()
+    }
+
+    /// What changes of an object in place are made beside: a shared credit on it, as long as any device is in repair, so that the machine
+    /// that copies to that device never reads a group in the middle of a change. `None`: none is, or the object is held already.
+    ///
+    /// Kept by this client between uses, until the machine asks for it: the next change costs no message (docs/rm.md). Errors: control does
+    /// not answer, or the object is held alone for too long.
+    pub(crate) async fn writing_credit(&self, object: Fid) -> Result<Option<Hold>, ClientError> {
+        let resource = RmResource::Object(object);
+        let is_repairing =
+            self.configuration.borrow().pool.devices.iter().any(|device| device.state == DeviceState::Repair);
+        let is_held = self.hold.as_ref().is_some_and(|hold| *hold.resource() == resource);
+        if !is_repairing || is_held || self.has_bug(Bug::RepairBesideWrites) {
+            return Ok(None);
+        }
+        let credit = RmCredit::Whole { mode: LockMode::Shared };
+        Ok(Some(self.borrower.hold(&resource, &credit, self.config.op_timeout).await?))
     }
 
     /// Only in the simulation's hands: see [`Bug`].
@@ -221,9 +239,7 @@ impl Store {
     pub(crate) fn reads_pass_over(&self, target: u32) -> Option<Fault> {
         match self.device(target) {
             Err(fault) => Some(fault),
-            Ok(device) if !is_in_service(device.state) || device.state == DeviceState::Detached => {
-                Some(Fault::State(device.state))
-            }
+            Ok(device) if !may_be_read(device.state) => Some(Fault::State(device.state)),
             Ok(_) => {
                 let until = self.suspects.borrow().get(&target).copied()?;
                 (self.now() < until).then_some(Fault::Suspect)
@@ -336,6 +352,20 @@ impl Store {
 pub(crate) const fn is_in_service(state: DeviceState) -> bool {
     matches!(
         state,
-        DeviceState::Unknown | DeviceState::Online | DeviceState::Transient | DeviceState::Detached
+        DeviceState::Unknown
+            | DeviceState::Online
+            | DeviceState::Transient
+            | DeviceState::Detached
+            | DeviceState::Repair
     )
+}
+
+/// True if a device in this state may have what is asked for.
+const fn may_be_read(state: DeviceState) -> bool {
+    matches!(state, DeviceState::Unknown | DeviceState::Online | DeviceState::Transient)
+}
+
+/// True if a device in this state has every record that it should: the absence of one means something.
+pub(crate) const fn has_all_records(state: DeviceState) -> bool {
+    is_in_service(state) && !matches!(state, DeviceState::Repair)
 }

@@ -4,9 +4,11 @@
 //! on without a copy. Writes: the caller's slices go out as they are; acknowledged means durable on every device that is in
 //! service. Bounds and windows: `Store::call`. Failures stay with the piece that they hit.
 
+use std::collections::BTreeSet;
+
 use base::checksum::crc32c;
 use base::units::{BLOCK_BYTES, narrow, wide};
-use base::{BlockExtent, Instant};
+use base::{BlockExtent, FidType, Instant};
 use fops::FopError;
 use fops::component::{ComponentRead, ComponentWrite};
 use fops::conf::DeviceEvidence;
@@ -179,33 +181,39 @@ fn spread_fault(extents: &[BlockExtent], fault: &Fault) -> Vec<PieceRead> {
         .collect()
 }
 
-/// Writes all pieces. Returns once each device in service has them durable; pieces of devices out of service are skipped (the
-/// caller counts them against K). Errors: each request that failed for good, as (target, first piece's group and unit, fault).
+/// Writes all pieces. Returns once each device in service has them durable, with the targets that were out of service: their pieces are
+/// skipped (the caller counts them against K). Errors: each request that failed for good, as (target, first piece's group and unit, fault).
 pub(crate) async fn write(
     store: &Store,
     name: ComponentName,
     pieces: impl IntoIterator<Item = TargetPiece<WriteBody>>,
     deadline: Instant,
-) -> Result<(), Vec<(u32, (u64, u32), Fault)>> {
+) -> Result<BTreeSet<u32>, Vec<(u32, (u64, u32), Fault)>> {
     let mut requests: FuturesUnordered<_> =
         pack(pieces).into_iter().map(|batch| write_batch(store, name, batch, deadline)).collect();
-    let mut failures = Vec::new();
+    let (mut failures, mut skipped) = (Vec::new(), BTreeSet::new());
     while let Some(outcome) = requests.next().await {
-        failures.extend(outcome.err());
+        match outcome {
+            Ok(target) => skipped.extend(target),
+            Err(failure) => failures.push(failure),
+        }
     }
-    if failures.is_empty() { Ok(()) } else { Err(failures) }
+    if failures.is_empty() { Ok(skipped) } else { Err(failures) }
 }
 
+/// Answer: the target, if it was skipped.
 async fn write_batch(
     store: &Store,
     name: ComponentName,
     batch: Batch<WriteBody>,
     deadline: Instant,
-) -> Result<(), (u32, (u64, u32), Fault)> {
+) -> Result<Option<u32>, (u32, (u64, u32), Fault)> {
     let mut wait = limits::RETRY_WAIT_MIN;
+    let mut credit = None;
     loop {
         let fault = match write_once(store, name, &batch, deadline).await {
-            Ok(()) => return Ok(()),
+            Ok(true) => return Ok(None),
+            Ok(false) => return Ok(Some(batch.target)),
             Err(fault) => fault,
         };
         let first = batch.pieces.first().map_or((0, 0), |piece| (piece.tag.group, piece.tag.unit));
@@ -217,23 +225,29 @@ async fn write_batch(
         }
         let in_service = store.device(batch.target).is_ok_and(|device| is_in_service(device.state));
         if !in_service {
-            return Ok(());
+            return Ok(Some(batch.target));
         }
         if !fault.may_retry() || !store.wait_to_retry(&mut wait, deadline).await {
             return Err((batch.target, first, fault));
         }
+        if credit.is_none() && matches!(fault.refusal(), Some(FopError::Stale { .. })) {
+            // A repair began while this was under way. Its bytes stand, beside the credit that a change needs now.
+            let object = name.component.with_type(FidType::Object);
+            credit =
+                store.writing_credit(object).await.map_err(|_| (batch.target, first, Fault::HoldLost))?;
+        }
     }
 }
 
-/// One try. A device that left service before the request went out counts as done.
+/// One try. False: the device left service before the request went out.
 async fn write_once(
     store: &Store,
     name: ComponentName,
     batch: &Batch<WriteBody>,
     deadline: Instant,
-) -> Result<(), Fault> {
+) -> Result<bool, Fault> {
     if !is_in_service(store.device(batch.target)?.state) {
-        return Ok(());
+        return Ok(false);
     }
     let make = async |device: &faces::DeviceConfig| {
         let fop = ComponentWrite {
@@ -246,7 +260,7 @@ async fn write_once(
         let source = batch.pieces.iter().map(|piece| piece.tag.bytes.clone()).collect();
         (fop, Bulk { source, sink: Vec::new() })
     };
-    store.change(batch.target, make, store.request_deadline(deadline)).await.map(|_durable| ())
+    store.change(batch.target, make, store.request_deadline(deadline)).await.map(|_durable| true)
 }
 
 #[cfg(test)]

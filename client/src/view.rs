@@ -1,6 +1,7 @@
 //! An object's bytes of one generation as the data path sees them: geometry, placement, codec and size, fixed for one operation.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -22,6 +23,8 @@ pub(crate) struct View {
     pub(crate) pool: PoolLayout,
     pub(crate) codec: Rc<GroupCodec>,
     placement: RefCell<ObjectLayout>,
+    /// Targets that writes went past, as they were out of service.
+    skipped: RefCell<BTreeSet<u32>>,
 }
 
 impl View {
@@ -53,7 +56,27 @@ impl View {
             pool,
             codec: store.codec(record.width),
             placement: RefCell::new(pool.object(record.object)),
+            skipped: RefCell::default(),
         })
+    }
+
+    pub(crate) fn note_skipped(&self, targets: BTreeSet<u32>) {
+        self.skipped.borrow_mut().extend(targets);
+    }
+
+    /// Takes out those that writes went past and that take writes now: what they missed has to be brought to them.
+    pub(crate) fn take_returned(&self) -> Vec<u32> {
+        let mut skipped = self.skipped.borrow_mut();
+        let is_back =
+            |target: &u32| self.store.device(*target).is_ok_and(|device| is_in_service(device.state));
+        let returned: Vec<u32> = skipped.iter().copied().filter(is_back).collect();
+        skipped.retain(|target| !returned.contains(target));
+        returned
+    }
+
+    /// The unit of a group that stands on a target, if one does.
+    pub(crate) fn unit_on(&self, group: u64, target: u32) -> Option<u32> {
+        (0..self.geometry.coded()).find(|unit| self.target(group, *unit) == target)
     }
 
     /// Target of a unit.

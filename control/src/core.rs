@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use base::{Endpoint, Fid, FidType, Instant};
 use faces::lease::lost_after;
-use faces::limits::{FLAP_HOLD_LEASES, FLAP_WINDOW_LEASES, FLAPS_MAX};
-use faces::{Configuration, DeviceState};
+use faces::limits::{AWAITED_DISKS_MAX, FLAP_HOLD_LEASES, FLAP_WINDOW_LEASES, FLAPS_MAX};
+use faces::{Configuration, DeviceConfig, DeviceState};
 use fops::conf::{
     ClusterStatusReply, ConfApplyReply, DeviceCommand, DeviceCommandReply, DeviceEvidence, DeviceHealth,
     DeviceOrder, DeviceReport, DeviceStatus, Heartbeat, HeartbeatReply, ProcessStatus, Register,
@@ -52,7 +52,8 @@ pub enum Refusal {
     },
     /// Out, but not taken out by an operator: bytes passed it by.
     #[error(
-        "device {device} is {}: writes went past it, so its bytes are old; only a repair leads out of that, and repair is not there yet",
+        "device {device} is {}: writes went past it, so its bytes are old; `clovis device replace {device}` brings it back, with a new disk or \
+         the same one formatted",
         state.word()
     )]
     OldBytes {
@@ -81,6 +82,62 @@ pub enum Refusal {
         away: usize,
         /// K.
         parity: usize,
+    },
+    /// Nothing to replace.
+    #[error(
+        "device {device} is {}: only a failed one is replaced (`clovis device fail {device}` gives it up, with all that is on it)",
+        state.word()
+    )]
+    NotFailed {
+        /// The device.
+        device: Fid,
+        /// Its state.
+        state: DeviceState,
+    },
+    /// As many as can be.
+    #[error(
+        "{awaited} other devices await their new disks: device {device} can be replaced once one of them has it"
+    )]
+    TooManyAwaited {
+        /// The device.
+        device: Fid,
+        /// How many.
+        awaited: usize,
+    },
+    /// Nobody is there to format the new disk.
+    #[error(
+        "process {process}, which serves device {device}, does not run: put the new disk in its place and start it first"
+    )]
+    ServerAway {
+        /// The device.
+        device: Fid,
+        /// Its server.
+        process: Fid,
+    },
+    /// A copy of an earlier disk is complete, or none was under way.
+    #[error("device {device} is {}, and its disk is that of replacement {replaced}, not {replacement}: this copy is of no use", state.word())]
+    NotInRepair {
+        /// The device.
+        device: Fid,
+        /// Its state.
+        state: DeviceState,
+        /// The replacement in force.
+        replaced: u32,
+        /// As said.
+        replacement: u32,
+    },
+    /// Somebody put another disk in the device's place.
+    #[error(
+        "device {device} has the disk of replacement {found}, and replacement {replaced} is in force: put the right disk in its place, or give the \
+         device up (`clovis device fail {device}`) and replace it"
+    )]
+    OtherDisk {
+        /// The device.
+        device: Fid,
+        /// Replacement that the disk was formatted for.
+        found: u32,
+        /// That in force.
+        replaced: u32,
     },
     /// An order of a later version of this program.
     #[error("this control daemon does not know that order: bring it to the version of the command")]
@@ -278,9 +335,19 @@ impl ControlCore {
                 seat.fenced = 0;
             }
             let may_return = seat.may_return(now, self.lease);
-            let device =
-                self.configuration.pool.devices.iter_mut().find(|device| device.device == registered.device);
-            if let Some(device) = device {
+            let next_version = self.configuration.version + 1;
+            let wanted = self.configuration.replacement_of(registered.device);
+            let pool = &mut self.configuration.pool;
+            if let Some(device) = pool.devices.iter_mut().find(|device| device.device == registered.device) {
+                let is_new_disk = device.replaced != wanted && registered.replacement == wanted;
+                if is_new_disk && device.state == DeviceState::Failed {
+                    device.replaced = wanted;
+                    pool.awaited_disks.retain(|awaited| *awaited != registered.device);
+                    // Whoever does not know that it takes writes again must not change anything any more.
+                    pool.changes_from = next_version;
+                    changed = true;
+                    events.push((registered.device, DeviceEvent::Replaced));
+                }
                 let place = (registered.endpoint, registered.size_blocks);
                 changed |= (device.endpoint, device.size_blocks) != place;
                 (device.endpoint, device.size_blocks) = place;
@@ -322,6 +389,13 @@ impl ControlCore {
             let ours = self.configuration.device(device).is_some_and(|found| found.process == process);
             if !ours {
                 return Err(Refusal::UnknownDevice { device, process });
+            }
+            if let Some(DeviceConfig { replaced, state, .. }) = self.configuration.device(device) {
+                let found = registered.replacement;
+                // Of a failed one it does not matter what is in its place: nobody reads it.
+                if found != *replaced && *state != DeviceState::Failed {
+                    return Err(Refusal::OtherDisk { device, found, replaced: *replaced });
+                }
             }
             let others = self.configuration.pool.devices.iter().filter(|found| found.process != process);
             let mut others = others.map(|found| (found.endpoint, found.process));
@@ -457,6 +531,8 @@ impl ControlCore {
         match order {
             DeviceOrder::Detach { force } => self.detach(now, device, state, force)?,
             DeviceOrder::Attach => self.attach(now, device, state)?,
+            DeviceOrder::Replace => self.replace(now, device, state)?,
+            DeviceOrder::Restored { replacement } => self.restored(now, device, state, replacement)?,
             _ => return Err(Refusal::UnknownOrder),
         }
         let version = self.configuration.version;
@@ -468,8 +544,61 @@ impl ControlCore {
             }
             is_heeded = seat.server_version >= seat.ordered_version || seat.heard_at + lost_after <= now;
         }
-        let state = self.configuration.device(device).map_or("", |found| found.state.word()).to_owned();
-        Ok(DeviceCommandReply { version, state, is_new: version != before, is_heeded })
+        let found = self.configuration.device(device);
+        if order == DeviceOrder::Replace {
+            is_heeded = found.is_some_and(|found| found.state == DeviceState::Repair) && self.all_know(now);
+        }
+        let replacement = self.configuration.replacement_of(device);
+        let state = found.map_or("", |found| found.state.word()).to_owned();
+        Ok(DeviceCommandReply { version, state, is_new: version != before, is_heeded, replacement })
+    }
+
+    /// True if every server whose lease may run refuses the changes of requesters who do not know the last replacement.
+    fn all_know(&self, now: Instant) -> bool {
+        let (from, lost_after) = (self.configuration.pool.changes_from, lost_after(self.lease));
+        self.seats.values().all(|seat| seat.server_version >= from || seat.heard_at + lost_after <= now)
+    }
+
+    fn replace(&mut self, now: Instant, device: Fid, state: DeviceState) -> Result<(), Refusal> {
+        match state {
+            DeviceState::Repair => return Ok(()),
+            DeviceState::Failed => {}
+            _ => return Err(Refusal::NotFailed { device, state }),
+        }
+        let lost_after = lost_after(self.lease);
+        let awaited = self.configuration.pool.awaited_disks.len();
+        if self.configuration.pool.awaited_disks.contains(&device) {
+            return Ok(());
+        }
+        if awaited >= AWAITED_DISKS_MAX {
+            return Err(Refusal::TooManyAwaited { device, awaited });
+        }
+        let process = self.configuration.device(device).map(|found| found.process).unwrap_or_default();
+        let member = self.members.get(&process);
+        if member.is_none_or(|member| member.epoch.is_none() || member.heard_at + lost_after <= now) {
+            return Err(Refusal::ServerAway { device, process });
+        }
+        self.configuration.pool.awaited_disks.push(device);
+        self.apply(now, true, &[]);
+        Ok(())
+    }
+
+    fn restored(
+        &mut self,
+        now: Instant,
+        device: Fid,
+        state: DeviceState,
+        replacement: u32,
+    ) -> Result<(), Refusal> {
+        let replaced = self.configuration.device(device).map_or(0, |found| found.replaced);
+        let is_this = replaced == replacement && replaced != 0;
+        match state {
+            DeviceState::Repair if is_this => {}
+            DeviceState::Online | DeviceState::Transient if is_this => return Ok(()),
+            _ => return Err(Refusal::NotInRepair { device, state, replaced, replacement }),
+        }
+        self.take_back(now, device, DeviceEvent::Restored);
+        Ok(())
     }
 
     fn detach(&mut self, now: Instant, device: Fid, state: DeviceState, force: bool) -> Result<(), Refusal> {
@@ -496,7 +625,13 @@ impl ControlCore {
             DeviceState::Online | DeviceState::Transient | DeviceState::Unknown => return Ok(()),
             _ => return Err(Refusal::OldBytes { device, state }),
         }
-        let mut events = vec![(device, DeviceEvent::Attach)];
+        self.take_back(now, device, DeviceEvent::Attach);
+        Ok(())
+    }
+
+    /// `event` makes the device Transient, and its server's lease Online.
+    fn take_back(&mut self, now: Instant, device: Fid, event: DeviceEvent) {
+        let mut events = vec![(device, event)];
         let lost_after = lost_after(self.lease);
         if let Some(seat) = self.seats.get_mut(&device) {
             // What it did before is forgiven: somebody has looked at it.
@@ -506,7 +641,6 @@ impl ControlCore {
             }
         }
         self.apply(now, false, &events);
-        Ok(())
     }
 
     /// Takes leases as lost whose time is over. True if a state changed.
@@ -640,7 +774,12 @@ mod tests {
     fn register(configuration: &Configuration, process: usize, epoch: u64) -> Register {
         let devices = devices_of(configuration, process)
             .into_iter()
-            .map(|(device, endpoint)| RegisteredDevice { device, endpoint, size_blocks: 1000 })
+            .map(|(device, endpoint)| RegisteredDevice {
+                device,
+                endpoint,
+                size_blocks: 1000,
+                replacement: 0,
+            })
             .collect();
         Register { process: configuration.processes[process].process, epoch, devices }
     }
@@ -815,6 +954,53 @@ mod tests {
         assert_eq!(told, ["detached -> transient (operator attach)", "transient -> online (registered)"]);
         let again = order(&mut core, 9005, 0, DeviceOrder::Attach).unwrap();
         assert_eq!(again, "online old not heeded: v8 online online online online");
+    }
+
+    #[test]
+    fn a_replaced_disk_takes_writes_once_it_is_formatted_and_is_online_once_everything_is_on_it() {
+        let (initial, mut core) = registered();
+        let refusal = order(&mut core, 0, 0, DeviceOrder::Replace).unwrap_err().to_string();
+        assert!(refusal.contains("is online: only a failed one is replaced"), "{refusal}");
+        let device = initial.pool.devices[0].device;
+        let give_up = DeviceReport { device, evidence: DeviceEvidence::Operator };
+        core.handle_evidence(at(0), &give_up, initial.control).unwrap();
+        assert_eq!(states(&core), "v4 failed online online online");
+        let ordered = "failed new not heeded: v5 failed online online online";
+        assert_eq!(order(&mut core, 0, 0, DeviceOrder::Replace).unwrap(), ordered);
+        assert_eq!(order(&mut core, 0, 0, DeviceOrder::Replace).unwrap(), ordered.replace("new", "old"));
+        // The server says the same as before: its disk is still the old one.
+        core.handle_register(at(1), &register(&initial, 0, 7)).unwrap();
+        assert_eq!(states(&core), "v5 failed online online online");
+        let mut formatted = register(&initial, 0, 7);
+        formatted.devices[0].replacement = 1;
+        core.handle_register(at(2), &formatted).unwrap();
+        assert_eq!(states(&core), "v6 repair online online online");
+        assert_eq!(core.configuration().pool.changes_from, 6);
+        // Heeded once each server whose lease runs goes by that version.
+        let heeded = |core: &mut ControlCore, now| order(core, now, 0, DeviceOrder::Replace).unwrap();
+        assert_eq!(heeded(&mut core, 3), "repair old not heeded: v6 repair online online online");
+        core.note_server_version(&heartbeat(&initial, 0, 7), 6);
+        assert_eq!(heeded(&mut core, 3), "repair old not heeded: v6 repair online online online");
+        core.note_server_version(&heartbeat(&initial, 1, 8), 6);
+        assert_eq!(heeded(&mut core, 3), "repair old heeded: v6 repair online online online");
+        // The old disk again is refused: it would be taken for the new one.
+        let refusal = core.handle_register(at(4), &register(&initial, 0, 9)).unwrap_err();
+        assert!(matches!(refusal, Refusal::OtherDisk { found: 0, replaced: 1, .. }), "{refusal}");
+        let wrong = order(&mut core, 5, 0, DeviceOrder::Restored { replacement: 2 }).unwrap_err();
+        assert!(matches!(wrong, Refusal::NotInRepair { .. }), "{wrong}");
+        let done = order(&mut core, 5, 0, DeviceOrder::Restored { replacement: 1 }).unwrap();
+        assert_eq!(done, "online new not heeded: v7 online online online online");
+        let again = order(&mut core, 5, 0, DeviceOrder::Restored { replacement: 1 }).unwrap();
+        assert_eq!(again, "online old not heeded: v7 online online online online");
+        // It fails again: that its disk is the one of the last order does not bring it back.
+        core.handle_evidence(at(6), &give_up, initial.control).unwrap();
+        core.handle_register(at(7), &formatted).unwrap();
+        assert_eq!(states(&core), "v8 failed online online online");
+        // Its server dies: nobody could format a disk.
+        core.handle_heartbeat(at(3000), &heartbeat(&initial, 1, 8));
+        core.handle_tick(at(3800));
+        let refusal = order(&mut core, 3800, 0, DeviceOrder::Replace).unwrap_err();
+        assert!(matches!(refusal, Refusal::ServerAway { .. }), "{refusal}");
     }
 
     #[test]

@@ -31,7 +31,9 @@ const TREE: TreeId = TreeId(1);
 /// The one key.
 const KEY: &[u8] = b"configuration";
 /// Format version before the encoded configuration.
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
+/// Without numbers of replacements and the version that changes need; still read.
+const FORMAT_VERSION_1: u32 = 1;
 /// Mark of the cluster file that was last read at a start.
 const SEEN_KEY: &[u8] = b"seen";
 /// The tree of transactions: key = number and part, big endian; part 0 is the record, the others pieces of the text.
@@ -344,6 +346,7 @@ fn decode(value: &[u8]) -> Result<Configuration, ControlError> {
     let (version, bytes) = value.split_first_chunk::<4>().ok_or(ControlError::StoreFormat { found: 0 })?;
     match u32::from_le_bytes(*version) {
         FORMAT_VERSION => Configuration::from_bytes(bytes).map_err(ControlError::Configuration),
+        FORMAT_VERSION_1 => Configuration::from_bytes_1(bytes).map_err(ControlError::Configuration),
         found => Err(ControlError::StoreFormat { found }),
     }
 }

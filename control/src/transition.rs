@@ -1,6 +1,6 @@
 //! The one table of device states: state × event gives the next state, each row with its reason. Pure.
 //!
-//! **Invariant**: nothing leads out of `Failed`, `Repair`, `Repaired` or `Rebalance` here but a repair (issue 7): a device that
+//! **Invariant**: nothing leads out of `Failed` but a new disk, and nothing out of `Repair` into service but the copy of all that it missed: a device that
 //! missed writes must not be read as if it had them. docs/ha.md prints the table; the test at the bottom pins each pair.
 
 use faces::DeviceState;
@@ -24,11 +24,15 @@ pub enum DeviceEvent {
     Detach,
     /// An operator takes it back.
     Attach,
+    /// Its server registered it with the disk that an operator ordered it to be replaced by, formatted.
+    Replaced,
+    /// Everything that it missed is on it.
+    Restored,
 }
 
 impl DeviceEvent {
     /// Every event, in the order of the table.
-    pub const ALL: [DeviceEvent; 8] = [
+    pub const ALL: [DeviceEvent; 10] = [
         DeviceEvent::Registered,
         DeviceEvent::LeaseLost,
         DeviceEvent::IoError,
@@ -37,6 +41,8 @@ impl DeviceEvent {
         DeviceEvent::Operator,
         DeviceEvent::Detach,
         DeviceEvent::Attach,
+        DeviceEvent::Replaced,
+        DeviceEvent::Restored,
     ];
 
     /// The word for `fops::conf::Event`, at most 16 letters.
@@ -51,6 +57,8 @@ impl DeviceEvent {
             DeviceEvent::Operator => "operator",
             DeviceEvent::Detach => "operator detach",
             DeviceEvent::Attach => "operator attach",
+            DeviceEvent::Replaced => "disk replaced",
+            DeviceEvent::Restored => "copy complete",
         }
     }
 }
@@ -70,7 +78,10 @@ pub const STATES: [DeviceState; 8] = [
 /// The state of a device after an event.
 #[must_use]
 pub fn next_state(state: DeviceState, event: DeviceEvent) -> DeviceState {
-    use DeviceEvent::{Attach, Detach, IoError, IoErrorHeard, LeaseLost, Operator, Registered, Unreachable};
+    use DeviceEvent::{
+        Attach, Detach, IoError, IoErrorHeard, LeaseLost, Operator, Registered, Replaced, Restored,
+        Unreachable,
+    };
     use DeviceState::{Detached, Failed, Online, Rebalance, Repair, Repaired, Transient, Unknown};
     match (state, event) {
         // It has every acknowledged byte: a write that a Transient device missed was not acknowledged.
@@ -90,13 +101,23 @@ pub fn next_state(state: DeviceState, event: DeviceEvent) -> DeviceState {
         // Never seen: there is nothing to take out. The others were not taken out.
         (Unknown, Detach | Attach) => Unknown,
         (Online | Transient, Attach) => state,
+        // Blank: writes use it from now on, and what it missed is copied to it.
+        (Failed, Replaced) => Repair,
+        // Whether its server is there is the next event's matter.
+        (Repair, Restored) => Transient,
+        // The new disk fails too, or is given up.
+        (Repair, IoError | Operator) => Failed,
+        // While its server is away, writes that need it wait, as with Transient: it misses nothing.
+        (Repair, Registered | LeaseLost | IoErrorHeard | Unreachable | Detach | Attach | Replaced) => Repair,
+        // Nothing was replaced there.
+        (Unknown | Online | Transient | Detached | Rebalance, Replaced | Restored) => state,
         // It was taking bytes back: those cannot be trusted either.
         (Rebalance, IoError | Operator) => Failed,
         // Not proof.
         (Unknown | Online | Transient | Rebalance, IoErrorHeard | Unreachable) => state,
         (Rebalance, Registered | LeaseLost | Detach | Attach) => Rebalance,
-        // Only a repair moves these: its bytes are not in use, and no event brings missed writes back.
-        (Failed | Repair | Repaired, _) => state,
+        // No other event brings missed writes back.
+        (Failed | Repaired, _) => state,
         // `DeviceState` may grow a state; it stays as it is until the table says otherwise.
         (other, _) => other,
     }
@@ -108,15 +129,15 @@ mod tests {
 
     /// Each pair. A change here is a change of docs/ha.md.
     const TABLE: &str = "\
-state      Registered LeaseLost  IoError    IoErrorHeard Unreachable Operator   Detach     Attach
-unknown    online     unknown    failed     unknown      unknown     failed     unknown    unknown
-online     online     transient  failed     online       online      failed     detached   online
-transient  online     transient  failed     transient    transient   failed     detached   transient
-failed     failed     failed     failed     failed       failed      failed     failed     failed
-repair     repair     repair     repair     repair       repair      repair     repair     repair
-repaired   repaired   repaired   repaired   repaired     repaired    repaired   repaired   repaired
-rebalance  rebalance  rebalance  failed     rebalance    rebalance   failed     rebalance  rebalance
-detached   detached   detached   failed     detached     detached    failed     detached   transient
+state      Registered LeaseLost  IoError    IoErrorHeard Unreachable Operator   Detach     Attach     Replaced   Restored
+unknown    online     unknown    failed     unknown      unknown     failed     unknown    unknown    unknown    unknown
+online     online     transient  failed     online       online      failed     detached   online     online     online
+transient  online     transient  failed     transient    transient   failed     detached   transient  transient  transient
+failed     failed     failed     failed     failed       failed      failed     failed     failed     repair     failed
+repair     repair     repair     failed     repair       repair      failed     repair     repair     repair     transient
+repaired   repaired   repaired   repaired   repaired     repaired    repaired   repaired   repaired   repaired   repaired
+rebalance  rebalance  rebalance  failed     rebalance    rebalance   failed     rebalance  rebalance  rebalance  rebalance
+detached   detached   detached   failed     detached     detached    failed     detached   transient  detached   detached
 ";
 
     #[test]

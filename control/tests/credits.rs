@@ -51,7 +51,10 @@ fn configuration() -> Configuration {
                 endpoint: endpoint(1),
                 state: DeviceState::Unknown,
                 size_blocks: 0,
+                replaced: 0,
             }],
+            awaited_disks: Vec::new(),
+            changes_from: 0,
         },
     }
 }

@@ -42,6 +42,7 @@ pub fn of(error: &ClientError) -> Errno {
         ClientError::Record { failures, .. }
         | ClientError::Write { failures, .. }
         | ClientError::Read { failures, .. }
+        | ClientError::Repair { failures }
         | ClientError::List { failures } => of_failures(failures),
         _ => EIO,
     }

@@ -20,7 +20,7 @@ use spdk_stob::{StobId, WritePiece};
 use crate::bug::Bug;
 use crate::component_extents::{ComponentExtents, check_component};
 use crate::slots::SlotChange;
-use crate::state::{State, Writer};
+use crate::state::{Access, State, Writer};
 
 /// Generations that one transaction deletes; more take several, oldest first.
 const DELETE_GENERATIONS_MAX: usize = 64;
@@ -30,7 +30,7 @@ pub(crate) async fn write(
     (fom, writer): (Fom, Writer),
     request: ComponentWrite,
 ) -> Result<ComponentWriteReply, FopError> {
-    let device = state.admit(&fom, request.device).await?;
+    let device = state.admit(&fom, request.device, Access::Change).await?;
     let extents = ComponentExtents::parse(request.component, request.extents)?;
     extents.check_checksums(&request.checksums)?;
     // Before the pull: what does not fit is not worth moving.
@@ -38,8 +38,7 @@ pub(crate) async fn write(
     fom.phase(Phase::Pull);
     let parts = fom.pull().await?;
     extents.check_segments("source", parts.iter().map(|part| wide(part.len())))?;
-    state.check_serving()?;
-    writer.begin()?;
+    state.begin_change((&fom, &writer), &device)?;
     fom.phase(Phase::Write);
     let stob = StobId { fid: request.component, generation: request.generation };
     let pieces = extents
@@ -67,7 +66,7 @@ pub(crate) async fn read(
     fom: Fom,
     request: ComponentRead,
 ) -> Result<ComponentReadReply, FopError> {
-    let device = state.admit(&fom, request.device).await?;
+    let device = state.admit(&fom, request.device, Access::Read).await?;
     let extents = ComponentExtents::parse(request.component, request.extents)?;
     extents.check_segments("sink", fom.sink_segment_lengths().iter().copied().map(u64::from))?;
     fom.phase(Phase::Read);
@@ -98,7 +97,7 @@ pub(crate) async fn delete(
     (fom, writer): (Fom, Writer),
     request: ComponentDelete,
 ) -> Result<ComponentDeleteReply, FopError> {
-    let device = state.admit(&fom, request.device).await?;
+    let device = state.admit(&fom, request.device, Access::Change).await?;
     check_component(request.component)?;
     let mut stobs = device.domain.stobs_of(request.component);
     stobs.retain(|stob| (request.from_generation..request.below_generation).contains(&stob.generation));

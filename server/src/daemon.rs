@@ -12,10 +12,9 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use base::{Endpoint, Fid, Instant, Nid};
-use faces::{About, ConfClient, Configuration, Heartbeat, LoadReporter, Registrant};
+use faces::{About, ConfClient, Configuration, DeviceState, Heartbeat, LoadReporter, Registrant};
 use fops::FopError;
 use fops::admin::{DeviceFault, DeviceFaultReply, Ping, PingReply, Shutdown, ShutdownReply};
-use fops::conf::RegisteredDevice;
 use fops::lock::Ticketed;
 use futures_util::FutureExt;
 use rpc::{Fom, RpcConfig, RpcMachine};
@@ -28,10 +27,15 @@ use crate::bug::Bug;
 use crate::device::Device;
 use crate::error::ServerError;
 use crate::state::{State, Writer};
-use crate::{component_service, object_service, slots};
+use crate::{component_service, object_service, replacement, slots};
 
 /// How long a server waits for control when it starts, where nobody chooses.
 pub const START_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+
+/// Opens what stands in the place of a device, whose last disk had so many blocks (0: not known). Errors: in words.
+pub type DiskSource = Rc<dyn Fn(Fid, u64) -> Result<Box<dyn Backend>, String>>;
+/// Hears of a device whose disk was replaced, or why it was not.
+pub type DiskTeller = Rc<dyn Fn(Fid, Result<(), &str>)>;
 
 /// What a server needs to start.
 pub struct ServerConfig {
@@ -49,6 +53,10 @@ pub struct ServerConfig {
     pub epoch: u64,
     /// The devices of this locality.
     pub devices: Vec<(Fid, Box<dyn Backend>)>,
+    /// Opens the disk that stands in a device's place now, for `clovis device replace`; `None`: this server replaces none.
+    pub disks: Option<DiskSource>,
+    /// Told what becomes of a replacement: the log's.
+    pub on_disk: Option<DiskTeller>,
     /// True: a blank device is formatted. Nothing else ever is.
     pub format: bool,
     /// How long to wait for control.
@@ -81,6 +89,8 @@ impl ServerConfig {
             token,
             epoch,
             devices,
+            disks: None,
+            on_disk: None,
             format: false,
             start_timeout: START_TIMEOUT_DEFAULT,
             about: About::default(),
@@ -136,7 +146,7 @@ impl Server {
             process,
             epoch,
             conf,
-            devices,
+            devices: RefCell::new(devices),
             heartbeat: RefCell::new(None),
             moved: Rc::default(),
             load: RefCell::new(None),
@@ -149,11 +159,15 @@ impl Server {
         register(&state, deadline).await?;
         state.rpc.begin_serving();
         // Only now: a request that comes again must find a server that can run it, not one that tells it to come later.
-        state.rpc.resume_sessions(state.devices.values().flat_map(|device| slots::read_all(&device.domain)));
+        state.rpc.resume_sessions(state.devices().iter().flat_map(|device| slots::read_all(&device.domain)));
         let forgetting = slots::forget(state.rpc.clone(), Rc::downgrade(&state));
         drop(locality.spawn("forget-slots", forgetting)); // it ends with the locality
         for (device, _) in &unopened {
             state.report_loss(*device);
+        }
+        if let Some(disks) = config.disks {
+            let following = replacement::follow(Rc::downgrade(&state), disks, config.on_disk);
+            drop(locality.spawn("replacements", following)); // it ends with the locality
         }
         Ok(Server { state, unopened })
     }
@@ -179,7 +193,7 @@ impl Server {
     /// The domain of a device, for statistics, traces and injected faults.
     #[must_use]
     pub fn domain(&self, device: Fid) -> Option<Domain> {
-        self.state.devices.get(&device).map(|device| device.domain.clone())
+        self.state.devices.borrow().get(&device).map(|device| device.domain.clone())
     }
 
     /// The configuration in force here.
@@ -217,7 +231,7 @@ impl Server {
         *state.heartbeat.borrow_mut() = None;
         *state.load.borrow_mut() = None;
         let mut outcome = Ok(());
-        for device in state.devices.values() {
+        for device in state.devices() {
             let closed = device.domain.clone().close().await;
             // A device that was found lost cannot be closed in order, and control knows of it already.
             if device.lost.get() {
@@ -261,6 +275,12 @@ async fn open_devices(
                 devices.insert(fid, Rc::new(Device::new(fid, domain, size_blocks)));
             }
             Err(error @ StobError::Device(_)) => unopened.push((fid, error)),
+            // Nobody uses it: a blank disk in its place, or a broken one, keeps nobody else from serving.
+            Err(error)
+                if configuration.device(fid).is_some_and(|device| device.state == DeviceState::Failed) =>
+            {
+                unopened.push((fid, error));
+            }
             Err(source) => return Err(ServerError::Device { device: fid, source }),
         }
     }
@@ -268,12 +288,7 @@ async fn open_devices(
 }
 
 async fn register(state: &Rc<State>, deadline: Instant) -> Result<(), ServerError> {
-    let endpoint = state.rpc.endpoint();
-    let devices = state
-        .devices
-        .values()
-        .map(|device| RegisteredDevice { device: device.fid, endpoint, size_blocks: device.size_blocks })
-        .collect();
+    let devices = state.registered();
     let registrant = Registrant { process: state.process, epoch: state.epoch, devices };
     // Weak: the heartbeat lives in the state.
     let weak = Rc::downgrade(state);
@@ -315,7 +330,7 @@ fn serve_all(rpc: &RpcMachine, slot: &StateSlot) {
 /// Sets or clears the fault rule. A lost device is evidence at once; clearing the rule does not take that back.
 fn device_fault(state: &Rc<State>, request: &DeviceFault) -> Result<DeviceFaultReply, FopError> {
     let device = request.device;
-    let found = state.devices.get(&device).ok_or(FopError::WrongServer { device })?;
+    let found = state.open_device(device)?;
     found.domain.set_failed(request.failed);
     if request.failed && !found.lost.replace(true) {
         state.report_loss(device);

@@ -4,10 +4,10 @@
 
 use std::cell::Cell;
 
-use base::{BlockExtent, Fid};
+use base::{BlockExtent, Endpoint, Fid};
 use fops::FopError;
 use fops::codec;
-use fops::conf::DeviceHealth;
+use fops::conf::{DeviceHealth, RegisteredDevice};
 use fops::object::ObjectRecord;
 use runtime::sync::LongLocks;
 use spdk_stob::{Domain, StobError, TreeId};
@@ -18,6 +18,10 @@ use crate::refusal::{is_device_loss, refusal};
 pub(crate) const RECORDS: TreeId = TreeId(1);
 /// The tree of slots of sessions: what of a session outlives the process (`rpc::slot_record` has the bytes).
 pub(crate) const SLOTS: TreeId = TreeId(2);
+/// The tree of what the device says of itself.
+pub(crate) const ABOUT: TreeId = TreeId(3);
+/// In [`ABOUT`]: the number of the replacement that it was formatted for, little endian; a first disk has none.
+const REPLACEMENT_KEY: &[u8] = b"replacement";
 /// Format version, the first byte of each record.
 const RECORD_FORMAT: u8 = 1;
 
@@ -27,6 +31,8 @@ pub(crate) struct Device {
     pub(crate) domain: Domain,
     /// Size of the whole device in blocks.
     pub(crate) size_blocks: u64,
+    /// Number of the replacement that it was formatted for; 0 for a first disk.
+    pub(crate) replacement: u32,
     /// Held from reading a record to its commit.
     pub(crate) records: LongLocks<Fid>,
     /// Accesses that failed since the start.
@@ -39,15 +45,33 @@ pub(crate) struct Device {
 
 impl Device {
     pub(crate) fn new(fid: Fid, domain: Domain, size_blocks: u64) -> Device {
+        let replacement = domain
+            .tree_get(ABOUT, REPLACEMENT_KEY)
+            .and_then(|value| value.try_into().ok())
+            .map_or(0, u32::from_le_bytes);
         Device {
             fid,
             domain,
             size_blocks,
+            replacement,
             records: LongLocks::default(),
             errors: Cell::new(0),
             lost: Cell::new(false),
             out_of_service_since: Cell::new(None),
         }
+    }
+
+    /// Makes a formatted disk that of replacement `number`, durably.
+    pub(crate) async fn mark_replacement(domain: &Domain, number: u32) -> Result<(), StobError> {
+        let mut transaction = domain.begin();
+        transaction.tree_put(ABOUT, REPLACEMENT_KEY, &number.to_le_bytes());
+        domain.commit(transaction).await
+    }
+
+    /// As it registers.
+    pub(crate) fn registered(&self, endpoint: Endpoint) -> RegisteredDevice {
+        let Device { fid, size_blocks, replacement, .. } = *self;
+        RegisteredDevice { device: fid, endpoint, size_blocks, replacement }
     }
 
     pub(crate) fn health(&self) -> DeviceHealth {

@@ -19,10 +19,11 @@ mod error;
 mod object_service;
 mod record;
 mod refusal;
+mod replacement;
 mod slots;
 mod state;
 
 #[doc(hidden)]
 pub use bug::Bug;
-pub use daemon::{START_TIMEOUT_DEFAULT, Server, ServerConfig};
+pub use daemon::{DiskSource, DiskTeller, START_TIMEOUT_DEFAULT, Server, ServerConfig};
 pub use error::ServerError;

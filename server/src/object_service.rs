@@ -18,7 +18,7 @@ use rpc::{Fom, Phase};
 
 use crate::device::{Device, RECORDS};
 use crate::record::{OpenVerdict, UpdateVerdict, check_object, check_record, decide_open, decide_update};
-use crate::state::{State, Writer};
+use crate::state::{Access, State, Writer};
 
 /// Records of one page.
 pub(crate) const LIST_RECORDS_MAX: u32 = 512;
@@ -35,7 +35,8 @@ pub(crate) async fn open(
     (fom, writer): (Fom, Writer),
     request: ObjectOpen,
 ) -> Result<ObjectOpenReply, FopError> {
-    let device = state.admit(&fom, request.device).await?;
+    let access = if request.mode == OpenMode::Open { Access::Read } else { Access::Change };
+    let device = state.admit(&fom, request.device, access).await?;
     let object = request.record.object;
     match request.mode {
         OpenMode::Open => check_object(object)?,
@@ -59,7 +60,7 @@ pub(crate) async fn update(
     (fom, writer): (Fom, Writer),
     request: ObjectUpdate,
 ) -> Result<ObjectUpdateReply, FopError> {
-    let device = state.admit(&fom, request.device).await?;
+    let device = state.admit(&fom, request.device, Access::Change).await?;
     check_record(&request.record, pool_version(&state))?;
     let object = request.record.object;
     fom.phase(Phase::Lock);
@@ -79,7 +80,7 @@ pub(crate) async fn delete(
     (fom, writer): (Fom, Writer),
     request: ObjectDelete,
 ) -> Result<ObjectDeleteReply, FopError> {
-    let device = state.admit(&fom, request.device).await?;
+    let device = state.admit(&fom, request.device, Access::Change).await?;
     check_object(request.object)?;
     fom.phase(Phase::Lock);
     let _key = device.records.write(request.object).await;
@@ -100,7 +101,7 @@ pub(crate) async fn list(
     fom: Fom,
     request: ObjectList,
 ) -> Result<ObjectListReply, FopError> {
-    let device = state.admit(&fom, request.device).await?;
+    let device = state.admit(&fom, request.device, Access::Read).await?;
     if request.limit == 0 {
         return Err(FopError::BadRequest { reason: "a list of at most 0 records".to_owned() });
     }

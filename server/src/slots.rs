@@ -48,9 +48,9 @@ pub(crate) async fn forget(rpc: RpcMachine, state: Weak<State>) {
     loop {
         let names = rpc.forgotten_sessions(FORGET_MAX).await;
         let Some(state) = state.upgrade() else { return };
-        for device in state.devices.values() {
+        for device in state.devices() {
             // A device that takes no changes keeps them; see the module head.
-            let _kept = forget_on(device, &names).await;
+            let _kept = forget_on(&device, &names).await;
         }
     }
 }

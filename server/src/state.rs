@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use base::{BlockExtent, Fid};
 use faces::{ConfClient, Configuration, DeviceState, Heartbeat, LoadReporter, MovedBytes, Pass};
-use fops::conf::{DeviceEvidence, DeviceHealth};
+use fops::conf::{DeviceEvidence, DeviceHealth, RegisteredDevice};
 use fops::lock::Ticket;
 use fops::{FopError, codec};
 use rpc::{Fom, Phase, RpcMachine, ServiceState};
@@ -45,7 +45,8 @@ pub(crate) struct State {
     pub(crate) process: Fid,
     pub(crate) epoch: u64,
     pub(crate) conf: ConfClient,
-    pub(crate) devices: BTreeMap<Fid, Rc<Device>>,
+    /// Those that are open: one whose disk is being replaced is not.
+    pub(crate) devices: RefCell<BTreeMap<Fid, Rc<Device>>>,
     /// None until registered.
     pub(crate) heartbeat: RefCell<Option<Heartbeat>>,
     /// What component reads and writes moved, for whoever watches the cluster.
@@ -62,7 +63,7 @@ pub(crate) struct State {
 
 impl State {
     /// May this request run on `device`? The device, if so.
-    pub(crate) async fn admit(&self, fom: &Fom, device: Fid) -> Result<Rc<Device>, FopError> {
+    pub(crate) async fn admit(&self, fom: &Fom, device: Fid, access: Access) -> Result<Rc<Device>, FopError> {
         fom.phase(Phase::Admit);
         self.check_serving()?;
         if fom.config_version() > self.conf.version() {
@@ -73,9 +74,40 @@ impl State {
             })?;
             self.check_serving()?;
         }
-        let found = self.devices.get(&device).ok_or(FopError::WrongServer { device })?;
-        self.check_in_service(found, fom.config_version())?;
-        Ok(Rc::clone(found))
+        if access == Access::Change {
+            self.check_knows(fom)?;
+        }
+        let found = self.open_device(device)?;
+        self.check_in_service(&found, fom.config_version(), access)?;
+        Ok(found)
+    }
+
+    /// Those that are open.
+    pub(crate) fn devices(&self) -> Vec<Rc<Device>> {
+        self.devices.borrow().values().map(Rc::clone).collect()
+    }
+
+    /// Errors: not a device of this locality, or one whose disk is being replaced.
+    pub(crate) fn open_device(&self, device: Fid) -> Result<Rc<Device>, FopError> {
+        if let Some(found) = self.devices.borrow().get(&device) {
+            return Ok(Rc::clone(found));
+        }
+        let configuration = self.conf.current();
+        let ours = configuration
+            .as_ref()
+            .and_then(|configuration| configuration.device(device))
+            .is_some_and(|found| found.process == self.process && found.endpoint == self.rpc.endpoint());
+        if !ours {
+            return Err(FopError::WrongServer { device });
+        }
+        Err(FopError::NotServing { reason: format!("the disk of device {device} is not open here") })
+    }
+
+    /// A change of somebody who takes a device for failed that takes writes again would go past it. Error: `Stale`.
+    fn check_knows(&self, fom: &Fom) -> Result<(), FopError> {
+        let need = self.conf.current().map_or(0, |configuration| configuration.pool.changes_from);
+        let have = fom.config_version();
+        if have < need { Err(FopError::Stale { have, need }) } else { Ok(()) }
     }
 
     /// May this server serve? Errors: shutting down, not registered yet, or its lease ended.
@@ -112,9 +144,7 @@ impl State {
         mut transaction: Transaction,
         reply: Option<&R>,
     ) -> Result<(), FopError> {
-        self.check_serving()?;
-        self.check_attached(device)?;
-        writer.begin()?;
+        self.begin_change((fom, writer), device)?;
         fom.phase(Phase::Commit);
         if let Some(reply) = reply {
             fom.record_in(&mut SlotChange(&mut transaction), reply)?;
@@ -124,6 +154,19 @@ impl State {
             fom.durable();
         }
         Ok(())
+    }
+
+    /// Looks again, right before something is changed. Errors: the lease ended, the device is out, the requester's configuration is too old,
+    /// `writer` is fenced.
+    pub(crate) fn begin_change(
+        &self,
+        (fom, writer): (&Fom, &Writer),
+        device: &Device,
+    ) -> Result<(), FopError> {
+        self.check_serving()?;
+        self.check_attached(device)?;
+        self.check_knows(fom)?;
+        writer.begin()
     }
 
     /// Error: an operator took the device out. Whoever asked waits, or rebuilds: nothing goes past it.
@@ -139,11 +182,21 @@ impl State {
         Ok(())
     }
 
-    fn check_in_service(&self, device: &Device, requester_version: u64) -> Result<(), FopError> {
+    fn check_in_service(
+        &self,
+        device: &Device,
+        requester_version: u64,
+        access: Access,
+    ) -> Result<(), FopError> {
         self.check_attached(device)?;
         let Some(configuration) = self.conf.current() else { return Ok(()) };
         let state = configuration.device(device.fid).map(|device| device.state);
-        if !state.is_some_and(is_out_of_service) {
+        // In repair it takes changes, and a read would find what has not been copied yet missing.
+        let is_out = match state {
+            Some(DeviceState::Repair) => access == Access::Read,
+            state => state.is_some_and(is_out_of_service),
+        };
+        if !is_out {
             device.out_of_service_since.set(None);
             return Ok(());
         }
@@ -162,9 +215,15 @@ impl State {
         self.conf.current()
     }
 
+    /// What a registration carries.
+    pub(crate) fn registered(&self) -> Vec<RegisteredDevice> {
+        let endpoint = self.rpc.endpoint();
+        self.devices.borrow().values().map(|device| device.registered(endpoint)).collect()
+    }
+
     /// What every heartbeat carries.
     pub(crate) fn health(&self) -> Vec<DeviceHealth> {
-        self.devices.values().map(|device| device.health()).collect()
+        self.devices.borrow().values().map(|device| device.health()).collect()
     }
 
     /// Turns an error of a domain into the answer; the first proof of loss is reported to control at once.
@@ -188,8 +247,15 @@ impl State {
 }
 
 /// True for the states in which writes go past a device.
-pub(crate) fn is_out_of_service(state: DeviceState) -> bool {
-    matches!(state, DeviceState::Failed | DeviceState::Repair | DeviceState::Repaired)
+fn is_out_of_service(state: DeviceState) -> bool {
+    matches!(state, DeviceState::Failed | DeviceState::Repaired)
+}
+
+/// What a request wants of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Change,
 }
 
 async fn report(state: Weak<State>, device: Fid) {

@@ -799,6 +799,61 @@ fn a_format_that_was_cut_short_leaves_a_device_that_is_not_formatted() {
 }
 
 #[test]
+fn a_device_is_formatted_again_over_itself_and_over_no_other_and_a_cut_leaves_nothing_of_the_old_one_but_itself()
+ {
+    let arena = arena();
+    let regions = small_regions(64);
+    let mut outcomes = BTreeMap::new();
+    for seed in 0..60 {
+        let (mut sim, disk, domain) = formatted(seed, &arena, 64);
+        let (task, memory) = (domain.clone(), arena.clone());
+        sim.block(async move { write(&task, &memory, 1, 5, &[(0, 3)]).await }).unwrap();
+        let now = sim.now;
+        sim.block(async move { domain.close().await }).unwrap();
+        drop(sim);
+        let stranger = FormatParams { cluster: PARAMS.cluster + 1, ..PARAMS };
+        let mut sim = SimLocality::new(seed, now, &arena);
+        let (handle, backend) = (sim.handle(), Box::new(disk.backend()));
+        let over = async move {
+            Domain::format_over_tuned(&handle, backend, stranger, tuned(regions, None)).await.map(drop)
+        };
+        let refused = sim.block(over);
+        assert!(matches!(refused, Err(StobError::AlreadyFormatted { .. })), "{refused:?}");
+        let (handle, backend) = (sim.handle(), Box::new(disk.backend()));
+        drop(sim.handle().spawn("format", async move {
+            let over = Domain::format_over_tuned(&handle, backend, PARAMS, tuned(regions, None));
+            let _ = over.await;
+        }));
+        for _ in 0..seed {
+            sim.step();
+        }
+        let (sim, result) = crash_and_open(sim, &disk, &arena);
+        let now = sim.now;
+        let name = match result {
+            Ok(domain) if domain.info().blocks_used == 0 => "new",
+            Ok(domain) => {
+                assert_eq!(domain.info().blocks_used, 3);
+                "old"
+            }
+            Err(StobError::NotFormatted | StobError::Damaged { .. }) => "neither",
+            Err(error) => panic!("seed {seed}: {error}"),
+        };
+        *outcomes.entry(name).or_insert(0) += 1;
+        // Whatever is left, the next try makes it blank.
+        drop(sim);
+        let mut sim = SimLocality::new(seed, now, &arena);
+        let (handle, backend) = (sim.handle(), Box::new(disk.backend()));
+        let over = async move {
+            Domain::format_over_tuned(&handle, backend, PARAMS, tuned(regions, None)).await.unwrap()
+        };
+        let domain = sim.block(over);
+        assert_eq!(domain.info().blocks_used, 0);
+        assert_eq!(domain.stobs(None, 9), []);
+    }
+    assert!(outcomes.contains_key("new") && outcomes.contains_key("old"), "{outcomes:?}");
+}
+
+#[test]
 fn a_record_missing_in_the_middle_of_the_log_is_damage_not_a_tail() {
     let arena = arena();
     let (mut sim, disk, domain) = formatted(11, &arena, 64);

@@ -62,6 +62,7 @@ fn configuration() -> Configuration {
         endpoint: endpoint(server_of(index) + 1),
         state: DeviceState::Unknown,
         size_blocks: 0,
+        replaced: 0,
     });
     Configuration {
         version: 1,
@@ -75,6 +76,8 @@ fn configuration() -> Configuration {
             width: "4+2+1".parse().unwrap(),
             unit_bytes: u32::try_from(UNIT).unwrap(),
             devices: devices.collect(),
+            awaited_disks: Vec::new(),
+            changes_from: 0,
         },
     }
 }

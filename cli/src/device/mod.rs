@@ -1,10 +1,11 @@
 //! `clovis device`: what devices there are, where they stand, and an operator's word on them.
 //!
-//! [`list`] and [`locate`] look; [`command`] detaches and attaches; here: fail, and the fault rule that tests use. Start at [`run`].
+//! [`list`] and [`locate`] look; [`command`] detaches and attaches; [`replace`] gives a failed one another disk; here: fail, and the fault rule that tests use. Start at [`run`].
 
 mod command;
 mod list;
 mod locate;
+mod replace;
 
 use base::Fid;
 use faces::cluster_file::{ClusterFile, DeviceSection};
@@ -39,6 +40,7 @@ pub fn run(args: &DeviceCommand) -> Result<(), Failure> {
         DeviceCommand::Locate(args) => locate::run(args),
         DeviceCommand::Detach(args) => command::detach(args),
         DeviceCommand::Attach(args) => command::attach(args),
+        DeviceCommand::Replace(args) => replace::run(args),
         DeviceCommand::Fail(args) => {
             let mut desk = Desk::open(&args.connect)?;
             let device = find(&desk.local, &args.device)?.1.fid;

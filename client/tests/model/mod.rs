@@ -111,8 +111,11 @@ impl World {
                         endpoint: endpoint(0),
                         state: DeviceState::Online,
                         size_blocks: 1 << 20,
+                        replaced: 0,
                     })
                     .collect(),
+                awaited_disks: Vec::new(),
+                changes_from: 0,
             },
         };
         let device = || Device {

@@ -322,6 +322,7 @@ impl ClusterFile {
                 endpoint: self.endpoint_of(device).unwrap_or(self.control.endpoint),
                 state: DeviceState::Unknown,
                 size_blocks: 0,
+                replaced: 0,
             })
             .collect();
         Configuration {
@@ -336,6 +337,8 @@ impl ClusterFile {
                 width: self.pool.layout,
                 unit_bytes: u32::try_from(self.pool.unit_bytes).unwrap_or(u32::MAX),
                 devices,
+                awaited_disks: Vec::new(),
+                changes_from: 0,
             },
         }
     }

@@ -12,7 +12,7 @@ use base::{Blame, Blamed, Endpoint, Fid, Instant};
 use fops::FopError;
 use fops::conf::{ClusterStatus, ClusterStatusReply, ConfGet, DeviceEvidence, DeviceReport};
 use rpc::{Bulk, CallError, CallOptions, RpcMachine};
-use runtime::sync::Semaphore;
+use runtime::sync::{Notify, Semaphore};
 
 use crate::configuration::{Configuration, ConfigurationError};
 
@@ -104,6 +104,8 @@ struct Inner {
     control: Endpoint,
     current: RefCell<Option<Rc<Configuration>>>,
     fetching: Semaphore,
+    /// Rings when a newer version came.
+    changed: Notify,
 }
 
 /// The cached configuration. Clones share the cache.
@@ -116,8 +118,13 @@ impl ConfClient {
     /// A client of the control daemon at `control`; nothing is sent yet.
     #[must_use]
     pub fn connect(rpc: &RpcMachine, control: Endpoint) -> ConfClient {
-        let inner =
-            Inner { rpc: rpc.clone(), control, current: RefCell::new(None), fetching: Semaphore::new(1) };
+        let inner = Inner {
+            rpc: rpc.clone(),
+            control,
+            current: RefCell::new(None),
+            fetching: Semaphore::new(1),
+            changed: Notify::new(),
+        };
         ConfClient { inner: Rc::new(inner) }
     }
 
@@ -137,6 +144,13 @@ impl ConfClient {
     #[must_use]
     pub fn version(&self) -> u64 {
         self.inner.current.borrow().as_ref().map_or(0, |configuration| configuration.version)
+    }
+
+    /// Waits until the cache has a version above `version`. Dropped, it leaves nothing behind.
+    pub async fn newer_than(&self, version: u64) {
+        while self.version() <= version {
+            self.inner.changed.notified().await;
+        }
     }
 
     /// Asks control for its configuration; the cache answers if it is the newest.
@@ -229,6 +243,9 @@ impl ConfClient {
         let fetched = Rc::new(fetched);
         self.inner.rpc.config_version().set(fetched.version);
         *self.inner.current.borrow_mut() = Some(Rc::clone(&fetched));
+        if fetched.version > known_version {
+            self.inner.changed.notify_waiters();
+        }
         Ok(fetched)
     }
 }

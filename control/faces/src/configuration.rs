@@ -12,7 +12,7 @@ use bincode::{Decode, Encode};
 use fops::codec::{self, CodecError};
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{DEVICES_MAX, SERVERS_MAX};
+use crate::limits::{AWAITED_DISKS_MAX, DEVICES_MAX, SERVERS_MAX};
 
 /// State of a device, as HA decides it. Words: docs/glossary.md; transitions: docs/ha.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode, Serialize, Deserialize)]
@@ -27,7 +27,7 @@ pub enum DeviceState {
     Transient,
     /// Useless until it is repaired: its units are skipped by writes and rebuilt by reads.
     Failed,
-    /// Its units are being rebuilt into spare units.
+    /// Its disk is new: it takes every write, what it had before is being copied to it, and reads rebuild its units.
     Repair,
     /// Its units stand in spare units.
     Repaired,
@@ -92,6 +92,8 @@ pub struct DeviceConfig {
     pub state: DeviceState,
     /// Size in blocks; 0 until it registers.
     pub size_blocks: u64,
+    /// How many disks it had before the one in force: the number of that disk's replacement, which is on it.
+    pub replaced: u32,
 }
 
 /// One server process.
@@ -118,6 +120,10 @@ pub struct PoolConfig {
     pub unit_bytes: u32,
     /// The devices by target index.
     pub devices: Vec<DeviceConfig>,
+    /// Failed devices whose servers are to format a new disk, at most [`AWAITED_DISKS_MAX`].
+    pub awaited_disks: Vec<Fid>,
+    /// Changes of requesters with an older version are refused: they would go past a device that takes writes again since this one.
+    pub changes_from: u64,
 }
 
 /// The configuration in force.
@@ -138,6 +144,13 @@ pub struct Configuration {
 }
 
 impl Configuration {
+    /// Number of the disk that a device is to have: that of the one in force, or of the one that is awaited. 0 for an unknown device.
+    #[must_use]
+    pub fn replacement_of(&self, device: Fid) -> u32 {
+        let replaced = self.device(device).map_or(0, |found| found.replaced);
+        replaced.saturating_add(u32::from(self.pool.awaited_disks.contains(&device)))
+    }
+
     /// The device at a target index.
     #[must_use]
     pub fn target(&self, index: u32) -> Option<&DeviceConfig> {
@@ -213,12 +226,21 @@ impl Configuration {
         Ok(configuration)
     }
 
+    /// Reads the bytes of a version that knew no replacements of disks: there were none.
+    pub fn from_bytes_1(bytes: &[u8]) -> Result<Configuration, ConfigurationError> {
+        let configuration = Configuration::from(codec::decode::<Configuration1>(bytes)?);
+        configuration.check()?;
+        Ok(configuration)
+    }
+
     /// What every user of a configuration relies on. Errors: see [`ConfigurationError`].
     pub fn check(&self) -> Result<(), ConfigurationError> {
         let PoolConfig { devices, width, unit_bytes, .. } = &self.pool;
-        for (what, count, max) in
-            [("devices", devices.len(), DEVICES_MAX), ("processes", self.processes.len(), SERVERS_MAX)]
-        {
+        for (what, count, max) in [
+            ("devices", devices.len(), DEVICES_MAX),
+            ("processes", self.processes.len(), SERVERS_MAX),
+            ("awaited disks", self.pool.awaited_disks.len(), AWAITED_DISKS_MAX),
+        ] {
             if count > max {
                 return Err(ConfigurationError::TooMany { what, count, max });
             }
@@ -253,6 +275,52 @@ impl Configuration {
     }
 }
 
+/// A `DeviceConfig` of format 1: device, process, endpoint, state, size.
+type DeviceConfig1 = (Fid, Fid, Endpoint, DeviceState, u64);
+
+/// A `Configuration` of format 1: its pool without `changes_from`, its devices without numbers of replacements.
+#[derive(Decode)]
+#[cfg_attr(test, derive(Encode))]
+struct Configuration1 {
+    version: u64,
+    cluster: u64,
+    profile: Fid,
+    control: Endpoint,
+    processes: Vec<ProcessConfig>,
+    pool: (Fid, Fid, LayoutWidth, u32, Vec<DeviceConfig1>),
+}
+
+impl From<Configuration1> for Configuration {
+    fn from(old: Configuration1) -> Configuration {
+        let (pool, pool_version, width, unit_bytes, devices) = old.pool;
+        let device = |(device, process, endpoint, state, size_blocks)| DeviceConfig {
+            device,
+            process,
+            endpoint,
+            state,
+            size_blocks,
+            replaced: 0,
+        };
+        let devices = devices.into_iter().map(device).collect();
+        Configuration {
+            version: old.version,
+            cluster: old.cluster,
+            profile: old.profile,
+            control: old.control,
+            processes: old.processes,
+            pool: PoolConfig {
+                pool,
+                pool_version,
+                width,
+                unit_bytes,
+                devices,
+                awaited_disks: Vec::new(),
+                changes_from: 0,
+            },
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use base::FidType;
@@ -281,11 +349,37 @@ mod tests {
     }
 
     #[test]
+    fn a_configuration_of_format_1_is_one_without_replacements() {
+        let now = example();
+        let device = |d: &DeviceConfig| (d.device, d.process, d.endpoint, d.state, d.size_blocks);
+        let old = Configuration1 {
+            version: now.version,
+            cluster: now.cluster,
+            profile: now.profile,
+            control: now.control,
+            processes: now.processes.clone(),
+            pool: (
+                now.pool.pool,
+                now.pool.pool_version,
+                now.pool.width,
+                now.pool.unit_bytes,
+                now.pool.devices.iter().map(device).collect(),
+            ),
+        };
+        let bytes = codec::encode(&old).unwrap();
+        assert_eq!(Configuration::from_bytes_1(&bytes).unwrap(), now);
+        assert!(
+            Configuration::from_bytes(&bytes).is_err() && Configuration::from_bytes_1(&bytes[1..]).is_err()
+        );
+    }
+
+    #[test]
     fn the_largest_configuration_fits_a_message() {
         let mut configuration = example();
         let (process, device) = (configuration.processes[0].clone(), configuration.pool.devices[0].clone());
         configuration.processes.clear();
         configuration.pool.devices.clear();
+        configuration.pool.awaited_disks = vec![device.device; AWAITED_DISKS_MAX];
         for key in 0..base::units::wide(SERVERS_MAX) {
             let fid = Fid::new(FidType::Process, 1, key);
             configuration.processes.push(ProcessConfig { process: fid, ..process.clone() });

@@ -7,7 +7,7 @@
 //! way. **Invariant**: a lease that ended holds again only once the fences of the time after that are in force.
 //! Thread: the locality of its `RpcMachine`. Rules: docs/ha.md#leases. Start at [`Heartbeat::start`].
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -35,13 +35,15 @@ pub struct Registrant {
 
 struct Shared {
     conf: ConfClient,
-    registrant: Registrant,
+    registrant: RefCell<Registrant>,
     health: Box<dyn Fn() -> Vec<DeviceHealth>>,
     lease: Cell<Lease>,
     /// False since the lease ended, until the fences of the time after that are in force.
     fences_known: Cell<bool>,
     fences: Fences,
     soon: Notify,
+    /// The next request registers.
+    must_register: Cell<bool>,
 }
 
 /// Keeps a registration and its lease alive until dropped or stopped.
@@ -62,12 +64,13 @@ impl Heartbeat {
     ) -> Result<Heartbeat, ConfError> {
         let shared = Rc::new(Shared {
             conf: conf.clone(),
-            registrant,
+            registrant: RefCell::new(registrant),
             health: Box::new(health),
             lease: Cell::new(Lease::None),
             fences_known: Cell::new(false),
             fences: Fences::default(),
             soon: Notify::new(),
+            must_register: Cell::new(false),
         });
         let version = shared.register(deadline).await?;
         conf.refresh_if_newer(version, deadline).await?;
@@ -105,6 +108,13 @@ impl Heartbeat {
         self.shared.soon.notify_one();
     }
 
+    /// Registers again, now, with these devices: one of them has another disk, or is new.
+    pub fn register_again(&self, devices: Vec<RegisteredDevice>) {
+        self.shared.registrant.borrow_mut().devices = devices;
+        self.shared.must_register.set(true);
+        self.shared.soon.notify_one();
+    }
+
     /// Ends the heartbeats; the lease runs out by itself.
     pub fn stop(&self) {
         self.tasks.take().into_iter().for_each(Task::cancel);
@@ -125,7 +135,7 @@ impl Shared {
     /// Registers. Answer: the version that holds the registration.
     async fn register(&self, deadline: Instant) -> Result<u64, ConfError> {
         let sent_at = self.now();
-        let Registrant { process, epoch, devices } = self.registrant.clone();
+        let Registrant { process, epoch, devices } = self.registrant.borrow().clone();
         let reply = self.conf.call(&Register { process, epoch, devices }, deadline).await?;
         self.note_gap();
         self.lease.set(Lease::granted(sent_at, Duration::from_millis(reply.lease_ms)));
@@ -135,7 +145,7 @@ impl Shared {
     /// One heartbeat. Answer: control's version, or nothing if we have to register again.
     async fn beat(&self, deadline: Instant) -> Result<Option<u64>, ConfError> {
         let sent_at = self.now();
-        let Registrant { process, epoch, .. } = self.registrant;
+        let Registrant { process, epoch, .. } = *self.registrant.borrow();
         let reply =
             self.conf.call(&HeartbeatFop { process, epoch, devices: (self.health)() }, deadline).await?;
         if !reply.known {
@@ -164,8 +174,10 @@ impl Shared {
 
     /// Asks for fences behind those in force, acknowledges those up to `known`, and puts what comes in force. True if something came.
     async fn next_fences(&self, known: u64, wait: Duration, deadline: Instant) -> Result<bool, ConfError> {
-        let Registrant { process, epoch, ref devices } = self.registrant;
-        let devices = devices.iter().map(|device| device.device).collect();
+        let (process, epoch, devices) = {
+            let Registrant { process, epoch, ref devices } = *self.registrant.borrow();
+            (process, epoch, devices.iter().map(|device| device.device).collect())
+        };
         let wait_ms = u32::try_from(wait.as_millis()).unwrap_or(u32::MAX);
         let ask = FencesGet { process, epoch, devices, known, after: self.fences.newest(), wait_ms };
         let reply = self.conf.call(&ask, deadline).await?;
@@ -191,6 +203,7 @@ async fn run(shared: Rc<Shared>) {
         let _rang = locality.timeout_at(next_at, shared.soon.notified()).await;
         // An answer after half a lease is of little use; then the next try begins afresh.
         let deadline = shared.now() + length / 2;
+        known &= !shared.must_register.take();
         let version =
             if known { shared.beat(deadline).await } else { shared.register(deadline).await.map(Some) };
         match version {

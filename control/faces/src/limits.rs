@@ -9,6 +9,9 @@ use base::units::wide;
 pub const SERVERS_MAX: usize = 256;
 /// Devices of a cluster.
 pub const DEVICES_MAX: usize = 768;
+
+/// Devices whose disks are being replaced at a time, until each is formatted.
+pub const AWAITED_DISKS_MAX: usize = 64;
 /// Localities (endpoints) of one server process.
 pub const LOCALITIES_MAX: usize = 64;
 /// Racks, enclosures, controllers, disks, nodes and services of a cluster together: a disk for each device, and as much again.
@@ -147,17 +150,19 @@ pub const RM_HOLDERS_NAMED: usize = 16;
 const ENDPOINT_BYTES: usize = 4 + 2 + 4 + 4 + 2 + 2;
 /// Encoded bytes of a fid.
 const FID_BYTES: usize = 16;
-/// Encoded bytes of a `DeviceConfig`: device, process, endpoint, state, size.
-pub(crate) const DEVICE_CONFIG_BYTES: usize = FID_BYTES + FID_BYTES + ENDPOINT_BYTES + 4 + 8;
+/// Encoded bytes of a `DeviceConfig`: device, process, endpoint, state, size, number of its disk.
+pub(crate) const DEVICE_CONFIG_BYTES: usize = FID_BYTES + FID_BYTES + ENDPOINT_BYTES + 4 + 8 + 4;
 /// Encoded bytes of a `ProcessConfig`: process, endpoint, epoch.
 pub(crate) const PROCESS_CONFIG_BYTES: usize = FID_BYTES + ENDPOINT_BYTES + 8;
-/// The rest of a `Configuration`: version, cluster, profile, control, pool, pool version, width, unit size, two lengths.
+/// The rest of a `Configuration`: version, cluster, profile, control, pool, pool version, width, unit size, three lengths, the version that changes need.
 pub(crate) const CONFIGURATION_HEAD_BYTES: usize =
-    8 + 8 + FID_BYTES + ENDPOINT_BYTES + 2 * FID_BYTES + 12 + 4 + 2 * 8;
+    8 + 8 + FID_BYTES + ENDPOINT_BYTES + 2 * FID_BYTES + 12 + 4 + 3 * 8 + 8;
 
 /// Encoded bytes of the largest configuration.
-pub const CONFIGURATION_BYTES_MAX: usize =
-    CONFIGURATION_HEAD_BYTES + SERVERS_MAX * PROCESS_CONFIG_BYTES + DEVICES_MAX * DEVICE_CONFIG_BYTES;
+pub const CONFIGURATION_BYTES_MAX: usize = CONFIGURATION_HEAD_BYTES
+    + SERVERS_MAX * PROCESS_CONFIG_BYTES
+    + DEVICES_MAX * DEVICE_CONFIG_BYTES
+    + AWAITED_DISKS_MAX * FID_BYTES;
 
 /// What a `ConfGetReply` adds: version, option tag, length.
 const CONF_GET_REPLY_BYTES: usize = 8 + 1 + 8;
@@ -241,4 +246,4 @@ const _: () =
 const FENCE_WAIT_BYTES: usize = 2 * FID_BYTES + ENDPOINT_BYTES + 8;
 const _: () = assert!(wide(4 + 8 + DEVICES_MAX * FENCE_WAIT_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 // docs/configuration.md says this number.
-const _: () = assert!(CONFIGURATION_BYTES_MAX == 58_482);
+const _: () = assert!(CONFIGURATION_BYTES_MAX == 62_594);

@@ -159,6 +159,8 @@ pub struct RegisteredDevice {
     pub endpoint: Endpoint,
     /// Its size in blocks.
     pub size_blocks: u64,
+    /// Number of the replacement that it was formatted for; 0 for the first disk.
+    pub replacement: u32,
 }
 
 /// Accepted: the lease begins.
@@ -245,6 +247,13 @@ pub enum DeviceOrder {
     },
     /// Take it back.
     Attach,
+    /// Its disk was replaced, or may be overwritten: format it, and take what was lost back. Repeated, it tells how far that is.
+    Replace,
+    /// Everything that it has to hold is on it again.
+    Restored {
+        /// Number of the replacement ([`DeviceCommandReply::replacement`]): another one says that this is about an earlier disk.
+        replacement: u32,
+    },
 }
 
 /// Gives an order about a device. Control refuses what the device's state does not allow, with the reason.
@@ -267,8 +276,11 @@ pub struct DeviceCommandReply {
     pub state: String,
     /// False if it was so already.
     pub is_new: bool,
-    /// True once nobody serves the device as before: its server heard of the order, or has no lease.
+    /// True once nobody serves the device as before: its server heard of the order, or has no lease. Of a replacement: once
+    /// the device takes writes, and every server refuses those of whoever does not know.
     pub is_heeded: bool,
+    /// Number of the disk that it has or awaits, 0 for its first.
+    pub replacement: u32,
 }
 fop!(DeviceCommand, DeviceCommandReply, DeviceCommand, "device-command", Idempotent);
 

@@ -86,9 +86,25 @@ fn orders_about_devices() {
         &format!("{FID_HEX} 01000000"),
     );
     pinned(
-        conf::DeviceCommandReply { version: 7, state: "on".to_owned(), is_new: true, is_heeded: false },
-        agreed!((u64, String, bool, bool): (7, "on".to_owned(), true, false)),
-        "0700000000000000 0200000000000000 6f6e 01 00",
+        conf::DeviceCommand { device: FID, order: conf::DeviceOrder::Replace },
+        agreed!((RawFid, u32): (RAW, 2)),
+        &format!("{FID_HEX} 02000000"),
+    );
+    pinned(
+        conf::DeviceCommand { device: FID, order: conf::DeviceOrder::Restored { replacement: 9 } },
+        agreed!((RawFid, (u32, u32)): (RAW, (3, 9))),
+        &format!("{FID_HEX} 03000000 09000000"),
+    );
+    pinned(
+        conf::DeviceCommandReply {
+            version: 7,
+            state: "on".to_owned(),
+            is_new: true,
+            is_heeded: false,
+            replacement: 5,
+        },
+        agreed!((u64, String, bool, bool, u32): (7, "on".to_owned(), true, false, 5)),
+        "0700000000000000 0200000000000000 6f6e 01 00 05000000",
     );
 }
 
@@ -110,12 +126,17 @@ fn bodies_of_control() {
         conf::Register {
             process: FID,
             epoch: 6,
-            devices: vec![conf::RegisteredDevice { device: FID, endpoint, size_blocks: 1024 }],
+            devices: vec![conf::RegisteredDevice {
+                device: FID,
+                endpoint,
+                size_blocks: 1024,
+                replacement: 9,
+            }],
         },
-        agreed!((RawFid, u64, Vec<(RawFid, ((u32, u16), u32), u32, u16, u16, u64)>):
-            (RAW, 6, vec![(RAW, ((1, 2), 0x7f00_0001), 12345, 34, 5, 1024)])),
+        agreed!((RawFid, u64, Vec<(RawFid, ((u32, u16), u32), u32, u16, u16, u64, u32)>):
+            (RAW, 6, vec![(RAW, ((1, 2), 0x7f00_0001), 12345, 34, 5, 1024, 9)])),
         &format!(
-            "{FID_HEX} 0600000000000000 0100000000000000 {FID_HEX} 01000000 0200 0100007f 39300000 2200 0500 0004000000000000"
+            "{FID_HEX} 0600000000000000 0100000000000000 {FID_HEX} 01000000 0200 0100007f 39300000 2200 0500 0004000000000000 09000000"
         ),
     );
     pinned(

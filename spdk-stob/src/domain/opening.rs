@@ -542,6 +542,15 @@ async fn data_is_whole(
     Ok(true)
 }
 
+/// What a format may overwrite.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Over {
+    /// Nothing.
+    Blank,
+    /// The same device of the same cluster.
+    ThisDevice,
+}
+
 impl Domain {
     /// Makes a device an empty domain. The superblock is written last: a cut before that leaves a device that is not formatted.
     ///
@@ -555,11 +564,43 @@ impl Domain {
         Domain::format_tuned(locality, backend, params, Tuning::default()).await
     }
 
+    /// [`Domain::format`], also where this very device of this cluster is: all that is on it is given up. A cut before the end leaves a
+    /// device that does not open, or is not formatted.
+    ///
+    /// Errors: those of [`Domain::format`]; [`StobError::AlreadyFormatted`] if it is another device.
+    pub async fn format_again(
+        locality: &LocalityHandle,
+        backend: Box<dyn Backend>,
+        params: FormatParams,
+    ) -> Result<Domain, StobError> {
+        Domain::format_over(locality, backend, params, Tuning::default(), Over::ThisDevice).await
+    }
+
+    #[cfg(test)]
+    pub(crate) async fn format_over_tuned(
+        locality: &LocalityHandle,
+        backend: Box<dyn Backend>,
+        params: FormatParams,
+        tuning: Tuning,
+    ) -> Result<Domain, StobError> {
+        Domain::format_over(locality, backend, params, tuning, Over::ThisDevice).await
+    }
+
     pub(crate) async fn format_tuned(
         locality: &LocalityHandle,
         backend: Box<dyn Backend>,
         params: FormatParams,
         tuning: Tuning,
+    ) -> Result<Domain, StobError> {
+        Domain::format_over(locality, backend, params, tuning, Over::Blank).await
+    }
+
+    async fn format_over(
+        locality: &LocalityHandle,
+        backend: Box<dyn Backend>,
+        params: FormatParams,
+        tuning: Tuning,
+        over: Over,
     ) -> Result<Domain, StobError> {
         let device = Device::start(locality, backend);
         let size_blocks = device.geometry().size_blocks;
@@ -569,20 +610,30 @@ impl Domain {
         };
         let buffer = locality.arena().alloc(RECORD_BYTES_MAX).await;
         let mut reader = BlockReader { device: &device, buffer: Some(buffer), locality: locality.clone() };
-        match choose_superblock(&mut reader).await {
+        // Above every copy that may be left of the old one, so that the first new copy wins; and another id than that one has, by which its
+        // records and pages are told from new ones.
+        let mut format_id = locality.random_u64();
+        let sequence = match choose_superblock(&mut reader).await {
             Ok((found, _)) => {
-                return Err(StobError::AlreadyFormatted { device: found.device, cluster: found.cluster });
+                let is_same = found.device == params.device && found.cluster == params.cluster;
+                if over == Over::Blank || !is_same {
+                    return Err(StobError::AlreadyFormatted { device: found.device, cluster: found.cluster });
+                }
+                format_id = if format_id == found.format_id { !format_id } else { format_id };
+                found.sequence + 1
             }
-            Err(StobError::NotFormatted) => {}
+            Err(StobError::NotFormatted) => 1,
+            // A format that was cut short leaves this, and whoever asks for it again gave up what was there.
+            Err(StobError::Damaged { .. }) if over == Over::ThisDevice => 1,
             Err(error) => return Err(error),
-        }
+        };
         let buffer = reader.buffer;
         let superblock = Superblock {
             version: FORMAT_VERSION,
-            format_id: locality.random_u64(),
+            format_id,
             device: params.device,
             cluster: params.cluster,
-            sequence: 1,
+            sequence,
             regions,
             checkpoint_area: 0,
             checkpoint_bytes: 0,

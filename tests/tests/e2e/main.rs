@@ -20,5 +20,6 @@ mod page;
 mod peers;
 mod quickstart;
 mod refusals;
+mod replacements;
 mod states;
 mod watches;

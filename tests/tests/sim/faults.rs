@@ -46,6 +46,8 @@ pub enum Fault {
     Detach { device: usize },
     /// And back.
     Attach { device: usize },
+    /// An operator gives a failed device another disk, and has everything copied to it; as often as it takes.
+    Replace { device: usize },
 }
 
 impl Fault {
@@ -121,8 +123,22 @@ pub fn schedule(random: &mut fastrand::Rng, cast: &Cast, length: Duration) -> Ve
     let mut plan = Plan { random: &mut later, length, group, events: Vec::new() };
     time_and_orders(&mut plan, cast);
     events.append(&mut plan.events);
+    replacements(&mut later, &mut events);
     events.sort_by_key(|planned| planned.after); // stable: what was planned first stays first
     events
+}
+
+/// Half of the devices that are lost get another disk, soon enough that the clients still work. It belongs to the mishap.
+fn replacements(random: &mut fastrand::Rng, events: &mut Vec<Planned>) {
+    let mut added = Vec::new();
+    for Planned { after, fault, group } in events.iter() {
+        let (Fault::LoseDevice { device } | Fault::Ail { device, .. }) = *fault else { continue };
+        if random.bool() {
+            let after = *after + Duration::from_millis(random.u64(20..500));
+            added.push(Planned { after, fault: Fault::Replace { device }, group: *group });
+        }
+    }
+    events.append(&mut added);
 }
 
 /// How often each kind comes in a seed: 0 now and then, so that kinds are also seen alone.

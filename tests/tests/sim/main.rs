@@ -17,6 +17,7 @@ mod mutation;
 mod node;
 mod oracle;
 mod registers;
+mod replacement;
 mod rest;
 mod run;
 mod shape;

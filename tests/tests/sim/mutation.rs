@@ -53,6 +53,7 @@ impl Mutation {
     pub const CANDIDATES: &[(Mutation, u64)] = &[
         (Mutation::Server(server::Bug::LeaseUnchecked), 24),
         (Mutation::Client(client::Bug::FirstAnswerIsEnough), 24),
+        (Mutation::Client(client::Bug::RepairBesideWrites), 60),
         (Mutation::Rpc(rpc::Bug::ResumedTooEarly), 24),
         (Mutation::Client(client::Bug::Rpc(rpc::Bug::SessionNeverLost)), 24),
     ];

@@ -4,6 +4,7 @@
 //! [`Node`]. A start that fails is seen by the world, which ends the node and starts it again, as a supervisor would.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,9 @@ pub struct SimDevice {
     pub fid: Fid,
     pub disk: SimDisk,
 }
+
+/// Disks by the device that they are for.
+type NewDisks = Rc<RefCell<BTreeMap<Fid, SimDisk>>>;
 
 /// What a node is.
 pub enum Role {
@@ -79,6 +83,8 @@ pub struct Node {
     pub held_until: Instant,
     /// How long it rests after each turn in which it did something.
     pub rest: Duration,
+    /// Disks that an operator put in the places of others while it runs.
+    pub new_disks: NewDisks,
 }
 
 /// What every start needs.
@@ -123,6 +129,7 @@ impl Node {
             clock: DriftingClock::ahead_by(ahead),
             held_until: Instant::ZERO,
             rest: Duration::ZERO,
+            new_disks: Rc::default(),
         }
     }
 
@@ -169,6 +176,7 @@ impl Node {
         match &self.role {
             Role::Control { disk } => start_control(&locality, &slot, disk, around),
             Role::Server { process, devices } => {
+                let devices = (devices.as_slice(), Rc::clone(&self.new_disks));
                 start_server(&locality, &slot, (self.endpoint, *process), devices, !self.was_up, around);
             }
             Role::Client { workers, think_max, read_verify } => {
@@ -212,7 +220,7 @@ fn start_server(
     locality: &Locality,
     slot: &Rc<Slot>,
     (endpoint, process): (Endpoint, Fid),
-    devices: &[SimDevice],
+    (devices, new_disks): (&[SimDevice], NewDisks),
     format: bool,
     around: &Surroundings<'_>,
 ) {
@@ -225,6 +233,11 @@ fn start_server(
     let control = around.configuration.control;
     let mut config = ServerConfig::new(endpoint, process, control, token(), around.epoch, backends);
     config.format = format;
+    let mutation = around.mutation;
+    config.disks = Some(Rc::new(move |device, _| match new_disks.borrow().get(&device) {
+        Some(disk) => Ok(backend(disk, mutation)),
+        None => Err("nobody put another disk in its place".to_owned()),
+    }));
     config.start_timeout = Duration::from_secs(2);
     config.bug = around.mutation.and_then(Mutation::server_bug);
     let (bug, inline_bytes) = (around.mutation.and_then(Mutation::rpc_bug), around.inline_bytes());

@@ -202,6 +202,7 @@ fn converge(world: &mut World) -> Result<(), String> {
             world.plan(now + ATTACH_AGAIN * again, Fault::Attach { device });
         }
     }
+    world.finish_replacements();
     for index in 0..world.nodes.len() {
         world.start(index);
     }

@@ -53,6 +53,7 @@ pub const WANTED: &[&str] = &[
     "a server had stopped when its lease was lost",
     "an operator took a device out",
     "an operator took a device back",
+    "a replaced device was whole again",
     "writes of a device failed",
     "a device was full",
     "blocks of a device could not be read",

@@ -26,6 +26,7 @@ use crate::leases::LeaseWatch;
 use crate::mutation::Mutation;
 use crate::node::{LEASE, Life, Node, Role, SimDevice, Surroundings};
 use crate::oracle::Oracle;
+use crate::replacement::Replacements;
 use crate::shape::Shape;
 use crate::workload;
 
@@ -43,6 +44,8 @@ const TURNS_MAX: u64 = 200_000_000;
 const ROT_LOOK: Duration = Duration::from_millis(30);
 /// How long an operator waits for the answer to an order.
 const ORDER_TIME: Duration = Duration::from_secs(2);
+/// A replacement that is not done is looked at again so much later.
+const REPLACE_AGAIN: Duration = Duration::from_millis(300);
 /// A supervisor starts a node again so long after its start failed.
 const START_AGAIN: Duration = Duration::from_millis(150);
 
@@ -74,6 +77,7 @@ pub struct World {
     /// Devices that an operator wanted out at some time.
     pub taken_out: BTreeSet<usize>,
     rots: Vec<Rot>,
+    replacements: Replacements,
 }
 
 /// Blocks chosen to rot: each with the bit and the content that it was chosen with.
@@ -126,6 +130,7 @@ impl World {
                     endpoint: at,
                     state: DeviceState::Unknown,
                     size_blocks: 0,
+                    replaced: 0,
                 });
                 let disk = SimDisk::new(random.u64(..), DEVICE_BLOCKS, spdk_stob::SimFaults::default());
                 own.push(SimDevice { fid, disk });
@@ -145,6 +150,8 @@ impl World {
                 width: LayoutWidth::new(data_units, 2, 1).expect("a valid layout"),
                 unit_bytes: UNIT_BYTES,
                 devices,
+                awaited_disks: Vec::new(),
+                changes_from: 0,
             },
         };
         // A quarter of the seeds has RDMA's shape under it; the seeded bugs are looked for without.
@@ -177,6 +184,7 @@ impl World {
             damaged: BTreeSet::new(),
             taken_out: BTreeSet::new(),
             rots: Vec::new(),
+            replacements: Replacements::default(),
         };
         world.clock.advance(Duration::from_secs(1));
         for node in &world.nodes {
@@ -349,6 +357,15 @@ impl World {
                 self.nodes[index].was_up = true;
             }
         }
+        for fid in self.replacements.take_restored() {
+            // Its bytes are all there again: another device may be damaged instead.
+            self.lost.remove(&fid);
+            self.damaged.remove(&fid);
+            let mut oracle = self.oracle.borrow_mut();
+            oracle.damaged = self.damaged.len();
+            oracle.sometimes.reached("a replaced device was whole again");
+            changed = true;
+        }
         let down = self
             .nodes
             .iter()
@@ -397,6 +414,7 @@ impl World {
             Fault::Drift { node, rate_per_mille } => self.drift(node, rate_per_mille),
             Fault::Detach { device } => self.order(device, DeviceOrder::Detach { force: false }),
             Fault::Attach { device } => self.order(device, DeviceOrder::Attach),
+            Fault::Replace { device } => self.replace(device),
             Fault::RotChosen { choice } => self.rot_chosen(choice),
             Fault::Slow { device, factor } => self.device(device).disk.slow_down(factor),
         }
@@ -626,6 +644,41 @@ impl World {
                 });
             }
         });
+    }
+
+    /// A failed device gets another disk, and an operator at the first client that is up has everything copied to it. Tried again until
+    /// that is done: anything may go wrong meanwhile.
+    fn replace(&mut self, index: usize) {
+        self.plan(self.now() + REPLACE_AGAIN, Fault::Replace { device: index });
+        let fid = self.configuration.pool.devices[index].device;
+        let state = self.nodes[0].slot().and_then(|slot| {
+            let control = slot.control.borrow();
+            Some(control.as_ref()?.configuration().device(fid)?.state)
+        });
+        if state == Some(DeviceState::Failed) && self.lost.contains(&fid) && self.replacements.begin(fid) {
+            let disk = SimDisk::new(self.seed ^ fid.key, DEVICE_BLOCKS, spdk_stob::SimFaults::default());
+            self.device(index).disk = disk.clone();
+            let node = index / self.shape.devices_per_server + 1;
+            self.nodes[node].new_disks.borrow_mut().insert(fid, disk);
+        }
+        let is_up = |node: &&Node| node.is_up() && matches!(node.role, Role::Client { .. });
+        let Some(life) = self.nodes.iter().find(is_up).and_then(|node| node.life.as_ref()) else { return };
+        let Some(client) = life.slot.client.borrow().clone() else { return };
+        let (oracle, clock) = (Rc::clone(&self.oracle), Rc::clone(&self.clock));
+        if let Some(repair) = self.replacements.repair(fid, client, self.configuration.control) {
+            life.locality.handle().spawn("operator", async move {
+                let outcome = repair.run().await;
+                oracle.borrow().tell(clock.now(), || format!("replacement of device {fid}: {outcome:?}"));
+            });
+        }
+    }
+
+    /// Whoever began to replace a disk goes on until it is done.
+    pub fn finish_replacements(&mut self) {
+        for fid in self.replacements.unfinished() {
+            let index = self.configuration.target_index(fid).expect("a device of the pool");
+            self.plan(self.now(), Fault::Replace { device: index as usize });
+        }
     }
 
     /// Leases that control took as lost since the last look: whoever had one has to have stopped by then.
@@ -883,6 +936,9 @@ impl World {
                 let why = node.last_failure.clone().unwrap_or_default();
                 reasons.push(format!("{} is not up; {why}", node.name));
             }
+        }
+        for device in self.replacements.unfinished() {
+            reasons.push(format!("device {device} has another disk, and not everything on it"));
         }
         reasons.extend(self.oracle.borrow().running_lines());
         let Some(slot) = self.nodes[0].slot() else { return reasons };
