@@ -64,7 +64,7 @@ struct s_context *context_of(struct ibv_context *context)
 	return owner_of(owner_of(context, struct verbs_context, context), struct s_context, verbs);
 }
 
-static void devices_fill(void)
+static void devices_fill_once(void)
 {
 	for (int index = 0; index < config.device_count; index++) {
 		struct s_device *device = &devices[index];
@@ -73,6 +73,13 @@ static void devices_fill(void)
 		device->device.transport_type = IBV_TRANSPORT_IB;
 		snprintf(device->device.name, sizeof(device->device.name), "standin%d", index);
 	}
+}
+
+/* Once: a name that is written again is empty for a moment, and another thread may compare it just then. */
+static void devices_fill(void)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+	pthread_once(&once, devices_fill_once);
 }
 
 struct s_device *device_by_address(uint32_t address)
