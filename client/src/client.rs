@@ -1,5 +1,6 @@
 //! A client: its transfer machine, its copy of the configuration, and the objects of the cluster by id.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::rc::Rc;
@@ -282,13 +283,24 @@ impl Client {
         let open = self.open(object).await?;
         // The highest generation of its version: a replacement that began with the same version cannot win over the tombstone once
         // its bytes, which are dropped below, are gone (seed 10 of the simulation).
+        let asked = Cell::new(None);
         let bury = |record: &ObjectRecord| {
+            // Above the tombstone that was asked for: the object was made anew on top of it, or changed, while this was under way. Gone it was
+            // before that, and whoever made it anew keeps it (seed 16 of the simulation).
+            if asked.get().is_some_and(|version| record.version > version) {
+                return None;
+            }
+            asked.set(Some(record.version + 1));
             let generation = generation_of(record.version + 1, u64::from(u32::MAX));
             Some(ObjectRecord { deleted: true, size_bytes: 0, generation, ..*record })
         };
-        let tombstone = open.change_record(bury).await?;
+        match open.change_record(bury).await {
+            Ok(_) | Err(ClientError::Replaced { .. }) => {}
+            Err(error) => return Err(error),
+        }
         // Best effort: what stays is dropped when an object of this name is replaced or deleted.
-        drop_components(&self.store, object, 0..generation_of(tombstone.version + 1, 0)).await;
+        let below = asked.get().map_or(0, |version| generation_of(version + 1, 0));
+        drop_components(&self.store, object, 0..below).await;
         Ok(())
     }
 
