@@ -11,7 +11,9 @@ pub mod extent;
 pub mod fid;
 pub mod layout_width;
 pub mod limits;
+pub mod lookup_map;
 pub mod nid;
+pub mod rights;
 pub mod time;
 pub mod units;
 
@@ -20,5 +22,7 @@ pub use errors::{Blame, Blamed};
 pub use extent::{BlockExtent, ByteExtent};
 pub use fid::{Fid, FidType, ObjectId};
 pub use layout_width::LayoutWidth;
+pub use lookup_map::LookupMap;
 pub use nid::{Net, NetKind, Nid};
+pub use rights::{Right, Rights};
 pub use time::Instant;

@@ -28,6 +28,12 @@ pub enum Command {
         #[command(subcommand)]
         action: ClusterCommand,
     },
+    /// Make, list, show and revoke credentials: who may connect to a cluster, and what they may do
+    Credential {
+        /// What to do.
+        #[command(subcommand)]
+        action: crate::credential::args::CredentialCommand,
+    },
     /// Run the control daemon in the foreground
     Control(ControlArgs),
     /// Run one server process in the foreground
@@ -75,6 +81,12 @@ pub enum Command {
         /// What to do with it.
         #[command(subcommand)]
         action: DeviceCommand,
+    },
+    /// Show how far repairs of replaced devices are; pause, resume, abort, start them again
+    Repair {
+        /// What to do.
+        #[command(subcommand)]
+        action: RepairCommand,
     },
     /// Show pools: layout, devices, how much they hold
     Pool {
@@ -162,6 +174,8 @@ pub struct QuickstartArgs {
 /// `clovis cluster ...`
 #[derive(Debug, Subcommand)]
 pub enum ClusterCommand {
+    /// Make the folder: configuration, device files, credentials of the daemons and of its administrator; start nothing
+    Init(ClusterInitArgs),
     /// Start the daemons; the first time, make the folder and its configuration
     Start(ClusterStartArgs),
     /// Ask every daemon to stop and wait until it has
@@ -170,10 +184,10 @@ pub enum ClusterCommand {
     Status(ClusterStatusArgs),
 }
 
-/// `clovis cluster start`
+/// What a new cluster shall be.
 #[derive(Debug, Args)]
-pub struct ClusterStartArgs {
-    /// Folder of the cluster: configuration, device files, logs
+pub struct ClusterShapeArgs {
+    /// Folder of the cluster: configuration, credentials, device files, logs
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
     /// Server processes [default: 4]
@@ -197,6 +211,40 @@ pub struct ClusterStartArgs {
     /// Metrics for Prometheus on the loopback: control's at this port, with the status page, the servers' at the next ones (default: none)
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1024..))]
     pub metrics_port: Option<u16>,
+    /// How its members prove that they are [default: shared]
+    #[arg(long, value_name = "HOW", value_enum)]
+    pub security: Option<SecurityArg>,
+    /// Encrypt everything between its processes, not the hello of each connection only (certificates, tcp)
+    #[arg(long)]
+    pub encrypt: bool,
+}
+
+/// How members prove that they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SecurityArg {
+    /// Each has a certificate with rights of its own
+    Certificates,
+    /// All share a secret that goes over the wire in the clear
+    Shared,
+}
+
+/// `clovis cluster init`
+#[derive(Debug, Args)]
+pub struct ClusterInitArgs {
+    /// The cluster.
+    #[command(flatten)]
+    pub shape: ClusterShapeArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `clovis cluster start`
+#[derive(Debug, Args)]
+pub struct ClusterStartArgs {
+    /// The cluster.
+    #[command(flatten)]
+    pub shape: ClusterShapeArgs,
     /// Seconds to wait for every process to be ready
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub wait: u64,
@@ -234,6 +282,9 @@ pub struct ControlArgs {
     /// The cluster's configuration file
     #[arg(long, env = "CLOVIS_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
+    /// The daemon's credential [default: credentials/control.pem beside the configuration file]
+    #[arg(long, value_name = "FILE")]
+    pub credential: Option<PathBuf>,
 }
 
 /// `clovis server`
@@ -242,6 +293,9 @@ pub struct ServerArgs {
     /// The cluster's configuration file
     #[arg(long, env = "CLOVIS_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
+    /// The daemon's credential [default: credentials/server-N.pem beside the configuration file]
+    #[arg(long, value_name = "FILE")]
+    pub credential: Option<PathBuf>,
     /// Which server of the configuration this is
     #[arg(long, value_name = "FID")]
     pub process: Fid,
@@ -253,6 +307,9 @@ pub struct ConnectArgs {
     /// The cluster's configuration file
     #[arg(long, env = "CLOVIS_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Credential to show [default: credentials/admin.pem beside the configuration file]
+    #[arg(long, env = "CLOVIS_CREDENTIAL", value_name = "FILE")]
+    pub credential: Option<PathBuf>,
     /// Seconds until an operation gives up
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub timeout: u64,
@@ -443,6 +500,9 @@ pub struct NotifyArgs {
     /// The cluster's configuration file
     #[arg(long, env = "CLOVIS_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Credential to show [default: credentials/admin.pem beside the configuration file]
+    #[arg(long, env = "CLOVIS_CREDENTIAL", value_name = "FILE")]
+    pub credential: Option<PathBuf>,
     /// Seconds to wait for acknowledgements
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=25))]
     pub timeout: u64,
@@ -776,16 +836,73 @@ pub struct DeviceDetachArgs {
 pub struct DeviceReplaceArgs {
     /// The device's fid, or its position in the pool from 0
     pub device: String,
-    /// Copy at most so many bytes in a second
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub rate: Option<u64>,
-    /// Go on behind this object: the last one that an interrupted run named
-    #[arg(long, value_name = "ID")]
-    pub after: Option<ObjectId>,
-    /// How long to wait until its server has formatted the disk and all servers know
+    /// How long to wait until its server has formatted the disk
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub wait: u64,
+    /// Leave as soon as the disk is formatted, and the copy to the server
+    #[arg(long)]
+    pub detach: bool,
     /// Print one JSON object, and no progress
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// What to do about repairs.
+#[derive(Debug, Subcommand)]
+pub enum RepairCommand {
+    /// Start a repair that failed again, from the first object, and follow it; one of a replaced device starts by itself
+    Start(RepairStartArgs),
+    /// Let the copy stand still until it is resumed; the device stays in repair
+    Pause(RepairOrderArgs),
+    /// Let a paused copy go on where it is
+    Resume(RepairOrderArgs),
+    /// Give the new disk up: the device is failed again
+    Abort(RepairOrderArgs),
+    /// Show how far repairs are: objects, bytes, rate, time left, what is lost
+    Status(RepairStatusArgs),
+}
+
+/// `clovis repair start`
+#[derive(Debug, Args)]
+pub struct RepairStartArgs {
+    /// The device's fid, or its position in the pool from 0 [default: all whose repair failed]
+    pub device: Option<String>,
+    /// Leave once the order is given
+    #[arg(long)]
+    pub detach: bool,
+    /// Print JSON, and no progress
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis repair pause`, `resume` and `abort`
+#[derive(Debug, Args)]
+pub struct RepairOrderArgs {
+    /// The device's fid, or its position in the pool from 0 [default: all that fit; of abort, the only one]
+    pub device: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis repair status`
+#[derive(Debug, Args)]
+pub struct RepairStatusArgs {
+    /// The device's fid, or its position in the pool from 0 [default: all that were ever replaced]
+    pub device: Option<String>,
+    /// Show a progress bar until the repair (the first that is not over) is done; status 1 if it fails
+    #[arg(long)]
+    pub follow: bool,
+    /// Print one JSON object
     #[arg(long)]
     pub json: bool,
     /// Cluster.

@@ -9,7 +9,7 @@ use base::{Endpoint, Fid, FidType, LayoutWidth, limits};
 use faces::ClusterTree;
 use faces::cluster_file::{
     ClusterFile, ClusterId, ClusterSection, ControlSection, Credential, DeviceSection, PoolSection,
-    ServerSection, Transport,
+    ProfileSection, SecurityKind, ServerSection, Transport,
 };
 
 use crate::failure::Failure;
@@ -37,6 +37,10 @@ pub struct Blueprint {
     pub device_bytes: u64,
     /// First of the ports on which the processes tell their metrics, on the loopback: of control, then of the servers.
     pub metrics_port: Option<u16>,
+    /// How its members prove that they are.
+    pub security: SecurityKind,
+    /// Everything between them is encrypted.
+    pub encrypt: bool,
 }
 
 /// 32 bytes and a number from the operating system's source of randomness.
@@ -85,7 +89,9 @@ impl Blueprint {
                 id: ClusterId(id),
                 profile: PROFILE,
                 transport: self.transport,
-                credential,
+                security: self.security,
+                encrypt: self.encrypt,
+                credential: (self.security == SecurityKind::Shared).then_some(credential),
             },
             control: ControlSection {
                 endpoint: *control,
@@ -99,6 +105,7 @@ impl Blueprint {
                 layout: self.width,
                 unit_bytes: limits::UNIT_BYTES_DEFAULT,
             },
+            profile: ProfileSection::default(),
             servers: (0..self.servers)
                 .zip(servers)
                 .map(|(index, endpoint)| {
@@ -157,6 +164,8 @@ mod tests {
             devices,
             device_bytes: 64 * MIB,
             metrics_port: None,
+            security: SecurityKind::Shared,
+            encrypt: false,
         }
     }
 

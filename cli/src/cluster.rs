@@ -1,4 +1,4 @@
-//! `clovis cluster start|stop|status`: the daemons of one cluster on this machine, as processes over loopback.
+//! `clovis cluster init|start|stop|status`: the daemons of one cluster on this machine, as processes over loopback.
 //!
 //! Starting a folder again starts the daemons that do not run: that is also how a killed server comes back.
 //! Left over on failure: daemons that did start keep running and are named in `status`; `stop` ends them.
@@ -6,25 +6,32 @@
 use std::fs::OpenOptions;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use base::nid::NetKind;
 use base::units::MIB;
 use base::{Endpoint, Fid, LayoutWidth, Nid, endpoint};
-use faces::cluster_file::{ClusterFile, Transport as FileTransport};
+use client::membership;
+use faces::cluster_file::{ClusterFile, SecurityKind, Transport as FileTransport};
 use fops::admin::Shutdown;
 use fops::conf::{ClusterStatus, ClusterStatusReply};
 use serde_json::json;
 use verbs_net::VerbsFabric;
 
-use crate::args::{ClusterDirArgs, ClusterStartArgs, ClusterStatusArgs, Transport};
+use crate::args::{
+    ClusterDirArgs, ClusterInitArgs, ClusterShapeArgs, ClusterStartArgs, ClusterStatusArgs, SecurityArg,
+    Transport,
+};
 use crate::blueprint::Blueprint;
 use crate::cluster_folder::ClusterFolder;
-use crate::connection::{Station, create_device, format_device, load_cluster_file};
+use crate::connection::{Station, create_device, format_device};
+use crate::credential;
 use crate::daemon::server_name;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
+use crate::known_cluster::KnownCluster;
 use crate::output;
 use crate::table::{Align, Table, bytes_text};
 
@@ -35,20 +42,66 @@ const STOP_WITHIN: Duration = Duration::from_secs(15);
 
 const CONTROL_NAME: &str = "control";
 
-/// `clovis cluster start`
-pub fn start(args: &ClusterStartArgs) -> Result<(), Failure> {
-    let folder = ClusterFolder::new(&args.dir)?;
+/// The cluster of a folder, with the credential that its administrator's commands show.
+fn known(folder: &ClusterFolder) -> Result<KnownCluster, Failure> {
+    let named = std::env::var_os("CLOVIS_CREDENTIAL").map(PathBuf::from);
+    KnownCluster::load(&folder.config(), named.as_deref())
+}
+
+/// `clovis cluster init`
+pub fn init(args: &ClusterInitArgs) -> Result<(), Failure> {
+    let folder = ClusterFolder::new(&args.shape.dir)?;
     let is_ours = folder.create_root()?;
     let _lock = folder.lock()?;
-    let file = if folder.config().exists() {
-        let file = load_cluster_file(&folder.config())?;
-        refuse_other_shape(args, &file)?;
+    if folder.config().exists() {
+        return Err(Failure::new(format!(
+            "{} holds a cluster already: start it with `clovis cluster start --dir {}`, or name another folder",
+            folder.root().display(),
+            folder.root().display()
+        )));
+    }
+    folder.refuse_content()?;
+    let file = make(&args.shape, &folder, is_ours)?;
+    let config = folder.config();
+    let has_credentials = file.cluster.security == SecurityKind::Certificates;
+    let administrator = membership::credential_path(&config, membership::ADMINISTRATOR);
+    if args.json {
+        let mut value = json!({
+            "config": config.to_string_lossy(),
+            "cluster": format!("{:#018x}", file.cluster.id.0),
+            "security": file.cluster.security.word(),
+            "encrypt": file.cluster.encrypt,
+        });
+        if has_credentials {
+            value["credential"] = json!(administrator.to_string_lossy());
+        }
+        return output::line(&value.to_string());
+    }
+    let dir = folder.root().display();
+    output::print(&format!("The cluster {} is made in {dir}; nothing runs yet.\n", file.cluster.name))?;
+    if has_credentials {
+        output::print(&format!(
+            "Its administrator's credential is {}; make others with `clovis credential create NAME --rights connect,read`.\n",
+            administrator.display()
+        ))?;
+    }
+    output::print(&format!("Next:\n  clovis cluster start --dir {dir}\n"))
+}
+
+/// `clovis cluster start`
+pub fn start(args: &ClusterStartArgs) -> Result<(), Failure> {
+    let folder = ClusterFolder::new(&args.shape.dir)?;
+    let is_ours = folder.create_root()?;
+    let _lock = folder.lock()?;
+    if folder.config().exists() {
+        let file = known(&folder)?;
+        refuse_other_shape(&args.shape, &file)?;
         folder.create_for_daemons()?;
-        file
     } else {
         folder.refuse_content()?;
-        make(args, &folder, is_ours)?
-    };
+        make(&args.shape, &folder, is_ours)?;
+    }
+    let file = known(&folder)?;
     let mut daemons = Vec::new();
     let names = [(CONTROL_NAME.to_owned(), None)];
     let servers = file.servers.iter().map(|server| (server_name(server.process), Some(server.process)));
@@ -94,7 +147,7 @@ fn give_up(folder: &ClusterFolder, daemons: &mut [(String, Child)], failure: &Fa
 }
 
 /// A folder that exists keeps its shape: flags that say otherwise are refused, not ignored.
-fn refuse_other_shape(args: &ClusterStartArgs, file: &ClusterFile) -> Result<(), Failure> {
+fn refuse_other_shape(args: &ClusterShapeArgs, file: &ClusterFile) -> Result<(), Failure> {
     let servers = u32::try_from(file.servers.len()).unwrap_or(u32::MAX);
     let devices = u32::try_from(file.devices.len()).unwrap_or(u32::MAX);
     let wanted_devices = args.devices_per_server.map(|each| each * args.servers.unwrap_or(servers));
@@ -125,6 +178,17 @@ fn refuse_other_shape(args: &ClusterStartArgs, file: &ClusterFile) -> Result<(),
             wanted.to_string(),
         ));
     }
+    let security = args.security.map(SecurityArg::kind);
+    if let Some(wanted) = security.filter(|wanted| *wanted != file.cluster.security) {
+        return Err(differs(
+            "the security",
+            file.cluster.security.word().to_owned(),
+            wanted.word().to_owned(),
+        ));
+    }
+    if args.encrypt && !file.cluster.encrypt {
+        return Err(differs("encryption", "off".to_owned(), "on (`encrypt` in the cluster file)".to_owned()));
+    }
     let port = file.control.metrics.map(|address| address.port());
     if let Some(wanted) = args.metrics_port.filter(|wanted| Some(*wanted) != port) {
         return Err(differs(
@@ -138,7 +202,7 @@ fn refuse_other_shape(args: &ClusterStartArgs, file: &ClusterFile) -> Result<(),
 
 /// Fills the empty folder with a cluster. A failure, or an interruption, takes back what was made: with the folder if it
 /// `is_ours`.
-fn make(args: &ClusterStartArgs, folder: &ClusterFolder, is_ours: bool) -> Result<ClusterFile, Failure> {
+fn make(args: &ClusterShapeArgs, folder: &ClusterFolder, is_ours: bool) -> Result<ClusterFile, Failure> {
     let abandoned = folder.clone();
     let interrupt = Interrupt::guard(move || {
         abandoned.undo_create(is_ours);
@@ -152,7 +216,7 @@ fn make(args: &ClusterStartArgs, folder: &ClusterFolder, is_ours: bool) -> Resul
     made
 }
 
-fn plan(args: &ClusterStartArgs, folder: &ClusterFolder) -> Result<ClusterFile, Failure> {
+fn plan(args: &ClusterShapeArgs, folder: &ClusterFolder) -> Result<ClusterFile, Failure> {
     let servers = args.servers.unwrap_or(4);
     let (transport, nid) = match args.transport {
         Transport::Tcp => (FileTransport::Tcp, Nid::tcp(Ipv4Addr::LOCALHOST)),
@@ -169,6 +233,9 @@ fn plan(args: &ClusterStartArgs, folder: &ClusterFolder) -> Result<ClusterFile, 
         devices: servers * args.devices_per_server.unwrap_or(2),
         device_bytes: args.device_size.unwrap_or(512 * MIB),
         metrics_port: args.metrics_port,
+        // Certificates are asked for by name: they are new, and for tcp only.
+        security: args.security.map_or(SecurityKind::Shared, SecurityArg::kind),
+        encrypt: args.encrypt,
     };
     blueprint.draw(&choose_endpoints(nid, args.first_port, servers + 1)?)
 }
@@ -181,6 +248,11 @@ fn fill(folder: &ClusterFolder, file: &ClusterFile) -> Result<(), Failure> {
     for device in &file.devices {
         let path = folder.root().join(&device.path);
         format_device(&mut station, &path, device.size_bytes, device.fid, file.cluster.id.0)?;
+    }
+    if file.cluster.security == SecurityKind::Certificates {
+        let servers = file.servers.iter().map(|server| server_name(server.process));
+        let daemons = [CONTROL_NAME.to_owned()].into_iter().chain(servers);
+        credential::make_all(folder.root(), file.cluster.id.0, daemons)?;
     }
     folder.write_config(&file.to_toml().map_err(|error| Failure::new(error.to_string()))?)
 }
@@ -228,6 +300,15 @@ fn choose_endpoints(nid: Nid, first_port: Option<u16>, count: u32) -> Result<Vec
     Ok(endpoints)
 }
 
+impl SecurityArg {
+    fn kind(self) -> SecurityKind {
+        match self {
+            SecurityArg::Certificates => SecurityKind::Certificates,
+            SecurityArg::Shared => SecurityKind::Shared,
+        }
+    }
+}
+
 /// Starts a daemon of this very binary, in a process group of its own, its output in its log.
 fn spawn(folder: &ClusterFolder, name: &str, process: Option<Fid>) -> Result<Child, Failure> {
     let doing = || format!("starting {name}");
@@ -253,7 +334,7 @@ fn spawn(folder: &ClusterFolder, name: &str, process: Option<Fid>) -> Result<Chi
 /// Waits until control reports every process alive. Errors: a daemon ended (its last words are given), or time is up.
 fn wait_until_ready(
     folder: &ClusterFolder,
-    file: &ClusterFile,
+    file: &KnownCluster,
     daemons: &mut [(String, Child)],
     within: Duration,
 ) -> Result<ClusterStatusReply, Failure> {
@@ -294,7 +375,7 @@ fn wait_until_ready(
 
 fn ask_status(
     station: &mut Station,
-    file: &ClusterFile,
+    file: &KnownCluster,
     within: Duration,
 ) -> Result<ClusterStatusReply, Failure> {
     station.call(file, file.control.endpoint, &ClusterStatus, within)
@@ -303,7 +384,7 @@ fn ask_status(
 /// `clovis cluster stop`
 pub fn stop(args: &ClusterDirArgs) -> Result<(), Failure> {
     let folder = ClusterFolder::new(&args.dir)?;
-    let file = load_cluster_file(&folder.config());
+    let file = known(&folder);
     // Without its configuration a cluster that runs can still be ended; one that does not has nothing to end.
     if let Err(failure) = file.as_ref()
         && !folder.noted().iter().any(|name| folder.running(name).is_some())
@@ -377,7 +458,7 @@ fn gone_within(
 /// `clovis cluster status`
 pub fn status(args: &ClusterStatusArgs) -> Result<(), Failure> {
     let folder = ClusterFolder::new(&args.dir)?;
-    let file = load_cluster_file(&folder.config())?;
+    let file = known(&folder)?;
     let answer = if folder.running(CONTROL_NAME).is_some() {
         ask_status(&mut Station::new("cluster-status")?, &file, Duration::from_secs(5))
     } else {

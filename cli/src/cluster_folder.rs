@@ -1,7 +1,8 @@
 //! A cluster's folder, as `clovis cluster start --dir D` makes it, and who runs in it.
 //!
 //! ```text
-//! D/clovis.toml        configuration and credential, mode 0600; written last when the folder is made
+//! D/clovis.toml        configuration, mode 0600; written last when the folder is made
+//! D/credentials/       who may connect, and what as (credential/folder.rs)
 //! D/control.dev        the control daemon's own store
 //! D/devices/NAME.dev   one file per device, preallocated
 //! D/log/NAME.log       what a daemon prints
@@ -111,7 +112,7 @@ impl ClusterFolder {
             let _ = remove_folder(&self.root);
             return;
         }
-        for folder in ["devices", "log", "run", "bin", "addb"] {
+        for folder in ["devices", "log", "run", "bin", "addb", "credentials"] {
             let _ = remove_folder(&self.root.join(folder));
         }
         for file in ["control.dev", "clovis.toml.new", "clovis.toml"] {

@@ -13,8 +13,9 @@ use fops::conf::{ClusterStatus, ClusterStatusReply, ConfApply, ConfApplyReply, C
 use serde_json::json;
 
 use crate::args::{ConfApplyArgs, ConfCommand, ConfPlanArgs, ConfShowArgs, ConnectArgs};
-use crate::connection::{Station, find_cluster_file, load_cluster_file, unix_s};
+use crate::connection::{Station, find_cluster_file, unix_s};
 use crate::failure::Failure;
+use crate::known_cluster::KnownCluster;
 use crate::output;
 use crate::table::{Align, Table};
 
@@ -23,7 +24,7 @@ pub struct Desk {
     /// Where the command runs.
     pub station: Station,
     /// The local cluster file: where control is, and the credential.
-    pub local: ClusterFile,
+    pub local: KnownCluster,
     /// How long an answer may take.
     pub within: Duration,
 }
@@ -41,7 +42,7 @@ pub struct Kept {
 impl Desk {
     /// Reads the local cluster file; nothing is sent yet.
     pub fn open(args: &ConnectArgs) -> Result<Desk, Failure> {
-        let local = load_cluster_file(&find_cluster_file(args.config.as_deref())?)?;
+        let local = KnownCluster::of(args)?;
         Ok(Desk { station: Station::new("conf")?, local, within: Duration::from_secs(args.timeout) })
     }
 

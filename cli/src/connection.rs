@@ -12,7 +12,7 @@ use base::nid::NetKind;
 use base::units::MIB;
 use base::{Endpoint, Fid, Instant};
 use client::{Client, ClientConfig};
-use faces::cluster_file::{ClusterFile, Credential};
+use faces::cluster_file::ClusterFile;
 use fops::Fop;
 use rpc::addb::AddbSpace;
 use rpc::{Bulk, CallOptions, RpcConfig, RpcMachine};
@@ -26,6 +26,7 @@ use verbs_net::{Fabric, PeerInfo, TmConfig, TransferMachine, VerbsFabric};
 use crate::addb;
 use crate::args::ConnectArgs;
 use crate::failure::Failure;
+use crate::known_cluster::KnownCluster;
 
 /// Address space for buffers of one command or daemon; pages are taken as they are used.
 pub const ARENA_BYTES: u64 = 512 * MIB;
@@ -135,7 +136,7 @@ impl Station {
     /// One call of a process of the cluster, over its network.
     pub fn call<F: Fop>(
         &mut self,
-        file: &ClusterFile,
+        file: &KnownCluster,
         to: Endpoint,
         fop: &F,
         within: Duration,
@@ -146,7 +147,7 @@ impl Station {
     /// One call of a process of the cluster that carries bytes with it, at most 1 MiB.
     pub fn call_with_source<F: Fop>(
         &mut self,
-        file: &ClusterFile,
+        file: &KnownCluster,
         to: Endpoint,
         fop: &F,
         bytes: &[u8],
@@ -166,7 +167,7 @@ impl Station {
     pub fn call_over<F: Fop>(
         &mut self,
         fabric: &Fabric,
-        file: &ClusterFile,
+        file: &KnownCluster,
         to: Endpoint,
         fop: &F,
         within: Duration,
@@ -180,7 +181,7 @@ impl Station {
     /// What a process of the cluster says of itself: features and nids.
     pub fn discover(
         &mut self,
-        file: &ClusterFile,
+        file: &KnownCluster,
         to: Endpoint,
         within: Duration,
     ) -> Result<PeerInfo, Failure> {
@@ -189,7 +190,7 @@ impl Station {
         answer.map_err(|error| Failure::new(error.to_string()))
     }
 
-    fn rpc(&mut self, fabric: &Fabric, file: &ClusterFile) -> Result<RpcMachine, Failure> {
+    fn rpc(&mut self, fabric: &Fabric, file: &KnownCluster) -> Result<RpcMachine, Failure> {
         if let Some(rpc) = &self.rpc {
             return Ok(rpc.clone());
         }
@@ -201,7 +202,7 @@ impl Station {
         let endpoint = verbs_net::dynamic_endpoint(nid, std::process::id(), tmid);
         let rpc_config = RpcConfig::default();
         let version = Rc::clone(&rpc_config.config_version);
-        let config = TmConfig::new(endpoint, false, new_epoch(), token(&file.cluster.credential), version);
+        let config = TmConfig::new(endpoint, false, new_epoch(), file.security()?, version);
         let machine = TransferMachine::start(&handle, fabric, config)
             .map_err(|error| Failure::new(format!("starting the network: {error}")))?;
         let rpc = RpcMachine::start(&handle, machine, rpc_config);
@@ -221,21 +222,16 @@ impl Station {
     }
 }
 
-/// The credential as the network carries it.
-pub fn token(credential: &Credential) -> verbs_net::Token {
-    verbs_net::Token::new(credential.bytes())
-}
-
 /// A client of the cluster in `file`, with an endpoint of its own choice.
-pub fn client_config(file: &ClusterFile, op_timeout: Duration) -> ClientConfig {
-    ClientConfig {
+pub fn client_config(file: &KnownCluster, op_timeout: Duration) -> Result<ClientConfig, Failure> {
+    Ok(ClientConfig {
         local: None,
         control: file.control.endpoint,
-        token: token(&file.cluster.credential),
+        security: file.security()?,
         epoch: new_epoch(),
         op_timeout,
         read_verify: false,
-    }
+    })
 }
 
 /// The folder that a cluster file is in.
@@ -286,12 +282,11 @@ pub fn find_cluster_file(named: Option<&Path>) -> Result<PathBuf, Failure> {
 }
 
 /// A station and a client for a command with the usual flags.
-pub fn connect(args: &ConnectArgs, read_verify: bool) -> Result<(Station, Client, ClusterFile), Failure> {
-    let path = find_cluster_file(args.config.as_deref())?;
-    let file = load_cluster_file(&path)?;
+pub fn connect(args: &ConnectArgs, read_verify: bool) -> Result<(Station, Client, KnownCluster), Failure> {
+    let file = KnownCluster::of(args)?;
     let mut station = Station::new("clovis")?;
-    station.keep_addb_in(folder_of(&path));
-    let config = ClientConfig { read_verify, ..client_config(&file, Duration::from_secs(args.timeout)) };
+    station.keep_addb_in(folder_of(file.config()));
+    let config = ClientConfig { read_verify, ..client_config(&file, Duration::from_secs(args.timeout))? };
     let client = station.client(&fabric_of(file.control.endpoint)?, config)?;
     Ok((station, client, file))
 }

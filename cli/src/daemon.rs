@@ -3,6 +3,8 @@
 //! The same two functions serve the threads of [`crate::in_process`]. A daemon prints a line when it serves and one when it
 //! has stopped; what keeps it from starting is its last line, which `clovis cluster start` shows.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -18,6 +20,7 @@ use faces::cluster_file::ClusterFile;
 use faces::{About, DeviceState};
 use futures_channel::oneshot;
 use futures_util::{FutureExt as _, future};
+use rpc::OnDenied;
 use rpc::addb::AddbSpace;
 use runtime::StopFlag;
 use server::{DiskSource, Server, ServerConfig};
@@ -28,16 +31,20 @@ use verbs_net::Fabric;
 
 use crate::args::{ControlArgs, ServerArgs};
 use crate::connection::{
-    Station, create_device, device_path, fabric_of, folder_of, load_cluster_file, new_epoch, open_device,
-    read_cluster_file, token, unix_s, unix_us,
+    Station, client_config, create_device, device_path, fabric_of, folder_of, new_epoch, open_device, unix_s,
+    unix_us,
 };
 use crate::failure::Failure;
+use crate::known_cluster::KnownCluster;
 use crate::metrics::exporter::{Answer, Exporter, Found};
 use crate::output;
 use crate::{metrics, page};
 
 /// How long a stopping daemon may wait for requests that run and for its devices to close.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long one step of a copy to a device in repair may take, before it is tried again.
+const COPY_OP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The name of a server, in files and messages: `server-1` for the first.
 pub fn server_name(process: Fid) -> String {
@@ -105,7 +112,8 @@ fn counts(station: &Station) -> String {
 
 /// `clovis control`
 pub fn control(args: &ControlArgs) -> Result<(), Failure> {
-    let (text, file) = read_cluster_file(&args.config)?;
+    let (text, file) =
+        KnownCluster::of_daemon(&args.config, args.credential.as_deref(), |_| "control".to_owned())?;
     let fabric = fabric_of(file.control.endpoint)?;
     let stop = stop_signal()?;
     let mut station = Station::for_devices("control", [file.control.store.as_path()])?;
@@ -120,7 +128,8 @@ pub fn control(args: &ControlArgs) -> Result<(), Failure> {
 
 /// `clovis server`
 pub fn server(args: &ServerArgs) -> Result<(), Failure> {
-    let file = load_cluster_file(&args.config)?;
+    let (_, file) =
+        KnownCluster::of_daemon(&args.config, args.credential.as_deref(), |_| server_name(args.process))?;
     let Some(section) = file.server(args.process) else {
         let known: Vec<String> = file.servers.iter().map(|server| server.process.to_string()).collect();
         return Err(Failure::new(format!(
@@ -142,6 +151,21 @@ pub fn server(args: &ServerArgs) -> Result<(), Failure> {
     })?;
     note(&format!("{name} has stopped: {}", counts(&station)));
     Ok(())
+}
+
+/// Denials that a daemon tells of in its log; all are counted.
+const DENIALS_TOLD: usize = 256;
+
+/// Tells the log of the first request of each kind that each peer was refused for want of a right.
+fn denials_of(name: &str) -> OnDenied {
+    let name = name.to_owned();
+    let told = RefCell::new(BTreeSet::new());
+    Rc::new(move |peer, opcode, reason| {
+        let mut told = told.borrow_mut();
+        if told.len() < DENIALS_TOLD && told.insert((peer, opcode)) {
+            eprintln!("clovis: {name}: denied to {}: {reason}", peer.endpoint);
+        }
+    })
 }
 
 /// Runs until `stop` resolves (also when its sender is gone) or `asked` does.
@@ -172,7 +196,7 @@ fn finish<E: std::fmt::Display>(
 pub fn serve_control(
     station: &mut Station,
     fabric: &Fabric,
-    (text, file): (&str, &ClusterFile),
+    (text, file): (&str, &KnownCluster),
     folder: &Path,
     stop: oneshot::Receiver<()>,
     ready: impl FnOnce(),
@@ -181,9 +205,11 @@ pub fn serve_control(
     let store = open_device(&path)?;
     let credential = file.cluster.credential;
     let epoch = new_epoch();
-    let mut config = ControlConfig::new(token(&credential), epoch, file.initial_configuration(), store);
+    file.watch_revocations(&station.handle())?;
+    let mut config = ControlConfig::new(file.security()?, epoch, file.initial_configuration(), store);
     config.about = about();
     config.rpc.addb = station.addb_of_daemon("control", Fid::default(), epoch);
+    config.rpc.on_denied = Some(denials_of("control"));
     let process = metrics::Process { name: "control".to_owned(), fid: None };
     let (asker, questions) = page::questions(&station.handle());
     let pages = move |path: &str, query: &str| asker.page(path, query);
@@ -240,7 +266,7 @@ fn disk_source(file: &ClusterFile, process: Fid, folder: &Path) -> DiskSource {
 pub fn serve_server(
     station: &mut Station,
     fabric: &Fabric,
-    file: &ClusterFile,
+    file: &KnownCluster,
     process: Fid,
     folder: &Path,
     stop: oneshot::Receiver<()>,
@@ -256,20 +282,24 @@ pub fn serve_server(
         devices.push((device.fid, open_device(&path)?));
     }
     let epoch = new_epoch();
+    file.watch_revocations(&station.handle())?;
     let mut config = ServerConfig::new(
         section.endpoints[0],
         process,
         file.control.endpoint,
-        token(&file.cluster.credential),
+        file.security()?,
         epoch,
         devices,
     );
     config.about = about();
     config.rpc.addb = station.addb_of_daemon(&name, process, epoch);
+    config.rpc.on_denied = Some(denials_of(&name));
     let told = metrics::Process { name: name.clone(), fid: Some(process) };
     let exporter = exporter(station, section.metrics, told, config.rpc.addb.clone(), |_, _| None)?;
     config.rails.clone_from(&section.rails);
     config.disks = Some(disk_source(file, process, folder));
+    let copies = client_config(file, COPY_OP_TIMEOUT)?;
+    config.copier = Some(client::copier(&station.handle(), fabric, copies));
     let teller = name.clone();
     config.on_disk = Some(Rc::new(move |device, outcome| match outcome {
         Ok(()) => note(&format!("{teller}: device {device} has another disk, formatted")),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use base::{Endpoint, Fid, LayoutWidth, Nid};
 use client::Client;
-use faces::cluster_file::{ClusterFile, Transport};
+use faces::cluster_file::{ClusterFile, SecurityKind, Transport};
 use fops::admin::DeviceFault;
 use futures_channel::oneshot;
 use runtime::{Arena, ArenaConfig, Counters, Crowd, LocalityConfig};
@@ -19,6 +19,7 @@ use crate::blueprint::Blueprint;
 use crate::connection::{ARENA_BYTES, Station, client_config, create_device, format_device, new_epoch};
 use crate::daemon;
 use crate::failure::Failure;
+use crate::known_cluster::KnownCluster;
 
 /// How long one call of an administrator may take.
 const CALL_WITHIN: Duration = Duration::from_secs(10);
@@ -70,7 +71,7 @@ impl Shared {
 pub struct InProcess {
     station: Station,
     client: Client,
-    file: ClusterFile,
+    file: KnownCluster,
     fabric: LoFabric,
     shared: Shared,
     daemons: Daemons,
@@ -156,8 +157,10 @@ impl InProcess {
             devices: shape.devices,
             device_bytes: shape.device_bytes,
             metrics_port: None,
+            security: SecurityKind::Shared,
+            encrypt: false,
         };
-        let file = blueprint.draw(&(0..=servers).map(endpoint).collect::<Vec<_>>())?;
+        let file = KnownCluster::in_memory(blueprint.draw(&(0..=servers).map(endpoint).collect::<Vec<_>>())?);
         let devices = folder.join("devices");
         std::fs::create_dir_all(&devices)
             .map_err(Failure::while_doing(format!("making the folder {}", devices.display())))?;
@@ -174,7 +177,7 @@ impl InProcess {
         let fabric = LoFabric::new();
         let mut daemons = Daemons { members: Vec::new() };
         start_daemons(&mut daemons, &shared, &fabric, &file, folder)?;
-        let client = station.client(&Fabric::Lo(fabric.clone()), client_config(&file, OP_TIMEOUT))?;
+        let client = station.client(&Fabric::Lo(fabric.clone()), client_config(&file, OP_TIMEOUT)?)?;
         Ok(InProcess { station, client, file, fabric, shared, daemons })
     }
 
@@ -213,7 +216,7 @@ fn start_daemons(
     daemons: &mut Daemons,
     shared: &Shared,
     fabric: &LoFabric,
-    file: &ClusterFile,
+    file: &KnownCluster,
     folder: &Path,
 ) -> Result<(), Failure> {
     let (control_file, control_fabric, control_folder) = (file.clone(), fabric.clone(), folder.to_owned());

@@ -13,6 +13,7 @@ mod cluster;
 mod cluster_folder;
 mod conf;
 mod connection;
+mod credential;
 mod credit;
 mod daemon;
 mod device;
@@ -21,6 +22,7 @@ mod events;
 mod failure;
 mod in_process;
 mod interrupt;
+mod known_cluster;
 mod lock;
 mod manual;
 mod metrics;
@@ -31,6 +33,7 @@ mod page;
 mod pool;
 mod progress;
 mod quickstart;
+mod repair;
 mod status;
 mod stob;
 mod stob_bench;
@@ -91,10 +94,12 @@ fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Quickstart(args) => quickstart::run(&args),
         Command::Cluster { action } => match action {
+            ClusterCommand::Init(args) => cluster::init(&args),
             ClusterCommand::Start(args) => cluster::start(&args),
             ClusterCommand::Stop(args) => cluster::stop(&args),
             ClusterCommand::Status(args) => cluster::status(&args),
         },
+        Command::Credential { action } => credential::run(&action),
         Command::Control(args) => daemon::control(&args),
         Command::Server(args) => daemon::server(&args),
         Command::Cp(args) => objects::copy_in(&args),
@@ -111,6 +116,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Lock { action } => lock::run(&action),
         Command::Credit { action } => credit::run(&action),
         Command::Device { action } => device::run(&action),
+        Command::Repair { action } => repair::run(&action),
         Command::Pool { action } => pool::run(&action),
         Command::Stob { action } => stob::run(&action),
         Command::Net { action } => net::run(&action),

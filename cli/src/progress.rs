@@ -25,6 +25,11 @@ impl Progress {
         Progress { bar }
     }
 
+    /// Another heading.
+    pub fn head(&self, heading: &str) {
+        self.bar.set_message(heading.to_owned());
+    }
+
     /// `done_bytes` of the total are done.
     pub fn reach(&self, done_bytes: u64) {
         self.bar.set_position(done_bytes);

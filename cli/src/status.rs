@@ -9,6 +9,7 @@ use faces::cluster_file::{ClusterFile, DeviceSection};
 use faces::{DeviceState, PartKind};
 use fops::conf::ClusterStatusReply;
 use fops::load::{LoadGet, LoadGetReply, LoadSample};
+use fops::repair::RepairStatus;
 use serde_json::{Value, json};
 
 use crate::args::StatusArgs;
@@ -16,6 +17,7 @@ use crate::conf::Desk;
 use crate::daemon::server_name;
 use crate::failure::Failure;
 use crate::output;
+use crate::repair;
 use crate::table::bytes_text;
 
 /// `clovis status`
@@ -23,7 +25,9 @@ pub fn run(args: &StatusArgs) -> Result<(), Failure> {
     let mut desk = Desk::open(&args.connect)?;
     let (in_force, status) = desk.status()?;
     let load = Load::of(&desk.ask(&LoadGet { after: 0, most: 1 })?);
-    let picture = Picture::of(&in_force.file, &status, load);
+    // A control daemon of an earlier version knows of none.
+    let repairs = repair::all(&mut desk).unwrap_or_default();
+    let picture = Picture::of(&in_force.file, &status, load, &repairs);
     if args.json {
         return output::line(&picture.json(in_force.transaction).to_string());
     }
@@ -88,6 +92,7 @@ pub struct Picture<'a> {
     file: &'a ClusterFile,
     status: &'a ClusterStatusReply,
     load: Option<Load>,
+    repairs: &'a [RepairStatus],
 }
 
 /// One line of the tree and what is below it.
@@ -98,8 +103,13 @@ struct Branch {
 
 impl Picture<'_> {
     /// What control says of the cluster of `file`.
-    pub fn of<'a>(file: &'a ClusterFile, status: &'a ClusterStatusReply, load: Option<Load>) -> Picture<'a> {
-        Picture { file, status, load }
+    pub fn of<'a>(
+        file: &'a ClusterFile,
+        status: &'a ClusterStatusReply,
+        load: Option<Load>,
+        repairs: &'a [RepairStatus],
+    ) -> Picture<'a> {
+        Picture { file, status, load, repairs }
     }
 
     fn device_state(&self, device: Fid) -> DeviceState {
@@ -160,7 +170,14 @@ impl Picture<'_> {
                 text.push_str(&format!(", {} errors", seen.errors));
             }
         }
-        Branch { text, below: Vec::new() }
+        let of_device = |repair: &&RepairStatus| repair.device == device.fid && repair.state != "done";
+        let below = match self.repairs.iter().find(of_device) {
+            Some(found) if self.device_state(device.fid) == DeviceState::Repair => {
+                vec![Branch { text: format!("repair of {}", repair::repair_line(found)), below: Vec::new() }]
+            }
+            _ => Vec::new(),
+        };
+        Branch { text, below }
     }
 
     fn servers(&self, node: Option<Fid>) -> Vec<Branch> {
@@ -256,8 +273,20 @@ impl Picture<'_> {
             ));
         }
         for device in in_state(DeviceState::Repair) {
+            let state = self.repairs.iter().find(|repair| repair.device == device);
+            let what = match state.map(|repair| repair.state.as_str()) {
+                Some("paused") => {
+                    format!("its repair is paused, and `clovis repair resume {device}` lets it go on")
+                }
+                Some("failed") => format!(
+                    "its repair failed: `clovis repair status {device}` says why, and `clovis repair start {device}` tries again"
+                ),
+                _ => format!(
+                    "its server copies all to it by itself (`clovis repair status --follow {device}`)"
+                ),
+            };
             advice.push(format!(
-                "device {device} is in repair: it takes every write, and reads rebuild its units until `clovis device replace {device}` has copied all to it"
+                "device {device} is in repair: it takes every write, and reads rebuild its units until all is there; {what}"
             ));
         }
         for device in &detached {
@@ -332,6 +361,7 @@ impl Picture<'_> {
             "devices": devices.collect::<Vec<_>>(),
             "places": places.collect::<Vec<_>>(),
             "load": self.load.map(|load| load.json()),
+            "repairs": self.repairs.iter().map(repair::repair_json).collect::<Vec<_>>(),
             "advice": self.advice(),
         })
     }

@@ -70,7 +70,7 @@ fn failed(error: client::ConfError) -> Failure {
     Failure::new(error.to_string())
 }
 
-/// The next event, or nothing once the command is interrupted.
+/// The next event, or nothing once the command is interrupted. Errors: control refuses us for good.
 fn next(
     station: &mut Station,
     watch: &Watch,
@@ -81,6 +81,9 @@ fn next(
         let until = station.now() + NOTICE;
         if let Ok(event) = station.wait(handle.timeout_at(until, watch.next()))? {
             return Ok(Some(event));
+        }
+        if let Some(refusal) = watch.refusal() {
+            return Err(Failure::new(refusal.to_string()));
         }
     }
     Ok(None)
@@ -115,7 +118,11 @@ fn notified_json(object: ObjectId, notified: &Notified) -> Value {
 
 /// `clovis notify`
 pub fn notify(args: &NotifyArgs) -> Result<(), Failure> {
-    let connect_args = ConnectArgs { config: args.config.clone(), timeout: ANSWER_WITHIN_S };
+    let connect_args = ConnectArgs {
+        config: args.config.clone(),
+        credential: args.credential.clone(),
+        timeout: ANSWER_WITHIN_S,
+    };
     let (mut station, client, _) = connect(&connect_args, false)?;
     let within = Duration::from_secs(args.timeout);
     let outcome =

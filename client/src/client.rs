@@ -16,7 +16,7 @@ use fops::rm::{RmCredit, RmResource};
 use rpc::addb::AddbSpace;
 use rpc::{CallError, RpcConfig, RpcMachine};
 use runtime::{Buffer, LocalityHandle, SharedBuffer};
-use verbs_net::{Fabric, NetError, RefuseReason, TmConfig, Token, TransferMachine};
+use verbs_net::{Fabric, NetError, Security, TmConfig, TransferMachine};
 
 use crate::bug::Bug;
 use crate::error::ClientError;
@@ -35,14 +35,53 @@ pub struct ClientConfig {
     pub local: Option<Endpoint>,
     /// The control daemon.
     pub control: Endpoint,
-    /// The cluster's credential.
-    pub token: Token,
+    /// How it proves what it is: see [`crate::security_of`].
+    pub security: Security,
     /// Incarnation: unique for each start.
     pub epoch: u64,
     /// How long an operation may take before it fails; a quarter of it is the longest wait for one request.
     pub op_timeout: Duration,
     /// Reads fetch parity too and compare it with the data.
     pub read_verify: bool,
+}
+
+/// An open endpoint that may not have heard of control yet: its machine lives as long as the locality, so whoever tries again does it here.
+#[derive(Clone)]
+pub(crate) struct Opened {
+    rpc: RpcMachine,
+    conf: ConfClient,
+}
+
+impl Opened {
+    pub(crate) fn new(
+        locality: &LocalityHandle,
+        fabric: &Fabric,
+        config: &ClientConfig,
+        rpc_config: RpcConfig,
+    ) -> Result<Opened, ClientError> {
+        let endpoint = config.local.unwrap_or_else(|| own_endpoint(locality, config.control));
+        let version = rpc_config.config_version.clone();
+        let tm_config = TmConfig::new(endpoint, false, config.epoch, config.security.clone(), version);
+        let machine = TransferMachine::start(locality, fabric, tm_config)
+            .map_err(|error| ClientError::Start { endpoint, reason: error.to_string() })?;
+        let rpc = RpcMachine::start(locality, machine, rpc_config);
+        let conf = ConfClient::connect(&rpc, config.control);
+        Ok(Opened { rpc, conf })
+    }
+
+    pub(crate) async fn connect(
+        self,
+        locality: &LocalityHandle,
+        config: ClientConfig,
+        bug: Option<Bug>,
+    ) -> Result<Client, ClientError> {
+        let Opened { rpc, conf } = self;
+        let configuration = match conf.fetch(locality.now() + config.op_timeout).await {
+            Ok(configuration) => configuration,
+            Err(error) => return Err(connect_error(config.control, &error)),
+        };
+        Ok(Client { store: Rc::new(Store::new(locality.clone(), rpc, conf, configuration, (config, bug))) })
+    }
 }
 
 /// A connected client. Clones are one client. Thread: one locality.
@@ -97,18 +136,7 @@ impl Client {
         bug: Option<Bug>,
         rpc_config: RpcConfig,
     ) -> Result<Client, ClientError> {
-        let endpoint = config.local.unwrap_or_else(|| own_endpoint(locality, config.control));
-        let version = rpc_config.config_version.clone();
-        let tm_config = TmConfig::new(endpoint, false, config.epoch, config.token.clone(), version);
-        let machine = TransferMachine::start(locality, fabric, tm_config)
-            .map_err(|error| ClientError::Start { endpoint, reason: error.to_string() })?;
-        let rpc = RpcMachine::start(locality, machine, rpc_config);
-        let conf = ConfClient::connect(&rpc, config.control);
-        let configuration = match conf.fetch(locality.now() + config.op_timeout).await {
-            Ok(configuration) => configuration,
-            Err(error) => return Err(connect_error(config.control, &error)),
-        };
-        Ok(Client { store: Rc::new(Store::new(locality.clone(), rpc, conf, configuration, (config, bug))) })
+        Opened::new(locality, fabric, &config, rpc_config)?.connect(locality, config, bug).await
     }
 
     /// The configuration in use.
@@ -358,7 +386,7 @@ fn connect_error(control: Endpoint, error: &ConfError) -> ClientError {
     };
     let reason = error.to_string();
     match net {
-        Some(NetError::Refused { reason: RefuseReason::Token }) => {
+        Some(NetError::Refused { reason: refused }) if refused.is_of_credential() => {
             ClientError::WrongCredential { peer: control, reason }
         }
         _ => ClientError::NoConfiguration { control, reason },

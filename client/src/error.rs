@@ -204,7 +204,7 @@ pub enum ClientError {
         reason: String,
     },
     /// The peer refuses this client's credential.
-    #[error("{peer} refuses this client's credential: check the token in the cluster file ({reason})")]
+    #[error("{peer} and this client's credential do not go together: {reason}")]
     WrongCredential {
         /// Who refused.
         peer: Endpoint,

@@ -601,7 +601,7 @@ pub(crate) async fn write_groups(
         .await
 }
 
-fn write_error(view: &View, failures: Vec<(u32, (u64, u32), Fault)>) -> ClientError {
+pub(crate) fn write_error(view: &View, failures: Vec<(u32, (u64, u32), Fault)>) -> ClientError {
     let failures =
         failures.into_iter().map(|(target, unit, fault)| view.store.failure(Some(unit), target, fault));
     ClientError::Write { object: view.object, failures: UnitFailures(failures.collect()) }

@@ -1,4 +1,4 @@
-//! The copy machine: brings a device whose disk is new everything that it has to hold, while clients go on.
+//! What the copy machine of a server copies with: brings a device whose disk is new everything that it has to hold, while clients go on.
 //!
 //! It runs once control says that the order is heeded: the device takes every write, and each server refuses the changes of whoever does
 //! not know (docs/rfd/0009). Records first: the device's replica of each, tombstones too. Then the object's bytes: of each group the
@@ -9,122 +9,169 @@
 //! **Invariant**: what is written is what the device would have, had it been there: with another generation, or without the hold, it is
 //! not written at all. Copying twice is harmless. Left over when it stops: the device stays in repair, and the next run goes on from
 //! any object at or before the last one that was complete.
-//! Bounds: [`limits::REPAIR_OBJECTS_IN_FLIGHT`] objects, one window of [`limits::PIECE_BYTES`] each. Start at [`Client::repair_device`].
+//! Bounds: [`limits::REPAIR_OBJECTS_IN_FLIGHT`] objects, one window of [`limits::PIECE_BYTES`] each. Called by the copy machine of the
+//! device's server, which tells control how far it is. Start at [`Client::repair_device`]; [`copier`] is what a server gets.
 
-use std::cell::Cell;
-use std::time::Duration;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 use base::units::BLOCK_BYTES;
 use base::{Blamed, Fid, Instant, ObjectId};
+use faces::{Copier, CopyEnd, Copying};
 use fops::lock::LockMode;
 use fops::object::ObjectRecord;
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::{self, StreamExt};
 use layout::record_targets;
+use rpc::RpcConfig;
+use runtime::LocalityHandle;
+use verbs_net::Fabric;
 
-use crate::client::Client;
+use crate::client::{Client, ClientConfig, Opened};
 use crate::error::{ClientError, Fault, UnitFailures};
 use crate::group_read::{GroupRequest, Origin, read_groups};
 use crate::limits;
+use crate::object::write_error;
 use crate::replacement::drop_components;
 use crate::store::Store;
 use crate::targets::{self, WriteBody};
 use crate::view::View;
 
-/// How to repair.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RepairOptions {
-    /// Goes on behind this object: the last one that an earlier run reported complete.
-    pub after: Option<ObjectId>,
-    /// Bytes to write to the device in a second; `None`: as fast as it goes.
-    pub bytes_per_second: Option<u64>,
+/// What came of one object.
+enum Outcome {
+    Complete,
+    /// More than K units of a group are gone.
+    Lost,
+    /// It was asked to stop on the way.
+    Stopped,
 }
 
-/// How far a repair is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RepairProgress {
-    /// Records looked at, tombstones included.
-    pub records: u64,
-    /// Objects whose bytes on the device are complete.
-    pub objects: u64,
-    /// Bytes written to the device.
-    pub bytes: u64,
-    /// All objects up to this one are complete.
-    pub last: Option<ObjectId>,
-    /// Objects with groups of which too many units are lost, each once: nothing can bring those back.
-    pub lost: Vec<ObjectId>,
+/// A copy, with what ends it early on this side.
+struct Run<'a> {
+    copying: &'a Copying,
+    /// Another object failed: nothing more is begun, what is under way ends in order.
+    is_over: Cell<bool>,
 }
 
-/// Keeps the copy at its rate.
-struct Pace {
-    started: Instant,
-    bytes_per_second: Option<u64>,
-    written: Cell<u64>,
-}
+impl Run<'_> {
+    fn must_end(&self) -> bool {
+        self.is_over.get() || self.copying.is_stopped()
+    }
 
-impl Pace {
-    /// When what is written is due at this rate; the past, without a rate.
-    fn due(&self) -> Instant {
-        let rate = self.bytes_per_second.unwrap_or(0).max(1);
-        let ms = u128::from(self.written.get()) * 1000 / u128::from(rate);
-        let late = Duration::from_millis(u64::try_from(ms).unwrap_or(u64::MAX));
-        if self.bytes_per_second.is_some() { self.started + late } else { Instant::ZERO }
+    /// Waits until the rate allows more, or it is to end.
+    async fn pace(&self, locality: &LocalityHandle) {
+        while !self.must_end() && self.copying.due(locality.now()) > locality.now() {
+            // Either way it is looked again: time is up, or an order changed.
+            let _changed =
+                locality.timeout_at(self.copying.due(locality.now()), self.copying.changed()).await;
+        }
     }
 }
 
-/// What came of one object.
-enum Outcome {
-    Complete(u64),
-    Lost(u64),
+/// What a server copies with: a client that connects when it is first needed, and stays.
+///
+/// `config`: of the client, with an incarnation of its own.
+pub fn copier(locality: &LocalityHandle, fabric: &Fabric, config: ClientConfig) -> Copier {
+    let place = Rc::new(Place {
+        locality: locality.clone(),
+        fabric: fabric.clone(),
+        config,
+        opened: RefCell::new(None),
+        client: RefCell::new(None),
+    });
+    Rc::new(move |device, copying| {
+        let place = Rc::clone(&place);
+        Box::pin(async move {
+            let client = place.client().await.map_err(|error| error.to_string())?;
+            let end = client.repair_device(device, &copying).await;
+            end.map_err(|error| error.to_string())
+        })
+    })
+}
+
+/// Where a copier's client is, or is to be.
+struct Place {
+    locality: LocalityHandle,
+    fabric: Fabric,
+    config: ClientConfig,
+    opened: RefCell<Option<Opened>>,
+    client: RefCell<Option<Client>>,
+}
+
+impl Place {
+    async fn client(&self) -> Result<Client, ClientError> {
+        if let Some(client) = self.client.borrow().as_ref() {
+            return Ok(client.clone());
+        }
+        let opened = self.opened.borrow().clone();
+        let opened = match opened {
+            Some(opened) => opened,
+            None => Opened::new(&self.locality, &self.fabric, &self.config, RpcConfig::default())?,
+        };
+        *self.opened.borrow_mut() = Some(opened.clone());
+        let client = opened.connect(&self.locality, self.config.clone(), None).await?;
+        *self.client.borrow_mut() = Some(client.clone());
+        Ok(client)
+    }
 }
 
 impl Client {
-    /// Brings everything that `device` has to hold to it. It has to be in repair, and its order heeded by all servers.
+    /// Brings everything that `device` has to hold to it, from the last object of `copying` on. It has to be in repair, and that heeded by
+    /// all servers.
     ///
-    /// Read [`RepairProgress::lost`] of the result: while it is not empty the device must not be taken for whole. `progress` is called after
-    /// each object. Errors: the device is not in repair (any more), it does not take what is written, a credit cannot be had.
-    pub async fn repair_device(
-        &self,
-        device: Fid,
-        options: RepairOptions,
-        mut progress: impl FnMut(&RepairProgress),
-    ) -> Result<RepairProgress, ClientError> {
+    /// Look at what is lost in the progress: while there is something the device must not be taken for whole. Errors: the device is not in repair
+    /// (any more), it does not take what is written, a credit cannot be had; nothing is under way any more then.
+    pub async fn repair_device(&self, device: Fid, copying: &Copying) -> Result<CopyEnd, ClientError> {
         let store = self.store().clone();
         store.fetch().await;
         let target = store.configuration().target_index(device).unwrap_or(u32::MAX);
-        let pace =
-            Pace { started: store.now(), bytes_per_second: options.bytes_per_second, written: Cell::new(0) };
-        let mut done = RepairProgress { last: options.after, ..RepairProgress::default() };
-        let mut after = options.after.map(ObjectId::fid);
+        let run = Run { copying, is_over: Cell::new(false) };
+        let mut after = copying.progress().last;
         loop {
             check_in_repair(&store, target)?;
             let (records, next) = store.list_page(after).await?;
-            done.records += u64::try_from(records.len()).unwrap_or(u64::MAX);
+            copying.note_records(u64::try_from(records.len()).unwrap_or(u64::MAX));
             let is_complete = |record: &&ObjectRecord| next.is_none_or(|next| record.object <= next);
             let mut outcomes = std::pin::pin!(
                 stream::iter(records.iter().filter(is_complete))
                     .map(async |record| {
-                        restore_record(&store, target, record).await?;
-                        let outcome = self.restore_object(target, record, &pace).await?;
-                        Ok::<_, ClientError>((record.object, outcome))
+                        let outcome = self.restore(target, record, &run).await;
+                        if outcome.is_err() {
+                            run.is_over.set(true);
+                        }
+                        (record.object, outcome)
                     })
                     .buffered(limits::REPAIR_OBJECTS_IN_FLIGHT)
             );
-            while let Some((object, outcome)) = outcomes.try_next().await? {
-                let (Outcome::Complete(bytes) | Outcome::Lost(bytes)) = outcome;
-                done.bytes += bytes;
-                let object = ObjectId::from_fid(object);
+            // To the end also after an error: a write that is dropped under way could land after its hold was given back.
+            let mut ended = Ok(CopyEnd::Whole);
+            while let Some((object, outcome)) = outcomes.next().await {
                 match outcome {
-                    Outcome::Complete(_) => done.objects += 1,
-                    Outcome::Lost(_) => done.lost.extend(object),
+                    Err(error) if ended.is_ok() => ended = Err(error),
+                    Ok(Outcome::Stopped) if ended.is_ok() => ended = Ok(CopyEnd::Stopped),
+                    Ok(outcome) if matches!(ended, Ok(CopyEnd::Whole)) => {
+                        copying.note_object(object, matches!(outcome, Outcome::Lost));
+                    }
+                    _ => {}
                 }
-                done.last = object.or(done.last);
-                progress(&done);
             }
-            after = match next {
-                Some(next) => Some(next),
-                None => return Ok(done),
+            after = match (ended?, next) {
+                (CopyEnd::Whole, Some(next)) => Some(next),
+                (ended, _) => return Ok(ended),
             };
         }
+    }
+
+    async fn restore(
+        &self,
+        target: u32,
+        record: &ObjectRecord,
+        run: &Run<'_>,
+    ) -> Result<Outcome, ClientError> {
+        if run.must_end() {
+            return Ok(Outcome::Stopped);
+        }
+        restore_record(self.store(), target, record).await?;
+        self.restore_object(target, record, run).await
     }
 
     /// The units of one object on `target`.
@@ -132,28 +179,30 @@ impl Client {
         &self,
         target: u32,
         record: &ObjectRecord,
-        pace: &Pace,
+        run: &Run<'_>,
     ) -> Result<Outcome, ClientError> {
         let (Some(object), false) = (ObjectId::from_fid(record.object), record.deleted) else {
-            return Ok(Outcome::Complete(0));
+            return Ok(Outcome::Complete);
         };
-        let mut written = 0;
         // Each turn is one hold; a window is its least, so it ends.
         let mut from = 0;
         let mut generation = record.generation;
         loop {
             if !has_unit(&View::new(self.store(), object, record)?, record, target) {
-                return Ok(Outcome::Complete(written));
+                return Ok(Outcome::Complete);
             }
             // Before the object is held: a pause keeps nobody from it.
-            self.locality().sleep_until(pace.due()).await;
+            run.pace(self.locality()).await;
+            if run.must_end() {
+                return Ok(Outcome::Stopped);
+            }
             check_in_repair(self.store(), target)?;
             let wait = self.store().config.op_timeout;
             let holder = self.holding(object, LockMode::Exclusive, wait).await?;
             let found = match holder.open(object).await {
                 Ok(found) => found.record(),
                 // Deleted meanwhile: by somebody who knows that the device takes writes.
-                Err(ClientError::NotFound { .. }) => return Ok(Outcome::Complete(written)),
+                Err(ClientError::NotFound { .. }) => return Ok(Outcome::Complete),
                 Err(error) => return Err(error),
             };
             if found.generation != generation {
@@ -165,15 +214,14 @@ impl Client {
             while from < groups {
                 let window = window(&view, from, groups);
                 match restore_patiently(&view, target, window.clone()).await {
-                    Ok(bytes) => {
-                        written += bytes;
-                        pace.written.set(pace.written.get() + bytes);
-                    }
-                    Err(ClientError::Read { .. }) => return Ok(Outcome::Lost(written)),
+                    Ok(bytes) => run.copying.note_bytes(self.store().now(), bytes),
+                    Err(ClientError::Read { .. }) => return Ok(Outcome::Lost),
                     Err(error) => return Err(error),
                 }
                 from = window.end;
-                if from < groups && (holder.is_wanted()? == Some(true) || pace.due() > self.store().now()) {
+                let now = self.store().now();
+                let gives_up = holder.is_wanted()? == Some(true) || run.copying.due(now) > now;
+                if from < groups && (gives_up || run.must_end()) {
                     break;
                 }
             }
@@ -182,11 +230,11 @@ impl Client {
             }
             // A replacement needs no hold: if it came while this was written, its old bytes are dropped once more, and the new ones looked at.
             match holder.open(object).await {
-                Ok(now) if now.record().generation == generation => return Ok(Outcome::Complete(written)),
+                Ok(now) if now.record().generation == generation => return Ok(Outcome::Complete),
                 Ok(now) => drop_components(holder.store(), object, 0..now.record().generation).await,
                 Err(ClientError::NotFound { .. }) => {
                     drop_components(holder.store(), object, 0..generation + 1).await;
-                    return Ok(Outcome::Complete(written));
+                    return Ok(Outcome::Complete);
                 }
                 Err(error) => return Err(error),
             }
@@ -273,20 +321,12 @@ async fn restore_groups(view: &View, target: u32, groups: std::ops::Range<u64>) 
             pieces.push(view.piece(group, unit, &piece.rows, WriteBody::new(piece.bytes, group, unit)));
         }
     }
-    match targets::write(&view.store, view.name, pieces, deadline).await {
-        Ok(skipped) if skipped.is_empty() => Ok(bytes),
-        Ok(_) => {
-            check_in_repair(&view.store, target)?;
-            Ok(bytes)
-        }
-        Err(failures) => {
-            let failures = failures
-                .into_iter()
-                .map(|(target, unit, fault)| view.store.failure(Some(unit), target, fault))
-                .collect();
-            Err(ClientError::Write { object: view.object, failures: UnitFailures(failures) })
-        }
+    let sent = targets::write(&view.store, view.name, pieces, deadline).await;
+    let skipped = sent.map_err(|failures| write_error(view, failures))?;
+    if !skipped.is_empty() {
+        check_in_repair(&view.store, target)?;
     }
+    Ok(bytes)
 }
 
 /// Brings a replacement's new bytes, which end at `end`, to the devices that they went past and that take writes again.

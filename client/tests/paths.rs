@@ -554,7 +554,7 @@ fn connecting_says_what_is_wrong() {
     let nobody = client::ClientConfig { control: model::endpoint(99), ..world.config() };
     let error = world.connect_with(nobody).err().unwrap();
     assert!(error.to_string().contains("0@lo:12345:32:99"), "{error}");
-    let stranger = client::ClientConfig { token: verbs_net::Token::new([6; 32]), ..world.config() };
+    let stranger = client::ClientConfig { security: [6; 32].into(), ..world.config() };
     let error = world.connect_with(stranger).err().unwrap();
     assert!(
         matches!(error, ClientError::WrongCredential { peer, .. } if peer == model::endpoint(0)),

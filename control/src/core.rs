@@ -8,9 +8,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use base::units::BLOCK_BYTES;
 use base::{Endpoint, Fid, FidType, Instant};
 use faces::lease::lost_after;
-use faces::limits::{AWAITED_DISKS_MAX, FLAP_HOLD_LEASES, FLAP_WINDOW_LEASES, FLAPS_MAX};
+use faces::limits::{AWAITED_DISKS_MAX, FLAP_HOLD_LEASES, FLAP_WINDOW_LEASES, FLAPS_MAX, REPAIRS_PAGE};
 use faces::{Configuration, DeviceConfig, DeviceState};
 use fops::conf::{
     ClusterStatusReply, ConfApplyReply, DeviceCommand, DeviceCommandReply, DeviceEvidence, DeviceHealth,
@@ -18,7 +19,12 @@ use fops::conf::{
     RegisterReply,
 };
 use fops::lock::{FenceWait, FencesGet};
+use fops::repair::{
+    RepairGet, RepairGetReply, RepairOrder, RepairProgress, RepairRecord, RepairState, RepairStatus,
+    RepairTurn, RepairTurnReply,
+};
 
+use crate::repairs::{RepairHappening, RepairRefusal, RepairTable, RepairWish, Surroundings};
 use crate::transactions::{ApplyRefusal, Reason, Transactions};
 use crate::transition::{DeviceEvent, next_state};
 
@@ -114,17 +120,15 @@ pub enum Refusal {
         /// Its server.
         process: Fid,
     },
-    /// A copy of an earlier disk is complete, or none was under way.
-    #[error("device {device} is {}, and its disk is that of replacement {replaced}, not {replacement}: this copy is of no use", state.word())]
-    NotInRepair {
+    /// What the repair of the device does not allow.
+    #[error("device {device} is {}: {reason}", state.word())]
+    Repair {
         /// The device.
         device: Fid,
         /// Its state.
         state: DeviceState,
-        /// The replacement in force.
-        replaced: u32,
-        /// As said.
-        replacement: u32,
+        /// What is wrong.
+        reason: RepairRefusal,
     },
     /// Somebody put another disk in the device's place.
     #[error(
@@ -139,8 +143,10 @@ pub enum Refusal {
         /// That in force.
         replaced: u32,
     },
-    /// An order of a later version of this program.
-    #[error("this control daemon does not know that order: bring it to the version of the command")]
+    /// An order of a later version of this program, or of an earlier one.
+    #[error(
+        "this control daemon does not know that order, or does not take it any more: bring the command and control to one version"
+    )]
     UnknownOrder,
 }
 
@@ -211,8 +217,8 @@ pub struct StateChange {
     pub subject: Fid,
     /// When.
     pub at: Instant,
-    /// Why.
-    pub event: DeviceEvent,
+    /// Word of what happened: of a device's event, or of its repair.
+    pub cause: &'static str,
     /// From.
     pub from: DeviceState,
     /// To.
@@ -230,6 +236,7 @@ pub struct ControlCore {
     seats: BTreeMap<Fid, Seat>,
     changes: Vec<StateChange>,
     transactions: Option<Transactions>,
+    repairs: RepairTable,
 }
 
 impl ControlCore {
@@ -252,7 +259,26 @@ impl ControlCore {
             .collect();
         let seat = || Seat { ordered_version: configuration.version, ..Seat::new(now, false) };
         let seats = configuration.pool.devices.iter().map(|device| (device.device, seat())).collect();
-        ControlCore { configuration, lease, members, seats, changes: Vec::new(), transactions: None }
+        ControlCore {
+            configuration,
+            lease,
+            members,
+            seats,
+            changes: Vec::new(),
+            transactions: None,
+            repairs: RepairTable::default(),
+        }
+    }
+
+    /// The same with the repairs that the store had.
+    #[must_use]
+    pub fn with_repairs(self, records: Vec<RepairRecord>) -> ControlCore {
+        ControlCore { repairs: RepairTable::new(records), ..self }
+    }
+
+    /// The repairs, for the store.
+    pub fn repairs(&mut self) -> &mut RepairTable {
+        &mut self.repairs
     }
 
     /// The same with the operator's cluster file, which may then be changed.
@@ -527,12 +553,15 @@ impl ControlCore {
             Some(found) => found.state,
             None => return Err(Refusal::UnknownDevice { device, process: Fid::default() }),
         };
-        let before = self.configuration.version;
+        let (before, repairs_before) = (self.configuration.version, self.repairs.serial());
         match order {
             DeviceOrder::Detach { force } => self.detach(now, device, state, force)?,
             DeviceOrder::Attach => self.attach(now, device, state)?,
             DeviceOrder::Replace => self.replace(now, device, state)?,
-            DeviceOrder::Restored { replacement } => self.restored(now, device, state, replacement)?,
+            DeviceOrder::RepairStart => self.repair(now, device, state, RepairWish::Start)?,
+            DeviceOrder::RepairPause => self.repair(now, device, state, RepairWish::Pause)?,
+            DeviceOrder::RepairResume => self.repair(now, device, state, RepairWish::Resume)?,
+            DeviceOrder::RepairAbort => self.repair(now, device, state, RepairWish::Abort)?,
             _ => return Err(Refusal::UnknownOrder),
         }
         let version = self.configuration.version;
@@ -545,12 +574,16 @@ impl ControlCore {
             is_heeded = seat.server_version >= seat.ordered_version || seat.heard_at + lost_after <= now;
         }
         let found = self.configuration.device(device);
+        if matches!(order, DeviceOrder::RepairPause | DeviceOrder::RepairAbort) {
+            is_heeded = !self.repairs.is_copying(now, device);
+        }
         if order == DeviceOrder::Replace {
             is_heeded = found.is_some_and(|found| found.state == DeviceState::Repair) && self.all_know(now);
         }
         let replacement = self.configuration.replacement_of(device);
         let state = found.map_or("", |found| found.state.word()).to_owned();
-        Ok(DeviceCommandReply { version, state, is_new: version != before, is_heeded, replacement })
+        let is_new = version != before || self.repairs.serial() != repairs_before;
+        Ok(DeviceCommandReply { version, state, is_new, is_heeded, replacement })
     }
 
     /// True if every server whose lease may run refuses the changes of requesters who do not know the last replacement.
@@ -583,22 +616,127 @@ impl ControlCore {
         Ok(())
     }
 
-    fn restored(
+    fn repair(
         &mut self,
         now: Instant,
         device: Fid,
         state: DeviceState,
-        replacement: u32,
+        wish: RepairWish,
     ) -> Result<(), Refusal> {
-        let replaced = self.configuration.device(device).map_or(0, |found| found.replaced);
-        let is_this = replaced == replacement && replaced != 0;
-        match state {
-            DeviceState::Repair if is_this => {}
-            DeviceState::Online | DeviceState::Transient if is_this => return Ok(()),
-            _ => return Err(Refusal::NotInRepair { device, state, replaced, replacement }),
-        }
-        self.take_back(now, device, DeviceEvent::Restored);
+        let is_in_repair = state == DeviceState::Repair;
+        let happening = self.repairs.handle_order(device, is_in_repair, wish);
+        let happening = happening.map_err(|reason| Refusal::Repair { device, state, reason })?;
+        self.note_repair(now, device, happening);
         Ok(())
+    }
+
+    /// What follows from what happened to a repair: another state of the device, or an event that changes none.
+    fn note_repair(&mut self, now: Instant, device: Fid, happening: Option<RepairHappening>) {
+        match happening {
+            None => {}
+            Some(RepairHappening::Complete) => self.take_back(now, device, DeviceEvent::Restored),
+            Some(RepairHappening::Aborted) => {
+                self.apply(now, false, &[(device, DeviceEvent::Aborted)]);
+            }
+            Some(happening) => {
+                let (state, version) = (DeviceState::Repair, self.configuration.version);
+                let cause = happening.word();
+                self.changes.push(StateChange {
+                    subject: device,
+                    at: now,
+                    cause,
+                    from: state,
+                    to: state,
+                    version,
+                });
+            }
+        }
+    }
+
+    /// The server of a device in repair speaks. The answer's version, and the repairs so far, have to be durable before it hears it.
+    ///
+    /// Of one that is not registered (control has just started) nothing counts; it goes on with what it does. Errors: not its device.
+    pub fn handle_repair_turn(
+        &mut self,
+        now: Instant,
+        turn: &RepairTurn,
+    ) -> Result<RepairTurnReply, Refusal> {
+        let RepairTurn { process, epoch, device, replacement, ref word } = *turn;
+        let found = self.configuration.device(device).filter(|found| found.process == process);
+        let Some(found) = found else { return Err(Refusal::UnknownDevice { device, process }) };
+        let bytes_per_second = self.repair_rate();
+        if self.incarnation(process) != Some(epoch) {
+            let (order, progress) = (RepairOrder::Wait, RepairProgress::default());
+            let version = self.configuration.version;
+            return Ok(RepairTurnReply { order, progress, bytes_per_second, version });
+        }
+        let around = Surroundings {
+            in_repair: (found.state == DeviceState::Repair).then_some(found.replaced),
+            all_know: self.all_know(now),
+            version: self.configuration.version,
+        };
+        let (order, progress, happening) = self.repairs.handle_turn(now, (device, replacement), word, around);
+        self.note_repair(now, device, happening);
+        let version = self.configuration.version;
+        Ok(RepairTurnReply { order, progress, bytes_per_second, version })
+    }
+
+    /// Bytes in a second that the cluster file allows a repair; 0: no limit.
+    fn repair_rate(&self) -> u64 {
+        let file = self.transactions.as_ref().map(Transactions::file);
+        file.and_then(|file| file.profile.repair_bytes_per_second).unwrap_or(0)
+    }
+
+    /// What a device of the pool holds on average, in bytes; 0: nobody said.
+    fn expected_bytes(&self) -> u64 {
+        let online =
+            self.configuration.pool.devices.iter().filter(|found| found.state == DeviceState::Online);
+        let used = online.filter_map(|found| {
+            let health = self.seats.get(&found.device)?.health.as_ref()?;
+            Some(u128::from(found.size_blocks.saturating_sub(health.free_blocks)))
+        });
+        let (sum, count) = used.fold((0_u128, 0_u128), |(sum, count), used| (sum + used, count + 1));
+        let blocks = u64::try_from(sum / count.max(1)).unwrap_or(u64::MAX);
+        blocks.saturating_mul(BLOCK_BYTES)
+    }
+
+    /// A page of the repairs.
+    #[must_use]
+    pub fn repair_list(&self, now: Instant, request: &RepairGet) -> RepairGetReply {
+        let (expected_bytes, bytes_per_second_max) = (self.expected_bytes(), self.repair_rate());
+        let all_know = self.all_know(now);
+        let mut behind = self.repairs.behind(now, request.after);
+        let status = |(record, pace): (&RepairRecord, Option<u64>)| {
+            let device = self.configuration.device(record.device);
+            let process = device.map(|device| device.process).unwrap_or_default();
+            let (state, reason) = match (record.state, pace) {
+                (RepairState::Running, None) => ("waiting", self.why_waiting(now, process, all_know)),
+                (state, _) => (state.word(), record.reason.clone()),
+            };
+            RepairStatus {
+                device: record.device,
+                process,
+                replacement: record.replacement,
+                state: state.to_owned(),
+                reason,
+                progress: record.progress.clone(),
+                expected_bytes,
+                bytes_per_second: pace.filter(|_| record.state == RepairState::Running).unwrap_or(0),
+                bytes_per_second_max,
+            }
+        };
+        let repairs = behind.by_ref().take(REPAIRS_PAGE).map(status).collect();
+        RepairGetReply { repairs, has_more: behind.next().is_some() }
+    }
+
+    fn why_waiting(&self, now: Instant, process: Fid, all_know: bool) -> String {
+        let lost_after = lost_after(self.lease);
+        let runs = self.members.get(&process).is_some_and(|member| member.heard_at + lost_after > now);
+        match (runs, all_know) {
+            (false, _) => format!("its server, process {process}, does not run"),
+            (true, false) => "not every server has said that it knows of the new disk".to_owned(),
+            (true, true) => "its server is about to copy, or copies to another device first".to_owned(),
+        }
     }
 
     fn detach(&mut self, now: Instant, device: Fid, state: DeviceState, force: bool) -> Result<(), Refusal> {
@@ -678,7 +816,8 @@ impl ControlCore {
         member.state = to;
         if from != to {
             let version = self.configuration.version;
-            self.changes.push(StateChange { subject: process, at: now, event, from, to, version });
+            let cause = event.word();
+            self.changes.push(StateChange { subject: process, at: now, cause, from, to, version });
         }
         from != to
     }
@@ -733,8 +872,14 @@ impl ControlCore {
             let (from, to) = (device.state, next_state(device.state, *event));
             if from != to {
                 device.state = to;
-                self.changes.push(StateChange { subject: *fid, at: now, event: *event, from, to, version });
+                let cause = event.word();
+                self.changes.push(StateChange { subject: *fid, at: now, cause, from, to, version });
                 changed = true;
+                match to {
+                    DeviceState::Repair => self.repairs.begin(*fid, device.replaced),
+                    DeviceState::Failed => self.repairs.abort(*fid),
+                    _ => {}
+                }
             }
         }
         if changed {
@@ -750,6 +895,7 @@ mod tests {
 
     use faces::ClusterFile;
     use fops::conf::RegisteredDevice;
+    use fops::repair::RepairWord;
 
     use super::*;
 
@@ -830,7 +976,7 @@ mod tests {
         assert!(!core.handle_heartbeat(at(4200), &heartbeat(&initial, 1, 8)).known, "an older incarnation");
         let changes = core.take_changes();
         let told = |change: &StateChange| {
-            format!("{} {} {} v{}", change.subject, change.event.word(), change.to.word(), change.version)
+            format!("{} {} {} v{}", change.subject, change.cause, change.to.word(), change.version)
         };
         let told: Vec<String> = changes.iter().map(told).collect();
         assert_eq!(
@@ -949,7 +1095,7 @@ mod tests {
         let told: Vec<String> = core
             .take_changes()
             .iter()
-            .map(|change| format!("{} -> {} ({})", change.from.word(), change.to.word(), change.event.word()))
+            .map(|change| format!("{} -> {} ({})", change.from.word(), change.to.word(), change.cause))
             .collect();
         assert_eq!(told, ["detached -> transient (operator attach)", "transient -> online (registered)"]);
         let again = order(&mut core, 9005, 0, DeviceOrder::Attach).unwrap();
@@ -986,12 +1132,19 @@ mod tests {
         // The old disk again is refused: it would be taken for the new one.
         let refusal = core.handle_register(at(4), &register(&initial, 0, 9)).unwrap_err();
         assert!(matches!(refusal, Refusal::OtherDisk { found: 0, replaced: 1, .. }), "{refusal}");
-        let wrong = order(&mut core, 5, 0, DeviceOrder::Restored { replacement: 2 }).unwrap_err();
-        assert!(matches!(wrong, Refusal::NotInRepair { .. }), "{wrong}");
-        let done = order(&mut core, 5, 0, DeviceOrder::Restored { replacement: 1 }).unwrap();
-        assert_eq!(done, "online new not heeded: v7 online online online online");
-        let again = order(&mut core, 5, 0, DeviceOrder::Restored { replacement: 1 }).unwrap();
-        assert_eq!(again, "online old not heeded: v7 online online online online");
+        let wrong = order(&mut core, 5, 0, DeviceOrder::Restored { replacement: 1 }).unwrap_err();
+        assert!(matches!(wrong, Refusal::UnknownOrder), "the word of a command that copied itself: {wrong}");
+        let ended = || RepairWord::Ended(RepairProgress::default());
+        assert_eq!(turn(&mut core, 5, (0, 7), 2, ended()), "Leave: v6 repair online online online");
+        assert_eq!(
+            turn(&mut core, 5, (0, 6), 1, ended()),
+            "Wait: v6 repair online online online",
+            "a start before"
+        );
+        assert!(turn(&mut core, 5, (1, 8), 1, ended()).contains("is not a device of process"));
+        assert_eq!(turn(&mut core, 5, (0, 7), 1, RepairWord::Asks), "Run: v6 repair online online online");
+        assert_eq!(turn(&mut core, 5, (0, 7), 1, ended()), "Leave: v7 online online online online");
+        assert_eq!(turn(&mut core, 5, (0, 7), 1, ended()), "Leave: v7 online online online online");
         // It fails again: that its disk is the one of the last order does not bring it back.
         core.handle_evidence(at(6), &give_up, initial.control).unwrap();
         core.handle_register(at(7), &formatted).unwrap();
@@ -1001,6 +1154,117 @@ mod tests {
         core.handle_tick(at(3800));
         let refusal = order(&mut core, 3800, 0, DeviceOrder::Replace).unwrap_err();
         assert!(matches!(refusal, Refusal::ServerAway { .. }), "{refusal}");
+    }
+
+    /// What a server says of the first device, and what it is to do. (Which server, which incarnation of it.)
+    fn turn(
+        core: &mut ControlCore,
+        ms: u64,
+        (server, epoch): (usize, u64),
+        replacement: u32,
+        word: RepairWord,
+    ) -> String {
+        let device = core.configuration().pool.devices[0].device;
+        let process = core.configuration().processes[server].process;
+        match core.handle_repair_turn(at(ms), &RepairTurn { process, epoch, device, replacement, word }) {
+            Ok(reply) => format!("{:?}: {}", reply.order, states(core)),
+            Err(refusal) => refusal.to_string(),
+        }
+    }
+
+    #[test]
+    fn a_repair_is_paused_resumed_aborted_and_told_of() {
+        let (initial, mut core) = registered();
+        let device = initial.pool.devices[0].device;
+        core.handle_evidence(
+            at(0),
+            &DeviceReport { device, evidence: DeviceEvidence::Operator },
+            initial.control,
+        )
+        .unwrap();
+        order(&mut core, 0, 0, DeviceOrder::Replace).unwrap();
+        let none = order(&mut core, 0, 0, DeviceOrder::RepairPause).unwrap_err().to_string();
+        assert!(none.contains("is failed: nothing is repaired there"), "{none}");
+        let mut formatted = register(&initial, 0, 7);
+        formatted.devices[0].replacement = 1;
+        core.handle_register(at(2), &formatted).unwrap();
+        let in_repair = "v6 repair online online online";
+        assert_eq!(
+            turn(&mut core, 3, (0, 7), 1, RepairWord::Asks),
+            format!("Wait: {in_repair}"),
+            "not all know"
+        );
+        let look = |core: &ControlCore, ms| core.repair_list(at(ms), &RepairGet { after: None }).repairs;
+        assert_eq!(look(&core, 3)[0].state, "waiting");
+        assert!(look(&core, 3)[0].reason.contains("not every server has said"), "{:?}", look(&core, 3));
+        for server in 0..2 {
+            core.note_server_version(&heartbeat(&initial, server, 7), 6);
+        }
+        assert_eq!(turn(&mut core, 4, (0, 7), 1, RepairWord::Asks), format!("Run: {in_repair}"));
+        let last = Some(Fid::new(FidType::Object, 1, 5));
+        let so_far = |bytes| RepairProgress { bytes, last, ..RepairProgress::default() };
+        assert_eq!(
+            turn(&mut core, 10, (0, 7), 1, RepairWord::Copies(so_far(0))),
+            format!("Run: {in_repair}")
+        );
+        turn(&mut core, 1010, (0, 7), 1, RepairWord::Copies(so_far(5000)));
+        core.handle_heartbeat(at(1010), &heartbeat(&initial, 0, 7));
+        core.handle_heartbeat(at(1010), &heartbeat(&initial, 1, 8));
+        let seen = &look(&core, 1010)[0];
+        assert_eq!((seen.state.as_str(), seen.bytes_per_second, seen.progress.last), ("running", 5000, last));
+        assert_eq!(seen.expected_bytes, 100 * BLOCK_BYTES, "the others have 1000 blocks, 900 free");
+        // Heeded once the server does not copy.
+        let paused = |heeded| format!("repair {heeded}: {in_repair}");
+        assert_eq!(order(&mut core, 1020, 0, DeviceOrder::RepairPause).unwrap(), paused("new not heeded"));
+        assert_eq!(
+            turn(&mut core, 1030, (0, 7), 1, RepairWord::Copies(so_far(6000))),
+            format!("Pause: {in_repair}")
+        );
+        assert_eq!(turn(&mut core, 1040, (0, 7), 1, RepairWord::Asks), format!("Pause: {in_repair}"));
+        assert_eq!(order(&mut core, 1050, 0, DeviceOrder::RepairPause).unwrap(), paused("old heeded"));
+        // A restart of control: where it was is known, and that it is paused.
+        let mut again = ControlCore::new(at(1060), core.configuration().clone(), LEASE)
+            .with_repairs(core.repairs().take_changes());
+        assert_eq!(turn(&mut again, 1061, (0, 7), 1, RepairWord::Asks), format!("Wait: {in_repair}"));
+        again.handle_register(at(1062), &formatted).unwrap();
+        assert_eq!(turn(&mut again, 1063, (0, 7), 1, RepairWord::Asks), format!("Pause: {in_repair}"));
+        assert_eq!(look(&again, 1063)[0].progress, so_far(6000));
+        order(&mut core, 1070, 0, DeviceOrder::RepairResume).unwrap();
+        assert_eq!(turn(&mut core, 1080, (0, 7), 1, RepairWord::Asks), format!("Run: {in_repair}"));
+        let fails = RepairWord::Fails(so_far(6000), "no".to_owned());
+        assert_eq!(turn(&mut core, 1090, (0, 7), 1, fails), format!("Pause: {in_repair}"));
+        assert_eq!(
+            (look(&core, 1090)[0].state.as_str(), look(&core, 1090)[0].reason.as_str()),
+            ("failed", "no")
+        );
+        order(&mut core, 1100, 0, DeviceOrder::RepairStart).unwrap();
+        assert_eq!(look(&core, 1100)[0].progress, RepairProgress::default());
+        let failed = "v7 failed online online online";
+        let aborted = order(&mut core, 1110, 0, DeviceOrder::RepairAbort).unwrap();
+        assert_eq!(aborted, format!("failed new heeded: {failed}"));
+        assert_eq!(
+            order(&mut core, 1110, 0, DeviceOrder::RepairAbort).unwrap(),
+            format!("failed old heeded: {failed}")
+        );
+        assert_eq!(
+            turn(&mut core, 1120, (0, 7), 1, RepairWord::Copies(so_far(1))),
+            format!("Leave: {failed}")
+        );
+        assert_eq!(look(&core, 1120)[0].state, "aborted");
+        let told: Vec<&str> = core.take_changes().iter().map(|change| change.cause).collect();
+        let since = told.iter().position(|cause| *cause == "disk replaced").unwrap();
+        assert_eq!(
+            told[since..],
+            [
+                "disk replaced",
+                "repair started",
+                "repair paused",
+                "repair resumed",
+                "repair failed",
+                "repair started",
+                "repair aborted"
+            ]
+        );
     }
 
     #[test]
@@ -1086,7 +1350,7 @@ mod tests {
         let hidden = ClusterFile::hide_credential(text).unwrap();
         let initial = initial();
         let why = || Reason { by: initial.control, unix_s: 0, note: String::new() };
-        let credential = faces::Credential::from_bytes([1; 32]);
+        let credential = Some(faces::Credential::from_bytes([1; 32]));
         let mut core = ControlCore::new(at(0), initial.clone(), LEASE);
         assert_eq!(core.handle_apply(&hidden, 1, why()), Err(ApplyRefusal::NoFile));
         let (transactions, _) = Transactions::start(&hidden, credential, None, 1, why()).unwrap();

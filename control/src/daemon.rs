@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use base::units::wide;
-use base::{Endpoint, Instant};
+use base::{Endpoint, Instant, Right};
 use faces::lease::{LEASE_DEFAULT, LEASE_MAX, LEASE_MIN};
 use faces::limits::{
     CLUSTER_FILE_BYTES_MAX, CLUSTER_TEXT_PART_BYTES, EVENTS_KEPT, EVENTS_PAGE, EVENTS_WAIT_MS_MAX,
@@ -24,16 +24,18 @@ use fops::FopError;
 use fops::admin::{Ping, PingReply, ProcessGet, ProcessGetReply, Shutdown, ShutdownReply};
 use fops::conf::{
     ClusterStatus, ClusterStatusReply, ConfApply, ConfApplyReply, ConfGet, ConfGetReply, ConfHistory,
-    ConfHistoryReply, ConfText, ConfTextReply, DeviceCommand, DeviceCommandReply, DeviceReport,
-    DeviceReportReply, Event, EventsGet, EventsReply, Heartbeat, HeartbeatReply, Register, RegisterReply,
+    ConfHistoryReply, ConfText, ConfTextReply, DeviceCommand, DeviceCommandReply, DeviceEvidence,
+    DeviceReport, DeviceReportReply, Event, EventsGet, EventsReply, Heartbeat, HeartbeatReply, Register,
+    RegisterReply,
 };
 use fops::load::{LoadGet, LoadGetReply, LoadReport, LoadReportReply};
-use futures_util::FutureExt;
+use fops::repair::{RepairGet, RepairGetReply, RepairStatus, RepairTurn, RepairTurnReply};
+use futures_util::future::Either;
 use rpc::{Fom, RpcConfig, RpcMachine};
 use runtime::sync::Notify;
 use runtime::{LocalityHandle, Task};
 use spdk_stob::Backend;
-use verbs_net::{Fabric, TmConfig, Token, TransferMachine};
+use verbs_net::{Fabric, Security, TmConfig, TransferMachine};
 
 use crate::core::{ControlCore, Refusal, StateChange};
 use crate::error::ControlError;
@@ -53,8 +55,8 @@ use crate::watches::WatchTable;
 pub struct OperatorFile {
     /// Its text, as `ClusterFile::hide_credential` makes it.
     pub text: String,
-    /// The cluster's credential.
-    pub credential: Credential,
+    /// The secret that the cluster's members share, if they do.
+    pub credential: Option<Credential>,
     /// When it was read, in seconds since 1970; 0 if unknown.
     pub unix_s: u64,
 }
@@ -63,8 +65,8 @@ pub struct OperatorFile {
 pub struct ControlConfig {
     /// Where it listens.
     pub endpoint: Endpoint,
-    /// The cluster's credential.
-    pub token: Token,
+    /// How it proves what it is, and what it asks of others.
+    pub security: Security,
     /// This start of it, not 0.
     pub epoch: u64,
     /// The operator's configuration, as `ClusterFile::initial_configuration` makes it.
@@ -85,14 +87,14 @@ impl ControlConfig {
     /// A configuration of the daemon with the default lease and limits.
     #[must_use]
     pub fn new(
-        token: Token,
+        security: impl Into<Security>,
         epoch: u64,
         configuration: Configuration,
         store: Box<dyn Backend>,
     ) -> ControlConfig {
         ControlConfig {
             endpoint: configuration.control,
-            token,
+            security: security.into(),
             epoch,
             configuration,
             file: None,
@@ -110,6 +112,8 @@ pub(crate) struct Inner {
     about: About,
     store: Store,
     pub(crate) core: RefCell<ControlCore>,
+    /// Serial of the last durable change of repairs.
+    repairs_stored: Cell<u64>,
     pub(crate) locks: RefCell<LockTable>,
     /// Serial of the last durable change of locks.
     locks_stored: Cell<u64>,
@@ -192,6 +196,7 @@ impl Control {
             }
             None => Default::default(),
         };
+        let repairs = stored.as_mut().map(|stored| std::mem::take(&mut stored.repairs)).unwrap_or_default();
         let started_unix_s = config.file.as_ref().map_or(0, |file| file.unix_s);
         let Recovered { configuration, transactions, changed } =
             recover(stored, &config.configuration, config.file.as_ref(), config.endpoint)?;
@@ -200,7 +205,7 @@ impl Control {
         }
         let config_version = Rc::new(Cell::new(configuration.version));
         let tm_config =
-            TmConfig::new(config.endpoint, true, config.epoch, config.token, Rc::clone(&config_version));
+            TmConfig::new(config.endpoint, true, config.epoch, config.security, Rc::clone(&config_version));
         let transfer_machine = TransferMachine::start(locality, fabric, tm_config)?;
         let rpc_config = RpcConfig { config_version: Rc::clone(&config_version), ..config.rpc };
         let rpc = RpcMachine::start(locality, transfer_machine, rpc_config);
@@ -214,8 +219,10 @@ impl Control {
             store,
             core: RefCell::new(
                 ControlCore::new(locality.now(), configuration.clone(), config.lease)
-                    .with_transactions(transactions),
+                    .with_transactions(transactions)
+                    .with_repairs(repairs),
             ),
+            repairs_stored: Cell::new(0),
             locks: RefCell::new(locks),
             locks_stored: Cell::new(0),
             locks_rung: Notify::new(),
@@ -267,6 +274,20 @@ impl Control {
     #[must_use]
     pub fn status(&self) -> ClusterStatusReply {
         self.inner.core.borrow().status(self.inner.rpc.locality().now())
+    }
+
+    /// Every repair that control knows of.
+    #[must_use]
+    pub fn repairs(&self) -> Vec<RepairStatus> {
+        let mut all: Vec<RepairStatus> = Vec::new();
+        loop {
+            let after = all.last().map(|last| last.device);
+            let reply = self.inner.repairs(&RepairGet { after });
+            all.extend(reply.repairs);
+            if !reply.has_more {
+                return all;
+            }
+        }
     }
 
     /// The last [`EVENTS_KEPT`] durable events, oldest first, without a gap.
@@ -393,6 +414,9 @@ impl Inner {
             inner.device_command(request).await
         });
         serve(inner, |inner: Rc<Inner>, fom: Fom, request: DeviceReport| async move {
+            if request.evidence == DeviceEvidence::Operator {
+                fom.require(Right::Administer)?;
+            }
             inner.device_report(fom.peer().endpoint, request).await
         });
         serve(inner, |inner: Rc<Inner>, _fom, _request: ClusterStatus| async move {
@@ -410,6 +434,10 @@ impl Inner {
             inner.note_load(&request);
             Ok(LoadReportReply)
         });
+        serve(inner, |inner: Rc<Inner>, _fom, request: RepairTurn| async move {
+            inner.repair_turn(&request).await
+        });
+        serve(inner, |inner: Rc<Inner>, _fom, request: RepairGet| async move { Ok(inner.repairs(&request)) });
         serve(inner, |inner: Rc<Inner>, _fom, request: LoadGet| async move { Ok(inner.load(&request)) });
         lock_service::serve_all(inner);
         watch_service::serve_all(inner);
@@ -562,50 +590,61 @@ impl Inner {
     async fn device_command(&self, request: DeviceCommand) -> Result<DeviceCommandReply, FopError> {
         let now = self.rpc.locality().now();
         let reply = self.core.borrow_mut().handle_command(now, &request).map_err(refused)?;
-        self.settle(reply.version).await?;
+        self.settle_repairs(reply.version).await?;
         Ok(reply)
+    }
+
+    async fn repair_turn(&self, request: &RepairTurn) -> Result<RepairTurnReply, FopError> {
+        let now = self.rpc.locality().now();
+        let reply = self.core.borrow_mut().handle_repair_turn(now, request).map_err(refused)?;
+        self.settle_repairs(reply.version).await?;
+        Ok(reply)
+    }
+
+    fn repairs(&self, request: &RepairGet) -> RepairGetReply {
+        self.core.borrow().repair_list(self.rpc.locality().now(), request)
+    }
+
+    /// Waits until `version` and every change of repairs up to now are durable. Error: the store failed.
+    async fn settle_repairs(&self, version: u64) -> Result<(), FopError> {
+        let repairs = self.core.borrow_mut().repairs().serial();
+        self.settle_all(Serials { version, repairs, ..Serials::default() }).await
     }
 
     /// Waits until `version` is durable. Error: the store failed.
     async fn settle(&self, version: u64) -> Result<(), FopError> {
-        self.settle_all(version, 0, 0, 0).await
+        self.settle_all(Serials { version, ..Serials::default() }).await
     }
 
     /// Waits until every change of locks up to now is durable. Error: the store failed.
     pub(crate) async fn settle_locks(&self) -> Result<(), FopError> {
-        let serial = self.locks.borrow().serial();
-        self.settle_all(0, serial, 0, 0).await
+        let locks = self.locks.borrow().serial();
+        self.settle_all(Serials { locks, ..Serials::default() }).await
     }
 
     /// Waits until every change of watches up to now is durable. Error: the store failed.
     pub(crate) async fn settle_watches(&self) -> Result<(), FopError> {
-        let serial = self.watches.borrow().serial();
-        self.settle_all(0, 0, serial, 0).await
+        let watches = self.watches.borrow().serial();
+        self.settle_all(Serials { watches, ..Serials::default() }).await
     }
 
     /// Waits until every change of loans, and of the tickets and fences that go with them, is durable. Error: the store failed.
     pub(crate) async fn settle_loans(&self) -> Result<(), FopError> {
-        let serial = self.loans.borrow().serial();
-        let locks_serial = self.locks.borrow().serial();
-        self.settle_all(0, locks_serial, 0, serial).await
+        let (loans, locks) = (self.loans.borrow().serial(), self.locks.borrow().serial());
+        self.settle_all(Serials { loans, locks, ..Serials::default() }).await
     }
 
-    async fn settle_all(
-        &self,
-        version: u64,
-        locks_serial: u64,
-        watches_serial: u64,
-        loans_serial: u64,
-    ) -> Result<(), FopError> {
+    async fn settle_all(&self, wanted: Serials) -> Result<(), FopError> {
         // An event need not bring a new version; nobody waits for it here, but it is written at once.
         if self.core.borrow().has_changes() {
             self.dirty.notify_one();
         }
         loop {
-            let is_durable = self.published.borrow().version >= version
-                && self.locks_stored.get() >= locks_serial
-                && self.watches_stored.get() >= watches_serial
-                && self.loans_stored.get() >= loans_serial;
+            let is_durable = self.published.borrow().version >= wanted.version
+                && self.locks_stored.get() >= wanted.locks
+                && self.watches_stored.get() >= wanted.watches
+                && self.loans_stored.get() >= wanted.loans
+                && self.repairs_stored.get() >= wanted.repairs;
             if is_durable {
                 return Ok(());
             }
@@ -645,7 +684,7 @@ impl Inner {
             version: change.version,
             unix_s: self.unix_s(change.at),
             subject: change.subject,
-            cause: change.event.word().to_owned(),
+            cause: change.cause.to_owned(),
             from: change.from.word().to_owned(),
             to: change.to.word().to_owned(),
         };
@@ -673,6 +712,16 @@ impl Inner {
             events: wanted.take(EVENTS_PAGE).cloned().collect(),
         }
     }
+}
+
+/// What a request waits for in the store: the configuration's version, and serials of changes.
+#[derive(Clone, Copy, Default)]
+struct Serials {
+    version: u64,
+    locks: u64,
+    watches: u64,
+    loans: u64,
+    repairs: u64,
 }
 
 /// One request that waits; over when it is dropped, also with its fom.
@@ -705,10 +754,10 @@ where
     // Weak: the machine owns its handlers, and the daemon owns the machine.
     let weak = Rc::downgrade(inner);
     inner.rpc.serve(move |fom: Fom, request: F| match weak.upgrade() {
-        Some(inner) => handler(inner, fom, request).boxed_local(),
+        Some(inner) => Either::Left(handler(inner, fom, request)),
         None => {
             let stopped = FopError::NotServing { reason: "control is stopped".to_owned() };
-            std::future::ready(Err(stopped)).boxed_local()
+            Either::Right(std::future::ready(Err(stopped)))
         }
     });
 }
@@ -729,20 +778,28 @@ async fn write_changes(inner: Rc<Inner>) {
             let watches = inner.watches.borrow_mut().take_changes();
             let loans_serial = inner.loans.borrow().serial();
             let loans = inner.loans.borrow_mut().take_changes();
-            let nothing_new =
-                changes.is_empty() && locks.0.is_empty() && watches.is_empty() && loans.is_empty();
+            let (repairs_serial, repairs) = {
+                let mut core = inner.core.borrow_mut();
+                (core.repairs().serial(), core.repairs().take_changes())
+            };
+            let nothing_new = changes.is_empty()
+                && locks.0.is_empty()
+                && watches.is_empty()
+                && loans.is_empty()
+                && repairs.is_empty();
             let is_same_version = next.version == inner.published.borrow().version;
             if is_same_version && nothing_new {
                 break;
             }
             let events = inner.number(&changes);
-            let changes = Changes { events, locks, watches, loans };
+            let changes = Changes { events, locks, watches, loans, repairs };
             match inner.store.save(&next, transactions.as_ref(), &changes).await {
                 Ok(()) => {
                     inner.publish(next, changes.events);
                     inner.locks_stored.set(locks_serial);
                     inner.watches_stored.set(watches_serial);
                     inner.loans_stored.set(loans_serial);
+                    inner.repairs_stored.set(repairs_serial);
                     if !is_same_version {
                         // Who reads the configuration and waits to be told.
                         inner.loans_rung.notify_waiters();

@@ -18,6 +18,7 @@ pub mod loans;
 mod lock_service;
 pub mod locks;
 mod reconcile;
+pub mod repairs;
 mod rm_service;
 mod store;
 pub mod transactions;

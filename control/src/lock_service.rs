@@ -7,12 +7,12 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use base::Instant;
+use base::{Instant, Right};
 use faces::limits::{FENCES_WAIT_MS_MAX, LOCK_WAIT_MS_MAX, LOCK_WAITS_MAX};
 use fops::FopError;
 use fops::lock::{
-    BreakState, FencesGet, FencesReply, LockBreak, LockBreakReply, LockList, LockListReply, LockRelease,
-    LockReleaseReply, LockRenew, LockTake, LockTakeReply,
+    BreakState, FencesGet, FencesReply, LockBreak, LockBreakReply, LockList, LockListReply, LockMode,
+    LockRelease, LockReleaseReply, LockRenew, LockTake, LockTakeReply,
 };
 use rpc::{Fom, Hold};
 
@@ -74,6 +74,9 @@ impl Inner {
     }
 
     async fn take(&self, fom: &Fom, request: &LockTake) -> Result<LockTakeReply, FopError> {
+        if request.mode == LockMode::Exclusive {
+            fom.require(Right::Write)?;
+        }
         let until = self.wait_until(fom, request.wait_ms, LOCK_WAIT_MS_MAX);
         let wait_until = (request.wait_ms > 0).then_some(until);
         let from = fom.peer().endpoint;

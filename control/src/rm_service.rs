@@ -7,13 +7,13 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use base::Instant;
+use base::{Instant, Right};
 use faces::limits::{RM_TRY_MS, RM_WAIT_MS_MAX, RM_WAITS_MAX};
 use fops::FopError;
-use fops::lock::OwnerId;
+use fops::lock::{LockMode, OwnerId};
 use fops::rm::{
-    RmBegin, RmBeginReply, RmBorrow, RmBorrowReply, RmList, RmListReply, RmPoll, RmPollReply, RmReturn,
-    RmReturnReply,
+    RmBegin, RmBeginReply, RmBorrow, RmBorrowReply, RmCredit, RmList, RmListReply, RmPoll, RmPollReply,
+    RmReturn, RmReturnReply,
 };
 use rpc::Fom;
 
@@ -48,6 +48,16 @@ fn refused(refusal: LoanRefusal) -> FopError {
     }
 }
 
+/// Whether a credit keeps others from changing or reading, or uses something up: who may only read does not get it.
+fn is_for_oneself(credit: &RmCredit) -> bool {
+    match credit {
+        RmCredit::Whole { mode } | RmCredit::Bytes { mode, .. } | RmCredit::Keys { mode, .. } => {
+            *mode == LockMode::Exclusive
+        }
+        RmCredit::Fids(_) => true,
+    }
+}
+
 impl Inner {
     async fn begin_borrower(&self, fom: &Fom, request: &RmBegin) -> Result<RmBeginReply, FopError> {
         let now = self.rpc.locality().now();
@@ -63,6 +73,9 @@ impl Inner {
     }
 
     async fn borrow_credit(&self, fom: &Fom, request: &RmBorrow) -> Result<RmBorrowReply, FopError> {
+        if is_for_oneself(&request.credit) {
+            fom.require(Right::Write)?;
+        }
         let locality = self.rpc.locality().clone();
         let wait_ms = request.wait_ms.clamp(RM_TRY_MS, RM_WAIT_MS_MAX);
         let wait = Duration::from_millis(u64::from(wait_ms));

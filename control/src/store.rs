@@ -15,6 +15,7 @@ use fops::admin::StoreSpace;
 use fops::codec;
 use fops::conf::{ConfTransaction, Event};
 use fops::lock::{Fence, LockGrant, LockName, OwnerId};
+use fops::repair::RepairRecord;
 use fops::rm::{BorrowerId, BorrowerRecord, LoanRecord};
 use fops::watch::{WatchRecord, WatcherId};
 use runtime::LocalityHandle;
@@ -50,6 +51,8 @@ const WATCHES: TreeId = TreeId(6);
 const BORROWERS: TreeId = TreeId(7);
 /// The tree of loans: key = `loan_key`; value = the encoded record.
 const LOANS: TreeId = TreeId(8);
+/// The tree of repairs: key = the device's 16 key bytes; value = the encoded record.
+const REPAIRS: TreeId = TreeId(9);
 /// The first fid that was never handed out, little endian.
 const NEXT_FID_KEY: &[u8] = b"next-fid";
 /// The last numbers of tickets and fences, little endian.
@@ -79,6 +82,7 @@ pub(crate) struct Stored {
     pub(crate) watches: Vec<WatchRecord>,
     pub(crate) borrowers: Vec<BorrowerRecord>,
     pub(crate) loans: Vec<LoanRecord>,
+    pub(crate) repairs: Vec<RepairRecord>,
     /// The first fid that was never handed out; 0 if none was.
     pub(crate) next_fid: u64,
 }
@@ -90,6 +94,7 @@ pub(crate) struct Changes {
     pub(crate) locks: (Vec<LockChange>, LockNumbers),
     pub(crate) watches: Vec<WatchChange>,
     pub(crate) loans: Vec<LoanChange>,
+    pub(crate) repairs: Vec<RepairRecord>,
 }
 
 impl Store {
@@ -116,6 +121,7 @@ impl Store {
                 watches: store.read_all(WATCHES)?,
                 borrowers: store.read_all(BORROWERS)?,
                 loans: store.read_all(LOANS)?,
+                repairs: store.read_all(REPAIRS)?,
                 next_fid: store.read_next_fid()?,
             }),
             None => None,
@@ -124,14 +130,14 @@ impl Store {
     }
 
     /// Durable when it returns: the configuration, the transactions that are new or no longer kept, new events, and what
-    /// changed of locks, fences, watches and loans.
+    /// changed of locks, fences, watches, loans and repairs.
     pub(crate) async fn save(
         &self,
         configuration: &Configuration,
         transactions: Option<&Transactions>,
         changes: &Changes,
     ) -> Result<(), ControlError> {
-        let Changes { events, locks: (lock_changes, lock_numbers), watches, loans } = changes;
+        let Changes { events, locks: (lock_changes, lock_numbers), watches, loans, repairs } = changes;
         let mut value = FORMAT_VERSION.to_le_bytes().to_vec();
         value.extend(configuration.to_bytes().map_err(ControlError::Configuration)?);
         let mut transaction = self.domain.begin();
@@ -220,6 +226,10 @@ impl Store {
                     transaction.tree_put(TREE, NEXT_FID_KEY, &next.to_le_bytes());
                 }
             }
+        }
+        for record in repairs {
+            let value = codec::encode(record).map_err(ControlError::Record)?;
+            transaction.tree_put(REPAIRS, &record.device.to_key_bytes(), &value);
         }
         self.domain.commit(transaction).await.map_err(ControlError::Store)?;
         *self.saved.borrow_mut() = saved;

@@ -70,7 +70,7 @@ pub struct Reason {
 /// What is in force and what was.
 #[derive(Clone, Debug)]
 pub struct Transactions {
-    credential: Credential,
+    credential: Option<Credential>,
     file: Rc<ClusterFile>,
     kept: VecDeque<Kept>,
     /// Mark of the file that the daemon last read when it started: the same file again says nothing new.
@@ -90,7 +90,7 @@ impl Transactions {
     /// Errors: the file is wrong, or changes what may not change.
     pub fn start(
         text: &str,
-        credential: Credential,
+        credential: Option<Credential>,
         stored: Option<(VecDeque<Kept>, u64)>,
         version: u64,
         reason: Reason,
@@ -216,8 +216,8 @@ mod tests {
 
     const TEXT: &str = include_str!("../../control/faces/src/cluster_file_example.toml");
 
-    fn credential() -> Credential {
-        Credential::from_bytes([3; 32])
+    fn credential() -> Option<Credential> {
+        Some(Credential::from_bytes([3; 32]))
     }
 
     fn reason(note: &str) -> Reason {

@@ -28,11 +28,13 @@ pub enum DeviceEvent {
     Replaced,
     /// Everything that it missed is on it.
     Restored,
+    /// An operator gives its new disk up.
+    Aborted,
 }
 
 impl DeviceEvent {
     /// Every event, in the order of the table.
-    pub const ALL: [DeviceEvent; 10] = [
+    pub const ALL: [DeviceEvent; 11] = [
         DeviceEvent::Registered,
         DeviceEvent::LeaseLost,
         DeviceEvent::IoError,
@@ -43,6 +45,7 @@ impl DeviceEvent {
         DeviceEvent::Attach,
         DeviceEvent::Replaced,
         DeviceEvent::Restored,
+        DeviceEvent::Aborted,
     ];
 
     /// The word for `fops::conf::Event`, at most 16 letters.
@@ -59,6 +62,7 @@ impl DeviceEvent {
             DeviceEvent::Attach => "operator attach",
             DeviceEvent::Replaced => "disk replaced",
             DeviceEvent::Restored => "copy complete",
+            DeviceEvent::Aborted => "repair aborted",
         }
     }
 }
@@ -79,7 +83,7 @@ pub const STATES: [DeviceState; 8] = [
 #[must_use]
 pub fn next_state(state: DeviceState, event: DeviceEvent) -> DeviceState {
     use DeviceEvent::{
-        Attach, Detach, IoError, IoErrorHeard, LeaseLost, Operator, Registered, Replaced, Restored,
+        Aborted, Attach, Detach, IoError, IoErrorHeard, LeaseLost, Operator, Registered, Replaced, Restored,
         Unreachable,
     };
     use DeviceState::{Detached, Failed, Online, Rebalance, Repair, Repaired, Transient, Unknown};
@@ -106,11 +110,11 @@ pub fn next_state(state: DeviceState, event: DeviceEvent) -> DeviceState {
         // Whether its server is there is the next event's matter.
         (Repair, Restored) => Transient,
         // The new disk fails too, or is given up.
-        (Repair, IoError | Operator) => Failed,
+        (Repair, IoError | Operator | Aborted) => Failed,
         // While its server is away, writes that need it wait, as with Transient: it misses nothing.
         (Repair, Registered | LeaseLost | IoErrorHeard | Unreachable | Detach | Attach | Replaced) => Repair,
         // Nothing was replaced there.
-        (Unknown | Online | Transient | Detached | Rebalance, Replaced | Restored) => state,
+        (Unknown | Online | Transient | Detached | Rebalance, Replaced | Restored | Aborted) => state,
         // It was taking bytes back: those cannot be trusted either.
         (Rebalance, IoError | Operator) => Failed,
         // Not proof.
@@ -129,15 +133,15 @@ mod tests {
 
     /// Each pair. A change here is a change of docs/ha.md.
     const TABLE: &str = "\
-state      Registered LeaseLost  IoError    IoErrorHeard Unreachable Operator   Detach     Attach     Replaced   Restored
-unknown    online     unknown    failed     unknown      unknown     failed     unknown    unknown    unknown    unknown
-online     online     transient  failed     online       online      failed     detached   online     online     online
-transient  online     transient  failed     transient    transient   failed     detached   transient  transient  transient
-failed     failed     failed     failed     failed       failed      failed     failed     failed     repair     failed
-repair     repair     repair     failed     repair       repair      failed     repair     repair     repair     transient
-repaired   repaired   repaired   repaired   repaired     repaired    repaired   repaired   repaired   repaired   repaired
-rebalance  rebalance  rebalance  failed     rebalance    rebalance   failed     rebalance  rebalance  rebalance  rebalance
-detached   detached   detached   failed     detached     detached    failed     detached   transient  detached   detached
+state      Registered LeaseLost  IoError    IoErrorHeard Unreachable Operator   Detach     Attach     Replaced   Restored   Aborted
+unknown    online     unknown    failed     unknown      unknown     failed     unknown    unknown    unknown    unknown    unknown
+online     online     transient  failed     online       online      failed     detached   online     online     online     online
+transient  online     transient  failed     transient    transient   failed     detached   transient  transient  transient  transient
+failed     failed     failed     failed     failed       failed      failed     failed     failed     repair     failed     failed
+repair     repair     repair     failed     repair       repair      failed     repair     repair     repair     transient  failed
+repaired   repaired   repaired   repaired   repaired     repaired    repaired   repaired   repaired   repaired   repaired   repaired
+rebalance  rebalance  rebalance  failed     rebalance    rebalance   failed     rebalance  rebalance  rebalance  rebalance  rebalance
+detached   detached   detached   failed     detached     detached    failed     detached   transient  detached   detached   detached
 ";
 
     #[test]

@@ -24,7 +24,7 @@ use runtime::{
     Arena, ArenaConfig, Counters, Crowd, Locality, LocalityConfig, MailSender, MonotonicClock, Waiting,
     mailbox,
 };
-use verbs_net::{Fabric, Token};
+use verbs_net::{Fabric, Security};
 
 use crate::abi::{Clovis, Config};
 use crate::errno::{self, Errno};
@@ -181,7 +181,7 @@ struct Wish {
     process: Fid,
     layout_id: u32,
     read_verify: bool,
-    token: Token,
+    security: Security,
     op_timeout: Duration,
     /// Keeps the endpoint's name for this client on this machine.
     name: Option<UnixDatagram>,
@@ -245,7 +245,7 @@ unsafe fn wish_of(config: *const Config) -> Result<Wish, BadConfig> {
         )));
     }
     let local = endpoint_of("cc_local_addr", local)?;
-    let (token, path) = credential()?;
+    let (security, path) = membership()?;
     let op_timeout = match std::env::var("CLOVIS_OP_TIMEOUT") {
         Ok(text) => match text.parse::<u64>() {
             Ok(seconds) if seconds > 0 => Duration::from_secs(seconds),
@@ -274,7 +274,7 @@ unsafe fn wish_of(config: *const Config) -> Result<Wish, BadConfig> {
         process,
         layout_id: config.layout_id,
         read_verify: config.is_read_verify,
-        token,
+        security,
         op_timeout,
         name,
         is_dynamic,
@@ -299,9 +299,10 @@ fn claim(local: Endpoint) -> Claim {
     }
 }
 
-/// The cluster's credential: from the file that CLOVIS_CONFIG names, else from clovis.toml here, else from that of the cluster folder
-/// in which the program lies (`D/bin/program`).
-fn credential() -> Result<(Token, PathBuf), BadConfig> {
+/// How the program proves that it belongs to the cluster. The cluster file is the one that CLOVIS_CONFIG names, else clovis.toml here, else
+/// that of the cluster folder in which the program lies (`D/bin/program`); the credential the one that CLOVIS_CREDENTIAL names, else the
+/// administrator's beside the cluster file.
+fn membership() -> Result<(Security, PathBuf), BadConfig> {
     let path = match std::env::var_os("CLOVIS_CONFIG") {
         Some(path) => PathBuf::from(path),
         None => {
@@ -322,7 +323,9 @@ fn credential() -> Result<(Token, PathBuf), BadConfig> {
         .map_err(|error| BadConfig(format!("reading {}: {error}", path.display())))?;
     let file =
         ClusterFile::parse(&text).map_err(|error| BadConfig(format!("{}: {error}", path.display())))?;
-    Ok((Token::new(file.cluster.credential.bytes()), path))
+    let named = std::env::var_os("CLOVIS_CREDENTIAL").map(PathBuf::from);
+    let security = client::security_of(&file, &path, named.as_deref());
+    Ok((security.map_err(|error| BadConfig(error.to_string()))?, path))
 }
 
 /// One locality for each instance; programs have threads of their own. `CLOVIS_SPIN=off`: it never spins, so that counting tools see work only.
@@ -401,7 +404,7 @@ fn run(wish: Wish, report: &mpsc::SyncSender<Started>) {
     let config = ClientConfig {
         local: (!wish.is_dynamic).then_some(wish.local),
         control: wish.control,
-        token: wish.token,
+        security: wish.security,
         epoch: new_epoch(),
         op_timeout: wish.op_timeout,
         read_verify: wish.read_verify,

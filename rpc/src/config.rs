@@ -22,6 +22,9 @@ use crate::watchdog::HungFom;
 /// Asked before each request runs: may this peer do this (opcode)?
 pub type Authorise = Rc<dyn Fn(PeerId, u16) -> Result<(), FopError>>;
 
+/// Told of each request that was refused for want of a right: by whom, which, and what the peer is told.
+pub type OnDenied = Rc<dyn Fn(PeerId, u16, &str)>;
+
 /// Told of a fom that hangs.
 pub type OnHung = Rc<dyn Fn(&HungFom)>;
 
@@ -63,8 +66,10 @@ pub struct RpcConfig {
     pub addb: Option<AddbSpace>,
     /// Records of the machine's own ADDB memory; 0 keeps nothing, which is for measuring what the rest costs.
     pub addb_records: usize,
-    /// Who may do what. `None`: every peer that the transfer machine let in may do everything.
+    /// Asked beside the rights of the peer's credential (`Opcode::needs`), which are always asked. `None`: those are enough.
     pub authorise: Option<Authorise>,
+    /// Told of each refusal for want of a right: who runs the process shows it to its operator.
+    pub on_denied: Option<OnDenied>,
     /// The service's handlers record slots in their transactions ([`crate::Fom::record_in`]), and it hands the records of
     /// before a restart to [`crate::RpcMachine::resume_sessions`].
     pub durable_slots: bool,
@@ -105,6 +110,7 @@ impl Default for RpcConfig {
             addb: None,
             addb_records: limits::ADDB_RECORDS,
             authorise: None,
+            on_denied: None,
             durable_slots: false,
             is_starting: false,
             drain_within: limits::DRAIN_WITHIN,

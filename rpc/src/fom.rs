@@ -1,7 +1,7 @@
 //! A fom: the state machine of one request at its server. Its future is the handler's; this is what the handler sees of it.
 //!
-//! Phases: `resources` (it waits for a place among the foms; only if it has to), `authenticate` (the transfer machine checked the
-//! peer's token before the first byte), `authorise`, `decode`, `run`, the type's own ([`Fom::phase`]), `durable` ([`Fom::durable`],
+//! Phases: `resources` (it waits for a place among the foms; only if it has to), `authenticate` (the transfer machine knew the
+//! peer before the first byte), `authorise` (its rights), `decode`, `run`, the type's own ([`Fom::phase`]), `durable` ([`Fom::durable`],
 //! where it changed something), `reply`, `done`. Each is recorded with its time in the locality's ring ([`crate::addb`]), and the watchdog
 //! names the phase of a fom that stays at one for too long.
 //! Thread: the owning locality.
@@ -11,7 +11,7 @@ use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
-use base::Instant;
+use base::{Instant, Right};
 use fops::{FopError, codec};
 use runtime::{SharedBuffer, copy_counted};
 use verbs_net::{BulkDescriptor, LocalError, NetError, PeerId};
@@ -48,6 +48,9 @@ pub(crate) struct FomInner {
     /// At the watchdog.
     pub(crate) place: FomPlace,
 }
+
+/// The memory of a fom that ended.
+pub(crate) struct FomRoom(Rc<FomInner>);
 
 /// Bulk that came inside of a request.
 pub(crate) struct InlineSource {
@@ -92,10 +95,38 @@ impl InlineAnswer {
 }
 
 impl Fom {
+    /// A fom, in the memory of one that ended before, if there is some.
+    pub(crate) fn in_room(fom: FomInner, room: Option<FomRoom>) -> Fom {
+        let Some(FomRoom(mut room)) = room else { return Fom(Rc::new(fom)) };
+        match Rc::get_mut(&mut room) {
+            Some(inner) => {
+                *inner = fom;
+                Fom(room)
+            }
+            None => Fom(Rc::new(fom)),
+        }
+    }
+
+    /// Its memory, for the next: without what it held of others' memory. `None`: somebody else still holds the fom.
+    pub(crate) fn into_room(mut self) -> Option<FomRoom> {
+        let inner = Rc::get_mut(&mut self.0)?;
+        (inner.source, inner.inline, inner.sink) = (None, None, None);
+        inner.answer.take();
+        Some(FomRoom(self.0))
+    }
+
     /// Who asks: authenticated by the transfer machine.
     #[must_use]
     pub fn peer(&self) -> PeerId {
         self.0.peer
+    }
+
+    /// Whether the requester has a right: services ask where a body needs more than its opcode (`Opcode::more`).
+    ///
+    /// # Errors
+    /// `NotPermitted`, which says which right is missing.
+    pub fn require(&self, right: Right) -> Result<(), FopError> {
+        self.0.machine.check_right(self.0.peer, self.0.opcode, right)
     }
 
     /// When the requester gives up, on this side's clock.

@@ -15,7 +15,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use base::{Endpoint, Instant};
+use base::{Endpoint, Instant, LookupMap};
 use verbs_net::{Lane, PeerId};
 
 use crate::packet::packet_bytes;
@@ -142,7 +142,7 @@ pub enum Formed<P> {
 #[derive(Debug)]
 pub struct Formation<P> {
     limits: FormationLimits,
-    queues: BTreeMap<Key, Queues<P>>,
+    queues: LookupMap<Key, Queues<P>>,
     /// Lanes with something to send.
     listed: VecDeque<Key>,
     timers: BTreeSet<(Instant, u64, Key)>,
@@ -156,7 +156,7 @@ impl<P> Formation<P> {
     pub fn new(limits: FormationLimits) -> Formation<P> {
         Formation {
             limits,
-            queues: BTreeMap::new(),
+            queues: LookupMap::new(),
             listed: VecDeque::new(),
             timers: BTreeSet::new(),
             next_order: 0,
@@ -173,7 +173,7 @@ impl<P> Formation<P> {
     /// Takes an item. Given back: as many as may wait do.
     pub fn push(&mut self, now: Instant, is_reply: bool, shape: Shape, parcel: P) -> Result<(), P> {
         let key = (shape.to.endpoint, is_reply);
-        let queues = self.queues.entry(key).or_default();
+        let queues = self.queues.get_or_default(key);
         if queues.count >= self.limits.items_max {
             return Err(parcel);
         }
@@ -188,7 +188,10 @@ impl<P> Formation<P> {
             queues.waiting.insert((shape.urgent_at, order), entry);
             self.timers.insert((shape.urgent_at, order, key));
         }
-        self.list(key);
+        if !queues.is_listed {
+            queues.is_listed = true;
+            self.listed.push_back(key);
+        }
         Ok(())
     }
 
@@ -239,7 +242,10 @@ impl<P> Formation<P> {
                 self.stats.packed_items += base::units::wide(parcels.len());
             }
             self.stats.messages += 1;
-            self.list(key);
+            if queues.count > 0 {
+                queues.is_listed = true;
+                self.listed.push_back(key);
+            }
             return Some((to, lane(key.1), Formed::Fresh));
         }
         None
@@ -249,7 +255,7 @@ impl<P> Formation<P> {
     pub fn hold(&mut self, to: PeerId, lane: Lane, parcel: P, of: Vec<P>) {
         self.stats.blocked += 1;
         let key = (to.endpoint, lane == Lane::Reply);
-        self.queues.entry(key).or_default().held = Some(Held { to, parcel, of });
+        self.queues.get_or_default(key).held = Some(Held { to, parcel, of });
         self.listed.retain(|listed| *listed != key);
         if let Some(queues) = self.queues.get_mut(&key) {
             queues.is_listed = true; // stays off the list, and nothing lists it, until the transport has room

@@ -102,9 +102,9 @@ impl Holds {
         {
             self.due.remove(&(hold.notice_at, key));
             if hold.is_told {
-                let (xid, until) = self.owed.entry(key).or_insert((ticket.xid, hold.until));
-                *until = if *xid == ticket.xid { hold.until.max(*until) } else { hold.until };
-                *xid = ticket.xid;
+                let before = self.owed.get(&key).filter(|(xid, _)| *xid == ticket.xid);
+                let until = before.map_or(hold.until, |(_, until)| hold.until.max(*until));
+                self.owed.insert(key, (ticket.xid, until));
             }
         }
     }

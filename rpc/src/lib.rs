@@ -13,17 +13,19 @@
 //! Threads: everything lives in one locality and is `!Send`. Limits, with their sums: [`limits`].
 //! **Invariant**: a request that ran does not run again: its slot's number decides, and is kept as long as the session; a
 //! session that ended is never taken for another.
-//! Rights: the transfer machine authenticates a peer by the cluster's token; [`RpcConfig::authorise`] is asked in each fom's
-//! `authorise` phase. Today every peer that holds the token may do everything.
+//! Rights: the transfer machine knows who a peer is; each fom's `authorise` phase asks for the right that its opcode needs
+//! (`Opcode::needs`), and [`RpcConfig::authorise`]. Where members share a secret, all of them have every right.
 //! Start reading at [`RpcMachine::call`], then [`requester`], then [`responder`]; docs/wire.md#items has the bytes.
 #![forbid(unsafe_code)]
 
 pub mod addb;
 pub mod bug;
 pub mod config;
+mod deadlines;
 mod discovery;
 pub mod error;
 pub mod fom;
+mod fom_tasks;
 pub mod formation;
 pub mod holds;
 pub mod inline;
@@ -44,7 +46,7 @@ pub mod watchdog;
 
 pub use addb::Phase;
 pub use bug::Bug;
-pub use config::{Answer, Authorise, Bulk, CallOptions, RpcConfig};
+pub use config::{Answer, Authorise, Bulk, CallOptions, OnDenied, RpcConfig};
 pub use discovery::DiscoverError;
 pub use error::{CallError, Cause};
 pub use fom::{Fom, Hold};

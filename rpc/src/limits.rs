@@ -25,6 +25,8 @@ pub const REPLY_BYTES_MAX: usize = 16 << 20;
 
 /// Foms that run at once in a locality. Each holds at most `REQUEST_BULK_BYTES_MAX` (1 MiB) of bulk: 256 MiB.
 pub const FOMS_MAX: usize = 256;
+/// Tasks of one type of request that stay for the next ones when theirs are answered: their memory is used again.
+pub const IDLE_FOMS_MAX: usize = 64;
 /// Requests that wait for a fom. A message is at most 64 KiB: 32 MiB. When full, a request is dropped without an
 /// answer, so that its resend tries again: back-pressure.
 pub const FOM_QUEUE_MAX: usize = 512;

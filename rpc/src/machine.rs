@@ -23,10 +23,9 @@ use std::time::Duration;
 use base::limits::{BULK_SEGMENTS_MAX, MESSAGE_BYTES_MAX, REQUEST_BULK_BYTES_MAX};
 use base::nid::NetKind;
 use base::units::wide;
-use base::{Endpoint, Instant};
+use base::{Endpoint, Instant, LookupMap, Right, Rights};
 use fops::codec::{self, CodecError};
-use fops::{Fop, FopError, Repeat};
-use futures_util::future::LocalBoxFuture;
+use fops::{Fop, FopError, Opcode, Repeat};
 use runtime::sync::Notify;
 use runtime::{Buffer, Driver, LocalityHandle, SharedBuffer, copy_counted};
 use smallvec::SmallVec;
@@ -41,6 +40,7 @@ use crate::config::{Answer, Bulk, CallOptions, RpcConfig};
 use crate::discovery::Discoveries;
 use crate::error::{CallError, Cause};
 use crate::fom::{Fom, FomInner, InlineBytes, InlineSource};
+use crate::fom_tasks::{Assignment, Desk, FomTasks};
 use crate::formation::{Formation, FormationStats, Formed, Priority, Shape};
 use crate::holds::Holds;
 use crate::inline::{self, Inline};
@@ -69,10 +69,6 @@ const USUAL_BODY_BYTES: usize = 2048;
 fn item_sizes(front: usize) -> [usize; 2] {
     [(front + USUAL_BODY_BYTES).clamp(SMALL_ITEM_BYTES, LARGE_ITEM_BYTES), LARGE_ITEM_BYTES]
 }
-
-/// Runs a fom: decodes the body, calls the typed handler, and writes the reply's body behind room for a header.
-type Handler = Rc<dyn Fn(Fom, &[u8]) -> Result<HandlerFuture, FopError>>;
-type HandlerFuture = LocalBoxFuture<'static, Result<Buffer, FopError>>;
 
 /// Figures of one machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -109,6 +105,8 @@ pub struct RpcStats {
     pub executed: u64,
     /// Requests whose time was over before they started.
     pub expired: u64,
+    /// Requests refused because the peer's credential lacks a right.
+    pub denied: u64,
     /// Breaches of the protocol by peers.
     pub misbehaved: u64,
     /// The last of them.
@@ -133,7 +131,7 @@ struct Inner {
     tm: RefCell<TransferMachine>,
     requester: RefCell<Requester>,
     responder: RefCell<Responder<SharedBuffer>>,
-    calls: RefCell<BTreeMap<CallId, CallRecord>>,
+    calls: RefCell<LookupMap<CallId, CallRecord>>,
     transfers: RefCell<BTreeMap<TransferId, TransferRecord>>,
     /// Memory of answered calls that hardware may still touch.
     retractions: RefCell<BTreeMap<BulkCookie, RetractionRecord>>,
@@ -142,13 +140,13 @@ struct Inner {
     /// Items that leave with the end of the turn, with company, or once the transport has room.
     formation: RefCell<Formation<Parcel>>,
     /// What peers said that they read ([`reads`]).
-    readers: RefCell<BTreeMap<Endpoint, u64>>,
+    readers: RefCell<LookupMap<Endpoint, u64>>,
     /// Requests that handlers hold back.
     holds: RefCell<Holds>,
     /// Empty between turns; keeps its memory.
     parcels: Cell<Vec<Parcel>>,
     troubles: RefCell<BTreeMap<Endpoint, Trouble>>,
-    handlers: RefCell<BTreeMap<u16, Served>>,
+    handlers: RefCell<LookupMap<u16, Served>>,
     queue: RefCell<VecDeque<Request>>,
     running: Cell<usize>,
     service: RefCell<Service>,
@@ -169,6 +167,7 @@ struct Inner {
 struct Figures {
     executed: u64,
     expired: u64,
+    denied: u64,
     misbehaved: u64,
     last_misbehaviour: Option<(PeerId, PeerMisbehaved)>,
     messages_dropped: u64,
@@ -216,10 +215,11 @@ impl From<SharedBuffer> for Parcel {
 /// How a fop type is served.
 struct Served {
     repeat: Repeat,
-    handler: Handler,
-    /// Also while the service starts or drains.
-    is_always: bool,
+    start: Start,
 }
+
+/// Gives a fom to one of the tasks that run its type.
+type Start = Rc<dyn Fn(&RpcMachine, Assignment)>;
 
 /// The last thing that went wrong with a peer.
 enum Trouble {
@@ -376,12 +376,41 @@ impl RpcMachine {
             answers_repeated: figures.answers_repeated,
             executed: figures.executed,
             expired: figures.expired,
+            denied: figures.denied,
             misbehaved: figures.misbehaved,
             last_misbehaviour: figures.last_misbehaviour.clone(),
             messages_dropped: figures.messages_dropped,
             inline_requests: figures.inline_requests,
             inline_replies: figures.inline_replies,
         }
+    }
+
+    /// Whether a peer has a right; the refusal says which is missing, and what to do.
+    pub(crate) fn check_right(&self, peer: PeerId, opcode: u16, right: Right) -> Result<(), FopError> {
+        let tm = self.0.tm.borrow();
+        let rights = tm.rights(peer);
+        if rights.has(right) {
+            return Ok(());
+        }
+        let request =
+            Opcode::from_number(opcode).map_or_else(|| opcode.to_string(), |known| format!("{known:?}"));
+        let reason = match tm.identity(peer) {
+            Some(identity) => format!(
+                "{request} needs the right `{right}`, and the credential of {} has {rights}: who runs the cluster makes one with \
+                 `clovis credential create NAME --rights {}`",
+                identity.name,
+                rights.with(right).without(Right::Serve)
+            ),
+            None => format!(
+                "{request} needs the right `{right}`, and {peer} has shown no credential that is good"
+            ),
+        };
+        drop(tm);
+        self.0.figures.borrow_mut().denied += 1;
+        if let Some(on_denied) = &self.0.config.on_denied {
+            on_denied(peer, opcode, &reason);
+        }
+        Err(FopError::NotPermitted { reason })
     }
 
     /// Looks at the transfer machine, for its figures.
@@ -461,43 +490,79 @@ impl RpcMachine {
     /// Registers the handler of a fop type. Requests of types without one are answered `BadRequest`.
     ///
     /// Panics if the type has one already: a bug of ours.
-    pub fn serve<F: Fop>(
-        &self,
-        handler: impl Fn(Fom, F) -> LocalBoxFuture<'static, Result<F::Reply, FopError>> + 'static,
-    ) {
+    pub fn serve<F, R>(&self, handler: impl Fn(Fom, F) -> R + 'static)
+    where
+        F: Fop,
+        R: Future<Output = Result<F::Reply, FopError>> + 'static,
+    {
         self.register(false, handler);
     }
 
     /// As [`RpcMachine::serve`], and also while the service starts or drains: for questions about the process itself.
-    pub fn serve_always<F: Fop>(
-        &self,
-        handler: impl Fn(Fom, F) -> LocalBoxFuture<'static, Result<F::Reply, FopError>> + 'static,
-    ) {
+    pub fn serve_always<F, R>(&self, handler: impl Fn(Fom, F) -> R + 'static)
+    where
+        F: Fop,
+        R: Future<Output = Result<F::Reply, FopError>> + 'static,
+    {
         self.register(true, handler);
     }
 
-    fn register<F: Fop>(
-        &self,
-        is_always: bool,
-        handler: impl Fn(Fom, F) -> LocalBoxFuture<'static, Result<F::Reply, FopError>> + 'static,
-    ) {
-        let machine = Rc::downgrade(&self.0);
-        let typed: Handler = Rc::new(move |fom, body| {
-            let request: F = codec::decode(body)
-                .map_err(|error| FopError::BadRequest { reason: format!("{}: {error}", F::NAME) })?;
-            fom.phase(Phase::Run);
-            let running = handler(fom.clone(), request);
-            let machine = machine.clone();
-            Ok(Box::pin(async move {
-                let reply = running.await?;
-                let gone = || FopError::NotServing { reason: "the process has stopped".to_owned() };
-                let machine = RpcMachine(machine.upgrade().ok_or_else(gone)?);
-                machine.encode_reply(&fom, F::NAME, &reply).await
-            }) as HandlerFuture)
+    fn register<F, R>(&self, is_always: bool, handler: impl Fn(Fom, F) -> R + 'static)
+    where
+        F: Fop,
+        R: Future<Output = Result<F::Reply, FopError>> + 'static,
+    {
+        let (handler, tasks) = (Rc::new(handler), Rc::new(FomTasks::default()));
+        let start: Start = Rc::new(move |machine, next| {
+            let Some(desk) = tasks.give(next) else { return };
+            let (machine, handler) = (machine.clone(), Rc::clone(&handler));
+            let locality = machine.locality().clone();
+            let work = machine.work(is_always, handler, Rc::clone(&tasks), desk);
+            // Detached: it ends by itself, and a panic in it stops the locality.
+            drop(locality.spawn("fom", work));
         });
-        let served = Served { repeat: F::REPEAT, handler: typed, is_always };
-        let before = self.0.handlers.borrow_mut().insert(F::OPCODE as u16, served);
+        let before =
+            self.0.handlers.borrow_mut().insert(F::OPCODE as u16, Served { repeat: F::REPEAT, start });
         assert!(before.is_none(), "{} has a handler already", F::NAME);
+    }
+
+    /// The task of foms of one type: runs the one on its desk, then the next.
+    async fn work<F, R>(
+        self,
+        is_always: bool,
+        handler: Rc<impl Fn(Fom, F) -> R>,
+        tasks: Rc<FomTasks>,
+        desk: Rc<Desk>,
+    ) where
+        F: Fop,
+        R: Future<Output = Result<F::Reply, FopError>>,
+    {
+        let mut room = None;
+        loop {
+            let Assignment { fom, item, body } = desk.next().await;
+            let fom = Fom::in_room(fom, room.take());
+            let begun = self.begin_fom(&fom, is_always).and_then(|()| {
+                fom.phase(Phase::Decode);
+                let request = codec::decode::<F>(&item[body])
+                    .map_err(|error| FopError::BadRequest { reason: format!("{}: {error}", F::NAME) })?;
+                fom.phase(Phase::Run);
+                Ok(handler(fom.clone(), request))
+            });
+            drop(item); // the request's memory goes back before it waits for anything
+            let result = match begun {
+                Ok(running) => match running.await {
+                    Ok(reply) => self.encode_reply(&fom, F::NAME, &reply).await,
+                    Err(error) => Err(error),
+                },
+                Err(error) => Err(error),
+            };
+            fom.phase(Phase::Reply);
+            self.finish_fom(&fom, result).await;
+            room = fom.into_room();
+            if !tasks.is_kept(&desk) {
+                return;
+            }
+        }
     }
 
     /// Asks `to` and waits for the answer: resends until there is one, or the deadline.
@@ -1572,7 +1637,7 @@ impl RpcMachine {
         let phase = Phase::Authenticate;
         let running = RunningFom { request_id: header.request_id, opcode, peer, phase, since: now };
         let place = self.0.watchdog.borrow_mut().begin(running);
-        let fom = Fom(Rc::new(FomInner {
+        let fom = FomInner {
             machine: self.clone(),
             peer,
             deadline,
@@ -1586,35 +1651,39 @@ impl RpcMachine {
             ticket,
             since,
             place,
-        }));
-        fom.phase(phase);
-        let machine = self.clone();
-        // Detached: it ends by itself, and a panic in it stops the locality.
-        drop(self.0.locality.spawn("fom", async move {
-            let result = match machine.begin_fom(&fom, &bytes[header.body_range()]) {
-                Ok(running) => {
-                    drop(bytes); // the request's memory goes back before it waits for anything
-                    running.await
-                }
-                Err(error) => Err(error),
-            };
-            fom.phase(Phase::Reply);
-            machine.finish_fom(&fom, ticket, result).await;
-        }));
+        };
+        self.record_phase(now, place, phase, header.request_id, opcode);
+        let next = Assignment { fom, item: bytes, body: header.body_range() };
+        let served = self.0.handlers.borrow().get(&opcode).map(|served| Rc::clone(&served.start));
+        match served {
+            Some(start) => start(self, next),
+            None => {
+                let machine = self.clone();
+                drop(self.0.locality.spawn("fom of a type that is not served", async move {
+                    let fom = Fom::in_room(next.fom, None);
+                    let reason = format!("opcode {opcode} is not served at {}", machine.endpoint());
+                    let refusal = match machine.begin_fom(&fom, false) {
+                        Ok(()) => FopError::BadRequest { reason },
+                        Err(error) => error,
+                    };
+                    fom.phase(Phase::Reply);
+                    machine.finish_fom(&fom, Err(refusal)).await;
+                }));
+            }
+        }
     }
 
-    fn begin_fom(&self, fom: &Fom, body: &[u8]) -> Result<HandlerFuture, FopError> {
-        let found = self
-            .0
-            .handlers
-            .borrow()
-            .get(&fom.0.opcode)
-            .map(|served| (Rc::clone(&served.handler), served.is_always));
-        let is_always = found.as_ref().is_some_and(|(_, is_always)| *is_always);
+    /// What is asked of a fom before its body is decoded. `is_always`: its type is served while the service starts or drains, too.
+    fn begin_fom(&self, fom: &Fom, is_always: bool) -> Result<(), FopError> {
         if !is_always || self.service_state() == ServiceState::Stopped {
             self.0.service.borrow().admit()?;
         }
         fom.phase(Phase::Authorise);
+        // Who may do everything, as all may that share a secret, is not held up by the table.
+        let may_all = self.0.tm.borrow().rights(fom.peer()) == Rights::ALL;
+        if !may_all && let Some(opcode) = Opcode::from_number(fom.0.opcode) {
+            fom.require(opcode.needs())?;
+        }
         if let Some(authorise) = &self.0.config.authorise {
             authorise(fom.peer(), fom.0.opcode)?;
         }
@@ -1627,19 +1696,14 @@ impl RpcMachine {
             );
             return Err(FopError::BadRequest { reason });
         }
-        let Some((handler, _)) = found else {
-            let reason = format!("opcode {} is not served at {}", fom.0.opcode, self.endpoint());
-            return Err(FopError::BadRequest { reason });
-        };
-        fom.phase(Phase::Decode);
-        handler(fom.clone(), body)
+        Ok(())
     }
 
     /// Answers, keeps the answer, and lets the next request run.
-    async fn finish_fom(&self, fom: &Fom, ticket: Option<Ticket>, result: Result<Buffer, FopError>) {
+    async fn finish_fom(&self, fom: &Fom, result: Result<Buffer, FopError>) {
         let is_leaked = self.0.config.bug == Some(Bug::FomPlaceLeaked) && result.is_err();
         let status = u32::from(result.is_err());
-        if let Some(ticket) = ticket {
+        if let Some(ticket) = fom.0.ticket {
             let kind = |status| Kind::Reply { status };
             let reply = Header {
                 request_id: fom.request_id(),

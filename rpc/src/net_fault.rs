@@ -4,7 +4,6 @@
 
 use fops::FopError;
 use fops::admin::{NetFault, NetFaultReply, NetFaultRequest, NetFaultStatus};
-use futures_util::FutureExt;
 use verbs_net::{FaultId, FaultRule};
 
 use crate::machine::RpcMachine;
@@ -14,7 +13,7 @@ impl RpcMachine {
     pub fn serve_net_faults(&self) {
         self.serve_always(|fom, fault: NetFault| {
             let result = fom.machine().change_net_faults(&fault.request);
-            async move { result }.boxed_local()
+            async move { result }
         });
     }
 

@@ -20,14 +20,15 @@
 //! Bound: one record per call that the local process makes; calls beyond the slots wait in order. Thread: the owning locality.
 //! **Invariant**: a slot is free, or names one call whose state names that slot.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::time::Duration;
 
-use base::{Endpoint, Instant};
+use base::{Endpoint, Instant, LookupMap};
 use fops::Repeat;
 
 use crate::bug::Bug;
+use crate::deadlines::Deadlines;
 use crate::item::{Header, Kind, SessionId, Status, Xid};
 use crate::misbehaviour::PeerMisbehaved;
 use verbs_net::PeerId;
@@ -52,7 +53,7 @@ pub struct RequesterLimits {
 }
 
 /// Names a call in this machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CallId(pub u64);
 
 /// What the asking side has to know of a call.
@@ -236,6 +237,7 @@ struct Call {
     sent_before: bool,
     /// When it ends because its peer is out of reach.
     unreachable_at: Instant,
+    /// When it is due, as it stands in [`Requester::due`]; `NEVER` while it is handled.
     timer: Instant,
 }
 
@@ -283,20 +285,15 @@ impl Peer {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Timer {
-    Call(CallId),
-    Wish(Endpoint),
-}
-
 /// Every call of one locality.
 #[derive(Debug)]
 pub struct Requester {
     limits: RequesterLimits,
     next_call: u64,
-    peers: BTreeMap<Endpoint, Peer>,
-    calls: BTreeMap<CallId, Call>,
-    timers: BTreeSet<(Instant, Timer)>,
+    peers: LookupMap<Endpoint, Peer>,
+    calls: LookupMap<CallId, Call>,
+    due: Deadlines<CallId>,
+    wishes_due: BTreeSet<(Instant, Endpoint)>,
     transmits: VecDeque<Transmit>,
     failures: VecDeque<(CallId, Failure)>,
     stats: RequesterStats,
@@ -309,9 +306,10 @@ impl Requester {
         Requester {
             limits,
             next_call: 1,
-            peers: BTreeMap::new(),
-            calls: BTreeMap::new(),
-            timers: BTreeSet::new(),
+            peers: LookupMap::new(),
+            calls: LookupMap::new(),
+            due: Deadlines::new(),
+            wishes_due: BTreeSet::new(),
             transmits: VecDeque::new(),
             failures: VecDeque::new(),
             stats: RequesterStats::default(),
@@ -333,7 +331,7 @@ impl Requester {
     /// Calls that nobody waits for and that still hold their slot.
     #[must_use]
     pub fn orphans_count(&self) -> usize {
-        self.calls.values().filter(|call| matches!(call.state, CallState::Orphan { .. })).count()
+        self.calls.count(is_orphan)
     }
 
     /// Takes a call. It is sent as soon as there is a session with a free slot.
@@ -341,14 +339,12 @@ impl Requester {
         let id = CallId(self.next_call);
         self.next_call += 1;
         self.stats.calls += 1;
-        let peer = self.peers.entry(spec.to).or_default();
+        let peer = self.peers.get_or_default(spec.to);
         let unreachable_at = match (peer.out_of_reach_since, spec.unreachable_max) {
             (Some(_), Some(max)) => now + max, // it gets its own attempt, not the rest of somebody else's
             _ => Instant::NEVER,
         };
         peer.waiting.push_back(id);
-        let timer = spec.deadline.min(unreachable_at);
-        self.timers.insert((timer, Timer::Call(id)));
         self.calls.insert(
             id,
             Call {
@@ -359,10 +355,11 @@ impl Requester {
                 resends: 0,
                 sent_before: false,
                 unreachable_at,
-                timer,
+                timer: Instant::NEVER,
             },
         );
         self.advance(now, spec.to);
+        self.arm(id); // not sent yet: its deadline is what comes next
         id
     }
 
@@ -406,7 +403,7 @@ impl Requester {
         }
         let id = header.session;
         if let Some(wish) = peer.wish.take() {
-            self.timers.remove(&(wish.next_send, Timer::Wish(from.endpoint)));
+            self.wishes_due.remove(&(wish.next_send, from.endpoint));
         }
         peer.unconfirmed = false;
         peer.reconnect_interval = None;
@@ -486,24 +483,12 @@ impl Requester {
         from: PeerId,
         header: &Header,
     ) -> Result<ReplyFor, PeerMisbehaved> {
-        let session = self.peers.get_mut(&from.endpoint).and_then(|peer| peer.session.as_mut());
-        let Some(session) = session.filter(|session| session.id == header.session) else {
+        let Some(Named { slot, free, last_heard, is_last }) = named_slot(&mut self.peers, from, header)?
+        else {
             self.stats.late_replies += 1;
             return Ok(ReplyFor::Nobody);
         };
-        if session.server != from {
-            return Err(PeerMisbehaved::ForeignSession { session: header.session.0 });
-        }
-        let slots = u16::try_from(session.slots.len()).unwrap_or(u16::MAX);
-        let Some(slot) = session.slots.get_mut(usize::from(header.slot)) else {
-            return Err(PeerMisbehaved::NoSuchSlot { slot: header.slot, slots });
-        };
-        let distance = header.xid.distance_from(slot.last_xid);
-        if distance > 0 {
-            let (slot, last) = (header.slot, slot.last_xid.0);
-            return Err(PeerMisbehaved::UnknownReply { slot, last, got: header.xid.0 });
-        }
-        let is_its = distance == 0 || self.limits.bug == Some(Bug::ReplyToAnyCall);
+        let is_its = is_last || self.limits.bug == Some(Bug::ReplyToAnyCall);
         let Some(id) = slot.call.filter(|_| is_its) else {
             self.stats.late_replies += 1;
             return Ok(ReplyFor::Nobody);
@@ -516,11 +501,9 @@ impl Requester {
             });
         }
         slot.call = None;
-        session.free.push(header.slot);
-        session.last_heard = now;
-        if let Some(call) = self.calls.remove(&id) {
-            self.timers.remove(&(call.timer, Timer::Call(id)));
-        }
+        free.push(header.slot);
+        *last_heard = now;
+        self.remove(id);
         self.advance(now, from.endpoint);
         if orphan {
             self.stats.late_replies += 1;
@@ -537,23 +520,12 @@ impl Requester {
         header: &Header,
         time_left: Duration,
     ) -> Result<Option<CallId>, PeerMisbehaved> {
-        let session = self.peers.get_mut(&from.endpoint).and_then(|peer| peer.session.as_mut());
-        let Some(session) = session.filter(|session| session.id == header.session) else { return Ok(None) };
-        if session.server != from {
-            return Err(PeerMisbehaved::ForeignSession { session: header.session.0 });
-        }
-        let slots = u16::try_from(session.slots.len()).unwrap_or(u16::MAX);
-        let Some(slot) = session.slots.get(usize::from(header.slot)) else {
-            return Err(PeerMisbehaved::NoSuchSlot { slot: header.slot, slots });
+        let Some(Named { slot, last_heard, is_last, .. }) = named_slot(&mut self.peers, from, header)? else {
+            return Ok(None);
         };
-        let distance = header.xid.distance_from(slot.last_xid);
-        if distance > 0 {
-            let (slot, last) = (header.slot, slot.last_xid.0);
-            return Err(PeerMisbehaved::UnknownReply { slot, last, got: header.xid.0 });
-        }
-        session.last_heard = now;
+        *last_heard = now;
         // A late word of a request that was answered, or of the slot's request before.
-        let Some(id) = slot.call.filter(|_| distance == 0) else { return Ok(None) };
+        let Some(id) = slot.call.filter(|_| is_last) else { return Ok(None) };
         let Some(call) = self.calls.get_mut(&id) else { return Ok(None) };
         self.stats.held += 1;
         let resend_interval = self.limits.resend_interval;
@@ -562,14 +534,12 @@ impl Requester {
             CallState::InSlot { next_send, interval, .. } => {
                 *next_send = again_at;
                 *interval = resend_interval;
-                Self::rearm(&mut self.timers, id, call);
+                self.arm(id);
                 Ok(Some(id))
             }
             CallState::Orphan { interval, .. } => {
                 *interval = resend_interval;
-                self.timers.remove(&(call.timer, Timer::Call(id)));
-                call.timer = again_at;
-                self.timers.insert((again_at, Timer::Call(id)));
+                self.set_timer(id, again_at);
                 Ok(None)
             }
             CallState::Waiting => Ok(None),
@@ -596,9 +566,9 @@ impl Requester {
         if let Some(wish) = &mut peer.wish
             && !wish.sent_on_this_connection
         {
-            self.timers.remove(&(wish.next_send, Timer::Wish(up.endpoint)));
+            self.wishes_due.remove(&(wish.next_send, up.endpoint));
             wish.next_send = now;
-            self.timers.insert((now, Timer::Wish(up.endpoint)));
+            self.wishes_due.insert((now, up.endpoint));
             self.handle_timeouts(now);
         }
         self.reset_reach(up.endpoint);
@@ -613,22 +583,18 @@ impl Requester {
         let interval = peer.reconnect_interval.unwrap_or(self.limits.reconnect_interval);
         peer.reconnect_interval = Some((interval * 2).min(self.limits.reconnect_interval_max));
         if let Some(wish) = &mut peer.wish {
-            self.timers.remove(&(wish.next_send, Timer::Wish(lost)));
+            self.wishes_due.remove(&(wish.next_send, lost));
             wish.next_send = now + interval;
             wish.interval = self.limits.resend_interval;
             wish.sent_on_this_connection = false;
-            self.timers.insert((wish.next_send, Timer::Wish(lost)));
+            self.wishes_due.insert((wish.next_send, lost));
         } else if Self::has_demand(peer, &self.calls) {
             self.start_wish(lost, now + interval);
         }
-        let mine: Vec<CallId> = self
-            .calls
-            .iter()
-            .filter(|(_, call)| call.spec.to == lost && call.unreachable_at == Instant::NEVER)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in mine {
+        for id in self.calls.sorted_keys() {
             if let Some(call) = self.calls.get_mut(&id)
+                && call.spec.to == lost
+                && call.unreachable_at == Instant::NEVER
                 && let Some(max) = call.spec.unreachable_max
             {
                 call.unreachable_at = now + max;
@@ -642,14 +608,17 @@ impl Requester {
     pub fn on_rail_lost(&mut self, now: Instant, to: Endpoint) {
         let Some(peer) = self.peers.get_mut(&to) else { return };
         if let Some(wish) = &mut peer.wish {
-            self.timers.remove(&(wish.next_send, Timer::Wish(to)));
+            self.wishes_due.remove(&(wish.next_send, to));
             wish.next_send = now;
-            self.timers.insert((now, Timer::Wish(to)));
+            self.wishes_due.insert((now, to));
         }
-        for (id, call) in self.calls.iter_mut().filter(|(_, call)| call.spec.to == to) {
-            if let CallState::InSlot { next_send, .. } = &mut call.state {
+        for id in self.calls.sorted_keys() {
+            if let Some(call) = self.calls.get_mut(&id)
+                && call.spec.to == to
+                && let CallState::InSlot { next_send, .. } = &mut call.state
+            {
                 *next_send = now;
-                Self::rearm(&mut self.timers, *id, call);
+                self.arm(id);
             }
         }
         self.handle_timeouts(now);
@@ -659,25 +628,31 @@ impl Requester {
     pub fn on_peer_refused(&mut self, now: Instant, by: Endpoint) {
         let Some(peer) = self.peers.get_mut(&by) else { return };
         if let Some(wish) = peer.wish.take() {
-            self.timers.remove(&(wish.next_send, Timer::Wish(by)));
+            self.wishes_due.remove(&(wish.next_send, by));
         }
-        let all: Vec<CallId> =
-            self.calls.iter().filter(|(_, c)| c.spec.to == by).map(|(id, _)| *id).collect();
-        for id in all {
-            self.fail(now, id, FailureKind::Refused);
+        for id in self.calls.sorted_keys() {
+            if self.calls.get(&id).is_some_and(|call| call.spec.to == by) {
+                self.fail(now, id, FailureKind::Refused);
+            }
         }
     }
 
     /// Sends again and gives up what is due.
     pub fn handle_timeouts(&mut self, now: Instant) {
-        while let Some(&(at, timer)) = self.timers.first() {
-            if at > now {
+        loop {
+            // In the order of time; a call before a wish of the same instant.
+            let wish_at = self.wishes_due.first().map_or(Instant::NEVER, |(at, _)| *at);
+            if let Some(id) = self.due.take_due(now.min(wish_at), is_set(&self.calls)) {
+                if let Some(call) = self.calls.get_mut(&id) {
+                    call.timer = Instant::NEVER;
+                }
+                self.call_due(now, id);
+            } else if wish_at <= now
+                && let Some((_, to)) = self.wishes_due.pop_first()
+            {
+                self.wish_due(now, to);
+            } else {
                 break;
-            }
-            self.timers.pop_first();
-            match timer {
-                Timer::Wish(to) => self.wish_due(now, to),
-                Timer::Call(id) => self.call_due(now, id),
             }
         }
     }
@@ -695,7 +670,8 @@ impl Requester {
     /// When [`Requester::handle_timeouts`] has to run next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.timers.first().map(|(at, _)| *at)
+        let wish_at = self.wishes_due.first().map(|(at, _)| *at);
+        self.due.next().into_iter().chain(wish_at).min()
     }
 
     /// Puts waiting calls into free slots; wishes for a session where one is missing.
@@ -752,11 +728,12 @@ impl Requester {
                 xid: slot.last_xid,
                 deadline: call.spec.deadline,
             });
-            Self::rearm(&mut self.timers, id, call);
+            let at = next_time(call);
+            set_timer(&mut self.due, &mut self.calls, id, at);
         }
     }
 
-    fn has_demand(peer: &Peer, calls: &BTreeMap<CallId, Call>) -> bool {
+    fn has_demand(peer: &Peer, calls: &LookupMap<CallId, Call>) -> bool {
         !peer.waiting.is_empty()
             || peer.session.as_ref().is_some_and(|session| {
                 let in_slots =
@@ -766,7 +743,7 @@ impl Requester {
     }
 
     /// True if a call in a slot may have run and must not run twice.
-    fn has_doubt(peer: &Peer, calls: &BTreeMap<CallId, Call>) -> bool {
+    fn has_doubt(peer: &Peer, calls: &LookupMap<CallId, Call>) -> bool {
         let in_slots = peer.session.iter().flat_map(|session| &session.slots).filter_map(|slot| slot.call);
         in_slots
             .filter_map(|id| calls.get(&id))
@@ -775,7 +752,7 @@ impl Requester {
 
     fn end_wish(&mut self, to: Endpoint) -> bool {
         let Some(wish) = self.peers.get_mut(&to).and_then(|peer| peer.wish.take()) else { return false };
-        self.timers.remove(&(wish.next_send, Timer::Wish(to)));
+        self.wishes_due.remove(&(wish.next_send, to));
         true
     }
 
@@ -786,7 +763,7 @@ impl Requester {
             peer.nonce = peer.nonce.next(); // a new session; with one at hand the same nonce asks for it
         }
         peer.wish = Some(Wish { next_send: at, interval, sent_on_this_connection: false, refused: false });
-        self.timers.insert((at, Timer::Wish(to)));
+        self.wishes_due.insert((at, to));
     }
 
     fn wish_due(&mut self, now: Instant, to: Endpoint) {
@@ -809,7 +786,7 @@ impl Requester {
         wish.sent_on_this_connection = true;
         wish.next_send = now + wish.interval;
         wish.interval = (wish.interval * 2).min(self.limits.resend_interval_max);
-        self.timers.insert((wish.next_send, Timer::Wish(to)));
+        self.wishes_due.insert((wish.next_send, to));
         self.transmits.push_back(Transmit::Establish { to, nonce: peer.nonce, resume });
     }
 
@@ -818,8 +795,7 @@ impl Requester {
         if let CallState::Orphan { interval, .. } = &mut call.state {
             let next = now + *interval;
             *interval = (*interval * 2).min(self.limits.resend_interval_max);
-            call.timer = next;
-            self.timers.insert((next, Timer::Call(id)));
+            self.set_timer(id, next);
             self.tell_cancelled(now, id);
             return;
         }
@@ -904,19 +880,17 @@ impl Requester {
     /// Nobody waits for the call any more: it goes, or stays in its slot as an orphan.
     fn abandon(&mut self, now: Instant, id: CallId) {
         let Some(call) = self.calls.get_mut(&id) else { return };
-        self.timers.remove(&(call.timer, Timer::Call(id)));
         match call.state {
             CallState::Waiting => {
                 if let Some(peer) = self.peers.get_mut(&call.spec.to) {
                     peer.waiting.retain(|waiting| *waiting != id);
                 }
-                self.calls.remove(&id);
+                self.remove(id);
             }
             CallState::InSlot { slot, xid, .. } | CallState::Orphan { slot, xid, .. } => {
                 let interval = self.limits.resend_interval;
                 call.state = CallState::Orphan { slot, xid, interval };
-                call.timer = now + interval;
-                self.timers.insert((call.timer, Timer::Call(id)));
+                self.set_timer(id, now + interval);
                 self.tell_cancelled(now, id);
                 if self.limits.bug == Some(Bug::SlotFreedEarly) {
                     self.free_slot(id, slot);
@@ -927,8 +901,7 @@ impl Requester {
 
     /// Only a seeded bug does this before the server's answer.
     fn free_slot(&mut self, id: CallId, slot_index: u16) {
-        let Some(call) = self.calls.remove(&id) else { return };
-        self.timers.remove(&(call.timer, Timer::Call(id)));
+        let Some(call) = self.remove(id) else { return };
         let session = self.peers.get_mut(&call.spec.to).and_then(|peer| peer.session.as_mut());
         let Some(session) = session else { return };
         if let Some(slot) = session.slots.get_mut(usize::from(slot_index)) {
@@ -949,10 +922,9 @@ impl Requester {
         in_slots.sort_unstable();
         for id in in_slots.into_iter().rev() {
             let Some(call) = self.calls.get_mut(&id) else { continue };
-            self.timers.remove(&(call.timer, Timer::Call(id)));
             let may_repeat = call.sends == 0 || call.spec.repeat == Repeat::Idempotent;
             if is_orphan(call) {
-                self.calls.remove(&id);
+                self.remove(id);
             } else if may_repeat {
                 call.sent_before |= call.sends > 0;
                 call.sends = 0;
@@ -961,7 +933,7 @@ impl Requester {
                     peer.waiting.push_front(id); // oldest first, before those that never had a slot
                 }
                 self.arm(id);
-            } else if let Some(call) = self.calls.remove(&id) {
+            } else if let Some(call) = self.remove(id) {
                 let failure = self.failure(now, &call, FailureKind::SessionLost);
                 self.failures.push_back((id, failure));
             }
@@ -974,40 +946,95 @@ impl Requester {
         if peer.out_of_reach_since.take().is_none() {
             return;
         }
-        let bounded: Vec<CallId> = self
-            .calls
-            .iter()
-            .filter(|(_, call)| call.spec.to == to && call.unreachable_at != Instant::NEVER)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in bounded {
-            if let Some(call) = self.calls.get_mut(&id) {
+        for id in self.calls.sorted_keys() {
+            if let Some(call) = self.calls.get_mut(&id)
+                && call.spec.to == to
+                && call.unreachable_at != Instant::NEVER
+            {
                 call.unreachable_at = Instant::NEVER;
+                self.arm(id);
             }
-            self.arm(id);
         }
     }
 
+    /// Sets when a call is due next, by what is set of it.
     fn arm(&mut self, id: CallId) {
-        if let Some(call) = self.calls.get_mut(&id)
+        if let Some(call) = self.calls.get(&id)
             && !is_orphan(call)
         {
-            Self::rearm(&mut self.timers, id, call);
+            let at = next_time(call);
+            self.set_timer(id, at);
         }
     }
 
-    fn rearm(timers: &mut BTreeSet<(Instant, Timer)>, id: CallId, call: &mut Call) {
-        let send = match call.state {
-            CallState::InSlot { next_send, .. } => next_send,
-            _ => Instant::NEVER,
-        };
-        let at = call.spec.deadline.min(call.unreachable_at).min(send);
-        timers.remove(&(call.timer, Timer::Call(id)));
-        timers.insert((at, Timer::Call(id)));
-        call.timer = at;
+    fn set_timer(&mut self, id: CallId, at: Instant) {
+        set_timer(&mut self.due, &mut self.calls, id, at);
     }
+
+    /// Takes a call out, with its time.
+    fn remove(&mut self, id: CallId) -> Option<Call> {
+        let call = self.calls.remove(&id)?;
+        self.due.call_off(call.timer, is_set(&self.calls));
+        Some(call)
+    }
+}
+
+/// When a call that is no orphan is due.
+fn next_time(call: &Call) -> Instant {
+    let send = match call.state {
+        CallState::InSlot { next_send, .. } => next_send,
+        _ => Instant::NEVER,
+    };
+    call.spec.deadline.min(call.unreachable_at).min(send)
+}
+
+fn set_timer(due: &mut Deadlines<CallId>, calls: &mut LookupMap<CallId, Call>, id: CallId, at: Instant) {
+    let Some(call) = calls.get_mut(&id) else { return };
+    let before = std::mem::replace(&mut call.timer, at);
+    if before != at {
+        due.set(at, id);
+        due.call_off(before, is_set(calls));
+    }
+}
+
+/// What of [`Requester::due`] counts.
+fn is_set(calls: &LookupMap<CallId, Call>) -> impl Fn(Instant, CallId) -> bool {
+    |at, id| calls.get(&id).is_some_and(|call| call.timer == at)
 }
 
 fn is_orphan(call: &Call) -> bool {
     matches!(call.state, CallState::Orphan { .. })
+}
+
+/// The slot that an item of a server names, and what of its session goes with it.
+struct Named<'a> {
+    slot: &'a mut Slot,
+    free: &'a mut Vec<u16>,
+    last_heard: &'a mut Instant,
+    /// It is about the slot's last request, not about an earlier one.
+    is_last: bool,
+}
+
+/// The slot that an item names which says what became of a request. `None`: of a session that is over. Errors: nobody sent such a request there.
+fn named_slot<'a>(
+    peers: &'a mut LookupMap<Endpoint, Peer>,
+    from: PeerId,
+    header: &Header,
+) -> Result<Option<Named<'a>>, PeerMisbehaved> {
+    let session = peers.get_mut(&from.endpoint).and_then(|peer| peer.session.as_mut());
+    let Some(session) = session.filter(|session| session.id == header.session) else { return Ok(None) };
+    if session.server != from {
+        return Err(PeerMisbehaved::ForeignSession { session: header.session.0 });
+    }
+    let Session { slots, free, last_heard, .. } = session;
+    let count = u16::try_from(slots.len()).unwrap_or(u16::MAX);
+    let Some(slot) = slots.get_mut(usize::from(header.slot)) else {
+        return Err(PeerMisbehaved::NoSuchSlot { slot: header.slot, slots: count });
+    };
+    let distance = header.xid.distance_from(slot.last_xid);
+    if distance > 0 {
+        let (slot, last) = (header.slot, slot.last_xid.0);
+        return Err(PeerMisbehaved::UnknownReply { slot, last, got: header.xid.0 });
+    }
+    Ok(Some(Named { slot, free, last_heard, is_last: distance == 0 }))
 }

@@ -86,7 +86,11 @@ impl Service {
 
     /// It has what it serves. True if it was starting; nothing brings a service back that is on its way out.
     pub fn run(&mut self) -> bool {
-        self.advance(ServiceState::Starting, ServiceState::Running)
+        let is_starting = self.state == ServiceState::Starting;
+        if is_starting {
+            self.state = ServiceState::Running;
+        }
+        is_starting
     }
 
     /// It takes nothing new from now on. True if this began it.
@@ -99,14 +103,6 @@ impl Service {
     /// It is over.
     pub fn stop(&mut self) {
         self.state = ServiceState::Stopped;
-    }
-
-    fn advance(&mut self, from: ServiceState, to: ServiceState) -> bool {
-        let is_from = self.state == from;
-        if is_from {
-            self.state = to;
-        }
-        is_from
     }
 }
 

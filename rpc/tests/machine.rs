@@ -15,7 +15,6 @@ use fops::admin::{NetFault, NetFaultRequest, Ping, PingReply};
 use fops::component::{ComponentRead, ComponentReadReply, ComponentWrite, ComponentWriteReply};
 use fops::object::{ObjectOpen, ObjectOpenReply, ObjectRecord, ObjectUpdate, ObjectUpdateReply, OpenMode};
 use fops::{Fop, FopError, Opcode};
-use futures_util::FutureExt;
 use rpc::formation::{FormationLimits, FormationStats};
 use rpc::item::{Header, Kind, SessionId, Xid};
 use rpc::slot_record::{KEY_BYTES, SlotRecord, Transaction};
@@ -224,7 +223,7 @@ fn serve(rpc: &RpcMachine, served: &Rc<Served>, epoch: u64) {
         if let [tag] = ping.payload[..] {
             *state.runs.borrow_mut().entry(tag.into()).or_default() += 1;
         }
-        async move { Ok(PingReply { payload: ping.payload, epoch }) }.boxed_local()
+        async move { Ok(PingReply { payload: ping.payload, epoch }) }
     });
     let state = Rc::clone(served);
     rpc.serve(move |fom, open: ObjectOpen| {
@@ -243,7 +242,6 @@ fn serve(rpc: &RpcMachine, served: &Rc<Served>, epoch: u64) {
             }
             Ok(ObjectOpenReply { record: open.record, created: true })
         }
-        .boxed_local()
     });
     let state = Rc::clone(served);
     rpc.serve(move |fom, write: ComponentWrite| {
@@ -255,7 +253,6 @@ fn serve(rpc: &RpcMachine, served: &Rc<Served>, epoch: u64) {
             *state.runs.borrow_mut().entry(write.generation).or_default() += 1;
             Ok(ComponentWriteReply { free_blocks: fom.bulk_source_bytes() })
         }
-        .boxed_local()
     });
     let state = Rc::clone(served);
     rpc.serve(move |fom, read: ComponentRead| {
@@ -266,7 +263,6 @@ fn serve(rpc: &RpcMachine, served: &Rc<Served>, epoch: u64) {
             fom.push(0, parts).await?;
             Ok(ComponentReadReply { checksums: Vec::new(), absent: Vec::new() })
         }
-        .boxed_local()
     });
 }
 
@@ -606,7 +602,7 @@ fn a_handler_that_panics_stops_its_locality() {
     let mut world = World::lo();
     let server = world.start(0, RpcConfig::default());
     world.start(1, RpcConfig::default());
-    server.serve(|_, _: fops::admin::Shutdown| async { panic!("a bug in a handler") }.boxed_local());
+    server.serve(|_, _: fops::admin::Shutdown| async { panic!("a bug in a handler") });
     let options = world.options(10);
     let _ = world.call(1, 0, fops::admin::Shutdown, Bulk::none(), options);
 }
@@ -885,7 +881,6 @@ fn start_durable(world: &mut World, disk: &Disk, effects: &Rc<Cell<u32>>) -> Rpc
             fom.machine().locality().sleep(Duration::from_secs(5)).await;
             Ok(reply)
         }
-        .boxed_local()
     });
     rpc
 }

@@ -13,7 +13,6 @@ use base::{BlockExtent, Endpoint, Fid, Instant, LayoutWidth, NetKind, Nid};
 use fops::admin::{NetFault, NetFaultRequest};
 use fops::component::{ComponentRead, ComponentReadReply, ComponentWrite, ComponentWriteReply};
 use fops::object::{ObjectOpen, ObjectOpenReply, ObjectRecord, OpenMode};
-use futures_util::FutureExt;
 use rpc::{Bulk, CallOptions, RpcConfig, RpcMachine};
 use runtime::{Arena, ArenaConfig, Counters, Locality, LocalityConfig, MonotonicClock, SharedBuffer};
 use verbs_net::{Fabric, PeerInfo, SimFabric, SimFaults, SimKeys, TmConfig, TransferMachine};
@@ -36,7 +35,6 @@ fn serve(rpc: &RpcMachine, served: &Rc<Served>) {
             state.stored.borrow_mut().insert(write.generation, parts);
             Ok(ComponentWriteReply { free_blocks: 0 })
         }
-        .boxed_local()
     });
     let state = Rc::clone(served);
     rpc.serve(move |fom, read: ComponentRead| {
@@ -46,12 +44,11 @@ fn serve(rpc: &RpcMachine, served: &Rc<Served>) {
             fom.push(0, parts).await?;
             Ok(ComponentReadReply { checksums: Vec::new(), absent: Vec::new() })
         }
-        .boxed_local()
     });
     let state = Rc::clone(served);
     rpc.serve(move |_, open: ObjectOpen| {
         *state.opens.borrow_mut().entry(open.record.version).or_default() += 1;
-        async move { Ok(ObjectOpenReply { record: open.record, created: true }) }.boxed_local()
+        async move { Ok(ObjectOpenReply { record: open.record, created: true }) }
     });
     rpc.serve_net_faults();
 }

@@ -7,7 +7,8 @@
 //! longer than the longest spin, idle times look hopeless to both for ever, though they would be short if both spun. So there are long
 //! spins, of up to [`limits::SPIN_LONG`], paid from a purse that fills with a small part of the time that passes:
 //!
-//! - while spinning usually catches the work, one that came late (the other side was asleep, or not running) is waited for;
+//! - while spinning usually catches the work, one that came late (the other side was asleep, or not running) is waited for, with what is in the purse above
+//!   a reserve for the trials: else two sides whose wake-ups are a little too long would each spend all of it alone, and have nothing left when both spin;
 //! - in a window of the time of day, the same on all hosts whose clocks agree, each locality that is not idle tries: a trial shows what
 //!   spinning gives only if the other side spins as well.
 
@@ -39,6 +40,9 @@ impl Spin {
 
     /// The purse holds this many long spins.
     const PURSE_SPINS: u64 = 4;
+
+    /// This part of a long spin stays in the purse for trials: enough for a few wake-ups of the other side.
+    const RESERVE_PART: u64 = 2;
 
     /// This part of an idle time fills the purse: where a spin caught the work, so that the core was in use anyway, and else.
     const CAUGHT_PART: u64 = 8;
@@ -81,7 +85,9 @@ impl Spin {
         let long = nanos(limits::SPIN_LONG);
         let is_trial = (day_nanos % (1 << Spin::WINDOW_EACH_BITS)) >> Spin::WINDOW_BITS == 0
             && self.last_gap_nanos < 2 * long;
-        let is_long = over < long.min(self.purse_nanos) && (is_trial || !self.is_hopeless());
+        let reserve = if is_trial { 0 } else { long / Spin::RESERVE_PART };
+        let purse = self.purse_nanos.saturating_sub(reserve);
+        let is_long = over < long.min(purse) && (is_trial || !self.is_hopeless());
         if is_long {
             self.overspun_nanos = over;
         }
@@ -129,8 +135,10 @@ mod tests {
     #[test]
     fn work_that_comes_late_among_short_idle_times_is_waited_for_from_the_purse() {
         let (mut spin, mut now) = (Spin::default(), Instant::ZERO);
-        feed(&mut spin, &mut now, 20_000);
-        let caught = 100 * 20_000 / Spin::CAUGHT_PART;
+        for _ in 0..3 {
+            feed(&mut spin, &mut now, 20_000);
+        }
+        let caught = 300 * 20_000 / Spin::CAUGHT_PART - nanos(limits::SPIN_LONG) / Spin::RESERVE_PART;
         let spun = spun_micros(&mut spin, now, NO_TRIAL);
         assert!((caught / 1000..=caught / 1000 + 45).contains(&spun), "{spun} us of {caught} ns and 40 us");
         // It was spent: the next spin is the usual one, as nothing has filled the purse since.
@@ -138,6 +146,22 @@ mod tests {
         spin.on_work(now);
         let spun = spun_micros(&mut spin, now, NO_TRIAL);
         assert!(spun < 100, "{spun} us with an empty purse");
+    }
+
+    #[test]
+    fn idle_times_a_little_too_long_leave_a_reserve_for_the_trial() {
+        let (mut spin, mut now) = (Spin::default(), Instant::ZERO);
+        // Longer than the longest spin, not hopeless; each is spun for as long as the purse allows, and missed.
+        for _ in 0..1000 {
+            let begun = now;
+            while now < begun + Duration::from_micros(110) && spin.is_wanted(now, NO_TRIAL) {
+                now = now + Duration::from_micros(1);
+            }
+            now = begun + Duration::from_micros(110);
+            spin.on_work(now);
+        }
+        let spun = spun_micros(&mut spin, now, 0);
+        assert!(spun > 400, "{spun} us in the trial");
     }
 
     #[test]

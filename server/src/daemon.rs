@@ -12,18 +12,19 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use base::{Endpoint, Fid, Instant, Nid};
-use faces::{About, ConfClient, Configuration, DeviceState, Heartbeat, LoadReporter, Registrant};
+use faces::{About, ConfClient, Configuration, Copier, DeviceState, Heartbeat, LoadReporter, Registrant};
 use fops::FopError;
 use fops::admin::{DeviceFault, DeviceFaultReply, Ping, PingReply, Shutdown, ShutdownReply};
 use fops::lock::Ticketed;
-use futures_util::FutureExt;
+use futures_util::future::Either;
 use rpc::{Fom, RpcConfig, RpcMachine};
 use runtime::LocalityHandle;
 use runtime::sync::Notify;
 use spdk_stob::{Backend, Domain, FormatParams, StobError};
-use verbs_net::{Fabric, TmConfig, Token, TransferMachine};
+use verbs_net::{Fabric, Security, TmConfig, TransferMachine};
 
 use crate::bug::Bug;
+use crate::copy_machine::CopyMachine;
 use crate::device::Device;
 use crate::error::ServerError;
 use crate::state::{State, Writer};
@@ -47,8 +48,8 @@ pub struct ServerConfig {
     pub process: Fid,
     /// The control daemon.
     pub control: Endpoint,
-    /// The cluster's credential.
-    pub token: Token,
+    /// How it proves what it is, and what it asks of others.
+    pub security: Security,
     /// This start of the process, not 0; the same for all its localities.
     pub epoch: u64,
     /// The devices of this locality.
@@ -57,6 +58,8 @@ pub struct ServerConfig {
     pub disks: Option<DiskSource>,
     /// Told what becomes of a replacement: the log's.
     pub on_disk: Option<DiskTeller>,
+    /// Copies to this server's devices in repair (`client::copier`); `None`: this server copies to none.
+    pub copier: Option<Copier>,
     /// True: a blank device is formatted. Nothing else ever is.
     pub format: bool,
     /// How long to wait for control.
@@ -77,7 +80,7 @@ impl ServerConfig {
         endpoint: Endpoint,
         process: Fid,
         control: Endpoint,
-        token: Token,
+        security: impl Into<Security>,
         epoch: u64,
         devices: Vec<(Fid, Box<dyn Backend>)>,
     ) -> ServerConfig {
@@ -86,11 +89,12 @@ impl ServerConfig {
             rails: Vec::new(),
             process,
             control,
-            token,
+            security: security.into(),
             epoch,
             devices,
             disks: None,
             on_disk: None,
+            copier: None,
             format: false,
             start_timeout: START_TIMEOUT_DEFAULT,
             about: About::default(),
@@ -104,6 +108,7 @@ impl ServerConfig {
 pub struct Server {
     state: Rc<State>,
     unopened: Vec<(Fid, StobError)>,
+    copies: Option<CopyMachine>,
 }
 
 impl Server {
@@ -125,7 +130,7 @@ impl Server {
             is_starting: true,
             ..config.rpc
         };
-        let mut tm_config = TmConfig::new(config.endpoint, true, epoch, config.token, config_version);
+        let mut tm_config = TmConfig::new(config.endpoint, true, epoch, config.security, config_version);
         tm_config.rails = config.rails;
         let transfer_machine = TransferMachine::start(locality, fabric, tm_config)?;
         let rpc = RpcMachine::start(locality, transfer_machine, rpc_config);
@@ -169,7 +174,8 @@ impl Server {
             let following = replacement::follow(Rc::downgrade(&state), disks, config.on_disk);
             drop(locality.spawn("replacements", following)); // it ends with the locality
         }
-        Ok(Server { state, unopened })
+        let copies = config.copier.map(|copier| CopyMachine::start(&state, copier));
+        Ok(Server { state, unopened, copies })
     }
 
     /// Where it serves.
@@ -226,6 +232,9 @@ impl Server {
     /// Errors: the first device whose checkpoint failed (all are closed; nothing acknowledged is lost, its log has it), or requests that
     /// still ran when their time was over.
     pub async fn stop(self) -> Result<(), ServerError> {
+        if let Some(copies) = self.copies {
+            copies.stop().await;
+        }
         let state = &self.state;
         let drained = state.rpc.drain().await;
         *state.heartbeat.borrow_mut() = None;
@@ -362,10 +371,10 @@ where
 {
     let slot = Rc::clone(slot);
     rpc.serve(move |fom: Fom, request: F| match slot.borrow().upgrade() {
-        Some(state) => handler(state, fom, request).boxed_local(),
+        Some(state) => Either::Left(handler(state, fom, request)),
         None => {
             let stopped = FopError::NotServing { reason: "the server is starting or stopped".to_owned() };
-            std::future::ready(Err(stopped)).boxed_local()
+            Either::Right(std::future::ready(Err(stopped)))
         }
     });
 }

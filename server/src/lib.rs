@@ -13,6 +13,7 @@
 mod bug;
 mod component_extents;
 mod component_service;
+mod copy_machine;
 mod daemon;
 mod device;
 mod error;

@@ -6,9 +6,9 @@
 use std::ops::Bound;
 use std::rc::Rc;
 
-use base::Fid;
 use base::limits::MESSAGE_BYTES_MAX;
 use base::units::{narrow, wide};
+use base::{Fid, Right};
 use fops::object::{
     ObjectDelete, ObjectDeleteReply, ObjectList, ObjectListReply, ObjectOpen, ObjectOpenReply, ObjectRecord,
     ObjectUpdate, ObjectUpdateReply, OpenMode,
@@ -40,7 +40,10 @@ pub(crate) async fn open(
     let object = request.record.object;
     match request.mode {
         OpenMode::Open => check_object(object)?,
-        _ => check_record(&request.record, pool_version(&state))?,
+        _ => {
+            fom.require(Right::Write)?;
+            check_record(&request.record, pool_version(&state))?;
+        }
     }
     fom.phase(Phase::Lock);
     let _key = device.records.write(object).await;

@@ -54,12 +54,7 @@ pub(crate) async fn follow(state: Weak<State>, disks: DiskSource, teller: Option
 /// This locality's devices that await a disk, with the number of the replacement, as far as they have not got it.
 fn awaited(state: &State) -> Vec<(Fid, u32)> {
     let Some(configuration) = state.configuration() else { return Vec::new() };
-    let is_ours = |fid: &&Fid| {
-        configuration
-            .device(**fid)
-            .is_some_and(|device| device.process == state.process && device.endpoint == state.rpc.endpoint())
-    };
-    let wanted = configuration.pool.awaited_disks.iter().filter(is_ours);
+    let wanted = configuration.pool.awaited_disks.iter().filter(|fid| state.is_ours(&configuration, **fid));
     let wanted = wanted.map(|fid| (*fid, configuration.replacement_of(*fid)));
     wanted
         .filter(|(fid, number)| {

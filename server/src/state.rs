@@ -92,15 +92,16 @@ impl State {
         if let Some(found) = self.devices.borrow().get(&device) {
             return Ok(Rc::clone(found));
         }
-        let configuration = self.conf.current();
-        let ours = configuration
-            .as_ref()
-            .and_then(|configuration| configuration.device(device))
-            .is_some_and(|found| found.process == self.process && found.endpoint == self.rpc.endpoint());
-        if !ours {
+        if !self.conf.current().is_some_and(|configuration| self.is_ours(&configuration, device)) {
             return Err(FopError::WrongServer { device });
         }
         Err(FopError::NotServing { reason: format!("the disk of device {device} is not open here") })
+    }
+
+    /// True if a configuration gives the device to this locality.
+    pub(crate) fn is_ours(&self, configuration: &Configuration, device: Fid) -> bool {
+        let found = configuration.device(device);
+        found.is_some_and(|found| found.process == self.process && found.endpoint == self.rpc.endpoint())
     }
 
     /// A change of somebody who takes a device for failed that takes writes again would go past it. Error: `Stale`.

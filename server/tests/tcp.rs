@@ -53,7 +53,7 @@ fn bytes_go_over_tcp_and_come_back() {
     });
     let handle = locality.handle();
     let clock = MonotonicClock::start();
-    let token = || Token::new(file.cluster.credential.bytes());
+    let token = || Token::new(file.cluster.credential.unwrap().bytes());
     let story = async {
         let store = Box::new(MemDevice::new(4096));
         let config = ControlConfig::new(token(), 1, file.initial_configuration(), store);

@@ -4,17 +4,18 @@
 #![forbid(unsafe_code)]
 
 use std::error::Error;
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use base::ByteExtent;
-use client::{Client, ClientConfig, Object};
+use client::{Client, ClientConfig, Object, security_of};
 use faces::ClusterFile;
 use runtime::{
     Arena, ArenaConfig, Counters, Crowd, Locality, LocalityConfig, MailSender, MonotonicClock, copy_counted,
     mailbox,
 };
-use verbs_net::{Fabric, Token};
+use verbs_net::Fabric;
 
 /// One read: where the bytes go, and how the asking thread hears of it.
 struct Shared {
@@ -25,11 +26,12 @@ struct Shared {
 type Failure = Box<dyn Error + Send + Sync>;
 
 fn serve(sender: &mpsc::Sender<MailSender<Arc<Shared>>>) -> Result<(), Failure> {
-    let file = ClusterFile::parse(&std::fs::read_to_string(std::env::var("CLOVIS_CONFIG")?)?)?;
+    let path = PathBuf::from(std::env::var("CLOVIS_CONFIG")?);
+    let file = ClusterFile::parse(&std::fs::read_to_string(&path)?)?;
     let config = ClientConfig {
         local: None,
         control: file.control.endpoint,
-        token: Token::new(file.cluster.credential.bytes()),
+        security: security_of(&file, &path, None)?,
         epoch: fastrand::u64(1..),
         op_timeout: Duration::from_secs(30),
         read_verify: false,

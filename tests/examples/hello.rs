@@ -2,21 +2,23 @@
 #![forbid(unsafe_code)]
 
 use std::error::Error;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base::ByteExtent;
-use client::{Client, ClientConfig};
+use client::{Client, ClientConfig, security_of};
 use faces::ClusterFile;
 use runtime::{Arena, ArenaConfig, Locality, LocalityConfig, MonotonicClock};
-use verbs_net::{Fabric, Token};
+use verbs_net::Fabric;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let file = ClusterFile::parse(&std::fs::read_to_string(std::env::var("CLOVIS_CONFIG")?)?)?;
+    let path = PathBuf::from(std::env::var("CLOVIS_CONFIG")?);
+    let file = ClusterFile::parse(&std::fs::read_to_string(&path)?)?;
     let config = ClientConfig {
         local: None,
         control: file.control.endpoint,
-        token: Token::new(file.cluster.credential.bytes()),
+        security: security_of(&file, &path, None)?,
         epoch: fastrand::u64(1..),
         op_timeout: Duration::from_secs(30),
         read_verify: false,

@@ -26,6 +26,7 @@
 
 pub mod binary;
 pub mod cluster;
+pub mod content;
 pub mod http;
 pub mod place;
 pub mod processes;

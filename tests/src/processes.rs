@@ -227,23 +227,22 @@ impl Drop for Cleanup {
 /// If loopback has no free port.
 #[must_use]
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
-    listener.local_addr().expect("a bound socket has an address").port()
+    free_ports(1)
 }
+
+/// Ports below those that the kernel gives to whoever connects: one of these is not taken in the moment between the look and the use.
+const LISTENERS: std::ops::Range<u16> = 8192..32_768;
 
 /// The first of `count` ports in a row that were all free a moment ago.
 ///
 /// # Panics
-/// If loopback has no free port.
+/// If loopback has no such ports.
 #[must_use]
 pub fn free_ports(count: u16) -> u16 {
     let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-    loop {
-        let first = free_port();
-        if first.checked_add(count).is_some_and(|end| (first..end).all(is_free)) {
-            return first;
-        }
-    }
+    let mut firsts = std::iter::repeat_with(|| fastrand::u16(LISTENERS.start..LISTENERS.end - count));
+    let free = firsts.by_ref().take(1000).find(|first| (*first..*first + count).all(is_free));
+    free.expect("loopback has free ports")
 }
 
 /// True if a program of this name can be started; else says what is skipped.

@@ -144,7 +144,7 @@ impl World {
         let config = ClientConfig {
             local: None,
             control: endpoint(0),
-            token: token(),
+            security: token().into(),
             epoch: 5 + u64::from(read_verify),
             op_timeout: Duration::from_secs(20),
             read_verify,

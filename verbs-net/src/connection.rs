@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base::{Endpoint, Instant, Nid};
@@ -18,6 +19,7 @@ use crate::hello::HELLO_BYTES;
 use crate::limits::{CREDIT_RESERVE, CREDIT_WINDOW, EXPOSES_MAX, NetTimes, ms};
 use crate::machine::{Lane, TransferId};
 use crate::remote::RemoteTable;
+use crate::security::Identity;
 
 /// Names one connection of one machine; a closed one's name is not reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -190,6 +192,9 @@ pub(crate) struct Connection {
     pub(crate) is_doubtful: bool,
     /// Somebody was refused for want of credits.
     pub(crate) is_starved: bool,
+    /// Who the peer has proved to be, where certificates are asked for, and when that ends.
+    pub(crate) identity: Option<Arc<Identity>>,
+    pub(crate) expires_at: Instant,
 }
 
 /// What the silence of a connection asks for.
@@ -235,6 +240,8 @@ impl Connection {
             is_confirmed: false,
             is_doubtful: false,
             is_starved: false,
+            identity: None,
+            expires_at: Instant::NEVER,
         }
     }
 

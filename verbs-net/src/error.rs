@@ -71,6 +71,24 @@ pub enum StartError {
         /// What was missing, and what to do.
         message: String,
     },
+    /// Certificates are shown in a byte stream, and this net has none.
+    #[error(
+        "{endpoint}: certificates are shown over tcp only: write `security = \"shared\"` in the cluster file"
+    )]
+    NoCertificates {
+        /// The endpoint.
+        endpoint: Endpoint,
+    },
+    /// A client's credential where a daemon's is needed.
+    #[error(
+        "{endpoint}: the credential of {name} lacks the right `serve`: daemons take those that `clovis cluster init` made"
+    )]
+    NoRightToServe {
+        /// The endpoint.
+        endpoint: Endpoint,
+        /// Whose credential.
+        name: String,
+    },
     /// Epoch 0 means "any incarnation" and cannot be one.
     #[error("{endpoint}: epoch 0 stands for any incarnation; start with a nonzero epoch")]
     EpochZero {
@@ -184,6 +202,60 @@ pub enum RefuseReason {
     /// The endpoint does not take connections.
     #[error("the endpoint does not take connections")]
     NotListening = 8,
+    /// One side wants certificates and the other shows none.
+    #[error(
+        "a credential is wanted and none was shown: name yours with --credential or CLOVIS_CREDENTIAL; who runs the cluster \
+         makes one with `clovis credential create NAME`"
+    )]
+    NoCredential = 9,
+    /// A certificate is not of the cluster's authority, or says nothing that is understood.
+    #[error(
+        "the credential is not of this cluster's authority: use one that its `clovis credential create` made"
+    )]
+    Untrusted = 10,
+    /// A certificate has ended, or a clock is wrong.
+    #[error(
+        "a credential has ended (or a clock is wrong): `clovis credential show FILE` says when; `clovis credential create` \
+         makes another"
+    )]
+    Expired = 11,
+    /// The credential was revoked.
+    #[error("the credential was revoked: ask who runs the cluster for another")]
+    Revoked = 12,
+    /// The credential does not allow connections.
+    #[error("the credential lacks the right `connect`: ask for one with `--rights connect,...`")]
+    NoConnectRight = 13,
+    /// The certificate at the other end is not a daemon's.
+    #[error("the certificate at that endpoint is not a daemon's")]
+    NotDaemon = 14,
+    /// TLS failed in another way.
+    #[error(
+        "the TLS handshake failed: the other side may share a secret instead (`security` in the cluster file), speak another version, \
+         or have no room for more"
+    )]
+    Handshake = 15,
+    /// The endpoint belongs to another holder of a credential.
+    #[error("the endpoint is in use by the holder of another credential")]
+    NotYours = 16,
+}
+
+impl RefuseReason {
+    /// True if another credential would help, and nothing else.
+    #[must_use]
+    pub const fn is_of_credential(self) -> bool {
+        use RefuseReason as R;
+        matches!(
+            self,
+            R::Token
+                | R::NoCredential
+                | R::Untrusted
+                | R::Expired
+                | R::Revoked
+                | R::NoConnectRight
+                | R::NotDaemon
+                | R::NotYours
+        )
+    }
 }
 
 impl TryFrom<u32> for RefuseReason {
@@ -199,6 +271,14 @@ impl TryFrom<u32> for RefuseReason {
             R::WrongEndpoint,
             R::BadHello,
             R::NotListening,
+            R::NoCredential,
+            R::Untrusted,
+            R::Expired,
+            R::Revoked,
+            R::NoConnectRight,
+            R::NotDaemon,
+            R::Handshake,
+            R::NotYours,
         ]
         .into_iter()
         .find(|reason| *reason as u32 == code)
@@ -510,7 +590,8 @@ impl NetError {
             | NetError::Undelivered { .. }
             | NetError::Protocol(_) => true,
             NetError::Refused { reason } => {
-                matches!(reason, RefuseReason::TooMany | RefuseReason::Race | RefuseReason::StaleEpoch)
+                use RefuseReason as R;
+                matches!(reason, R::TooMany | R::Race | R::StaleEpoch | R::Handshake)
             }
             NetError::RemoteError { .. }
             | NetError::Canceled
@@ -571,7 +652,8 @@ mod tests {
     fn reason_codes_are_what_docs_wire_md_says() {
         assert_eq!(RefuseReason::try_from(2), Ok(RefuseReason::Token));
         assert_eq!(RefuseReason::try_from(8), Ok(RefuseReason::NotListening));
-        assert_eq!(RefuseReason::try_from(9), Err(9));
+        assert_eq!(RefuseReason::try_from(16), Ok(RefuseReason::NotYours));
+        assert_eq!(RefuseReason::try_from(17), Err(17));
         assert_eq!(NakReason::try_from(1), Ok(NakReason::NotExposed));
         assert_eq!(NakReason::try_from(0), Err(0));
     }

@@ -43,6 +43,57 @@ pub fn hello(bytes: &[u8]) -> String {
     }
 }
 
+/// What a listening side gets instead of a TLS hello, cut into records as a stream backend cuts them.
+///
+/// # Panics
+/// If bytes that nobody signed prove anything.
+#[must_use]
+pub fn tls_hello(credential: &crate::Credential, bytes: &[u8]) -> String {
+    use crate::security::{Record, listen, record_at};
+    let Ok(mut hello) = listen(credential) else { return "not a daemon's".into() };
+    let (mut rest, mut plain, mut answer) = (bytes, Vec::new(), Vec::new());
+    loop {
+        match record_at(rest) {
+            Record::None => return "no record".into(),
+            Record::Part => break,
+            Record::Whole(count) => {
+                let handled = hello.handle_record(&rest[..count], &mut plain);
+                hello.poll_transmit(&mut answer);
+                assert!(hello.established().is_none() && plain.is_empty(), "garbage proved something");
+                if let Err(fault) = handled {
+                    return fault.reason.to_string();
+                }
+                rest = &rest[count..];
+            }
+        }
+    }
+    format!("waits, {} bytes answered", answer.len().next_power_of_two())
+}
+
+/// What a dialling side says first, for examples.
+#[must_use]
+pub fn client_hello(credential: &crate::Credential) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Ok(mut hello) = crate::security::dial(credential) {
+        hello.poll_transmit(&mut bytes);
+    }
+    bytes
+}
+
+/// A certificate's identity, and a line of the list of revocations.
+#[must_use]
+pub fn identity(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let listed = crate::Revocations::parse(&text).is_ok();
+    match crate::Identity::parse_uri(&text) {
+        Ok(identity) => {
+            assert_eq!(identity.to_uri(), text, "written another way than read");
+            identity.rights.to_string()
+        }
+        Err(error) => format!("{error} {listed}"),
+    }
+}
+
 /// The exposures that stand in front of a message.
 #[must_use]
 pub fn extension(bytes: &[u8]) -> String {

@@ -13,6 +13,7 @@
 //! Start reading at [`machine`], then `protocol` (the core, without I/O), then `backend`.
 #![forbid(unsafe_code)]
 
+mod admission;
 mod backend;
 #[cfg(test)]
 mod conformance;
@@ -35,6 +36,7 @@ mod protocol;
 pub mod rail;
 mod rails;
 mod remote;
+pub mod security;
 pub mod stats;
 mod transfer;
 
@@ -57,5 +59,6 @@ pub use portal::{
     AttachError, MatchEntry, MatchFrom, MdId, MdMemory, MdOptions, MemoryDescriptor, PORTAL_FIRST, Position,
 };
 pub use rail::{ErrorClass, HEALTH_MAX};
+pub use security::{Credential, CredentialError, CredentialOptions, Identity, Revocations, Security};
 pub use stats::NetStats;
 pub use verbs_sys;

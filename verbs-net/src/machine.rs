@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 
-use base::{Endpoint, Instant, NetKind, Nid};
+use base::{Endpoint, Instant, NetKind, Nid, Right, Rights};
 use runtime::poller::{Interest, Poller};
 use runtime::{Arena, Buffer, LocalityHandle, SharedBuffer};
 use smallvec::SmallVec;
@@ -18,10 +18,10 @@ use crate::discovery::PeerInfo;
 use crate::error::{NetError, Refused, StartError, fabric_word};
 use crate::exposure::{Retract, Retraction};
 use crate::fault::{FaultError, FaultId, FaultRule, FaultStatus};
-use crate::hello::Token;
 use crate::limits::{NIDS_MAX, NetTimes};
 use crate::portal::{AttachError, MatchEntry, MdId, MemoryDescriptor};
 use crate::protocol::{Carriage, Protocol, ProtocolConfig};
+use crate::security::{Identity, Security};
 use crate::stats::NetStats;
 use crate::{LoFabric, SimFabric};
 
@@ -58,8 +58,8 @@ pub struct TmConfig {
     pub listen: bool,
     /// Incarnation: nonzero, different at each start.
     pub epoch: u64,
-    /// The cluster's credential.
-    pub token: Token,
+    /// How it proves what it is, and what it asks of others.
+    pub security: Security,
     /// Configuration version in force, told to peers in each hello.
     pub config_version: Rc<Cell<u64>>,
     /// Times; the defaults are for a LAN.
@@ -76,14 +76,14 @@ impl TmConfig {
         endpoint: Endpoint,
         listen: bool,
         epoch: u64,
-        token: impl Into<Token>,
+        security: impl Into<Security>,
         config_version: Rc<Cell<u64>>,
     ) -> TmConfig {
         TmConfig {
             endpoint,
             listen,
             epoch,
-            token: token.into(),
+            security: security.into(),
             config_version,
             times: NetTimes::default(),
             rails: Vec::new(),
@@ -375,6 +375,15 @@ impl TransferMachine {
         if endpoint.nid.net.kind != fabric.net() {
             return Err(StartError::NoSuchNet { endpoint, fabric: fabric_word(fabric.net()) });
         }
+        if config.security.credential().is_some() && !matches!(fabric, Fabric::Tcp) {
+            return Err(StartError::NoCertificates { endpoint });
+        }
+        if config.listen
+            && let Some(credential) = config.security.credential()
+            && !credential.rights().has(Right::Serve)
+        {
+            return Err(StartError::NoRightToServe { endpoint, name: credential.identity().name.clone() });
+        }
         if config.epoch == 0 {
             return Err(StartError::EpochZero { endpoint });
         }
@@ -399,7 +408,7 @@ impl TransferMachine {
             epoch: config.epoch,
             listen: config.listen,
             times: config.times,
-            token: config.token,
+            security: config.security,
             config_version: config.config_version,
             carriage: Carriage {
                 streams: matches!(fabric, Fabric::Tcp),
@@ -422,6 +431,18 @@ impl TransferMachine {
     #[must_use]
     pub fn endpoint(&self) -> Endpoint {
         self.protocol.endpoint
+    }
+
+    /// What an incarnation of a peer may do: everything where nobody asks for certificates, nothing if it is a stranger.
+    #[must_use]
+    pub fn rights(&self, peer: PeerId) -> Rights {
+        self.protocol.rights(peer)
+    }
+
+    /// Who an incarnation of a peer has proved to be; `None` where nobody asks for certificates, and for strangers.
+    #[must_use]
+    pub fn identity(&self, peer: PeerId) -> Option<&Identity> {
+        self.protocol.identity(peer).map(|identity| &**identity)
     }
 
     /// Its incarnation.

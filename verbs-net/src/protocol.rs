@@ -19,6 +19,7 @@ use base::{Endpoint, Instant, NetKind, Nid};
 use runtime::{Arena, Buffer, Counters, SharedBuffer, Unparker, copy_counted};
 use smallvec::SmallVec;
 
+use crate::admission::Admissions;
 use crate::connection::{
     Connection, ConnectionId, Exposes, Liveness, Outgoing, Payload, Phase, reconnect_pause,
 };
@@ -39,6 +40,7 @@ use crate::portal::{MdId, PortalTable};
 use crate::rail::{Interface, Link, Rail};
 use crate::rails::{Choice, PushedTable};
 use crate::remote::{RemoteAccess, RemoteExposure, RemoteSegment, parse_extension};
+use crate::security::Security;
 use crate::stats::NetStats;
 use crate::transfer::{LentPull, PullContent, Transfer, TransferKind, pieces};
 
@@ -151,7 +153,8 @@ pub(crate) struct Protocol {
     pub(crate) actions: VecDeque<Action>,
     pub(crate) dirty: VecDeque<ConnectionId>,
     pub(crate) carriage: Carriage,
-    token: Token,
+    pub(crate) security: Security,
+    pub(crate) admissions: Admissions,
     config_version: Rc<Cell<u64>>,
     pub(crate) random: fastrand::Rng,
     pub(crate) peers: BTreeMap<Endpoint, Peer>,
@@ -199,7 +202,7 @@ pub(crate) struct ProtocolConfig {
     pub(crate) epoch: u64,
     pub(crate) listen: bool,
     pub(crate) times: NetTimes,
-    pub(crate) token: Token,
+    pub(crate) security: Security,
     pub(crate) config_version: Rc<Cell<u64>>,
     pub(crate) carriage: Carriage,
     pub(crate) seed: u64,
@@ -221,7 +224,8 @@ impl Protocol {
             actions: VecDeque::new(),
             dirty: VecDeque::new(),
             carriage: config.carriage,
-            token: config.token,
+            security: config.security,
+            admissions: Admissions::default(),
             config_version: config.config_version,
             random: fastrand::Rng::with_seed(config.seed),
             peers: BTreeMap::new(),
@@ -298,6 +302,15 @@ impl Protocol {
         } else {
             self.parked[interface].actions.push_back(action);
         }
+    }
+
+    /// The connections that are not ended.
+    pub(crate) fn open_connections(&self) -> Vec<ConnectionId> {
+        let of_slot = |(slot, entry): (usize, &Slot)| {
+            let is_open = entry.connection.as_ref().is_some_and(|found| found.phase != Phase::Ended);
+            is_open.then(|| ConnectionId(u64::from(entry.generation) << 32 | wide(slot)))
+        };
+        self.slots.iter().enumerate().filter_map(of_slot).collect()
     }
 
     pub(crate) fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
@@ -467,6 +480,11 @@ impl Protocol {
     fn our_hello(&mut self, id: ConnectionId) -> Payload {
         let (nonce, interface) =
             self.connection(id).map_or((0, 0), |connection| (connection.nonce, connection.interface));
+        // Behind a certificate there is nothing to share.
+        let token = match &self.security {
+            Security::Shared(token) => token.clone(),
+            Security::Certificates(_) => Token::new([0; 32]),
+        };
         let hello = Hello {
             version_min: VERSION_MIN,
             version_max: VERSION,
@@ -474,7 +492,7 @@ impl Protocol {
             epoch: self.epoch,
             config_version: self.config_version.get(),
             endpoint: self.endpoint,
-            token: self.token.clone(),
+            token,
             features: self.features(),
             rail: self.interfaces[interface].nid,
             nonce,
@@ -933,7 +951,9 @@ impl Protocol {
         connection.epoch = hello.epoch;
         connection.peer_nonce = hello.nonce;
         let interface = connection.interface;
-        if let Err(reason) = self.judge_hello(&hello, expected_epoch) {
+        // Who it is first: a stranger learns nothing else.
+        let judged = self.judge_sender(now, id, &hello);
+        if let Err(reason) = judged.and_then(|()| self.judge_hello(&hello, expected_epoch)) {
             self.reject(id, hello.endpoint, reason);
             return Ok(());
         }
@@ -974,10 +994,6 @@ impl Protocol {
     }
 
     fn judge_hello(&self, hello: &Hello, expected_epoch: u64) -> Result<(), RefuseReason> {
-        // The token first: a stranger learns nothing else.
-        if !self.token.matches(hello.token_bytes()) {
-            return Err(RefuseReason::Token);
-        }
         if hello.common_version().is_none() {
             return Err(RefuseReason::Version);
         }
@@ -1016,8 +1032,8 @@ impl Protocol {
     ) -> Result<(), PeerMisbehaved> {
         let hello = Hello::parse(bytes)?;
         let dialled = self.connection(id).map(|connection| (connection.endpoint, connection.rail));
-        let reason = if !self.token.matches(hello.token_bytes()) {
-            Some(RefuseReason::Token)
+        let reason = if let Err(reason) = self.judge_sender(now, id, &hello) {
+            Some(reason)
         } else if hello.common_version().is_none() {
             Some(RefuseReason::Version)
         } else if dialled != Some((Some(hello.endpoint), hello.rail)) {
@@ -1074,6 +1090,7 @@ impl Protocol {
         connection.since = now;
         connection.hear(now);
         let (interface, nid, is_dialled) = (connection.interface, connection.rail, connection.is_dialled);
+        self.admit_peer(id, PeerId { endpoint, epoch });
         let peer = self.peers.entry(endpoint).or_insert_with(Peer::empty);
         let was_up = peer.rails.iter().any(|rail| rail.up().is_some());
         let index = peer
@@ -1692,6 +1709,7 @@ impl Protocol {
     /// Everything that is due at `now`. Walks all tables, but only when a timer is due.
     pub(crate) fn handle_timers(&mut self, now: Instant) {
         self.seen_now = now;
+        self.apply_revocations(now);
         if now < self.next_timer {
             return;
         }
@@ -1763,8 +1781,14 @@ impl Protocol {
                     };
                     self.lose(now, id, error);
                 }
+                Phase::Up if connection.expires_at <= now => {
+                    self.stats.hello_faults += 1;
+                    self.stats.last_hello_fault = Some(RefuseReason::Expired);
+                    self.lose(now, id, NetError::Refused { reason: RefuseReason::Expired });
+                }
                 Phase::Up => {
-                    let sequence = connection.sent;
+                    let (sequence, expires_at) = (connection.sent, connection.expires_at);
+                    self.next_timer = self.next_timer.min(expires_at);
                     match connection.liveness(now, &self.times) {
                         Liveness::Fine(next) => self.set_timer(next),
                         Liveness::Dead => self.lose(now, id, NetError::RemoteTimeout),

@@ -53,6 +53,12 @@ pub struct NetStats {
     pub refused_by_us: u64,
     /// Our hellos that were refused.
     pub refused_by_peer: u64,
+    /// Connections whose ends proved who they are, and those of them that are encrypted as a whole.
+    pub secured: u64,
+    /// See `secured`.
+    pub sealed: u64,
+    /// Connections that a certificate ended: wrong, ended, revoked, missing.
+    pub hello_faults: u64,
     /// Accepted connections that did not complete their hello in time.
     pub hello_timeouts: u64,
     /// Connections turned away because too many were half open or open.
@@ -81,6 +87,8 @@ pub struct NetStats {
     pub receive_bytes: u64,
     /// The last refusal by us: who (as claimed) and why.
     pub last_refused: Option<(Endpoint, RefuseReason)>,
+    /// What was wrong with the last of `hello_faults`.
+    pub last_hello_fault: Option<RefuseReason>,
     /// The last breach of protocol: who (where known) and what.
     pub last_misbehaved: Option<(Option<Endpoint>, PeerMisbehaved)>,
 }

@@ -18,6 +18,7 @@ mod rpc;
 mod stob;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
@@ -84,6 +85,11 @@ struct Plan {
 }
 
 impl Plan {
+    /// How long a sample of what is measured by time should last: a little more than the least that counts.
+    fn sample_time(&self) -> Duration {
+        if self.is_quick { Duration::from_millis(500) } else { pairs::SAMPLE_TIME_MIN * 11 / 10 }
+    }
+
     fn wants(&self, row: &str) -> bool {
         self.only.as_deref().is_none_or(|only| row.contains(only))
     }

@@ -65,7 +65,7 @@ fn row_of(peer: PingPong) -> String {
 
 /// Round trips per second beside those of another program; the sample's bytes are those of the messages one way.
 fn round_trips_beside(plan: &Plan, peer: PingPong) -> Result<Comparison, Failure> {
-    let lasting = if plan.is_quick { Duration::from_millis(500) } else { SAMPLE_TIME_MIN * 11 / 10 };
+    let lasting = plan.sample_time();
     let ping = |timed: u64| sample(Kind::Ping, 200, timed, 1);
     // How many round trips fill the time, by a look.
     let trips = if plan.is_quick { 5_000 } else { 100_000 };
@@ -97,7 +97,7 @@ fn round_trips_beside(plan: &Plan, peer: PingPong) -> Result<Comparison, Failure
     let Taken { pairs, alone } = take(plan.pairs, ours, beside)?;
     Ok(Comparison {
         what: row_of(peer),
-        peer: absent.map_or_else(|| Peer::Ran(peer.name().to_owned()), |absent| Peer::Absent(absent.0)),
+        peer: peer.or_absent(absent),
         target: Some(peer.target()),
         pairs,
         alone,
@@ -175,9 +175,14 @@ fn sample(kind: Kind, untimed: u64, timed: u64, concurrency: u32) -> Result<(Fou
         goes_on: false,
         waiting: Waiting::Adaptive,
     };
-    let token = Token::new([7; 32]);
-    let found =
-        traffic::in_one_process(&|| Fabric::Tcp, traffic::free_endpoint()?, &token, work, Some(&counters))?;
+    let security = Token::new([7; 32]).into();
+    let found = traffic::in_one_process(
+        &|| Fabric::Tcp,
+        traffic::free_endpoint()?,
+        &security,
+        work,
+        Some(&counters),
+    )?;
     let bytes = if kind == Kind::Ping { 0 } else { found.operations * REQUEST_BYTES };
     let costs = Costs::of(&found.usage, bytes);
     Ok((found, costs))

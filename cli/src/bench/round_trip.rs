@@ -11,6 +11,7 @@ use runtime::MonotonicClock;
 use super::net::{MESSAGE_BYTES, Running};
 use super::pairs::Sample;
 use super::peer::{Absent, find_program, output};
+use super::report::Peer;
 use crate::failure::Failure;
 use crate::traffic::free_endpoint;
 
@@ -36,6 +37,11 @@ impl PingPong {
             PingPong::Ucx => "ucx_perftest tag_lat",
             PingPong::UcxActive => "ucx_perftest am_lat",
         }
+    }
+
+    /// What a report says of it. `absent`: it is not installed.
+    pub fn or_absent(self, absent: Option<Absent>) -> Peer {
+        absent.map_or_else(|| Peer::Ran(self.name().to_owned()), |absent| Peer::Absent(absent.0))
     }
 
     /// The least ratio of our round trips per second to its.

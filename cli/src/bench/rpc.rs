@@ -17,7 +17,6 @@ use base::units::wide;
 use base::{BlockExtent, Endpoint, Fid, FidType, Nid};
 use fops::admin::{Ping, PingReply};
 use fops::component::{ComponentRead, ComponentReadReply, ComponentWrite, ComponentWriteReply};
-use futures_util::FutureExt as _;
 use hdrhistogram::Histogram;
 use rpc::formation::FormationLimits;
 use rpc::{Bulk, CallError, CallOptions, Phase, RpcConfig, RpcMachine};
@@ -28,7 +27,7 @@ use runtime::{
 use verbs_net::{Fabric, LoFabric, Token};
 
 use super::machine::Quiet;
-use super::pairs::{SAMPLE_TIME_MIN, Sample, Taken, median, take};
+use super::pairs::{Sample, Taken, median, take};
 use super::peer::{find_program, output};
 use super::report::{Comparison, Costs, Figure, Peer};
 use super::round_trip::PingPong;
@@ -45,6 +44,9 @@ const DEPTH: u32 = 64;
 const TARPC_TARGET: f64 = 3.0;
 const FORMATION_TARGET: f64 = 2.0;
 const PART_OF_INSTRUCTIONS_MAX: f64 = 2.0;
+/// A longer wait is recorded as this one.
+const LATENCY_NS_MAX: u64 = 60_000_000_000;
+
 /// A request that takes longer is lost, under callgrind too.
 const REQUEST_WITHIN: Duration = Duration::from_secs(60);
 /// Requests before the clock starts.
@@ -342,14 +344,10 @@ fn count_for(lasting: Duration, look: &Found, of: impl Fn(&Found) -> Duration) -
     u64::try_from(lasting.as_nanos() / each).unwrap_or(u64::MAX).clamp(1_000, 20_000_000)
 }
 
-fn lasting(plan: &Plan) -> Duration {
-    if plan.is_quick { Duration::from_millis(500) } else { SAMPLE_TIME_MIN * 11 / 10 }
-}
-
 fn beside_ucx(plan: &Plan, peer: PingPong) -> Result<Comparison, Failure> {
     let load = Load::new(Net::Tcp, ECHO_BYTES, 1);
     let look = two_threads(load, UNTIMED, 5_000)?;
-    let timed = count_for(lasting(plan), &look, |found| found.took);
+    let timed = count_for(plan.sample_time(), &look, |found| found.took);
     let one = look.took / 5_000;
     let quiet = Quiet::start();
     let mut costs = Costs::default();
@@ -359,11 +357,11 @@ fn beside_ucx(plan: &Plan, peer: PingPong) -> Result<Comparison, Failure> {
         Ok(found.sample())
     };
     let absent = peer.find().err();
-    let beside = absent.is_none().then_some(|| peer.sample(lasting(plan), one));
+    let beside = absent.is_none().then_some(|| peer.sample(plan.sample_time(), one));
     let Taken { pairs, alone } = take(plan.pairs, ours, beside)?;
     Ok(Comparison {
         what: format!("rpc over TCP loopback, {ECHO_BYTES} B there and back, {}", peer.name()),
-        peer: absent.map_or_else(|| Peer::Ran(peer.name().to_owned()), |absent| Peer::Absent(absent.0)),
+        peer: peer.or_absent(absent),
         target: Some(peer.target()),
         pairs,
         alone,
@@ -381,7 +379,7 @@ fn beside_ucx(plan: &Plan, peer: PingPong) -> Result<Comparison, Failure> {
 fn beside_tarpc(plan: &Plan) -> Result<Comparison, Failure> {
     let load = Load::new(Net::Tcp, ECHO_BYTES, DEPTH);
     let look = two_threads(load, UNTIMED, 20_000)?;
-    let timed = count_for(lasting(plan), &look, |found| found.usage.cpu);
+    let timed = count_for(plan.sample_time(), &look, |found| found.usage.cpu);
     let quiet = Quiet::start();
     let (mut costs, mut peer_costs) = (Costs::default(), Costs::default());
     let ours = || {
@@ -392,7 +390,7 @@ fn beside_tarpc(plan: &Plan) -> Result<Comparison, Failure> {
     let program = std::env::var_os("CLOVIS_TARPC_PEER").map(PathBuf::from).filter(|path| path.is_file());
     let beside = program.as_ref().map(|program| {
         || {
-            let (sample, cost) = tarpc(program, lasting(plan))?;
+            let (sample, cost) = tarpc(program, plan.sample_time())?;
             peer_costs.add(cost);
             Ok(sample)
         }
@@ -439,9 +437,9 @@ fn formation(plan: &Plan) -> Result<Comparison, Failure> {
     let on = Load::new(Net::Tcp, ECHO_BYTES, DEPTH);
     let off = Load { packs: false, ..on };
     let look = two_threads(off, UNTIMED, 20_000)?;
-    let count_off = count_for(lasting(plan), &look, |found| found.took);
+    let count_off = count_for(plan.sample_time(), &look, |found| found.took);
     let look = two_threads(on, UNTIMED, 20_000)?;
-    let count_on = count_for(lasting(plan), &look, |found| found.took);
+    let count_on = count_for(plan.sample_time(), &look, |found| found.took);
     let quiet = Quiet::start();
     let (mut costs, mut peer_costs) = (Costs::default(), Costs::default());
     let ours = || {
@@ -489,8 +487,8 @@ fn per_request(costs: &Costs) -> String {
 
 fn serve(server: &RpcMachine, load: &Load) -> Result<(), Failure> {
     serve_echo(server);
-    server.serve(|fom, _: ComponentWrite| {
-        async move { fom.pull().await.map(|_| ComponentWriteReply { free_blocks: 0 }) }.boxed_local()
+    server.serve(|fom, _: ComponentWrite| async move {
+        fom.pull().await.map(|_| ComponentWriteReply { free_blocks: 0 })
     });
     let part = buffer(server, load.payload_bytes.max(1))?.freeze();
     server.serve(move |fom, _: ComponentRead| {
@@ -499,7 +497,6 @@ fn serve(server: &RpcMachine, load: &Load) -> Result<(), Failure> {
             fom.push(0, vec![part]).await?;
             Ok(ComponentReadReply { checksums: Vec::new(), absent: Vec::new() })
         }
-        .boxed_local()
     });
     Ok(())
 }
@@ -509,9 +506,7 @@ fn buffer(machine: &RpcMachine, bytes: usize) -> Result<Buffer, Failure> {
 }
 
 fn serve_echo(server: &RpcMachine) {
-    server.serve(|_fom, ping: Ping| {
-        std::future::ready(Ok(PingReply { payload: ping.payload, epoch: 1 })).boxed_local()
-    });
+    server.serve(|_fom, ping: Ping| std::future::ready(Ok(PingReply { payload: ping.payload, epoch: 1 })));
 }
 
 /// Calls in flight, and how they went.
@@ -538,7 +533,8 @@ impl Asking {
         clock: MonotonicClock,
         load: &Load,
     ) -> Result<Rc<Asking>, Failure> {
-        let waited_ns = Histogram::new(3).map_err(|error| Failure::new(error.to_string()))?;
+        let waited_ns = Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3)
+            .map_err(|error| Failure::new(error.to_string()))?;
         Ok(Rc::new(Asking {
             client: client.clone(),
             to,
@@ -637,21 +633,53 @@ impl Began {
     }
 }
 
+/// What the two sides of a load share, and where they are.
+struct Sides {
+    load: Load,
+    counters: Arc<Counters>,
+    crowd: Arc<Crowd>,
+    lo: LoFabric,
+    to: Endpoint,
+    own: Endpoint,
+}
+
+impl Sides {
+    fn new(load: Load) -> Result<Sides, Failure> {
+        let (to, own) = load.endpoints()?;
+        let (counters, crowd) = (Arc::new(Counters::default()), Crowd::that_waits(Waiting::Adaptive));
+        Ok(Sides { load, counters, crowd, lo: LoFabric::new(), to, own })
+    }
+
+    fn server(&self) -> Result<(Locality, RpcMachine), Failure> {
+        self.start(0, "server", self.to, true)
+    }
+
+    fn client(&self) -> Result<(Locality, RpcMachine), Failure> {
+        self.start(1, "client", self.own, self.load.net == Net::Lo)
+    }
+
+    fn start(
+        &self,
+        index: u32,
+        name: &str,
+        endpoint: Endpoint,
+        listens: bool,
+    ) -> Result<(Locality, RpcMachine), Failure> {
+        let locality = locality(index, name, &self.counters, &self.crowd)?;
+        let (fabric, security) = (self.load.fabric(&self.lo), Token::new([7; 32]).into());
+        let tm = start_machine(&locality, &fabric, endpoint, listens, security, REQUEST_WITHIN)?;
+        let machine = RpcMachine::start(&locality.handle(), tm, self.load.config());
+        Ok((locality, machine))
+    }
+}
+
 /// Both sides in this thread, turned in turns: nobody spins or sleeps, and its CPU time and allocations are those of the requests.
 fn one_thread(load: Load, untimed: u64, timed: u64) -> Result<Found, Failure> {
     let clock = MonotonicClock::start();
-    let (counters, crowd) = (Arc::new(Counters::default()), Crowd::that_waits(Waiting::Adaptive));
-    let lo = LoFabric::new();
-    let (to, own) = load.endpoints()?;
-    let side = |index, name, endpoint, listens| -> Result<(Locality, RpcMachine), Failure> {
-        let locality = locality(index, name, &counters, &crowd)?;
-        let token = Token::new([7; 32]);
-        let tm = start_machine(&locality, &load.fabric(&lo), endpoint, listens, token, REQUEST_WITHIN)?;
-        let machine = RpcMachine::start(&locality.handle(), tm, load.config());
-        Ok((locality, machine))
-    };
-    let (mut server_side, server) = side(0, "server", to, true)?;
-    let (mut client_side, client) = side(1, "client", own, load.net == Net::Lo)?;
+    let sides = Sides::new(load)?;
+    let (counters, to) = (&sides.counters, sides.to);
+    let (mut server_side, server) = sides.server()?;
+    let (mut client_side, client) = sides.client()?;
     serve(&server, &load)?;
     let asking = Asking::new(&client, to, clock, &load)?;
     let _lanes = asking.begin(untimed + timed, load.depth);
@@ -664,9 +692,9 @@ fn one_thread(load: Load, untimed: u64, timed: u64) -> Result<Found, Failure> {
     let all_ended = || asking.ended.get() == u64::from(load.depth);
     turn_until(&|| asking.answered.get() >= untimed || all_ended());
     let answered_before = asking.answered.get();
-    let before = Began::now(&clock, &counters, process::thread_cpu_time);
+    let before = Began::now(&clock, counters, process::thread_cpu_time);
     turn_until(&all_ended);
-    let after = Began::now(&clock, &counters, process::thread_cpu_time);
+    let after = Began::now(&clock, counters, process::thread_cpu_time);
     asking.outcome()?;
     if load.addb_records > 0 && server.addb().count(Phase::Done) != untimed + timed {
         return Err(Failure::new("the server did not answer each request once"));
@@ -679,23 +707,15 @@ fn one_thread(load: Load, untimed: u64, timed: u64) -> Result<Found, Failure> {
 /// Client and server on a thread each, spinning and sleeping as they do in a cluster.
 fn two_threads(load: Load, untimed: u64, timed: u64) -> Result<Found, Failure> {
     let (clock, stop) = (MonotonicClock::start(), StopFlag::new());
-    let (counters, crowd) = (Arc::new(Counters::default()), Crowd::that_waits(Waiting::Adaptive));
-    let lo = LoFabric::new();
-    let (to, own) = load.endpoints()?;
-    let side = |index, name, endpoint, listens| -> Result<(Locality, RpcMachine), Failure> {
-        let locality = locality(index, name, &counters, &crowd)?;
-        let token = Token::new([7; 32]);
-        let tm = start_machine(&locality, &load.fabric(&lo), endpoint, listens, token, REQUEST_WITHIN)?;
-        let machine = RpcMachine::start(&locality.handle(), tm, load.config());
-        Ok((locality, machine))
-    };
+    let sides = Sides::new(load)?;
+    let (counters, to) = (&sides.counters, sides.to);
     std::thread::scope(|scope| {
         let (ready, is_ready) = std::sync::mpsc::channel();
-        let (side, clock, stop) = (&side, &clock, &stop);
+        let (sides, clock, stop) = (&sides, &clock, &stop);
         let thread = std::thread::Builder::new().name("server".to_owned());
         let serving = thread
             .spawn_scoped(scope, move || {
-                let (mut locality, machine) = side(0, "server", to, true)?;
+                let (mut locality, machine) = sides.server()?;
                 serve(&machine, &load)?;
                 let _ = ready.send(()); // the client gave up if nobody listens: then the flag is set, too
                 locality.run(clock, stop).map_err(Failure::while_doing("waiting for events"))
@@ -703,7 +723,7 @@ fn two_threads(load: Load, untimed: u64, timed: u64) -> Result<Found, Failure> {
             .map_err(Failure::while_doing("starting a thread"))?;
         let serves = is_ready.recv().is_ok();
         let asked = || {
-            let (mut locality, client) = side(1, "client", own, load.net == Net::Lo)?;
+            let (mut locality, client) = sides.client()?;
             let asking = Asking::new(&client, to, *clock, &load)?;
             let mut phase = |count: u64, lanes_before: u64| -> Result<(), Failure> {
                 let _lanes = asking.begin(count, load.depth);
@@ -713,9 +733,9 @@ fn two_threads(load: Load, untimed: u64, timed: u64) -> Result<Found, Failure> {
             };
             phase(untimed, 0)?;
             asking.waited_ns.borrow_mut().reset();
-            let before = Began::now(clock, &counters, process::cpu_time);
+            let before = Began::now(clock, counters, process::cpu_time);
             phase(timed, load.depth.into())?;
-            let after = Began::now(clock, &counters, process::cpu_time);
+            let after = Began::now(clock, counters, process::cpu_time);
             let waited_ns = asking.waited_ns.borrow().clone();
             Ok(Some(before.found(after, timed, waited_ns)))
         };
@@ -750,6 +770,10 @@ mod tests {
                     assert!((385..=400).contains(&found.requests), "{net:?}: {} requests", found.requests);
                     assert!(found.took > Duration::ZERO && found.sample().bytes > 0);
                     assert_eq!(found.waited_ns.len() >= 400, depth == 1);
+                    assert!(
+                        depth != 1 || found.waited_ns.value_at_quantile(0.5) > 500,
+                        "no call takes half a microsecond"
+                    );
                 }
             }
         }

@@ -18,7 +18,7 @@ use crate::failure::Failure;
 use crate::output;
 
 /// The device that an operator names, with its target index.
-fn find<'a>(file: &'a ClusterFile, name: &str) -> Result<(usize, &'a DeviceSection), Failure> {
+pub fn find<'a>(file: &'a ClusterFile, name: &str) -> Result<(usize, &'a DeviceSection), Failure> {
     let by_index = name.parse::<usize>().ok().filter(|index| *index < file.devices.len());
     let by_fid = || {
         let fid = name.parse::<Fid>().ok()?;

@@ -21,8 +21,9 @@ use faces::cluster_file::ClusterFile;
 use serde_json::json;
 use spdk_stob::is_nvme_address;
 
-use crate::connection::{Station, find_cluster_file, folder_of, load_cluster_file};
+use crate::connection::{Station, find_cluster_file, folder_of};
 use crate::failure::Failure;
+use crate::known_cluster::KnownCluster;
 use crate::output;
 
 use finding::{Finding, Verdict};
@@ -46,7 +47,7 @@ pub struct DoctorArgs {
 /// A cluster to look at.
 struct Patient {
     config: PathBuf,
-    file: ClusterFile,
+    file: KnownCluster,
 }
 
 impl Patient {
@@ -79,7 +80,7 @@ pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
     let patient = find_patient(args)?;
     let needs = patient.as_ref().map(|patient| Needs::of(&patient.file)).unwrap_or_default();
     let mut findings = machine::all(needs);
-    findings.extend(networks::all(needs, patient.as_ref().map(|patient| &patient.file))?);
+    findings.extend(networks::all(needs, patient.as_ref().map(|patient| &*patient.file))?);
     findings.extend(clock::all());
     if let Some(patient) = &patient {
         let mut station = Station::new("doctor")?;
@@ -115,7 +116,8 @@ fn find_patient(args: &DoctorArgs) -> Result<Option<Patient>, Failure> {
             Err(_) => return Ok(None),
         },
     };
-    let file = load_cluster_file(&config)?;
+    let named = std::env::var_os("CLOVIS_CREDENTIAL").map(PathBuf::from);
+    let file = KnownCluster::load(&config, named.as_deref())?;
     Ok(Some(Patient { config, file }))
 }
 

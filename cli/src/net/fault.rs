@@ -6,15 +6,15 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use faces::cluster_file::ClusterFile;
 use fops::admin::{NetFault, NetFaultReply, NetFaultRequest, NetFaultStatus};
 use serde_json::json;
 use verbs_net::FaultRule;
 
 use super::ping::targets;
 use crate::args::ConnectArgs;
-use crate::connection::{Station, find_cluster_file, load_cluster_file};
+use crate::connection::Station;
 use crate::failure::Failure;
+use crate::known_cluster::KnownCluster;
 use crate::output;
 use crate::table::{Align, Table};
 
@@ -149,7 +149,7 @@ fn rule(args: &AddArgs) -> Result<FaultRule, Failure> {
 }
 
 fn ask(to: &TargetArgs, request: &NetFaultRequest) -> Result<(), Failure> {
-    let file: ClusterFile = load_cluster_file(&find_cluster_file(to.connect.config.as_deref())?)?;
+    let file = KnownCluster::of(&to.connect)?;
     let mut station = Station::new("fault")?;
     let within = Duration::from_secs(to.connect.timeout);
     let mut all = Vec::new();
@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     fn args(action: Action, ms: Option<u64>, peer: Option<&str>) -> AddArgs {
-        let connect = ConnectArgs { config: None, timeout: 5 };
+        let connect = ConnectArgs { config: None, credential: None, timeout: 5 };
         AddArgs {
             to: TargetArgs { target: String::new(), json: false, connect },
             action,

@@ -9,8 +9,9 @@ use fops::admin::Ping;
 use serde_json::json;
 
 use crate::args::ConnectArgs;
-use crate::connection::{Station, find_cluster_file, load_cluster_file};
+use crate::connection::Station;
 use crate::failure::Failure;
+use crate::known_cluster::KnownCluster;
 use crate::output;
 
 /// `clovis net ping`
@@ -37,7 +38,7 @@ pub struct PingArgs {
 
 /// `clovis net ping`
 pub fn run(args: &PingArgs) -> Result<(), Failure> {
-    let file = load_cluster_file(&find_cluster_file(args.connect.config.as_deref())?)?;
+    let file = KnownCluster::of(&args.connect)?;
     let mut station = Station::new("ping")?;
     let mut answers = Vec::new();
     for endpoint in targets(&file, &args.target)? {
@@ -67,7 +68,7 @@ pub(super) fn targets(file: &ClusterFile, target: &str) -> Result<Vec<Endpoint>,
 
 fn ping(
     station: &mut Station,
-    file: &ClusterFile,
+    file: &KnownCluster,
     to: Endpoint,
     args: &PingArgs,
 ) -> Result<serde_json::Value, Failure> {

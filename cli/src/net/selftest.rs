@@ -10,15 +10,16 @@ use std::time::Duration;
 use base::units::{BLOCK_BYTES, MIB};
 use base::{Endpoint, NetKind};
 use clap::{Args, Subcommand, ValueEnum};
+use client::membership;
 use runtime::{Counters, Crowd, MonotonicClock, StopFlag, Waiting, process};
 use serde_json::{Value, json};
-use verbs_net::{Fabric, LoFabric, Token};
+use verbs_net::{Fabric, LoFabric, Security, Token};
 
 use super::{own_fabric, parse_selftest_endpoint};
 use crate::args::parse_size;
-use crate::connection::{load_cluster_file, token};
 use crate::daemon::stop_on_signal;
 use crate::failure::Failure;
+use crate::known_cluster::KnownCluster;
 use crate::output;
 use crate::table::bytes_text;
 use crate::traffic::usage::COUNT_NAMES;
@@ -234,11 +235,13 @@ pub fn run(role: &Role) -> Result<(), Failure> {
     }
 }
 
-fn credential(config: Option<&PathBuf>) -> Result<Token, Failure> {
-    match config {
-        Some(path) => Ok(token(&load_cluster_file(path)?.cluster.credential)),
-        None => Ok(Token::new(WELL_KNOWN)),
-    }
+/// What this end shows: the well-known secret, or what a cluster's file says. `name`: whose credential that is by default; a listening end
+/// takes a daemon's.
+fn security(config: Option<&PathBuf>, name: &str) -> Result<Security, Failure> {
+    let Some(config) = config else { return Ok(Token::new(WELL_KNOWN).into()) };
+    let named = std::env::var_os("CLOVIS_CREDENTIAL").map(PathBuf::from);
+    let (_, cluster) = KnownCluster::of_daemon(config, named.as_deref(), |_| name.to_owned())?;
+    cluster.security()
 }
 
 fn server(args: &ServerArgs) -> Result<(), Failure> {
@@ -253,7 +256,7 @@ fn server(args: &ServerArgs) -> Result<(), Failure> {
         &fabric,
         args.listen,
         true,
-        credential(args.config.as_ref())?,
+        security(args.config.as_ref(), "control")?,
         Duration::from_secs(args.timeout),
     )?;
     output::line(&format!("selftest serves at {}", args.listen))?;
@@ -273,7 +276,7 @@ fn client(args: &ClientArgs) -> Result<(), Failure> {
         &fabric,
         own,
         false,
-        credential(args.config.as_ref())?,
+        security(args.config.as_ref(), membership::ADMINISTRATOR)?,
         work.within,
     )?;
     let requester = Requester::new(args.server, work, locality.handle().arena())?;
@@ -285,18 +288,18 @@ fn client(args: &ClientArgs) -> Result<(), Failure> {
 
 fn alone(args: &AloneArgs) -> Result<(), Failure> {
     let work = args.traffic.work()?;
-    let token = Token::new(WELL_KNOWN);
+    let security = Token::new(WELL_KNOWN).into();
     let found = if args.endpoint.nid.net.kind == NetKind::Lo {
         let lo = LoFabric::default();
-        traffic::in_one_process(&|| Fabric::Lo(lo.clone()), args.endpoint, &token, work, None)?
+        traffic::in_one_process(&|| Fabric::Lo(lo.clone()), args.endpoint, &security, work, None)?
     } else {
         // Each side opens its own: only the verbs fabric may go from thread to thread.
         match own_fabric(args.endpoint)? {
             Fabric::Verbs(fabric) => {
                 let fabric = || Fabric::Verbs(fabric.clone());
-                traffic::in_one_process(&fabric, args.endpoint, &token, work, None)?
+                traffic::in_one_process(&fabric, args.endpoint, &security, work, None)?
             }
-            _ => traffic::in_one_process(&|| Fabric::Tcp, args.endpoint, &token, work, None)?,
+            _ => traffic::in_one_process(&|| Fabric::Tcp, args.endpoint, &security, work, None)?,
         }
     };
     report(args.endpoint, &args.traffic, work, &found)

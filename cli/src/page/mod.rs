@@ -80,7 +80,7 @@ impl Asker {
 
 impl Questions {
     /// Answers until nobody can ask any more.
-    pub async fn answer_all(mut self, control: &Control, credential: Credential) {
+    pub async fn answer_all(mut self, control: &Control, credential: Option<Credential>) {
         // The file in force and its transaction: a large one is not read anew for every look.
         let mut known: Option<(u64, ClusterFile)> = None;
         while let Some(Letter { question, answer }) = self.0.recv().await {
@@ -94,7 +94,11 @@ impl Questions {
     }
 }
 
-fn status(control: &Control, credential: Credential, known: &mut Option<(u64, ClusterFile)>) -> Value {
+fn status(
+    control: &Control,
+    credential: Option<Credential>,
+    known: &mut Option<(u64, ClusterFile)>,
+) -> Value {
     let Some((transaction, text)) = control.cluster_text() else {
         return json!({ "error": "control was started without a cluster file" });
     };
@@ -106,9 +110,10 @@ fn status(control: &Control, credential: Credential, known: &mut Option<(u64, Cl
         },
     };
     let load = Load::of(&control.load(&LoadGet { after: 0, most: 1 }));
-    let status = control.status();
+    let (status, repairs) = (control.status(), control.repairs());
     let events: Vec<Value> = control.events().iter().map(event_json).collect();
-    let json = json!({ "status": Picture::of(&file, &status, load).json(transaction), "events": events });
+    let json =
+        json!({ "status": Picture::of(&file, &status, load, &repairs).json(transaction), "events": events });
     *known = Some((transaction, file));
     json
 }

@@ -10,7 +10,7 @@ use base::{Endpoint, NetKind, Nid};
 use runtime::{
     Arena, ArenaConfig, Counters, Crowd, Locality, LocalityConfig, MonotonicClock, StopFlag, process,
 };
-use verbs_net::{Fabric, TmConfig, Token, TransferMachine};
+use verbs_net::{Fabric, Security, TmConfig, TransferMachine};
 
 use super::Work;
 use super::requester::{Found, Requester};
@@ -60,10 +60,10 @@ pub fn start_machine(
     fabric: &Fabric,
     endpoint: Endpoint,
     listen: bool,
-    token: Token,
+    security: Security,
     within: Duration,
 ) -> Result<TransferMachine, Failure> {
-    let mut config = TmConfig::new(endpoint, listen, new_epoch(), token, Rc::default());
+    let mut config = TmConfig::new(endpoint, listen, new_epoch(), security, Rc::default());
     let within_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
     config.times.hello_ms_max = config.times.hello_ms_max.max(within_ms / 10);
     config.times.ping_wait_ms_max = config.times.ping_wait_ms_max.max(within_ms / 6);
@@ -100,7 +100,7 @@ pub fn ask(
 pub fn in_one_process(
     fabric: &(dyn Fn() -> Fabric + Sync),
     responder: Endpoint,
-    token: &Token,
+    security: &Security,
     work: Work,
     shared: Option<&Arc<Counters>>,
 ) -> Result<Found, Failure> {
@@ -118,7 +118,7 @@ pub fn in_one_process(
             .spawn_scoped(scope, move || {
                 let mut locality = locality(1, "responder", &of_responder, crowd)?;
                 let machine =
-                    start_machine(&locality, &fabric(), responder, true, token.clone(), work.within)?;
+                    start_machine(&locality, &fabric(), responder, true, security.clone(), work.within)?;
                 // The requester gave up if it does not listen: then the flag is set, too.
                 let _ = ready.send(());
                 drive(&mut locality, clock, stop, machine, Responder::new(false), cpu_time).map(drop)
@@ -129,7 +129,7 @@ pub fn in_one_process(
         let asked = || {
             let mut locality = locality(0, "requester", &of_requester, crowd)?;
             let own = requester_endpoint(responder)?;
-            let machine = start_machine(&locality, &fabric(), own, false, token.clone(), work.within)?;
+            let machine = start_machine(&locality, &fabric(), own, false, security.clone(), work.within)?;
             let requester = Requester::new(responder, work, locality.handle().arena())?;
             ask(&mut locality, machine, clock, stop, requester, cpu_time)
         };

@@ -18,7 +18,6 @@ use fops::FopError;
 use fops::component::*;
 use fops::conf::*;
 use fops::object::*;
-use futures_util::FutureExt;
 use rpc::{Fom, RpcConfig, RpcMachine};
 use runtime::{
     Arena, ArenaConfig, Counters, Locality, LocalityConfig, LocalityHandle, SharedBuffer, SimulatedClock,
@@ -167,7 +166,7 @@ impl World {
         ClientConfig {
             local: None,
             control: endpoint(0),
-            token: Token::new(TOKEN),
+            security: TOKEN.into(),
             epoch: 77,
             op_timeout: Duration::from_secs(20),
             read_verify: false,
@@ -350,11 +349,11 @@ fn serve(rpc: &RpcMachine, services: &Rc<Services>) {
     macro_rules! handler {
         ($fop:ty, |$s:ident, $fom:ident, $body:ident| $answer:expr) => {
             let own = services.clone();
-            rpc.serve::<$fop>(move |$fom, $body| {
+            rpc.serve(move |$fom, $body: $fop| {
                 let $s = own.clone();
                 let version = $s.configuration.borrow().version;
                 $fom.machine().config_version().set(version);
-                async move { $answer }.boxed_local()
+                async move { $answer }
             });
         };
     }

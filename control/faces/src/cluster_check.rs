@@ -11,9 +11,9 @@ use base::limits::{POOL_WIDTH_MAX, UNIT_BYTES_MAX, UNIT_BYTES_MIN};
 use base::units::BLOCK_BYTES;
 use base::{Blame, Blamed, Endpoint, Fid, FidType, LayoutWidth, NetKind, Nid};
 
-use crate::cluster_file::{ClusterFile, Transport};
+use crate::cluster_file::{ClusterFile, SecurityKind, Transport};
 use crate::cluster_tree::{PartKind, SERVICES, check_tree};
-use crate::limits::{CLUSTER_FILE_BYTES_MAX, DEVICES_MAX, LOCALITIES_MAX, SERVERS_MAX};
+use crate::limits::{CLUSTER_FILE_BYTES_MAX, DEVICES_MAX, LOCALITIES_MAX, REPAIR_RATE_MIN, SERVERS_MAX};
 
 /// Why a cluster file is refused: where and what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +77,23 @@ pub enum ConfigProblem {
     /// A name for people is missing.
     #[error("the cluster's name is empty")]
     NoName,
+    /// Members that share a secret, and no secret.
+    #[error(
+        "missing: 64 hexadecimal digits that all members share, or `security = \"certificates\"` (docs/security.md)"
+    )]
+    NoSecret,
+    /// Members with certificates, and a secret that means nothing.
+    #[error("with `security = \"certificates\"` nothing is shared: leave this line out")]
+    NeedlessSecret,
+    /// Certificates where they cannot be shown.
+    #[error("certificates are shown over tcp; on the transport {} write `security = \"shared\"`", transport.word())]
+    NoCertificatesOn {
+        /// The cluster's transport.
+        transport: Transport,
+    },
+    /// Encryption without certificates.
+    #[error("only what begins with certificates can be encrypted: write `security = \"certificates\"` too")]
+    NoEncryption,
     /// A fid's type byte is another one.
     #[error("{fid} is not the fid of a {expected:?}: its top byte has to be {:#x}", *expected as u8)]
     WrongFidType {
@@ -194,6 +211,14 @@ pub enum ConfigProblem {
     UnitSize {
         /// As written.
         bytes: u64,
+    },
+    /// A rate that is too low for anything to get done.
+    #[error(
+        "a repair of {rate} bytes in a second would take years: at least {REPAIR_RATE_MIN}, or leave it out for no limit"
+    )]
+    RepairRate {
+        /// As written.
+        rate: u64,
     },
     /// A part that has to be in another, and is in none.
     #[error("{what} {fid} needs the {parent} that it is in: write in = \"FID\"")]
@@ -366,6 +391,7 @@ fn check_sections(file: &ClusterFile) -> Result<(), Fault> {
         return Err(fault(Place::Key("cluster.name"), ConfigProblem::NoName));
     }
     check_fid(Place::Key("cluster.profile"), file.cluster.profile, FidType::Profile)?;
+    check_security(file)?;
     if file.control.store.as_os_str().is_empty() {
         return Err(fault(Place::Key("control.store"), ConfigProblem::NoPath));
     }
@@ -377,7 +403,29 @@ fn check_sections(file: &ClusterFile) -> Result<(), Fault> {
     if !in_range || !bytes.is_multiple_of(BLOCK_BYTES) {
         return Err(fault(Place::Key("pool.unit_bytes"), ConfigProblem::UnitSize { bytes }));
     }
+    if let Some(rate) = file.profile.repair_bytes_per_second.filter(|rate| *rate < REPAIR_RATE_MIN) {
+        let place = Place::Key("profile.repair_bytes_per_second");
+        return Err(fault(place, ConfigProblem::RepairRate { rate }));
+    }
     Ok(())
+}
+
+fn check_security(file: &ClusterFile) -> Result<(), Fault> {
+    let cluster = &file.cluster;
+    match (cluster.security, &cluster.credential) {
+        (SecurityKind::Shared, None) => Err(fault(Place::Key("cluster.credential"), ConfigProblem::NoSecret)),
+        (SecurityKind::Shared, Some(_)) if cluster.encrypt => {
+            Err(fault(Place::Key("cluster.encrypt"), ConfigProblem::NoEncryption))
+        }
+        (SecurityKind::Certificates, Some(_)) => {
+            Err(fault(Place::Key("cluster.credential"), ConfigProblem::NeedlessSecret))
+        }
+        (SecurityKind::Certificates, None) if cluster.transport != Transport::Tcp => {
+            let problem = ConfigProblem::NoCertificatesOn { transport: cluster.transport };
+            Err(fault(Place::Key("cluster.security"), problem))
+        }
+        (SecurityKind::Shared, Some(_)) | (SecurityKind::Certificates, None) => Ok(()),
+    }
 }
 
 fn check_servers(file: &ClusterFile, endpoints: &mut Endpoints) -> Result<(), Fault> {
@@ -502,6 +550,10 @@ mod tests {
             (with("name = \"demo\"\n", ""), "missing field `name`"),
             (with("name = \"demo\"", "name = demo"), "line 4, name: "),
             (with("id = \"0xc10715\"", "id = \"0xzz\""), "line 5, id: \"0xzz\" is not a cluster id"),
+            (
+                format!("{GOOD}\n[profile]\nrepair_bytes_per_second = 4095\n"),
+                "line 55, profile.repair_bytes_per_second: a repair of 4095 bytes in a second would take years: at least 4096, or leave it out for no limit",
+            ),
             (
                 with("profile = \"0x7000000000000001:0\"", "profile = \"0x7100000000000001:0\""),
                 "line 6, cluster.profile: 0x7100000000000001:0x0 is not the fid of a Profile: its top byte has to be 0x70",

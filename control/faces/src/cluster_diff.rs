@@ -66,6 +66,7 @@ enum Section {
     Cluster,
     Control,
     Pool,
+    Profile,
     Server,
     Device,
     Part(PartKind),
@@ -83,11 +84,13 @@ fn values(file: &ClusterFile) -> BTreeMap<Key, String> {
     let mut add = |section, fid, key, index, value: String| {
         values.insert((section, fid, key, index), value);
     };
-    let ClusterFile { cluster, control, pool, servers, devices, tree } = file;
+    let ClusterFile { cluster, control, pool, profile, servers, devices, tree } = file;
     add(Section::Cluster, none, "name", 0, cluster.name.clone());
     add(Section::Cluster, none, "id", 0, format!("{:#x}", cluster.id.0));
     add(Section::Cluster, none, "profile", 0, cluster.profile.to_string());
     add(Section::Cluster, none, "transport", 0, cluster.transport.word().to_owned());
+    add(Section::Cluster, none, "security", 0, cluster.security.word().to_owned());
+    add(Section::Cluster, none, "encrypt", 0, cluster.encrypt.to_string());
     add(Section::Control, none, "endpoint", 0, control.endpoint.to_string());
     add(Section::Control, none, "store", 0, control.store.display().to_string());
     add(Section::Control, none, "store_bytes", 0, control.store_bytes.to_string());
@@ -98,6 +101,9 @@ fn values(file: &ClusterFile) -> BTreeMap<Key, String> {
     add(Section::Pool, none, "version", 0, pool.version.to_string());
     add(Section::Pool, none, "layout", 0, pool.layout.to_string());
     add(Section::Pool, none, "unit_bytes", 0, pool.unit_bytes.to_string());
+    if let Some(rate) = profile.repair_bytes_per_second {
+        add(Section::Profile, none, "repair_bytes_per_second", 0, rate.to_string());
+    }
     for server in servers {
         let fid = server.process;
         add(Section::Server, fid, PRESENCE, 0, format!("{} endpoints", server.endpoints.len()));
@@ -151,6 +157,8 @@ fn effect_of((section, fid, key, _): Key, file: &ClusterFile) -> Effect {
         (Section::Cluster, "transport") => {
             Effect::Refused("every endpoint would move at once: make a new cluster on the other transport")
         }
+        // Each process reads these at its start: all are stopped and started again (docs/security.md).
+        (Section::Cluster, "security" | "encrypt") => Effect::ControlRestart,
         (Section::Control, "store_bytes") => Effect::Refused("a store keeps the size it was made with"),
         (Section::Control, _) => Effect::ControlRestart,
         (Section::Pool, "fid" | "version" | "layout") => {
@@ -168,9 +176,15 @@ fn effect_of((section, fid, key, _): Key, file: &ClusterFile) -> Effect {
             Some(server) => Effect::ServerRestart(server),
             None => Effect::Now,
         },
-        (Section::Cluster | Section::Pool | Section::Server | Section::Device | Section::Part(_), _) => {
-            Effect::Now
-        }
+        (
+            Section::Cluster
+            | Section::Pool
+            | Section::Profile
+            | Section::Server
+            | Section::Device
+            | Section::Part(_),
+            _,
+        ) => Effect::Now,
     }
 }
 
@@ -184,6 +198,7 @@ fn words((section, fid, key, index): Key) -> String {
         Section::Cluster => format!("cluster.{key}"),
         Section::Control => format!("control.{key}"),
         Section::Pool => format!("pool.{key}"),
+        Section::Profile => format!("profile.{key}"),
         Section::Server => of_fid("server"),
         Section::Device => of_fid("device"),
         Section::Part(kind) => of_fid(kind.word()),
@@ -233,9 +248,10 @@ mod tests {
         assert_eq!(diff(&from, &from), []);
         let mut to = from.clone();
         to.cluster.name = "other".to_owned();
-        to.cluster.credential = Credential::from_bytes([7; 32]);
+        to.cluster.credential = Some(Credential::from_bytes([7; 32]));
         to.control.store = "elsewhere".into();
         to.pool.unit_bytes = 4096;
+        to.profile.repair_bytes_per_second = Some(1 << 20);
         to.pool.layout = "1+1+1".parse().unwrap();
         to.servers[1].endpoints.pop();
         to.servers[0].metrics = Some("127.0.0.1:9641".parse().unwrap());
@@ -251,6 +267,7 @@ mod tests {
                 "~ control.store: control.store -> elsewhere  (when control restarts)",
                 "~ pool.layout: 2+1+1 -> 1+1+1  (refused: it needs a new pool version, which is not there yet)",
                 "~ pool.unit_bytes: 65536 -> 4096  (now)",
+                "+ profile.repair_bytes_per_second: 1048576  (now)",
                 "+ server 0x7200000000000001:0x1 metrics: 127.0.0.1:9641  (when server 0x7200000000000001:0x1 restarts)",
                 "- server 0x7200000000000001:0x2 endpoints[1]: 127.0.0.1@tcp:12345:34:3  (when server 0x7200000000000001:0x2 restarts)",
                 "+ server 0x7200000000000001:0x2 rails[0]: 127.0.0.2@tcp  (when server 0x7200000000000001:0x2 restarts)",

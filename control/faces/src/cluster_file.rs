@@ -81,6 +81,39 @@ impl Credential {
     }
 }
 
+/// How the members of a cluster prove that they are: the `security` key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum SecurityKind {
+    /// All share the `credential` of the file, and it goes over the wire in the clear: whoever has it may do everything.
+    #[default]
+    Shared,
+    /// Each has a certificate with rights of its own (docs/security.md).
+    Certificates,
+}
+
+impl SecurityKind {
+    /// The word in the file.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            SecurityKind::Shared => "shared",
+            SecurityKind::Certificates => "certificates",
+        }
+    }
+
+    #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+    fn is_shared(&self) -> bool {
+        *self == SecurityKind::Shared
+    }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn is_off(flag: &bool) -> bool {
+    !*flag
+}
+
 /// Stands in the place of the credential where a cluster file is kept or shown; as long as a credential.
 pub const HIDDEN: &str = "----------------- the credential is not kept here --------------";
 const _: () = assert!(HIDDEN.len() == 64);
@@ -164,8 +197,15 @@ pub struct ClusterSection {
     pub profile: Fid,
     /// Backend of the network.
     pub transport: Transport,
-    /// Shared secret.
-    pub credential: Credential,
+    /// How its members prove that they are.
+    #[serde(skip_serializing_if = "SecurityKind::is_shared")]
+    pub security: SecurityKind,
+    /// With certificates: everything between its processes is encrypted, not the hello of each connection only.
+    #[serde(skip_serializing_if = "is_off")]
+    pub encrypt: bool,
+    /// Shared secret, unless each member has a certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credential: Option<Credential>,
 }
 
 /// `[control]`: the control daemon.
@@ -193,6 +233,20 @@ pub struct PoolSection {
     pub layout: LayoutWidth,
     /// Unit size where an object's creator chooses none.
     pub unit_bytes: u64,
+}
+
+/// `[profile]`: what control lets go on by itself, and how fast. All of it may be left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ProfileSection {
+    /// Bytes that the copy to a device in repair may write in a second; no limit if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repair_bytes_per_second: Option<u64>,
+}
+
+impl ProfileSection {
+    fn is_default(&self) -> bool {
+        *self == ProfileSection::default()
+    }
 }
 
 /// `[[server]]`: one server process.
@@ -240,6 +294,9 @@ pub struct ClusterFile {
     pub control: ControlSection,
     /// The pool.
     pub pool: PoolSection,
+    /// What goes on by itself.
+    #[serde(skip_serializing_if = "ProfileSection::is_default")]
+    pub profile: ProfileSection,
     /// The server processes.
     #[serde(rename = "server")]
     pub servers: Vec<ServerSection>,
@@ -271,13 +328,18 @@ impl ClusterFile {
         ClusterFile::parse(text)?;
         let raw: RawFile = toml::from_str(text).map_err(|error| syntax_error(text, &error))?;
         let mut hidden = text.to_owned();
-        hidden.replace_range(raw.cluster.credential.span(), &format!("\"{HIDDEN}\""));
+        if let Some(credential) = raw.cluster.credential {
+            hidden.replace_range(credential.span(), &format!("\"{HIDDEN}\""));
+        }
         Ok(hidden)
     }
 
     /// Reads a text whose credential is hidden. Errors: as [`ClusterFile::parse`].
-    pub fn parse_hidden(text: &str, credential: Credential) -> Result<ClusterFile, ConfigError> {
-        ClusterFile::parse(&text.replacen(HIDDEN, &credential.to_hex(), 1))
+    pub fn parse_hidden(text: &str, credential: Option<Credential>) -> Result<ClusterFile, ConfigError> {
+        match credential {
+            Some(credential) => ClusterFile::parse(&text.replacen(HIDDEN, &credential.to_hex(), 1)),
+            None => ClusterFile::parse(text),
+        }
     }
 
     /// Checks a file that was put together by a program. Errors name the key.
@@ -294,9 +356,11 @@ impl ClusterFile {
         let body = toml::to_string(self).map_err(|error| {
             ConfigError::whole_file(ConfigProblem::Unwritable { message: error.to_string() })
         })?;
-        Ok(format!(
-            "# A Clovis cluster (docs/configuration.md). Contains its credential: keep it readable by its owner only.\n\n{body}"
-        ))
+        let secret = match self.cluster.credential {
+            Some(_) => " Contains its credential: keep it readable by its owner only.",
+            None => "",
+        };
+        Ok(format!("# A Clovis cluster (docs/configuration.md).{secret}\n\n{body}"))
     }
 
     /// Version 1 of the configuration: every device Unknown.
@@ -378,6 +442,8 @@ struct RawFile {
     cluster: RawCluster,
     control: RawControl,
     pool: RawPool,
+    #[serde(default)]
+    profile: RawProfile,
     #[serde(default, rename = "server")]
     servers: Vec<RawServer>,
     #[serde(default, rename = "device")]
@@ -423,7 +489,12 @@ struct RawCluster {
     id: Spanned<ClusterId>,
     profile: Spanned<Fid>,
     transport: Spanned<Transport>,
-    credential: Spanned<Credential>,
+    #[serde(default)]
+    security: Option<Spanned<SecurityKind>>,
+    #[serde(default)]
+    encrypt: Option<Spanned<bool>>,
+    #[serde(default)]
+    credential: Option<Spanned<Credential>>,
 }
 
 #[derive(Deserialize)]
@@ -443,6 +514,13 @@ struct RawPool {
     version: Spanned<Fid>,
     layout: Spanned<LayoutWidth>,
     unit_bytes: Spanned<u64>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawProfile {
+    #[serde(default)]
+    repair_bytes_per_second: Option<Spanned<u64>>,
 }
 
 #[derive(Deserialize)]
@@ -499,7 +577,9 @@ impl RawFile {
                 id: self.cluster.id.into_inner(),
                 profile: self.cluster.profile.into_inner(),
                 transport: self.cluster.transport.into_inner(),
-                credential: self.cluster.credential.into_inner(),
+                security: self.cluster.security.map_or_else(SecurityKind::default, Spanned::into_inner),
+                encrypt: self.cluster.encrypt.is_some_and(Spanned::into_inner),
+                credential: self.cluster.credential.map(Spanned::into_inner),
             },
             control: ControlSection {
                 endpoint: self.control.endpoint.into_inner(),
@@ -512,6 +592,9 @@ impl RawFile {
                 version: self.pool.version.into_inner(),
                 layout: self.pool.layout.into_inner(),
                 unit_bytes: self.pool.unit_bytes.into_inner(),
+            },
+            profile: ProfileSection {
+                repair_bytes_per_second: self.profile.repair_bytes_per_second.map(Spanned::into_inner),
             },
             servers: self
                 .servers
@@ -555,7 +638,15 @@ impl Spans {
         add(Place::Key("cluster.id"), raw.cluster.id.span());
         add(Place::Key("cluster.profile"), raw.cluster.profile.span());
         add(Place::Key("cluster.transport"), raw.cluster.transport.span());
-        add(Place::Key("cluster.credential"), raw.cluster.credential.span());
+        if let Some(security) = &raw.cluster.security {
+            add(Place::Key("cluster.security"), security.span());
+        }
+        if let Some(encrypt) = &raw.cluster.encrypt {
+            add(Place::Key("cluster.encrypt"), encrypt.span());
+        }
+        if let Some(credential) = &raw.cluster.credential {
+            add(Place::Key("cluster.credential"), credential.span());
+        }
         add(Place::Key("control.endpoint"), raw.control.endpoint.span());
         add(Place::Key("control.store"), raw.control.store.span());
         add(Place::Key("control.store_bytes"), raw.control.store_bytes.span());
@@ -566,6 +657,9 @@ impl Spans {
         add(Place::Key("pool.version"), raw.pool.version.span());
         add(Place::Key("pool.layout"), raw.pool.layout.span());
         add(Place::Key("pool.unit_bytes"), raw.pool.unit_bytes.span());
+        if let Some(rate) = &raw.profile.repair_bytes_per_second {
+            add(Place::Key("profile.repair_bytes_per_second"), rate.span());
+        }
         for (index, server) in raw.servers.iter().enumerate() {
             add(Place::Server(index, "process"), server.process.span());
             add(Place::Server(index, "endpoints"), server.endpoints.span());

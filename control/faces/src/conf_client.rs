@@ -11,6 +11,7 @@ use std::rc::Rc;
 use base::{Blame, Blamed, Endpoint, Fid, Instant};
 use fops::FopError;
 use fops::conf::{ClusterStatus, ClusterStatusReply, ConfGet, DeviceEvidence, DeviceReport};
+use fops::repair::{RepairTurn, RepairTurnReply};
 use rpc::{Bulk, CallError, CallOptions, RpcMachine};
 use runtime::sync::{Notify, Semaphore};
 
@@ -82,6 +83,8 @@ impl Blamed for ConfError {
 
     fn may_retry(&self) -> bool {
         match self {
+            // It will not have us: so it says again.
+            ConfError::Unreachable { source: CallError::Net { error, .. }, .. } => error.may_resend(),
             // Whatever is asked of control may be asked again: its fops are idempotent.
             ConfError::Unreachable { source, .. } => source.blame() == Blame::Environment,
             ConfError::Refused { source, .. } => source.may_retry(),
@@ -199,6 +202,15 @@ impl ConfClient {
     /// Processes and devices as control sees them.
     pub async fn cluster_status(&self, deadline: Instant) -> Result<ClusterStatusReply, ConfError> {
         self.call(&ClusterStatus, deadline).await
+    }
+
+    /// A server tells how far the copy to a device of its own is, and asks what to do.
+    pub async fn repair_turn(
+        &self,
+        turn: &RepairTurn,
+        deadline: Instant,
+    ) -> Result<RepairTurnReply, ConfError> {
+        self.call(turn, deadline).await
     }
 
     pub(crate) async fn call<F: fops::Fop>(&self, fop: &F, deadline: Instant) -> Result<F::Reply, ConfError> {

@@ -18,13 +18,14 @@ pub mod heartbeat;
 pub mod lease;
 pub mod limits;
 pub mod load;
+pub mod repair;
 pub mod rm;
 pub mod watcher;
 
 pub use about::About;
 pub use cluster_check::{ConfigError, ConfigProblem};
 pub use cluster_diff::{Change, Effect, diff};
-pub use cluster_file::{ClusterFile, ClusterId, Credential, Transport};
+pub use cluster_file::{ClusterFile, ClusterId, Credential, SecurityKind, Transport};
 pub use cluster_tree::{ClusterTree, Part, PartKind};
 pub use conf_client::{ConfClient, ConfError};
 pub use configuration::{
@@ -34,4 +35,5 @@ pub use fences::{Fences, Pass};
 pub use heartbeat::{Heartbeat, Registrant};
 pub use lease::Lease;
 pub use load::{LoadReporter, MovedBytes};
+pub use repair::{Copier, CopyEnd, Copying};
 pub use watcher::{Notified, NotifyOutcome, Watch, WatchEvent, Watcher};

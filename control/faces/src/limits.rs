@@ -146,6 +146,21 @@ pub const RM_LIST_PAGE: usize = 48;
 /// Holders that an answer names to one who has to wait.
 pub const RM_HOLDERS_NAMED: usize = 16;
 
+/// After a replacement is heeded by every server a copy waits so long, for changes in place that had begun before (docs/rfd/0009).
+pub const REPAIR_SETTLE: Duration = Duration::from_secs(5);
+/// A server tells control so often how far its copies are, and asks so often what to do about those that stand still.
+pub const REPAIR_TURN_INTERVAL: Duration = Duration::from_millis(500);
+/// Lost objects that a repair names; all are counted.
+pub const REPAIR_LOST_NAMED: usize = 16;
+/// Bytes of the reason why a repair failed.
+pub const REPAIR_REASON_BYTES_MAX: usize = 400;
+/// Tries of a copy that gets no further before its repair counts as failed.
+pub const REPAIR_TRIES_MAX: u32 = 10;
+/// Repairs of one answer.
+pub const REPAIRS_PAGE: usize = 32;
+/// Least rate of repairs that a cluster file may ask for, in bytes per second: below it a window of a large object takes days.
+pub const REPAIR_RATE_MIN: u64 = 4096;
+
 /// Encoded bytes of an endpoint: net kind and number, address, pid, portal, transfer machine id.
 const ENDPOINT_BYTES: usize = 4 + 2 + 4 + 4 + 2 + 2;
 /// Encoded bytes of a fid.
@@ -242,6 +257,15 @@ const _: () =
     assert!(wide(4 * 8 + RM_HOLDERS_NAMED * RM_HOLDER_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 const _: () =
     assert!(wide(4 * 8 + 8 * (RM_PAGE + LOANS_PER_BORROWER_MAX) + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
+/// Encoded bytes of a `RepairStatus`: two fids, number, state, reason, progress (four numbers, a fid, those that are lost), three numbers.
+const REPAIR_STATUS_BYTES_MAX: usize = 2 * FID_BYTES
+    + 4
+    + (8 + 16)
+    + (8 + REPAIR_REASON_BYTES_MAX)
+    + (4 * 8 + 1 + FID_BYTES + 8 + REPAIR_LOST_NAMED * FID_BYTES)
+    + 3 * 8;
+const _: () =
+    assert!(wide(8 + 1 + REPAIRS_PAGE * REPAIR_STATUS_BYTES_MAX + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 /// Encoded bytes of a `FenceWait`: two fids, endpoint, time.
 const FENCE_WAIT_BYTES: usize = 2 * FID_BYTES + ENDPOINT_BYTES + 8;
 const _: () = assert!(wide(4 + 8 + DEVICES_MAX * FENCE_WAIT_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);

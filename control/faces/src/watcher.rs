@@ -129,6 +129,8 @@ struct Shared {
     /// Incarnation of control, and the number of the last notification from it.
     heard: Cell<(u64, u64)>,
     recent: RefCell<VecDeque<Recent>>,
+    /// Why control does not answer and will not.
+    refusal: RefCell<Option<Rc<ConfError>>>,
     /// Rings when there is something to ask control.
     rung: Notify,
 }
@@ -208,6 +210,7 @@ impl Watcher {
             leaving: RefCell::default(),
             heard: Cell::new((0, 0)),
             recent: RefCell::default(),
+            refusal: RefCell::default(),
             rung: Notify::new(),
         });
         let task = locality.spawn("watcher", run(Rc::clone(&shared)));
@@ -254,6 +257,13 @@ impl Watch {
             }
             self.inbox.rung.notified().await;
         }
+    }
+
+    /// Why nothing comes any more: control refuses us and will go on to, for a credential that has ended or was revoked, say. Nothing
+    /// while it answers, or may answer again.
+    #[must_use]
+    pub fn refusal(&self) -> Option<Rc<ConfError>> {
+        self.shared.refusal.borrow().clone()
     }
 
     /// Ends the watch and waits for control to know. Errors: control does not answer until `deadline`; the lease ends it then.
@@ -386,8 +396,13 @@ async fn run(shared: Rc<Shared>) {
         let ask = WatchPoll { watcher: shared.id, incarnation, after, wait_ms };
         let asked = shared.conf.call(&ask, deadline).await;
         let came = asked.as_ref().is_ok_and(|reply| !reply.notifications.is_empty());
-        if let Ok(reply) = asked {
-            shared.take(reply, &cookies, deadline).await;
+        match asked {
+            Ok(reply) => {
+                shared.refusal.take();
+                shared.take(reply, &cookies, deadline).await;
+            }
+            Err(error) if error.may_retry() => drop(shared.refusal.take()),
+            Err(error) => drop(shared.refusal.replace(Some(Rc::new(error)))),
         }
         // A control daemon that is away, stops, or has too many who wait is not asked all the time.
         if !came && shared.now() < asked_at + pause {

@@ -249,11 +249,19 @@ pub enum DeviceOrder {
     Attach,
     /// Its disk was replaced, or may be overwritten: format it, and take what was lost back. Repeated, it tells how far that is.
     Replace,
-    /// Everything that it has to hold is on it again.
+    /// Not taken any more: what commands said that copied themselves. The server that copies says it ([`crate::repair::RepairWord::Ended`]).
     Restored {
-        /// Number of the replacement ([`DeviceCommandReply::replacement`]): another one says that this is about an earlier disk.
+        /// Number of the replacement.
         replacement: u32,
     },
+    /// Copy to it again, from the first object on: its repair failed.
+    RepairStart,
+    /// Let the copy stand still.
+    RepairPause,
+    /// Let it go on.
+    RepairResume,
+    /// Give its new disk up: it is failed again.
+    RepairAbort,
 }
 
 /// Gives an order about a device. Control refuses what the device's state does not allow, with the reason.
@@ -277,7 +285,8 @@ pub struct DeviceCommandReply {
     /// False if it was so already.
     pub is_new: bool,
     /// True once nobody serves the device as before: its server heard of the order, or has no lease. Of a replacement: once
-    /// the device takes writes, and every server refuses those of whoever does not know.
+    /// the device takes writes, and every server refuses those of whoever does not know. Of a repair that is to stand still or to end: once
+    /// nothing is copied.
     pub is_heeded: bool,
     /// Number of the disk that it has or awaits, 0 for its first.
     pub replacement: u32,

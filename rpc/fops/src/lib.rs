@@ -4,7 +4,7 @@
 //! belong to `rpc`. Bytes are pinned by golden tests; docs/wire.md lists the opcodes.
 //!
 //! Start at [`Fop`]; the bodies are grouped by the service that answers them: [`conf`], [`object`], [`component`], [`lock`],
-//! [`watch`], [`rm`], [`admin`].
+//! [`watch`], [`rm`], [`repair`], [`admin`].
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -15,6 +15,8 @@ mod error;
 pub mod load;
 pub mod lock;
 pub mod object;
+pub mod repair;
+mod rights;
 pub mod rm;
 pub mod watch;
 
@@ -115,6 +117,10 @@ pub enum Opcode {
     LoadReport = 100,
     /// [`load::LoadGet`]
     LoadGet = 101,
+    /// [`repair::RepairTurn`]
+    RepairTurn = 110,
+    /// [`repair::RepairGet`]
+    RepairGet = 111,
 }
 
 impl Opcode {
@@ -165,6 +171,8 @@ impl Opcode {
         Opcode::RmList,
         Opcode::LoadReport,
         Opcode::LoadGet,
+        Opcode::RepairTurn,
+        Opcode::RepairGet,
     ];
 
     /// The one with this number.

@@ -5,7 +5,7 @@
 
 use base::{BlockExtent, Endpoint, Fid, LayoutWidth};
 use fops::codec::{CodecError, Decode, Encode, decode, encode, encode_into};
-use fops::{FopError, admin, component, conf, load, lock, object, rm, watch};
+use fops::{FopError, admin, component, conf, load, lock, object, repair, rm, watch};
 use proptest::prelude::*;
 
 type RawFid = (u64, u64);
@@ -95,6 +95,18 @@ fn orders_about_devices() {
         agreed!((RawFid, (u32, u32)): (RAW, (3, 9))),
         &format!("{FID_HEX} 03000000 09000000"),
     );
+    for (order, number) in [
+        (conf::DeviceOrder::RepairStart, 4_u8),
+        (conf::DeviceOrder::RepairPause, 5),
+        (conf::DeviceOrder::RepairResume, 6),
+        (conf::DeviceOrder::RepairAbort, 7),
+    ] {
+        pinned(
+            conf::DeviceCommand { device: FID, order },
+            agreed!((RawFid, u32): (RAW, number.into())),
+            &format!("{FID_HEX} {number:02x}000000"),
+        );
+    }
     pinned(
         conf::DeviceCommandReply {
             version: 7,
@@ -105,6 +117,78 @@ fn orders_about_devices() {
         },
         agreed!((u64, String, bool, bool, u32): (7, "on".to_owned(), true, false, 5)),
         "0700000000000000 0200000000000000 6f6e 01 00 05000000",
+    );
+}
+
+#[test]
+fn bodies_of_repairs() {
+    let progress = || repair::RepairProgress {
+        records: 1,
+        objects: 2,
+        bytes: 3,
+        last: Some(FID),
+        lost_count: 1,
+        lost: vec![FID],
+    };
+    type RawProgress = (u64, u64, u64, Option<RawFid>, u64, Vec<RawFid>);
+    let raw = || -> RawProgress { (1, 2, 3, Some(RAW), 1, vec![RAW]) };
+    let progress_hex = format!(
+        "0100000000000000 0200000000000000 0300000000000000 01 {FID_HEX} 0100000000000000 0100000000000000 {FID_HEX}"
+    );
+    let turn = |word| repair::RepairTurn { process: FID, epoch: 6, device: FID, replacement: 9, word };
+    let head_hex = format!("{FID_HEX} 0600000000000000 {FID_HEX} 09000000");
+    pinned(
+        turn(repair::RepairWord::Asks),
+        agreed!((RawFid, u64, RawFid, u32, u32): (RAW, 6, RAW, 9, 0)),
+        &format!("{head_hex} 00000000"),
+    );
+    pinned(
+        turn(repair::RepairWord::Copies(progress())),
+        agreed!((RawFid, u64, RawFid, u32, (u32, RawProgress)): (RAW, 6, RAW, 9, (1, raw()))),
+        &format!("{head_hex} 01000000 {progress_hex}"),
+    );
+    pinned(
+        turn(repair::RepairWord::Ended(progress())),
+        agreed!((RawFid, u64, RawFid, u32, (u32, RawProgress)): (RAW, 6, RAW, 9, (2, raw()))),
+        &format!("{head_hex} 02000000 {progress_hex}"),
+    );
+    pinned(
+        turn(repair::RepairWord::Fails(progress(), "no".to_owned())),
+        agreed!((RawFid, u64, RawFid, u32, (u32, RawProgress, String)): (RAW, 6, RAW, 9, (3, raw(), "no".to_owned()))),
+        &format!("{head_hex} 03000000 {progress_hex} 0200000000000000 6e6f"),
+    );
+    for (order, number) in [
+        (repair::RepairOrder::Wait, 0_u8),
+        (repair::RepairOrder::Run, 1),
+        (repair::RepairOrder::Pause, 2),
+        (repair::RepairOrder::Leave, 3),
+    ] {
+        pinned(
+            repair::RepairTurnReply { order, progress: progress(), bytes_per_second: 5, version: 7 },
+            agreed!((u32, RawProgress, u64, u64): (number.into(), raw(), 5, 7)),
+            &format!("{number:02x}000000 {progress_hex} 0500000000000000 0700000000000000"),
+        );
+    }
+    pinned(repair::RepairGet { after: None }, agreed!(Option<RawFid>: None), "00");
+    let status = repair::RepairStatus {
+        device: FID,
+        process: FID,
+        replacement: 9,
+        state: "on".to_owned(),
+        reason: String::new(),
+        progress: progress(),
+        expected_bytes: 4,
+        bytes_per_second: 5,
+        bytes_per_second_max: 6,
+    };
+    pinned(
+        repair::RepairGetReply { repairs: vec![status], has_more: true },
+        agreed!((Vec<(RawFid, RawFid, u32, String, String, RawProgress, (u64, u64, u64))>, bool):
+            (vec![(RAW, RAW, 9, "on".to_owned(), String::new(), raw(), (4, 5, 6))], true)),
+        &format!(
+            "0100000000000000 {FID_HEX} {FID_HEX} 09000000 0200000000000000 6f6e 0000000000000000 {progress_hex} \
+             0400000000000000 0500000000000000 0600000000000000 01"
+        ),
     );
 }
 
@@ -566,6 +650,10 @@ fn decode_as_everything(bytes: &[u8]) {
     one::<conf::DeviceReportReply>(bytes);
     one::<conf::DeviceCommand>(bytes);
     one::<conf::DeviceCommandReply>(bytes);
+    one::<repair::RepairTurn>(bytes);
+    one::<repair::RepairTurnReply>(bytes);
+    one::<repair::RepairGet>(bytes);
+    one::<repair::RepairGetReply>(bytes);
     one::<conf::ClusterStatus>(bytes);
     one::<conf::ClusterStatusReply>(bytes);
     one::<object::ObjectOpen>(bytes);

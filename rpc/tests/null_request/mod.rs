@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use base::{Endpoint, Instant, Nid};
 use fops::admin::{Ping, PingReply};
-use futures_util::FutureExt;
 use rpc::{Bulk, CallOptions, Phase, RpcConfig, RpcMachine};
 use runtime::{Arena, ArenaConfig, Counters, Locality, LocalityConfig, allocations};
 use verbs_net::{Fabric, LoFabric, TmConfig, Token, TransferMachine};
@@ -40,7 +39,7 @@ pub fn ask(requests: u64, depth: u64, addb_records: usize) -> (u64, u64) {
     let server = machine(&fabric, &server_side, 0, addb_records);
     let client = machine(&fabric, &client_side, 1, addb_records);
     server.serve(|_fom, request: Ping| {
-        std::future::ready(Ok(PingReply { payload: request.payload, epoch: 1 })).boxed_local()
+        std::future::ready(Ok(PingReply { payload: request.payload, epoch: 1 }))
     });
     let (to, left, done) = (server.endpoint(), Rc::new(Cell::new(requests)), Rc::new(Cell::new(0)));
     for _ in 0..depth {

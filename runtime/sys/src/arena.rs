@@ -2,10 +2,13 @@
 //!
 //! The mapping is cut into slabs of 1 MiB. A slab belongs to one size class (4 KiB, 8 KiB, .. 1 MiB) while any of its buffers is
 //! out; a slab whose buffers are all back may go to another class. Of several slabs with room the lowest is used
-//! first, so that use shrinks to few slabs and the others come free for large buffers.
+//! first, so that use shrinks to few slabs and the others come free for large buffers. One slab of each class stays with it when its last
+//! buffer is back, until another class needs it: one buffer that comes and goes costs no change of class each time.
 //!
 //! Contents: memory is zero when first mapped; a buffer that was used before holds its old bytes. Never uninitialised; never cleared for
 //! the taker. Who shows bytes to a peer fills them first.
+//!
+//! Beside the memory each smallest buffer has a place of 64 bytes, in which a frozen buffer counts its owners; it is taken as it is first touched.
 //!
 //! Bound: `capacity_bytes`, rounded up to whole slabs. Full is not an error: [`Arena::try_alloc`] answers `None`, [`Arena::alloc`] waits.
 //! **Order**: within a size class buffers go out in the order asked. A slab that comes free goes to whoever waited longest, and
@@ -29,7 +32,7 @@ use base::limits::BUFFER_BYTES_MAX;
 use base::units::{narrow, wide};
 use smallvec::SmallVec;
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, Frozen};
 use crate::mapping::{HUGE_PAGE_BYTES, Mapping};
 
 /// Bytes of one slab: what a size class takes and gives back at a time.
@@ -43,6 +46,7 @@ const SLOTS_MAX: usize = SLAB_BYTES / BUFFER_BYTES_MIN;
 
 const _: () = assert!(BUFFER_BYTES_MIN << (CLASS_COUNT - 1) == SLAB_BYTES);
 const _: () = assert!(SLAB_BYTES as u64 == BUFFER_BYTES_MAX);
+const _: () = assert!(size_of::<Frozen>() <= 64);
 
 /// How large an arena is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,6 +177,8 @@ struct State {
     open: [SlabSet; CLASS_COUNT],
     /// Slabs of no class.
     empty: SlabSet,
+    /// By class: a slab of it, among its open ones, of which no buffer is out.
+    spare: [Option<usize>; CLASS_COUNT],
     /// By class: who waits, by ticket. Tickets only grow, so the first is the oldest.
     waiting: [BTreeMap<u64, Waker>; CLASS_COUNT],
     waiting_count: usize,
@@ -185,6 +191,9 @@ impl State {
     fn take_open(&mut self, class: usize) -> Option<Piece> {
         let slab = self.open[class].first()?;
         let slot = self.slabs[slab].take()?;
+        if self.spare[class] == Some(slab) {
+            self.spare[class] = None;
+        }
         if self.slabs[slab].used == Slab::slots(class) {
             self.open[class].remove(slab);
         }
@@ -192,11 +201,24 @@ impl State {
     }
 
     fn open_empty(&mut self, class: usize) -> bool {
+        if self.empty.first().is_none() {
+            self.release_spares();
+        }
         let Some(slab) = self.empty.first() else { return false };
         self.empty.remove(slab);
         self.slabs[slab].assign(class);
         self.open[class].insert(slab);
         true
+    }
+
+    /// The slabs that their classes keep without need.
+    fn release_spares(&mut self) {
+        for class in 0..CLASS_COUNT {
+            if let Some(slab) = self.spare[class].take() {
+                self.open[class].remove(slab);
+                self.empty.insert(slab);
+            }
+        }
     }
 
     fn take(&mut self, class: usize) -> Option<Piece> {
@@ -209,11 +231,14 @@ impl State {
 
     fn give_back(&mut self, piece: Piece) {
         self.slabs[piece.slab].give_back(piece.slot);
-        if self.slabs[piece.slab].used == 0 {
+        if self.slabs[piece.slab].used > 0 {
+            self.open[piece.class].insert(piece.slab);
+        } else if self.spare[piece.class].is_none() {
+            self.spare[piece.class] = Some(piece.slab);
+            self.open[piece.class].insert(piece.slab);
+        } else {
             self.open[piece.class].remove(piece.slab);
             self.empty.insert(piece.slab);
-        } else {
-            self.open[piece.class].insert(piece.slab);
         }
     }
 
@@ -264,6 +289,8 @@ impl State {
 
 pub(crate) struct ArenaShared {
     mapping: Mapping,
+    /// A [`Frozen`] for each smallest buffer that fits the mapping.
+    frozen: Mapping,
     has_huge_pages: bool,
     state: Mutex<State>,
     in_use_bytes: AtomicU64,
@@ -283,6 +310,14 @@ impl ArenaShared {
             state.grant()
         };
         woken.into_iter().for_each(Waker::wake);
+    }
+
+    /// Where a buffer on `piece` lies while it has many owners: no other piece that is out has the same.
+    pub(crate) fn frozen_place(&self, piece: Piece) -> NonNull<Frozen> {
+        let index = piece.slab * SLOTS_MAX + piece.slot * (piece.bytes() / BUFFER_BYTES_MIN);
+        debug_assert!((index + 1) * size_of::<Frozen>() <= self.frozen.bytes());
+        // SAFETY: the mapping has one for each smallest buffer, and the piece begins with one. It is aligned: mappings are, to pages.
+        unsafe { self.frozen.base().cast::<Frozen>().add(index) }
     }
 
     fn address(&self, piece: Piece) -> NonNull<u8> {
@@ -308,7 +343,7 @@ impl Arena {
         let slabs = narrow(config.capacity_bytes.div_ceil(wide(SLAB_BYTES)).max(1));
         let bytes =
             slabs.checked_mul(SLAB_BYTES).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
-        Ok(Arena::on(Mapping::reserve(bytes)?, false))
+        Arena::on(Mapping::reserve(bytes)?, false)
     }
 
     /// As [`Arena::new`], in huge pages taken from the kernel's pool at once: for devices without an IOMMU, which need memory that
@@ -320,25 +355,27 @@ impl Arena {
         let bytes = narrow(config.capacity_bytes.div_ceil(wide(HUGE_PAGE_BYTES)).max(1))
             .checked_mul(HUGE_PAGE_BYTES)
             .ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?;
-        Ok(Arena::on(Mapping::reserve_huge(bytes)?, true))
+        Arena::on(Mapping::reserve_huge(bytes)?, true)
     }
 
-    fn on(mapping: Mapping, has_huge_pages: bool) -> Arena {
+    fn on(mapping: Mapping, has_huge_pages: bool) -> io::Result<Arena> {
         let slabs = mapping.bytes() / SLAB_BYTES;
+        let frozen = Mapping::reserve(slabs * SLOTS_MAX * size_of::<Frozen>())?;
         let mut empty = SlabSet::new(slabs);
         (0..slabs).for_each(|slab| empty.insert(slab));
         let state = State {
             slabs: vec![Slab { class: 0, free: [0; SLOTS_MAX / 64], used: 0 }; slabs],
             open: std::array::from_fn(|_| SlabSet::new(slabs)),
             empty,
+            spare: [None; CLASS_COUNT],
             waiting: std::array::from_fn(|_| BTreeMap::new()),
             waiting_count: 0,
             granted: BTreeMap::new(),
             next_ticket: 0,
         };
         let in_use_bytes = AtomicU64::new(0);
-        let shared = ArenaShared { mapping, has_huge_pages, state: Mutex::new(state), in_use_bytes };
-        Arena { shared: Arc::new(shared) }
+        let shared = ArenaShared { mapping, frozen, has_huge_pages, state: Mutex::new(state), in_use_bytes };
+        Ok(Arena { shared: Arc::new(shared) })
     }
 
     /// A buffer of `len` bytes, or `None` if the arena is full now or `len` is above [`BUFFER_BYTES_MAX`].
@@ -359,6 +396,7 @@ impl Arena {
         if state.waiting_count > 0 {
             return None;
         }
+        state.release_spares();
         let end = state.slabs.len();
         let first_slab = state.empty.first_run(count, end)?;
         (first_slab..first_slab + count).for_each(|slab| state.empty.remove(slab));

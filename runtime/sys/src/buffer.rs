@@ -7,9 +7,11 @@
 //! its [`Lender`] when it goes, and [`Buffer::is_lent`] tells drivers that know memory by its arena.
 
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use crate::arena::{Arena, ArenaShared, Piece};
 use crate::counters::{Counters, copy_counted};
@@ -101,7 +103,22 @@ impl Buffer {
     /// Ends writing: the bytes can be shared from now on. Copies nothing.
     #[must_use]
     pub fn freeze(self) -> SharedBuffer {
-        SharedBuffer { start: 0, len: self.len, whole: Arc::new(self) }
+        let len = self.len;
+        let place = match &self.home {
+            Home::Arena { piece, arena } => Some(arena.frozen_place(*piece)),
+            Home::Lender { .. } => None,
+        };
+        let frozen = Frozen { owners: AtomicUsize::new(1), buffer: ManuallyDrop::new(self) };
+        let whole = match place {
+            Some(place) => {
+                // SAFETY: the place of a piece belongs to who has the piece, which is the buffer that goes into it; it is mapped while the
+                // buffer, which holds the arena, lives.
+                unsafe { place.write(frozen) };
+                place
+            }
+            None => NonNull::from(Box::leak(Box::new(frozen))),
+        };
+        SharedBuffer { whole, start: 0, len }
     }
 
     /// The arena and the slab in it, for a ring that has registered them; `None` for lent memory.
@@ -149,13 +166,27 @@ impl fmt::Debug for Buffer {
     }
 }
 
+/// A buffer with many owners. Each piece of an arena has a place for one beside the memory (`ArenaShared::frozen_place`), so that freezing allocates nothing;
+/// that of lent memory is in a box.
+pub(crate) struct Frozen {
+    owners: AtomicUsize,
+    /// Taken out by the last owner, and by nobody else.
+    buffer: ManuallyDrop<Buffer>,
+}
+
 /// Immutable bytes of an arena's buffer, or a part of them. Clones and slices share the memory; the last one gives it back.
-#[derive(Clone)]
 pub struct SharedBuffer {
-    whole: Arc<Buffer>,
+    /// **Invariant**: initialised while there are owners, of which this is one.
+    whole: NonNull<Frozen>,
+    /// **Invariant**: `start + len` is at most the buffer's length, which nobody changes while it is frozen.
     start: usize,
     len: usize,
 }
+
+// SAFETY: as an Arc<Buffer>, which it stands for: a buffer is Send and Sync, and the count of its owners is atomic.
+unsafe impl Send for SharedBuffer {}
+// SAFETY: as for Send: `&SharedBuffer` gives `&[u8]`, and clones.
+unsafe impl Sync for SharedBuffer {}
 
 impl SharedBuffer {
     /// A buffer with a counted copy of `bytes`, or `None` if the arena is full or `bytes` is longer than its largest buffer.
@@ -164,6 +195,33 @@ impl SharedBuffer {
         let mut buffer = arena.try_alloc(bytes.len())?;
         copy_counted(counters, &mut buffer, bytes);
         Some(buffer.freeze())
+    }
+
+    fn frozen(&self) -> &Frozen {
+        // SAFETY: the invariant of `whole`.
+        unsafe { self.whole.as_ref() }
+    }
+
+    /// One owner more.
+    fn share(&self) -> NonNull<Frozen> {
+        // Relaxed, as for an Arc: who makes an owner is one, so the buffer stays.
+        let before = self.frozen().owners.fetch_add(1, Ordering::Relaxed);
+        assert!(before < usize::MAX / 2, "owners of a buffer were forgotten until their count was full");
+        self.whole
+    }
+
+    /// The buffer, out of its place.
+    ///
+    /// # Safety
+    /// The count of owners went to 0 by the caller, and with `Acquire`; nobody uses `whole` after this.
+    unsafe fn take(whole: NonNull<Frozen>) -> Buffer {
+        // SAFETY: initialised until now, and read once: the caller was the last owner.
+        let buffer = ManuallyDrop::into_inner(unsafe { std::ptr::read(&raw const (*whole.as_ptr()).buffer) });
+        if buffer.is_lent() {
+            // SAFETY: `freeze` leaked this box. The buffer in it does not drop with it.
+            drop(unsafe { Box::from_raw(whole.as_ptr()) });
+        }
+        buffer
     }
 
     /// The part `range`, without a copy.
@@ -177,7 +235,7 @@ impl SharedBuffer {
             "part {range:?} is not inside a buffer of {} bytes",
             self.len
         );
-        SharedBuffer { whole: Arc::clone(&self.whole), start: self.start + range.start, len: range.len() }
+        SharedBuffer { whole: self.share(), start: self.start + range.start, len: range.len() }
     }
 
     /// The buffer itself, to write into again, if this is its only owner and covers all of it; else `self` again.
@@ -185,35 +243,56 @@ impl SharedBuffer {
     /// # Errors
     /// `self`, unchanged: shared with others, or only a part.
     pub fn try_unshare(self) -> Result<Buffer, SharedBuffer> {
-        if self.start != 0 || self.len != self.whole.len() {
+        let Frozen { owners, buffer } = self.frozen();
+        let is_whole = self.start == 0 && self.len == buffer.len;
+        if !is_whole || owners.compare_exchange(1, 0, Ordering::Acquire, Ordering::Relaxed).is_err() {
             return Err(self);
         }
-        let len = self.len;
-        Arc::try_unwrap(self.whole).map_err(|whole| SharedBuffer { whole, start: 0, len })
+        let whole = ManuallyDrop::new(self).whole;
+        // SAFETY: the exchange made the count 0; the only owner, `self`, is not dropped.
+        Ok(unsafe { SharedBuffer::take(whole) })
     }
 
     /// As [`Buffer::is_lent`].
     #[must_use]
     pub fn is_lent(&self) -> bool {
-        self.whole.is_lent()
+        self.frozen().buffer.is_lent()
     }
 
     /// True if both show bytes of the same buffer of the arena: nothing was copied between them.
     #[must_use]
     pub fn shares_memory_with(&self, other: &SharedBuffer) -> bool {
-        Arc::ptr_eq(&self.whole, &other.whole)
+        self.whole == other.whole
     }
 
     /// The buffer that the bytes lie in, for the ring.
     pub(crate) fn whole(&self) -> &Buffer {
-        &self.whole
+        &self.frozen().buffer
+    }
+}
+
+impl Clone for SharedBuffer {
+    fn clone(&self) -> SharedBuffer {
+        SharedBuffer { whole: self.share(), start: self.start, len: self.len }
+    }
+}
+
+impl Drop for SharedBuffer {
+    fn drop(&mut self) {
+        // Release and acquire, as for an Arc: what other owners read of the bytes comes before their next use.
+        if self.frozen().owners.fetch_sub(1, Ordering::Release) == 1 {
+            fence(Ordering::Acquire);
+            // SAFETY: the count went to 0 here, and the fence is an acquire; `self` ends.
+            drop(unsafe { SharedBuffer::take(self.whole) });
+        }
     }
 }
 
 impl Deref for SharedBuffer {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.whole[self.start..self.start + self.len]
+        // SAFETY: inside the buffer (the invariant of `start`), whose bytes are initialised and immutable while there are owners.
+        unsafe { std::slice::from_raw_parts(self.frozen().buffer.data.as_ptr().add(self.start), self.len) }
     }
 }
 
@@ -231,7 +310,7 @@ impl From<Buffer> for SharedBuffer {
 
 impl fmt::Debug for SharedBuffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SharedBuffer({} bytes at {} of {})", self.len, self.start, self.whole.len())
+        write!(f, "SharedBuffer({} bytes at {} of {})", self.len, self.start, self.whole().len())
     }
 }
 

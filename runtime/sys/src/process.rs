@@ -3,28 +3,25 @@
 use std::io;
 use std::time::Duration;
 
-fn usage(who: libc::c_int) -> Duration {
-    // SAFETY: rusage is plain numbers, for which all zero bits are a value.
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: `usage` lives through the call and is of the type it fills. With these two `who` it cannot fail.
-    unsafe { libc::getrusage(who, &mut usage) };
-    let part = |time: libc::timeval| {
-        Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0))
-            + Duration::from_micros(u64::try_from(time.tv_usec).unwrap_or(0))
-    };
-    part(usage.ru_utime) + part(usage.ru_stime)
+/// Unlike getrusage(2) the kernel brings these clocks up to now, and not to its last tick.
+fn clock(id: libc::clockid_t) -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` lives through the call and is of the type it fills. With these clocks it cannot fail.
+    unsafe { libc::clock_gettime(id, &mut time) };
+    Duration::from_secs(u64::try_from(time.tv_sec).unwrap_or(0))
+        + Duration::from_nanos(u64::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// CPU time of all threads of this process since its start, user and system. Source: getrusage(2).
+/// CPU time of all threads of this process since its start, user and system. Source: clock_gettime(2), CLOCK_PROCESS_CPUTIME_ID.
 #[must_use]
 pub fn cpu_time() -> Duration {
-    usage(libc::RUSAGE_SELF)
+    clock(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
 
-/// CPU time of the calling thread since its start, user and system.
+/// CPU time of the calling thread since its start, user and system. Source: clock_gettime(2), CLOCK_THREAD_CPUTIME_ID.
 #[must_use]
 pub fn thread_cpu_time() -> Duration {
-    usage(libc::RUSAGE_THREAD)
+    clock(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
 /// Binds the calling thread to the core numbered `core` by the kernel.

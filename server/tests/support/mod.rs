@@ -209,7 +209,9 @@ pub fn cluster_file(shape: &Shape) -> ClusterFile {
             id: ClusterId(0xc10715),
             profile: Fid::new(FidType::Profile, 1, 0),
             transport: shape.transport,
-            credential: Credential::from_bytes([7; 32]),
+            security: faces::SecurityKind::Shared,
+            encrypt: false,
+            credential: Some(Credential::from_bytes([7; 32])),
         },
         control: ControlSection {
             endpoint: endpoint(shape.transport, 0),
@@ -223,6 +225,7 @@ pub fn cluster_file(shape: &Shape) -> ClusterFile {
             layout: shape.layout.parse().unwrap(),
             unit_bytes: 65536,
         },
+        profile: faces::cluster_file::ProfileSection::default(),
         servers,
         devices,
         tree: Default::default(),
@@ -281,7 +284,7 @@ impl Cluster {
     pub fn start_control_with(&mut self, configuration: Configuration) -> Result<(), ControlError> {
         let epoch = self.next_epoch();
         let (place, locality) = self.turner.add("control");
-        let token = Token::new(self.file.cluster.credential.bytes());
+        let token = Token::new(self.file.cluster.credential.unwrap().bytes());
         let store = Box::new(self.store.backend());
         let config = ControlConfig {
             lease: self.shape.lease,
@@ -312,7 +315,7 @@ impl Cluster {
     ) -> Result<(), ServerError> {
         let epoch = self.next_epoch();
         let (place, locality) = self.turner.add("server");
-        let token = Token::new(self.file.cluster.credential.bytes());
+        let token = Token::new(self.file.cluster.credential.unwrap().bytes());
         let process = process_fid(index);
         let first = index * self.shape.devices_per_server;
         let devices = (first..first + self.shape.devices_per_server)

@@ -26,7 +26,7 @@ fn credential_of(cluster: &RunningCluster) -> String {
 
 #[test]
 fn changes_are_planned_applied_listed_and_taken_back() {
-    let cluster = RunningCluster::start("conf", &["--device-size", "16M"]);
+    let cluster = RunningCluster::start("conf", &["--security", "shared", "--device-size", "16M"]);
     let shown = cluster.run(&["conf", "show"]).succeeded();
     assert!(!shown.text().contains(&credential_of(&cluster)), "the credential is shown");
     assert!(cluster.run(&["conf", "plan"]).succeeded().text().starts_with("no change"));

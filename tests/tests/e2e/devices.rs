@@ -5,13 +5,8 @@ use std::process::Command;
 
 use clovis_tests::binary;
 use clovis_tests::cluster::{COMMAND_LIMIT, RunningCluster};
+use clovis_tests::content::bytes;
 use clovis_tests::processes::{self, Finished};
-
-fn bytes(seed: u64, count: usize) -> Vec<u8> {
-    let mut bytes = vec![0; count];
-    fastrand::Rng::with_seed(seed).fill(&mut bytes);
-    bytes
-}
 
 fn cluster_command(cluster: &RunningCluster, word: &str) -> Finished {
     let mut command = Command::new(binary::clovis());

@@ -21,5 +21,6 @@ mod peers;
 mod quickstart;
 mod refusals;
 mod replacements;
+mod security;
 mod states;
 mod watches;

@@ -151,7 +151,7 @@ fn a_server_that_dies_under_load_is_named_with_what_was_asked_of_it_and_for_how_
 fn another_credential_is_refused_with_the_reason() {
     let cluster = RunningCluster::start(
         "net-credential",
-        &["--device-size", "16M", "--servers", "1", "--layout", "1+0+0"],
+        &["--security", "shared", "--device-size", "16M", "--servers", "1", "--layout", "1+0+0"],
     );
     let config = cluster.dir().join("clovis.toml");
     let scratch = folder("net-credential-server");

@@ -1,18 +1,12 @@
 //! Objects in a cluster of real processes: what goes in comes out, and what was acknowledged stays.
 
 use clovis_tests::cluster::{COMMAND_LIMIT, RunningCluster};
+use clovis_tests::content::bytes;
 use clovis_tests::processes::Process;
 use clovis_tests::wait;
 
 /// Small devices: the tests store little, and preallocating costs time.
 const SMALL: &[&str] = &["--servers", "4", "--devices-per-server", "2", "--device-size", "64M"];
-
-/// Bytes that do not repeat with any power of two, so that a swapped unit cannot go unseen.
-fn bytes(seed: u64, count: usize) -> Vec<u8> {
-    let mut bytes = vec![0; count];
-    fastrand::Rng::with_seed(seed).fill(&mut bytes);
-    bytes
-}
 
 fn store(cluster: &RunningCluster, id: &str, content: &[u8]) {
     let file = cluster.scratch().join(format!("{}.source", id.replace(':', "-")));

@@ -6,16 +6,11 @@ use std::fs;
 use std::process::Command;
 
 use clovis_tests::cluster::{COMMAND_LIMIT, RunningCluster};
+use clovis_tests::content::bytes;
 use clovis_tests::{binary, processes};
 use serde_json::Value;
 
 const DEVICE: &str = "0x6b00000000000001:0x1";
-
-fn bytes(seed: u64, count: usize) -> Vec<u8> {
-    let mut bytes = vec![0; count];
-    fastrand::Rng::with_seed(seed).fill(&mut bytes);
-    bytes
-}
 
 fn listed(cluster: &RunningCluster, target: usize) -> Value {
     let list = cluster.run(&["device", "list", "--json"]).succeeded();

@@ -56,7 +56,7 @@ fn garbage_and_silence_harm_nobody() {
 
 #[test]
 fn another_credential_is_refused_at_once() {
-    let cluster = RunningCluster::start("credential", &["--device-size", "16M"]);
+    let cluster = RunningCluster::start("credential", &["--security", "shared", "--device-size", "16M"]);
     let text = fs::read_to_string(cluster.dir().join("clovis.toml")).unwrap();
     let (head, tail) = text.split_once("credential = \"").expect("the file has a credential");
     let other = cluster.scratch().join("other.toml");

@@ -57,6 +57,8 @@ macro_rules! targets {
 targets!(
     net_frame,
     net_hello,
+    net_tls_hello,
+    net_identity,
     net_extension,
     net_descriptor,
     net_verbs,

@@ -1,12 +1,16 @@
 //! The decoders, each with examples of what it takes.
 
+use std::sync::LazyLock;
+
 use base::checksum::crc32c;
 use base::units::narrow;
 use fops::codec::{decode, encode};
-use fops::{Fop, FopError, admin, component, conf, object};
+use fops::{Fop, FopError, admin, component, conf, object, repair};
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use spdk_stob::format::change::Change;
 use spdk_stob::format::record::RecordHeader;
 use spdk_stob::format::superblock::Superblock;
+use verbs_net::{Credential, CredentialOptions};
 
 use crate::engine::Target;
 
@@ -61,6 +65,8 @@ fn fops(bytes: &[u8]) -> (Decoders, Decoders, usize, &[u8]) {
         admin::Shutdown,
         admin::ProcessGet,
         conf::DeviceCommand,
+        repair::RepairTurn,
+        repair::RepairGet,
     )
 }
 
@@ -341,6 +347,31 @@ fn change_examples() -> Vec<Vec<u8>> {
     .collect()
 }
 
+/// A daemon's credential, with an authority made for it.
+static DAEMON: LazyLock<Credential> = LazyLock::new(|| {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    let key = KeyPair::generate().unwrap();
+    let authority = params.self_signed(&key).unwrap().pem();
+    let issuer = Issuer::new(params, key);
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    let identity = format!("clovis:1/control/0000000000000001/{}/4102444800", base::Rights::ALL);
+    params.subject_alt_names = vec![
+        SanType::URI(identity.try_into().unwrap()),
+        SanType::DnsName(verbs_net::security::DAEMON_NAME.try_into().unwrap()),
+    ];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+    let key = KeyPair::generate().unwrap();
+    let own = params.signed_by(&key, &issuer).unwrap().pem();
+    let text = format!("{own}{authority}{}", key.serialize_pem());
+    Credential::from_pem(&text, CredentialOptions::default()).unwrap()
+});
+
+fn tls_hello(bytes: &[u8]) -> String {
+    verbs_net::fuzz::tls_hello(&DAEMON, bytes)
+}
+
 /// All of them, in the order of `main.rs`.
 pub fn all() -> Vec<Target> {
     let [frames, hellos, extensions] = verbs_net::fuzz::examples();
@@ -355,6 +386,14 @@ pub fn all() -> Vec<Target> {
     vec![
         target("net_frame", frames, verbs_net::fuzz::mend_frame, verbs_net::fuzz::frame, 8),
         target("net_hello", hellos, nothing, verbs_net::fuzz::hello, 6),
+        target("net_tls_hello", vec![verbs_net::fuzz::client_hello(&DAEMON)], nothing, tls_hello, 3),
+        target(
+            "net_identity",
+            texts(&["clovis:1/reader/00c0ffee00c0ffee/connect,read/1821398400", "00c0ffee00c0ffee reader\n"]),
+            nothing,
+            verbs_net::fuzz::identity,
+            6,
+        ),
         target("net_extension", extensions, nothing, verbs_net::fuzz::extension, 5),
         target("net_descriptor", vec![vec![0; 64]], nothing, verbs_net::fuzz::descriptor, 2),
         target(

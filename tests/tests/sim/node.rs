@@ -87,6 +87,11 @@ pub struct Node {
     pub new_disks: NewDisks,
 }
 
+/// Where the copy machine of a server has its client: on the same machine.
+pub fn copier_endpoint(of: Endpoint) -> Endpoint {
+    verbs_net::dynamic_endpoint(of.nid, 500, of.tmid)
+}
+
 /// What every start needs.
 pub struct Surroundings<'a> {
     pub index: usize,
@@ -130,6 +135,14 @@ impl Node {
             held_until: Instant::ZERO,
             rest: Duration::ZERO,
             new_disks: Rc::default(),
+        }
+    }
+
+    /// Everything on this machine that talks.
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        match self.role {
+            Role::Server { .. } => vec![self.endpoint, copier_endpoint(self.endpoint)],
+            _ => vec![self.endpoint],
         }
     }
 
@@ -238,6 +251,15 @@ fn start_server(
         Some(disk) => Ok(backend(disk, mutation)),
         None => Err("nobody put another disk in its place".to_owned()),
     }));
+    let copies = ClientConfig {
+        local: Some(copier_endpoint(endpoint)),
+        control,
+        security: token().into(),
+        epoch: around.epoch,
+        op_timeout: OP_TIMEOUT,
+        read_verify: false,
+    };
+    config.copier = Some(client::copier(&handle, &fabric, copies));
     config.start_timeout = Duration::from_secs(2);
     config.bug = around.mutation.and_then(Mutation::server_bug);
     let (bug, inline_bytes) = (around.mutation.and_then(Mutation::rpc_bug), around.inline_bytes());
@@ -274,7 +296,7 @@ fn start_client(
     let config = ClientConfig {
         local: Some(endpoint),
         control: around.configuration.control,
-        token: token(),
+        security: token().into(),
         epoch: around.epoch,
         op_timeout: OP_TIMEOUT,
         read_verify,

@@ -10,10 +10,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use base::nid::NetKind;
-use base::{Endpoint, Fid, FidType, Instant, LayoutWidth, Nid};
+use base::{Endpoint, Fid, FidType, Instant, LayoutWidth, Nid, ObjectId};
 use clovis_tests::sim_cut::Cut;
 use faces::{Configuration, DeviceConfig, DeviceState, PoolConfig, ProcessConfig};
 use fops::conf::{DeviceCommand, DeviceOrder};
+use fops::repair::RepairStatus;
 use rpc::addb::Record;
 use rpc::{Bulk, CallOptions, Phase};
 use runtime::clock::SimulatedClock;
@@ -188,7 +189,7 @@ impl World {
         };
         world.clock.advance(Duration::from_secs(1));
         for node in &world.nodes {
-            world.fabric.set_clock(node.endpoint, node.clock);
+            node.endpoints().into_iter().for_each(|at| world.fabric.set_clock(at, node.clock));
         }
         for (workers, think_ms_max) in shape.clients.iter().take(cut.clients.unwrap_or(usize::MAX)) {
             world.add_client(*workers, Duration::from_millis(*think_ms_max), false);
@@ -349,7 +350,7 @@ impl World {
                 changed = true;
             } else if is_stopped {
                 self.collect(index)?;
-                self.fabric.crash(self.nodes[index].endpoint);
+                self.nodes[index].endpoints().into_iter().for_each(|at| self.fabric.crash(at));
                 self.nodes[index].life = None;
                 self.oracle.borrow_mut().sometimes.reached("a server was stopped and started again");
                 changed = true;
@@ -384,13 +385,18 @@ impl World {
         if !self.is_calm {
             self.oracle.borrow_mut().registers.is_troubled = true;
         }
-        let endpoint_of = |world: &World, node: usize| world.nodes[node].endpoint;
+        let pairs = |world: &World, from: usize, to: usize| -> Vec<(Endpoint, Endpoint)> {
+            let (from, to) = (world.nodes[from].endpoints(), world.nodes[to].endpoints());
+            from.iter().flat_map(|from| to.iter().map(|to| (*from, *to))).collect()
+        };
         match fault {
             Fault::Net(faults) => self.fabric.set_faults(faults),
             Fault::Partition { from, to } => {
-                self.fabric.partition(endpoint_of(self, from), endpoint_of(self, to))
+                pairs(self, from, to).into_iter().for_each(|(from, to)| self.fabric.partition(from, to));
             }
-            Fault::Heal { from, to } => self.fabric.heal(endpoint_of(self, from), endpoint_of(self, to)),
+            Fault::Heal { from, to } => {
+                pairs(self, from, to).into_iter().for_each(|(from, to)| self.fabric.heal(from, to));
+            }
             Fault::Crash { node } => {
                 if self.nodes[node].life.is_some() {
                     self.note_crash(node);
@@ -472,7 +478,7 @@ impl World {
         if let Err(violation) = self.collect(index) {
             self.oracle.borrow_mut().violate(self.clock.now(), violation);
         }
-        self.fabric.crash(self.nodes[index].endpoint);
+        self.nodes[index].endpoints().into_iter().for_each(|at| self.fabric.crash(at));
         for disk in self.nodes[index].disks() {
             disk.crash();
         }
@@ -592,7 +598,8 @@ impl World {
         let now = self.now();
         let drifting = &mut self.nodes[node];
         drifting.clock = drifting.clock.at_rate(now, rate_per_mille);
-        self.fabric.set_clock(drifting.endpoint, drifting.clock);
+        let (endpoints, clock) = (drifting.endpoints(), drifting.clock);
+        endpoints.into_iter().for_each(|at| self.fabric.set_clock(at, clock));
         let is_allowed = DRIFT_ALLOWED.contains(&rate_per_mille);
         if !is_allowed {
             self.leases.excuse(node);
@@ -646,16 +653,17 @@ impl World {
         });
     }
 
-    /// A failed device gets another disk, and an operator at the first client that is up has everything copied to it. Tried again until
+    /// A failed device gets another disk, and an operator at the first client that is up gives the order and looks until its server has copied all to it. Tried again until
     /// that is done: anything may go wrong meanwhile.
     fn replace(&mut self, index: usize) {
         self.plan(self.now() + REPLACE_AGAIN, Fault::Replace { device: index });
         let fid = self.configuration.pool.devices[index].device;
-        let state = self.nodes[0].slot().and_then(|slot| {
+        let found = self.nodes[0].slot().and_then(|slot| {
             let control = slot.control.borrow();
-            Some(control.as_ref()?.configuration().device(fid)?.state)
+            control.as_ref()?.configuration().device(fid).cloned()
         });
-        if state == Some(DeviceState::Failed) && self.lost.contains(&fid) && self.replacements.begin(fid) {
+        let failed = found.filter(|found| found.state == DeviceState::Failed && self.lost.contains(&fid));
+        if failed.is_some_and(|found| self.replacements.begin(fid, found.replaced)) {
             let disk = SimDisk::new(self.seed ^ fid.key, DEVICE_BLOCKS, spdk_stob::SimFaults::default());
             self.device(index).disk = disk.clone();
             let node = index / self.shape.devices_per_server + 1;
@@ -916,7 +924,7 @@ impl World {
             let Some(life) = node.life.take() else { continue };
             arenas.push((node.name.clone(), life.locality.handle().arena().clone()));
             drop(life);
-            self.fabric.crash(node.endpoint);
+            node.endpoints().into_iter().for_each(|at| self.fabric.crash(at));
             node.disks().into_iter().for_each(SimDisk::crash);
         }
         match arenas.iter().find(|(_, arena)| arena.in_use_bytes() > 0) {
@@ -928,6 +936,16 @@ impl World {
         }
     }
 
+    /// A row that a dead client left torn cannot be computed (docs/simulation.md, Accepted): the repair of a device that held a unit of it fails, and
+    /// says of which objects.
+    fn lacks_only_torn_objects(&self, repair: &RepairStatus) -> bool {
+        let lost = &repair.progress.lost;
+        let is_torn =
+            |fid: &Fid| ObjectId::from_fid(*fid).is_some_and(|id| self.oracle.borrow().may_be_torn(id));
+        let are_all_named = usize::try_from(repair.progress.lost_count) == Ok(lost.len());
+        repair.state == "failed" && !lost.is_empty() && are_all_named && lost.iter().all(is_torn)
+    }
+
     /// What is not as it should be in a cluster without faults; empty when all is well.
     pub fn not_converged(&self) -> Vec<String> {
         let mut reasons: Vec<String> = Vec::new();
@@ -937,13 +955,24 @@ impl World {
                 reasons.push(format!("{} is not up; {why}", node.name));
             }
         }
-        for device in self.replacements.unfinished() {
-            reasons.push(format!("device {device} has another disk, and not everything on it"));
-        }
         reasons.extend(self.oracle.borrow().running_lines());
-        let Some(slot) = self.nodes[0].slot() else { return reasons };
+        let unfinished = self.replacements.unfinished();
+        let is_unfinished =
+            |device: &Fid| format!("device {device} has another disk, and not everything on it");
+        let Some(slot) = self.nodes[0].slot() else {
+            reasons.extend(unfinished.iter().map(is_unfinished));
+            return reasons;
+        };
         let control = slot.control.borrow();
-        let Some(control) = control.as_ref() else { return reasons };
+        let Some(control) = control.as_ref() else {
+            reasons.extend(unfinished.iter().map(is_unfinished));
+            return reasons;
+        };
+        let repairs = control.repairs();
+        let is_beyond = |device: &Fid| {
+            repairs.iter().any(|repair| repair.device == *device && self.lacks_only_torn_objects(repair))
+        };
+        reasons.extend(unfinished.iter().filter(|device| !is_beyond(device)).map(is_unfinished));
         for process in control.status().processes.iter().filter(|process| !process.alive) {
             reasons.push(format!("process {} has no lease", process.process));
         }

@@ -108,8 +108,9 @@ impl Backend {
     pub(crate) fn before_sleep(&mut self) -> bool {
         match self {
             Backend::Lo(backend) => !backend.has_work(),
+            Backend::Tcp(backend) => backend.before_sleep(),
             Backend::Verbs(backend) => backend.before_sleep(),
-            Backend::Sim(_) | Backend::Tcp(_) => true,
+            Backend::Sim(_) => true,
         }
     }
 }

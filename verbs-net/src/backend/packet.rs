@@ -4,12 +4,12 @@
 //! A connection is a link id, chosen by the dialling side and unique in its fabric. A packet for an unknown link is answered
 //! with a reset, as TCP would.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use base::{Endpoint, Instant};
 
 use crate::backend::sim_hardware::{AccessError, Hardware, Verb};
-use crate::connection::{ConnectionId, Payload, Phase};
+use crate::connection::{ConnectionId, Outgoing, Payload, Phase};
 use crate::error::NetError;
 use crate::frame::{Frame, FrameBody, HEADER_BYTES, VERSION_MIN};
 use crate::protocol::{Action, Protocol};
@@ -78,7 +78,9 @@ pub(crate) struct PacketBackend<W: PacketWire> {
     seen_now: Instant,
     links: BTreeMap<u64, LinkEnd>,
     link_of: BTreeMap<ConnectionId, u64>,
+    /// Empty between calls, as is `outbox`; they keep their memory.
     arrived: Vec<Packet>,
+    outbox: VecDeque<Outgoing>,
     /// A simulated card, on nets with remote access.
     hardware: Option<Box<Hardware>>,
 }
@@ -92,6 +94,7 @@ impl<W: PacketWire> PacketBackend<W> {
             links: BTreeMap::new(),
             link_of: BTreeMap::new(),
             arrived: Vec::new(),
+            outbox: VecDeque::new(),
             hardware: hardware.map(Box::new),
         }
     }
@@ -237,10 +240,10 @@ impl<W: PacketWire> PacketBackend<W> {
         let from = self.endpoint;
         let Some(connection) = protocol.connection(id) else { return };
         connection.is_dirty = false;
-        let outbox = std::mem::take(&mut connection.outbox);
+        let mut outbox = std::mem::replace(&mut connection.outbox, std::mem::take(&mut self.outbox));
         let Some(link) = self.link_of.get(&id).copied() else { return };
         let Some(end) = self.links.get_mut(&link) else { return };
-        for mut outgoing in outbox {
+        while let Some(mut outgoing) = outbox.pop_front() {
             let to = end.to;
             let mut invalidates = None;
             if let Some(hardware) = &mut self.hardware {
@@ -281,6 +284,7 @@ impl<W: PacketWire> PacketBackend<W> {
                 protocol.handle_handed(transfer);
             }
         }
+        self.outbox = outbox;
     }
 
     fn close(&mut self, protocol: &mut Protocol, now: Instant, id: ConnectionId) {

@@ -23,13 +23,14 @@ use runtime::{Arena, ArenaConfig, Counters, LocalityHandle};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::backend::tcp::socket::{ReadEnd, Socket};
-use crate::connection::ConnectionId;
+use crate::connection::{ConnectionId, Phase};
 use crate::error::{LocalError, NetError, StartError};
 use crate::limits::{MESSAGE_MEMORY_BYTES, OUTBOX_FRAMES_MAX};
 use crate::memory_wait::MemoryWait;
 use crate::protocol::{Action, Protocol};
 use crate::rail::ErrorClass;
 
+mod channel;
 mod socket;
 
 /// Token of the listener; connections have their own id, whose generation is never 0.
@@ -52,6 +53,8 @@ pub(crate) struct TcpBackend {
     messages: MemoryWait,
     /// Sockets that wait for message memory.
     hungry: Vec<ConnectionId>,
+    /// Sockets whose bytes are here already, sealed or not: the kernel will not tell of them.
+    ready: Vec<ConnectionId>,
     hot: Hot,
 }
 
@@ -101,12 +104,18 @@ impl TcpBackend {
             scratch: vec![0; SCRATCH_BYTES],
             messages: MemoryWait::new(arena, locality.unparker()),
             hungry: Vec::new(),
+            ready: Vec::new(),
             hot: Hot::default(),
         })
     }
 
     pub(crate) fn receive_bytes(&self) -> u64 {
         self.messages.in_use_bytes()
+    }
+
+    /// True if nothing is here that no event will tell of.
+    pub(crate) fn before_sleep(&self) -> bool {
+        self.ready.is_empty()
     }
 
     pub(crate) fn wait_fd(&self) -> RawFd {
@@ -123,9 +132,14 @@ impl TcpBackend {
                 work += self.read(protocol, now, id).max(1);
             }
         }
+        for id in std::mem::take(&mut self.ready) {
+            work += self.read(protocol, now, id).max(1);
+        }
         if let Some(id) = self.hot.socket
             && self.hot.turns < HOT_TURNS
-            && self.sockets.get(&id).is_some_and(|socket| socket.interest == Interest::READABLE)
+            && self.sockets.get(&id).is_some_and(|socket| {
+                socket.interest == Interest::READABLE && !socket.channel.is_guarded()
+            })
             // Bulk that came in part would pass for no work.
             && !protocol.expects_bulk(id)
         {
@@ -168,11 +182,18 @@ impl TcpBackend {
             count += 1;
             // Dropping the stream turns the stranger away.
             let Some(id) = protocol.accept(now) else { continue };
+            let hello = match protocol.listening_hello() {
+                Ok(hello) => hello,
+                Err(fault) => {
+                    protocol.handle_fault(now, id, fault.reason);
+                    continue;
+                }
+            };
             let socket = stream
                 .set_nonblocking(true)
                 .and_then(|()| stream.set_nodelay(true))
                 .and_then(|()| self.poller.add(stream.as_raw_fd(), id.0, Interest::READABLE))
-                .map(|()| Socket::accepted(stream, Interest::READABLE));
+                .map(|()| Socket::accepted(stream, hello, Interest::READABLE));
             match socket {
                 Ok(socket) => drop(self.sockets.insert(id, socket)),
                 Err(error) => {
@@ -185,13 +206,17 @@ impl TcpBackend {
     }
 
     fn dial(&mut self, protocol: &mut Protocol, now: Instant, id: ConnectionId, endpoint: Endpoint) {
+        let hello = match protocol.dialling_hello() {
+            Ok(hello) => hello,
+            Err(fault) => return protocol.handle_fault(now, id, fault.reason),
+        };
         let dialled = endpoint
             .socket_address()
             .ok_or(io::ErrorKind::AddrNotAvailable.into())
             .and_then(|address| start_connect(address, self.source))
             .and_then(|stream| {
                 self.poller.add(stream.as_raw_fd(), id.0, Interest::WRITABLE)?;
-                Ok(Socket::dialling(stream, Interest::WRITABLE))
+                Ok(Socket::dialling(stream, hello, Interest::WRITABLE))
             });
         match dialled {
             Ok(socket) => drop(self.sockets.insert(id, socket)),
@@ -215,7 +240,11 @@ impl TcpBackend {
             }
             socket.is_connecting = false;
         }
-        // The flush at the end of this turn writes.
+        Self::mark_dirty(protocol, id);
+    }
+
+    /// The flush at the end of this turn writes.
+    fn mark_dirty(protocol: &mut Protocol, id: ConnectionId) {
         if let Some(connection) = protocol.connection(id)
             && !connection.is_dirty
         {
@@ -245,7 +274,13 @@ impl TcpBackend {
             ReadEnd::Failed(kind) => {
                 protocol.handle_closed(now, id, NetError::Local(LocalError::Socket { kind }));
             }
+            ReadEnd::Refused(reason) => protocol.handle_fault(now, id, reason),
             ReadEnd::Misbehaved(what) => protocol.handle_misbehaviour(now, id, what),
+        }
+        let is_over = protocol.connection(id).is_none_or(|connection| connection.phase == Phase::Ended);
+        if !is_over && self.sockets.get(&id).is_some_and(|socket| socket.channel.is_guarded()) {
+            // The handshake may have an answer, or have made way for the frames that waited for it.
+            Self::mark_dirty(protocol, id);
         }
         self.update_interest(protocol, id);
         frames
@@ -273,9 +308,10 @@ impl TcpBackend {
                         protocol.handle_undelivered(now, id, message, ErrorClass::LocalAborted);
                     }
                     // The set forgets a closed descriptor by itself, but only if nobody duplicated it.
-                    let _ = self.poller.remove(socket.stream.as_raw_fd());
+                    let _ = self.poller.remove(socket.channel.stream.as_raw_fd());
                 }
                 self.hungry.retain(|other| *other != id);
+                self.ready.retain(|other| *other != id);
                 protocol.forget(id);
             }
         }
@@ -289,12 +325,13 @@ impl TcpBackend {
         if socket.is_connecting {
             return;
         }
-        let before = socket.unsent_frames();
-        if before == 0 {
+        if socket.unsent_frames() == 0 && !socket.channel.has_leaving() {
             return;
         }
-        let (wrote, result) = socket.write(&self.counters);
-        let is_backlogged = socket.unsent_frames() > 0;
+        let flushed = socket.channel.flush(&self.counters);
+        let (wrote, written) = socket.write(&self.counters);
+        let result = flushed.and(written);
+        let is_backlogged = socket.unsent_frames() > 0 || socket.channel.has_leaving();
         for transfer in socket.take_completed() {
             protocol.handle_handed(transfer);
         }
@@ -314,6 +351,10 @@ impl TcpBackend {
             protocol.watch(now);
         }
         if let Err(error) = result {
+            if self.sockets.get(&id).is_some_and(|socket| socket.channel.is_guarded()) {
+                // The peer may have said why before it went away.
+                self.read(protocol, now, id);
+            }
             let error = match error.kind() {
                 io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => NetError::RemoteDropped,
                 kind => NetError::Local(LocalError::Socket { kind }),
@@ -328,17 +369,22 @@ impl TcpBackend {
         let Some(socket) = self.sockets.get_mut(&id) else { return };
         let queued = protocol.connection(id).map_or(0, |connection| connection.outbox.len());
         let can_read = !socket.is_hungry && socket.unsent_frames() + queued <= OUTBOX_FRAMES_MAX;
-        let wants_room = socket.unsent_frames() > 0 || socket.is_connecting;
+        let wants_room = socket.channel.has_leaving()
+            || (socket.unsent_frames() > 0 && socket.channel.takes_frames())
+            || socket.is_connecting;
         let interest = match (can_read && !socket.is_connecting, wants_room) {
             (true, true) => Interest::BOTH,
             (true, false) => Interest::READABLE,
             (false, true) => Interest::WRITABLE,
             (false, false) => Interest::NONE,
         };
+        if can_read && !socket.is_connecting && socket.channel.has_arrived() && !self.ready.contains(&id) {
+            self.ready.push(id);
+        }
         if interest != socket.interest {
             socket.interest = interest;
             // Cannot fail for a descriptor that is open and in the set.
-            let _ = self.poller.modify(socket.stream.as_raw_fd(), id.0, interest);
+            let _ = self.poller.modify(socket.channel.stream.as_raw_fd(), id.0, interest);
         }
     }
 }

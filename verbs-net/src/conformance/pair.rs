@@ -3,18 +3,22 @@
 use std::cell::{Cell, RefCell};
 use std::net::TcpListener;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use base::{Endpoint, Instant, Nid};
 use runtime::poller::{Interest, Poller};
-use runtime::{Arena, ArenaConfig, Buffer, Counters, Locality, LocalityConfig, MonotonicClock, SharedBuffer};
+use runtime::{
+    Arena, ArenaConfig, Buffer, Counters, Locality, LocalityConfig, LocalityHandle, MonotonicClock,
+    SharedBuffer,
+};
 
+use crate::security::authority::{Authority, FAR};
 use crate::{
-    BulkCookie, BulkDescriptor, Event, Fabric, Lane, LoFabric, NetError, NetTimes, PeerId, Retract,
-    Retraction, SendOptions, SimFabric, SimKeys, StartError, TmConfig, TransferId, TransferMachine,
-    VerbsFabric,
+    BulkCookie, BulkDescriptor, Credential, CredentialOptions, Event, Fabric, Lane, LoFabric, NetError,
+    NetTimes, PeerId, Retract, Retraction, Security, SendOptions, SimFabric, SimKeys, StartError, TmConfig,
+    TransferId, TransferMachine, VerbsFabric,
 };
 
 static VERBS_PORTS: AtomicU32 = AtomicU32::new(0);
@@ -46,6 +50,9 @@ pub(super) const TOKEN: [u8; 32] = [0x5a; 32];
 pub(super) enum Kind {
     Lo,
     Tcp,
+    /// Over tcp with certificates: the hello inside TLS, or everything.
+    Secured,
+    Sealed,
     Sim,
     /// The simulation with RDMA's shape: memory windows, or keys of a pool.
     Windows,
@@ -57,13 +64,22 @@ pub(super) enum Kind {
 impl Kind {
     /// On the real clock, with descriptors to wait for.
     pub(super) fn is_real(self) -> bool {
-        matches!(self, Kind::Tcp | Kind::Verbs)
+        matches!(self, Kind::Tcp | Kind::Secured | Kind::Sealed | Kind::Verbs)
     }
 
     /// Hardware moves the bulk.
     pub(super) fn has_remote_access(self) -> bool {
         matches!(self, Kind::Windows | Kind::Pool | Kind::Verbs)
     }
+}
+
+/// A daemon's credential, of the one authority for those who have the right token, and of another for the others.
+fn credential(token: [u8; 32], encrypts: bool) -> Security {
+    static OURS: LazyLock<String> = LazyLock::new(|| Authority::new().daemon("node", FAR));
+    static THEIRS: LazyLock<String> = LazyLock::new(|| Authority::new().daemon("node", FAR));
+    let text = if token == TOKEN { &*OURS } else { &*THEIRS };
+    let options = CredentialOptions { encrypts, ..CredentialOptions::default() };
+    Security::Certificates(Arc::new(Credential::from_pem(text, options).unwrap()))
 }
 
 /// The world of one test: a fabric, a clock and endpoints nobody else uses.
@@ -79,6 +95,12 @@ pub(super) struct World {
     reserved: RefCell<Vec<(Endpoint, TcpListener)>>,
 }
 
+/// Listens on every address, at a port below those that the kernel gives to whoever connects: none of those is taken while it is free.
+pub(super) fn free_listener() -> TcpListener {
+    let mut ports = std::iter::repeat_with(|| fastrand::u16(8192..32_768)).take(1000);
+    ports.find_map(|port| TcpListener::bind(("0.0.0.0", port)).ok()).expect("this host has free ports")
+}
+
 impl World {
     pub(super) fn new(kind: Kind) -> World {
         World::with_seed(kind, 7)
@@ -87,7 +109,7 @@ impl World {
     pub(super) fn with_seed(kind: Kind, seed: u64) -> World {
         let fabric = match kind {
             Kind::Lo => Fabric::Lo(LoFabric::new()),
-            Kind::Tcp => Fabric::Tcp,
+            Kind::Tcp | Kind::Secured | Kind::Sealed => Fabric::Tcp,
             Kind::Verbs => Fabric::Verbs(VerbsFabric::open().unwrap()),
             Kind::Sim => Fabric::Sim(SimFabric::new(seed)),
             Kind::Windows => Fabric::Sim(SimFabric::with_remote_access(seed, SimKeys::Windows)),
@@ -132,8 +154,8 @@ impl World {
                     + VERBS_PORTS.fetch_add(1, Ordering::Relaxed) % 200;
                 Endpoint::from_port(nid, port as u16).unwrap()
             }
-            Kind::Tcp => {
-                let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            Kind::Tcp | Kind::Secured | Kind::Sealed => {
+                let listener = free_listener();
                 let nid = Nid::tcp([127, 0, 0, 1].into());
                 let endpoint = Endpoint::from_port(nid, listener.local_addr().unwrap().port()).unwrap();
                 self.reserved.borrow_mut().push((endpoint, listener));
@@ -162,12 +184,38 @@ impl World {
         Nid { address: endpoint.nid.address + step, ..endpoint.nid }
     }
 
+    /// A machine with a credential of its own.
+    pub(super) fn start_as(
+        &self,
+        endpoint: Endpoint,
+        epoch: u64,
+        security: impl Into<Security>,
+        listen: bool,
+    ) -> Node {
+        self.try_start_with(endpoint, epoch, security.into(), listen, &[]).unwrap()
+    }
+
     /// A machine with further nids.
     pub(super) fn try_start_on(
         &self,
         endpoint: Endpoint,
         epoch: u64,
         token: [u8; 32],
+        listen: bool,
+        rails: &[Nid],
+    ) -> Result<Node, StartError> {
+        let security = match self.kind {
+            Kind::Secured | Kind::Sealed => credential(token, self.kind == Kind::Sealed),
+            _ => token.into(),
+        };
+        self.try_start_with(endpoint, epoch, security, listen, rails)
+    }
+
+    fn try_start_with(
+        &self,
+        endpoint: Endpoint,
+        epoch: u64,
+        security: Security,
         listen: bool,
         rails: &[Nid],
     ) -> Result<Node, StartError> {
@@ -182,11 +230,11 @@ impl World {
             arena: arena.clone(),
             crowd: None,
         });
-        let mut config = TmConfig::new(endpoint, listen, epoch, token, Rc::new(Cell::new(epoch + 100)));
+        let mut config = TmConfig::new(endpoint, listen, epoch, security, Rc::new(Cell::new(epoch + 100)));
         config.times = self.times;
         config.rails = rails.to_vec();
         let tm = TransferMachine::start(&locality.handle(), &self.fabric, config)?;
-        Ok(Node { tm, arena, counters, events: Vec::new(), _locality: locality })
+        Ok(Node { tm, arena, counters, events: Vec::new(), locality })
     }
 
     /// Turns all nodes until `done`; panics if that takes too long.
@@ -279,10 +327,15 @@ pub(super) struct Node {
     pub(super) arena: Arena,
     pub(super) counters: Arc<Counters>,
     pub(super) events: Vec<Event>,
-    _locality: Locality,
+    locality: Locality,
 }
 
 impl Node {
+    /// Where it lives.
+    pub(super) fn locality(&self) -> LocalityHandle {
+        self.locality.handle()
+    }
+
     pub(super) fn turn(&mut self, now: Instant) -> bool {
         let mut work = self.tm.poll(now, 64);
         while let Some(event) = self.tm.next_event() {

@@ -1,7 +1,7 @@
 //! One TCP connection: bytes in and out. Frames are judged by the protocol core.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Read};
+use std::io::{self, IoSlice};
 use std::net::TcpStream;
 
 use base::Instant;
@@ -9,15 +9,16 @@ use runtime::poller::Interest;
 use runtime::{Buffer, Counters, copy_counted};
 use smallvec::SmallVec;
 
-use super::{read_two, write_slices};
+use super::channel::{Channel, Finding};
 use crate::connection::{Connection, ConnectionId, Outgoing, Payload};
-use crate::error::PeerMisbehaved;
+use crate::error::{PeerMisbehaved, RefuseReason};
 use crate::frame::{Frame, FrameBody, HEADER_BYTES, VERSION_MIN};
 use crate::hello::HELLO_BYTES;
 use crate::limits::{OUTBOX_FRAMES_MAX, STAGING_BYTES};
 use crate::machine::TransferId;
 use crate::memory_wait::MemoryWait;
 use crate::protocol::{BulkPlace, Protocol};
+use crate::security::SecureHello;
 
 /// System calls of one socket in one turn: bounds how long a fast peer keeps the others waiting (at most 16 MiB).
 const READS_PER_POLL: usize = 16;
@@ -36,6 +37,8 @@ pub(super) enum ReadEnd {
     Hungry,
     Closed,
     Failed(io::ErrorKind),
+    /// The hello did not prove what it had to.
+    Refused(RefuseReason),
     Misbehaved(PeerMisbehaved),
 }
 
@@ -70,7 +73,7 @@ impl Unsent {
 }
 
 pub(super) struct Socket {
-    pub(super) stream: TcpStream,
+    pub(super) channel: Channel,
     pub(super) interest: Interest,
     pub(super) is_connecting: bool,
     pub(super) is_hungry: bool,
@@ -86,9 +89,9 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    fn new(stream: TcpStream, interest: Interest, is_connecting: bool) -> Socket {
+    fn new(channel: Channel, interest: Interest, is_connecting: bool) -> Socket {
         Socket {
-            stream,
+            channel,
             interest,
             is_connecting,
             is_hungry: false,
@@ -102,17 +105,25 @@ impl Socket {
         }
     }
 
-    pub(super) fn accepted(stream: TcpStream, interest: Interest) -> Socket {
-        Socket::new(stream, interest, false)
+    pub(super) fn accepted(
+        stream: TcpStream,
+        hello: Option<Box<dyn SecureHello>>,
+        interest: Interest,
+    ) -> Socket {
+        Socket::new(Channel::new(stream, hello, false), interest, false)
     }
 
-    pub(super) fn dialling(stream: TcpStream, interest: Interest) -> Socket {
-        Socket::new(stream, interest, true)
+    pub(super) fn dialling(
+        stream: TcpStream,
+        hello: Option<Box<dyn SecureHello>>,
+        interest: Interest,
+    ) -> Socket {
+        Socket::new(Channel::new(stream, hello, true), interest, true)
     }
 
     /// After a connect ended: why it failed, if it did.
     pub(super) fn take_connect_error(&mut self) -> Option<io::ErrorKind> {
-        match self.stream.take_error() {
+        match self.channel.stream.take_error() {
             Ok(None) => None,
             Ok(Some(error)) | Err(error) => Some(error.kind()),
         }
@@ -137,13 +148,13 @@ impl Socket {
         let mut wrote = false;
         while !self.unsent.is_empty() {
             counters.syscalls.add(1);
-            let (asked, result) = self.write_once();
+            let (asked, result) = self.write_once(counters);
             match result {
                 Ok(0) => return (wrote, Err(io::ErrorKind::WriteZero.into())),
                 Ok(bytes) => {
                     wrote = true;
                     self.advance(bytes);
-                    if bytes < asked {
+                    if bytes < asked && !self.channel.is_guarded() {
                         return (wrote, Ok(()));
                     }
                 }
@@ -155,11 +166,12 @@ impl Socket {
         (wrote, Ok(()))
     }
 
-    fn write_once(&mut self) -> (usize, io::Result<usize>) {
+    fn write_once(&mut self, counters: &Counters) -> (usize, io::Result<usize>) {
+        let most = if self.channel.sends_one_frame() { 1 } else { WRITE_SLICES / 2 };
         let mut slices: SmallVec<[IoSlice<'_>; WRITE_SLICES]> = SmallVec::new();
         let mut skip = self.sent_of_first;
         let mut asked = 0;
-        for frame in self.unsent.iter().take(WRITE_SLICES / 2) {
+        for frame in self.unsent.iter().take(most) {
             for part in [&frame.header[..], frame.outgoing.payload.as_slice()] {
                 let skipped = skip.min(part.len());
                 skip -= skipped;
@@ -169,7 +181,7 @@ impl Socket {
                 }
             }
         }
-        (asked, write_slices(&mut self.stream, &slices))
+        (asked, self.channel.write(&slices, counters))
     }
 
     fn advance(&mut self, bytes: usize) {
@@ -223,10 +235,16 @@ impl Socket {
             reads += 1;
             counters.syscalls.add(1);
             let expects_bulk = protocol.expects_bulk(id);
-            match self.read_once(protocol, expects_bulk, scratch) {
+            let result = self.read_once(protocol, expects_bulk, scratch, counters);
+            match self.channel.take_finding() {
+                Some(Finding::Peer(peer)) => protocol.handle_established(id, &peer),
+                // Without an identity its hello is refused.
+                Some(Finding::Plain) | None => {}
+            }
+            match result {
                 Ok((0, _)) => return (frames, ReadEnd::Closed),
                 Ok((bytes, asked)) => {
-                    if bytes < asked {
+                    if bytes < asked && !self.channel.is_guarded() {
                         // A short read: the kernel has no more, so do not ask again for EAGAIN.
                         let end = self.digest(protocol, now, id, counters, messages, &mut frames);
                         return (frames, end.err().unwrap_or(ReadEnd::Drained));
@@ -234,7 +252,13 @@ impl Socket {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return (frames, ReadEnd::Drained),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return (frames, ReadEnd::Failed(error.kind())),
+                Err(error) => {
+                    let end = match self.channel.fault() {
+                        Some(fault) => ReadEnd::Refused(fault.reason),
+                        None => ReadEnd::Failed(error.kind()),
+                    };
+                    return (frames, end);
+                }
             }
         }
     }
@@ -245,6 +269,7 @@ impl Socket {
         protocol: &mut Protocol,
         expects_bulk: bool,
         scratch: &mut [u8],
+        counters: &Counters,
     ) -> io::Result<(usize, usize)> {
         // `digest` leaves bytes in the staging area only in front of a header or hello that is not complete.
         self.staging.copy_within(self.start..self.end, 0);
@@ -257,7 +282,7 @@ impl Socket {
                     _ => HEADER_BYTES,
                 };
                 let limit = if expects_bulk { wanted } else { STAGING_BYTES };
-                let bytes = self.stream.read(&mut self.staging[staged..limit])?;
+                let bytes = self.channel.read(&mut self.staging[staged..limit], &mut [], counters)?;
                 self.end += bytes;
                 Ok((bytes, limit - staged))
             }
@@ -266,7 +291,7 @@ impl Socket {
                 let rest = &mut buffer[*done..];
                 let asked = rest.len() + limit;
                 let rest_len = rest.len();
-                let bytes = read_two(&mut self.stream, rest, &mut self.staging[..limit])?;
+                let bytes = self.channel.read(rest, &mut self.staging[..limit], counters)?;
                 *done += bytes.min(rest_len);
                 self.end = bytes.saturating_sub(rest_len);
                 Ok((bytes, asked))
@@ -284,7 +309,7 @@ impl Socket {
                 let rest_len = rest.len();
                 let ends_payload = rest_len == whole - *done;
                 let limit = if ends_payload { HEADER_BYTES } else { 0 };
-                let bytes = read_two(&mut self.stream, rest, &mut self.staging[..limit])?;
+                let bytes = self.channel.read(rest, &mut self.staging[..limit], counters)?;
                 *done += bytes.min(rest_len);
                 self.end = bytes.saturating_sub(rest_len);
                 Ok((bytes, rest_len + limit))

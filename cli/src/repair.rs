@@ -1,0 +1,359 @@
+//! `clovis repair`: how far the copies to replaced devices are, and an operator's word on them.
+//!
+//! The servers copy, control orders and keeps how far they are (docs/ha.md#repair): a command only gives an order, or looks. One that
+//! follows asks twice a second, through a restart of control too; ending it changes nothing. Start at [`run`] and [`follow`].
+
+use std::time::Duration;
+
+use base::Fid;
+use fops::conf::{DeviceCommand, DeviceCommandReply, DeviceOrder};
+use fops::repair::{RepairGet, RepairStatus};
+use serde_json::{Value, json};
+
+use crate::args::{RepairCommand, RepairOrderArgs, RepairStartArgs, RepairStatusArgs};
+use crate::conf::Desk;
+use crate::device::find;
+use crate::failure::Failure;
+use crate::interrupt::Interrupt;
+use crate::output;
+use crate::progress::Progress;
+use crate::table::bytes_text;
+
+/// How often it is asked how far a repair is, or whether an order is heeded.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// A control daemon that is silent for so long is not waited for any more.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// `clovis repair`
+pub fn run(command: &RepairCommand) -> Result<(), Failure> {
+    match command {
+        RepairCommand::Start(args) => start(args),
+        RepairCommand::Pause(args) => give(args, DeviceOrder::RepairPause),
+        RepairCommand::Resume(args) => give(args, DeviceOrder::RepairResume),
+        RepairCommand::Abort(args) => give(args, DeviceOrder::RepairAbort),
+        RepairCommand::Status(args) => status(args),
+    }
+}
+
+/// Every repair that control knows of.
+pub fn all(desk: &mut Desk) -> Result<Vec<RepairStatus>, Failure> {
+    let mut all: Vec<RepairStatus> = Vec::new();
+    loop {
+        let reply = desk.ask(&RepairGet { after: all.last().map(|last| last.device) })?;
+        let is_stuck = reply.repairs.is_empty();
+        all.extend(reply.repairs);
+        if !reply.has_more || is_stuck {
+            return Ok(all);
+        }
+    }
+}
+
+fn of_device(desk: &mut Desk, device: Fid) -> Result<Option<RepairStatus>, Failure> {
+    Ok(all(desk)?.into_iter().find(|repair| repair.device == device))
+}
+
+/// The device that is named, or all whose repair is in one of these states.
+fn chosen(desk: &mut Desk, named: Option<&str>, states: &[&str]) -> Result<Vec<Fid>, Failure> {
+    if let Some(name) = named {
+        return Ok(vec![find(&desk.local, name)?.1.fid]);
+    }
+    let fitting = all(desk)?.into_iter().filter(|repair| states.contains(&repair.state.as_str()));
+    let devices: Vec<Fid> = fitting.map(|repair| repair.device).collect();
+    if devices.is_empty() {
+        return Err(Failure::new(format!(
+            "no repair is {}: `clovis repair status` shows those that there are",
+            states.join(" or ")
+        )));
+    }
+    Ok(devices)
+}
+
+fn start(args: &RepairStartArgs) -> Result<(), Failure> {
+    let mut desk = Desk::open(&args.connect)?;
+    let devices = chosen(&mut desk, args.device.as_deref(), &["failed"])?;
+    let mut started = Vec::new();
+    for device in devices {
+        let reply = desk.ask(&DeviceCommand { device, order: DeviceOrder::RepairStart })?;
+        if !args.json {
+            let how = if reply.is_new { "begins again, from the first object" } else { "runs already" };
+            output::line(&format!("the repair of device {device} {how}"))?;
+        }
+        started.push((device, reply));
+    }
+    if args.detach {
+        return if args.json { print_orders(&started) } else { Ok(()) };
+    }
+    let _interrupt = say_when_interrupted()?;
+    for (device, reply) in started {
+        let done = follow(&mut desk, device, reply.replacement, args.json)?;
+        output::line(&if args.json { repair_json(&done).to_string() } else { repair_line(&done) })?;
+    }
+    Ok(())
+}
+
+fn give(args: &RepairOrderArgs, order: DeviceOrder) -> Result<(), Failure> {
+    let mut desk = Desk::open(&args.connect)?;
+    let (word, states): (_, &[&str]) = match order {
+        DeviceOrder::RepairPause => ("paused", &["running", "waiting"]),
+        DeviceOrder::RepairResume => ("resumed", &["paused"]),
+        _ => ("aborted", &["running", "waiting", "paused", "failed"]),
+    };
+    let devices = chosen(&mut desk, args.device.as_deref(), states)?;
+    if order == DeviceOrder::RepairAbort && devices.len() > 1 {
+        return Err(Failure::new(format!(
+            "{} devices are in repair: name the one whose new disk is to be given up",
+            devices.len()
+        )));
+    }
+    let mut given = Vec::new();
+    for device in devices {
+        let command = DeviceCommand { device, order };
+        let reply = desk.ask(&command)?;
+        let deadline = desk.station.now() + desk.within;
+        let mut last = reply.clone();
+        while !last.is_heeded && order != DeviceOrder::RepairResume && desk.station.now() < deadline {
+            desk.station.pause(ASK_AGAIN)?;
+            last = desk.ask(&command)?;
+        }
+        if !args.json {
+            let already = if reply.is_new { "" } else { " (it was already)" };
+            output::line(&format!(
+                "the repair of device {device} is {word}{already}; the device is {}",
+                reply.state
+            ))?;
+        }
+        given.push((device, DeviceCommandReply { is_heeded: last.is_heeded, ..reply }));
+    }
+    if args.json { print_orders(&given) } else { Ok(()) }
+}
+
+fn print_orders(given: &[(Fid, DeviceCommandReply)]) -> Result<(), Failure> {
+    let order = |(device, reply): &(Fid, DeviceCommandReply)| {
+        json!({ "device": device.to_string(), "state": reply.state, "configuration_version": reply.version,
+                "replacement": reply.replacement, "is_new": reply.is_new, "is_heeded": reply.is_heeded })
+    };
+    let repairs: Vec<Value> = given.iter().map(order).collect();
+    output::line(&json!({ "repairs": repairs }).to_string())
+}
+
+fn status(args: &RepairStatusArgs) -> Result<(), Failure> {
+    let mut desk = Desk::open(&args.connect)?;
+    let device = args.device.as_deref().map(|name| find(&desk.local, name).map(|(_, section)| section.fid));
+    let device = device.transpose()?;
+    let mut repairs = all(&mut desk)?;
+    repairs.retain(|repair| device.is_none_or(|device| repair.device == device));
+    if args.follow {
+        let unfinished = |repair: &&RepairStatus| !is_over(repair);
+        let Some(first) = repairs.iter().find(unfinished).cloned() else {
+            return print_status(&repairs, args.json);
+        };
+        let _interrupt = say_when_interrupted()?;
+        let done = follow(&mut desk, first.device, first.replacement, args.json)?;
+        return print_status(&[done], args.json);
+    }
+    print_status(&repairs, args.json)
+}
+
+fn print_status(repairs: &[RepairStatus], as_json: bool) -> Result<(), Failure> {
+    if as_json {
+        let repairs: Vec<Value> = repairs.iter().map(repair_json).collect();
+        return output::line(&json!({ "repairs": repairs }).to_string());
+    }
+    if repairs.is_empty() {
+        return output::line("nothing is repaired, and nothing was");
+    }
+    for repair in repairs {
+        output::line(&repair_line(repair))?;
+        for line in lost_lines(repair) {
+            output::line(&format!("  {line}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn is_over(repair: &RepairStatus) -> bool {
+    matches!(repair.state.as_str(), "done" | "failed" | "aborted")
+}
+
+/// What becomes of a repair that nobody looks at.
+const GOES_ON: &str = "the repair goes on in its server: `clovis repair status --follow` shows it";
+
+/// From now on a command that is ended says that the repair is not. Once in a command.
+pub fn say_when_interrupted() -> Result<Interrupt, Failure> {
+    Interrupt::guard(|| GOES_ON.to_owned())
+}
+
+/// Shows a repair until the device is whole; the last that was seen of it. Errors: it failed or was aborted, or control is gone; the
+/// repair itself goes on then if it can.
+pub fn follow(desk: &mut Desk, device: Fid, replacement: u32, quiet: bool) -> Result<RepairStatus, Failure> {
+    let mut bar: Option<Progress> = None;
+    let mut heard_at = desk.station.now();
+    let end = loop {
+        match of_device(desk, device) {
+            Ok(Some(found)) if found.replacement == replacement => {
+                heard_at = desk.station.now();
+                let heading = format!("copying to {device}");
+                let bar = bar.get_or_insert_with(|| Progress::start(&heading, found.expected_bytes, quiet));
+                bar.head(&format!("{heading}: {}", found.state));
+                bar.reach(found.progress.bytes);
+                if is_over(&found) {
+                    break found;
+                }
+            }
+            Ok(_) => {
+                return Err(Failure::new(format!(
+                    "device {device} was given another disk meanwhile: this repair counts for nothing any more"
+                )));
+            }
+            Err(failure) if heard_at + SILENCE_MAX <= desk.station.now() => {
+                return Err(Failure::new(format!("{failure}; {GOES_ON}")));
+            }
+            // Control is away for a moment: the server copies all the same.
+            Err(_) => {}
+        }
+        desk.station.pause(ASK_AGAIN)?;
+    };
+    drop(bar);
+    match end.state.as_str() {
+        "done" => Ok(end),
+        "aborted" => Err(Failure::new(format!(
+            "the repair of device {device} was aborted: the device is failed again"
+        ))),
+        _ => Err(Failure::new(failed_text(&end))),
+    }
+}
+
+fn failed_text(repair: &RepairStatus) -> String {
+    let RepairStatus { device, reason, .. } = repair;
+    let lost = lost_lines(repair);
+    let next = if lost.is_empty() {
+        format!("`clovis repair start {device}` tries again")
+    } else {
+        format!(
+            "bring other devices back, or remove these objects, and `clovis repair start {device}` tries again (by itself when a device comes back)"
+        )
+    };
+    let lost = lost.iter().map(|line| format!("; {line}")).collect::<String>();
+    format!(
+        "the repair of device {device} failed: {reason}{lost}; until it is done the device stays in repair; {next}"
+    )
+}
+
+fn lost_lines(repair: &RepairStatus) -> Vec<String> {
+    let progress = &repair.progress;
+    if progress.lost_count == 0 {
+        return Vec::new();
+    }
+    let mut names: Vec<String> = progress.lost.iter().map(|fid| object_text(*fid)).collect();
+    let more = progress.lost_count.saturating_sub(base::units::wide(names.len()));
+    if more > 0 {
+        names.push(format!("and {more} more"));
+    }
+    vec![format!("lost: {}", names.join(", "))]
+}
+
+fn object_text(fid: Fid) -> String {
+    base::ObjectId::from_fid(fid).map_or_else(|| fid.to_string(), |object| object.to_string())
+}
+
+/// Seconds until it is done, if that can be said.
+fn seconds_left(repair: &RepairStatus) -> Option<u64> {
+    let left = repair.expected_bytes.checked_sub(repair.progress.bytes)?;
+    (repair.state == "running").then(|| left.checked_div(repair.bytes_per_second))?
+}
+
+/// One line, for people.
+pub fn repair_line(repair: &RepairStatus) -> String {
+    let RepairStatus { device, replacement, state, reason, progress, .. } = repair;
+    let mut line = format!(
+        "device {device}  replacement {replacement}  {state}: {} objects, {}",
+        progress.objects,
+        bytes_text(progress.bytes)
+    );
+    if !is_over(repair) && repair.expected_bytes > 0 {
+        line.push_str(&format!(" of about {}", bytes_text(repair.expected_bytes)));
+    }
+    if state == "running" {
+        line.push_str(&format!(", {}/s", bytes_text(repair.bytes_per_second)));
+    }
+    if repair.bytes_per_second_max > 0 && !is_over(repair) {
+        line.push_str(&format!(" (at most {}/s)", bytes_text(repair.bytes_per_second_max)));
+    }
+    if let Some(seconds) = seconds_left(repair) {
+        line.push_str(&format!(", about {seconds} s left"));
+    }
+    if !reason.is_empty() {
+        line.push_str(&format!("; {}", reason.escape_debug()));
+    }
+    line
+}
+
+/// A repair, for programs.
+pub fn repair_json(repair: &RepairStatus) -> Value {
+    let progress = &repair.progress;
+    let lost: Vec<String> = progress.lost.iter().map(|fid| object_text(*fid)).collect();
+    let RepairStatus { device, process, replacement, state, reason, .. } = repair;
+    json!({
+        "device": device.to_string(), "process": process.to_string(), "replacement": replacement, "state": state, "reason": reason,
+        "records": progress.records, "objects": progress.objects, "bytes": progress.bytes,
+        "last_object": progress.last.map(object_text), "lost_objects": progress.lost_count, "lost": lost,
+        "expected_bytes": repair.expected_bytes, "bytes_per_second": repair.bytes_per_second,
+        "bytes_per_second_max": repair.bytes_per_second_max, "seconds_left": seconds_left(repair),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use fops::repair::RepairProgress;
+
+    use super::*;
+
+    fn repair(state: &str) -> RepairStatus {
+        RepairStatus {
+            device: "0x6b00000000000001:3".parse().unwrap(),
+            process: "0x7200000000000001:1".parse().unwrap(),
+            replacement: 2,
+            state: state.to_owned(),
+            reason: String::new(),
+            progress: RepairProgress { objects: 7, bytes: 1 << 20, ..RepairProgress::default() },
+            expected_bytes: 5 << 20,
+            bytes_per_second: 1 << 20,
+            bytes_per_second_max: 0,
+        }
+    }
+
+    #[test]
+    fn a_repair_on_one_line() {
+        assert_eq!(
+            repair_line(&repair("running")),
+            "device 0x6b00000000000001:0x3  replacement 2  running: 7 objects, 1.0 MiB of about 5.0 MiB, 1.0 MiB/s, about 4 s left"
+        );
+        assert_eq!(
+            repair_line(&repair("done")),
+            "device 0x6b00000000000001:0x3  replacement 2  done: 7 objects, 1.0 MiB"
+        );
+        let mut limited =
+            RepairStatus { bytes_per_second_max: 2 << 20, reason: "a\nb".to_owned(), ..repair("paused") };
+        assert!(repair_line(&limited).ends_with("1.0 MiB of about 5.0 MiB (at most 2.0 MiB/s); a\\nb"));
+        limited.state = "running".to_owned();
+        for (bytes, rate) in [(u64::MAX, 1), (0, 0), (u64::MAX, 0)] {
+            (limited.progress.bytes, limited.bytes_per_second) = (bytes, rate);
+            assert_eq!(seconds_left(&limited), None);
+        }
+    }
+
+    #[test]
+    fn what_is_lost_is_named() {
+        let mut lost = repair("failed");
+        lost.reason = "too many units are lost of 3 objects".to_owned();
+        lost.progress.lost_count = 3;
+        lost.progress.lost = vec![base::ObjectId::new(1, 9).unwrap().fid()];
+        let text = failed_text(&lost);
+        let name = base::ObjectId::new(1, 9).unwrap().to_string();
+        assert!(
+            text.contains(&format!("lost: {name}, and 2 more")) && text.contains("clovis repair start"),
+            "{text}"
+        );
+        assert_eq!(repair_json(&lost)["lost"][0], name.as_str());
+    }
+}
