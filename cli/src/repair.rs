@@ -19,8 +19,10 @@ use crate::output;
 use crate::progress::Progress;
 use crate::table::bytes_text;
 
-/// How often it is asked how far a repair is, or whether an order is heeded.
+/// How often it is asked how far a repair is.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// How often it is asked whether an order has come to pass.
+const ORDER_AGAIN: Duration = Duration::from_millis(100);
 /// A control daemon that is silent for so long is not waited for any more.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
@@ -48,7 +50,8 @@ pub fn all(desk: &mut Desk) -> Result<Vec<RepairStatus>, Failure> {
     }
 }
 
-fn of_device(desk: &mut Desk, device: Fid) -> Result<Option<RepairStatus>, Failure> {
+/// That of one device, if it ever had one.
+pub fn of_device(desk: &mut Desk, device: Fid) -> Result<Option<RepairStatus>, Failure> {
     Ok(all(desk)?.into_iter().find(|repair| repair.device == device))
 }
 
@@ -107,14 +110,9 @@ fn give(args: &RepairOrderArgs, order: DeviceOrder) -> Result<(), Failure> {
     }
     let mut given = Vec::new();
     for device in devices {
-        let command = DeviceCommand { device, order };
-        let reply = desk.ask(&command)?;
-        let deadline = desk.station.now() + desk.within;
-        let mut last = reply.clone();
-        while !last.is_heeded && order != DeviceOrder::RepairResume && desk.station.now() < deadline {
-            desk.station.pause(ASK_AGAIN)?;
-            last = desk.ask(&command)?;
-        }
+        let within = desk.within;
+        let is_heeded = |reply: &DeviceCommandReply| reply.is_heeded || order == DeviceOrder::RepairResume;
+        let (reply, last) = order_until(&mut desk, DeviceCommand { device, order }, within, is_heeded)?;
         if !args.json {
             let already = if reply.is_new { "" } else { " (it was already)" };
             output::line(&format!(
@@ -127,12 +125,33 @@ fn give(args: &RepairOrderArgs, order: DeviceOrder) -> Result<(), Failure> {
     if args.json { print_orders(&given) } else { Ok(()) }
 }
 
+/// Gives an order, which may be repeated harmlessly, until it has come to pass or the time is over: the first and the last answer.
+pub fn order_until(
+    desk: &mut Desk,
+    command: DeviceCommand,
+    within: Duration,
+    has_come_to_pass: impl Fn(&DeviceCommandReply) -> bool,
+) -> Result<(DeviceCommandReply, DeviceCommandReply), Failure> {
+    let deadline = desk.station.now() + within;
+    let first = desk.ask(&command)?;
+    let mut last = first.clone();
+    while !has_come_to_pass(&last) && desk.station.now() < deadline {
+        desk.station.pause(ORDER_AGAIN)?;
+        last = desk.ask(&command)?;
+    }
+    Ok((first, last))
+}
+
+/// An order that was given, for programs.
+pub fn order_json(device: Fid, reply: &DeviceCommandReply) -> Value {
+    json!({
+        "device": device.to_string(), "state": reply.state, "configuration_version": reply.version,
+        "replacement": reply.replacement, "is_new": reply.is_new, "is_heeded": reply.is_heeded,
+    })
+}
+
 fn print_orders(given: &[(Fid, DeviceCommandReply)]) -> Result<(), Failure> {
-    let order = |(device, reply): &(Fid, DeviceCommandReply)| {
-        json!({ "device": device.to_string(), "state": reply.state, "configuration_version": reply.version,
-                "replacement": reply.replacement, "is_new": reply.is_new, "is_heeded": reply.is_heeded })
-    };
-    let repairs: Vec<Value> = given.iter().map(order).collect();
+    let repairs: Vec<Value> = given.iter().map(|(device, reply)| order_json(*device, reply)).collect();
     output::line(&json!({ "repairs": repairs }).to_string())
 }
 

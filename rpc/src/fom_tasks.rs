@@ -57,12 +57,12 @@ impl FomTasks {
     /// Gives a fom to an idle task, the one that was busy last: its memory is warm. Without one: the desk, with the fom on it, of a task that is to be
     /// spawned.
     pub(crate) fn give(&self, next: Assignment) -> Option<Rc<Desk>> {
-        let idle = self.idle.borrow_mut().pop();
-        let desk = idle.as_ref().map_or_else(|| Rc::new(Desk::default()), Rc::clone);
+        let Some(desk) = self.idle.borrow_mut().pop() else {
+            let desk = Desk::default();
+            *desk.next.borrow_mut() = Some(next);
+            return Some(Rc::new(desk));
+        };
         *desk.next.borrow_mut() = Some(next);
-        if idle.is_none() {
-            return Some(desk);
-        }
         if let Some(waker) = &*desk.waker.borrow() {
             waker.wake_by_ref();
         }

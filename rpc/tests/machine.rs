@@ -1032,17 +1032,11 @@ struct TcpPair {
 impl TcpPair {
     fn new(config: &RpcConfig) -> TcpPair {
         let mut world = World::new(Fabric::Tcp, |_| Nid::tcp([127, 0, 0, 1].into()));
-        // A port that was free a moment ago; another process may take it, so several are tried.
-        let free = || std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
         let (server_side, epoch) = world.locality(0);
-        let (server, to) = (0..20)
-            .find_map(|_| {
-                let endpoint = Endpoint::from_port(Nid::tcp([127, 0, 0, 1].into()), free())?;
-                let tm_config = TmConfig::new(endpoint, true, epoch, TOKEN, Rc::default());
-                let tm = TransferMachine::start(&server_side.handle(), &world.fabric, tm_config).ok()?;
-                Some((RpcMachine::start(&server_side.handle(), tm, config.clone()), endpoint))
-            })
-            .unwrap();
+        let to = verbs_net::free_endpoint(Nid::tcp([127, 0, 0, 1].into())).unwrap();
+        let tm_config = TmConfig::new(to, true, epoch, TOKEN, Rc::default());
+        let tm = TransferMachine::start(&server_side.handle(), &world.fabric, tm_config).unwrap();
+        let server = RpcMachine::start(&server_side.handle(), tm, config.clone());
         serve(&server, &Rc::default(), epoch);
         let (client_side, epoch) = world.locality(1);
         let local = verbs_net::dynamic_endpoint(Nid::tcp([127, 0, 0, 1].into()), 99, 1);

@@ -107,17 +107,10 @@ impl World {
             crowd: None,
         });
         let [first, second] = self.nids(host);
-        // A port that was free a moment ago on one address; another process may take it, so several are tried.
-        let free = || std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
-        let (tm, endpoint) = (0..20)
-            .find_map(|_| {
-                let endpoint = Endpoint::from_port(first, free())?;
-                let mut config = TmConfig::new(endpoint, true, epoch, [7; 32], Rc::new(Cell::new(0)));
-                config.rails = vec![second];
-                let tm = TransferMachine::start(&locality.handle(), &self.fabric, config).ok()?;
-                Some((tm, endpoint))
-            })
-            .unwrap();
+        let endpoint = verbs_net::free_endpoint(first).unwrap();
+        let mut config = TmConfig::new(endpoint, true, epoch, [7; 32], Rc::new(Cell::new(0)));
+        config.rails = vec![second];
+        let tm = TransferMachine::start(&locality.handle(), &self.fabric, config).unwrap();
         let rpc = RpcMachine::start(&locality.handle(), tm, RpcConfig::default());
         self.localities.push(locality);
         (rpc, endpoint)

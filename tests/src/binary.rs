@@ -5,12 +5,10 @@
 //! workspace), so that nothing is compiled twice. `CLOVIS_BINARY` names another one, for example an
 //! installed release.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::OnceLock;
 
-use crate::place::{self, Build};
+use crate::place::Build;
 
 /// Path of the binary. Built at the first call of a process; the others wait for it.
 ///
@@ -30,21 +28,12 @@ pub fn clovis() -> &'static Path {
 }
 
 fn build() -> PathBuf {
-    // Where this test runs from says where the binary belongs.
-    let Build { target_folder, profile_folder, profile } = Build::of_this_test();
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-    let output = Command::new(cargo)
-        .args(["build", "--workspace", "--bin", "clovis", "--profile", &profile])
-        .args(if cfg!(feature = "rdma") { &["--features", "clovis-tests/rdma"][..] } else { &[] })
-        .arg("--target-dir")
-        .arg(target_folder)
-        .current_dir(place::root())
-        .output()
-        .expect("cargo can be started");
+    let build = Build::of_this_test();
+    let output = build.cargo("build").args(["--bin", "clovis"]).output().expect("cargo can be started");
     assert!(
         output.status.success(),
         "the binary clovis cannot be built:\n{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    profile_folder.join("clovis")
+    build.profile_folder.join("clovis")
 }

@@ -1,6 +1,7 @@
 //! Where a test stands: the repository it was built from, and the folder that cargo built it into.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// The root of the checkout.
 ///
@@ -40,4 +41,32 @@ impl Build {
         };
         Build { profile: profile.to_owned(), target_folder, profile_folder }
     }
+
+    /// `cargo WORD` on the whole workspace, into this build and with its features: what `./dev test` has built is not built again.
+    #[must_use]
+    pub fn cargo(&self, word: &str) -> Command {
+        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        outside_of_cargo(&mut command)
+            .args([word, "--workspace", "--profile", &self.profile, "--target-dir"])
+            .arg(&self.target_folder)
+            .args(if cfg!(feature = "rdma") { &["--features", "clovis-tests/rdma"][..] } else { &[] })
+            .current_dir(root());
+        command
+    }
+}
+
+/// Takes away what `cargo test` tells its tests of their own package. A cargo started with it would take the build scripts that read
+/// the same variables (ring's) for changed, and build all that depends on them again; so would the next `cargo test`.
+pub fn outside_of_cargo(command: &mut Command) -> &mut Command {
+    for (name, _) in std::env::vars_os() {
+        let told = name.to_str().is_some_and(|name| {
+            name.starts_with("CARGO_PKG_")
+                || name.starts_with("CARGO_MANIFEST_")
+                || name == "CARGO_CRATE_NAME"
+        });
+        if told {
+            command.env_remove(name);
+        }
+    }
+    command
 }

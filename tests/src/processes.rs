@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use verbs_net::bind_free;
+
 use crate::wait::{self, NotInTime};
 
 /// What a command that ran to its end left.
@@ -230,9 +232,6 @@ pub fn free_port() -> u16 {
     free_ports(1)
 }
 
-/// Ports below those that the kernel gives to whoever connects: one of these is not taken in the moment between the look and the use.
-const LISTENERS: std::ops::Range<u16> = 8192..32_768;
-
 /// The first of `count` ports in a row that were all free a moment ago.
 ///
 /// # Panics
@@ -240,9 +239,12 @@ const LISTENERS: std::ops::Range<u16> = 8192..32_768;
 #[must_use]
 pub fn free_ports(count: u16) -> u16 {
     let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
-    let mut firsts = std::iter::repeat_with(|| fastrand::u16(LISTENERS.start..LISTENERS.end - count));
-    let free = firsts.by_ref().take(1000).find(|first| (*first..*first + count).all(is_free));
-    free.expect("loopback has free ports")
+    let mut firsts = std::iter::repeat_with(|| {
+        let first = bind_free(Ipv4Addr::LOCALHOST).and_then(|listener| listener.local_addr());
+        first.expect("loopback has free ports").port()
+    });
+    let free = firsts.by_ref().take(1000).find(|first| (first + 1..first + count).all(is_free));
+    free.expect("loopback has free ports in a row")
 }
 
 /// True if a program of this name can be started; else says what is skipped.

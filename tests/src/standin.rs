@@ -104,19 +104,9 @@ pub fn command(program: &Path, words: &str) -> Command {
 /// If it cannot be built, with what cargo said.
 #[must_use]
 pub fn test_program(package: &str, target: &str) -> PathBuf {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    // What `./dev test` has built with the whole workspace is not built again for two packages with features of their own.
-    let selection: &[&str] = if std::env::var_os("CLOVIS_WHOLE_WORKSPACE").is_some() {
-        &["--workspace", "--features", "clovis-tests/rdma"]
-    } else {
-        &["-p", "verbs-sys", "-p", "verbs-net", "--features", "verbs-net/rdma"]
-    };
-    let output = Command::new(cargo)
-        .args(["test", "--no-run", "--lib", "--test", "device"])
-        .args(selection)
-        .args(["--message-format=json-render-diagnostics", "--target-dir"])
-        .arg(Build::of_this_test().target_folder)
-        .current_dir(root())
+    let output = Build::of_this_test()
+        .cargo("test")
+        .args(["--no-run", "--lib", "--test", "device", "--message-format=json-render-diagnostics"])
         .output()
         .expect("cargo can be started");
     assert!(

@@ -24,6 +24,7 @@ pub mod error;
 mod exposure;
 pub mod fault;
 pub mod frame;
+mod free_port;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod hello;
@@ -49,6 +50,7 @@ pub use discovery::{Features, NidStatus, PeerInfo};
 pub use error::{LocalError, NakReason, NetError, PeerMisbehaved, RefuseReason, Refused, StartError};
 pub use exposure::{Retract, Retraction};
 pub use fault::{FaultError, FaultId, FaultRule, FaultStatus};
+pub use free_port::{bind_free, free_endpoint};
 pub use hello::Token;
 pub use limits::NetTimes;
 pub use machine::{

@@ -17,9 +17,6 @@ use crate::failure::Failure;
 use crate::output;
 use crate::repair;
 
-/// How often it is asked how far the order is.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
-
 /// `clovis device replace`
 pub fn run(args: &DeviceReplaceArgs) -> Result<(), Failure> {
     let mut desk = Desk::open(&args.connect)?;
@@ -33,7 +30,7 @@ pub fn run(args: &DeviceReplaceArgs) -> Result<(), Failure> {
              server has copied all to it"
         ))?;
     }
-    let found = repair::all(&mut desk)?.into_iter().find(|repair| repair.device == device);
+    let found = repair::of_device(&mut desk, device)?;
     match found.as_ref().map(|repair| repair.state.as_str()) {
         Some("failed") => {
             desk.ask(&DeviceCommand { device, order: DeviceOrder::RepairStart })?;
@@ -46,9 +43,10 @@ pub fn run(args: &DeviceReplaceArgs) -> Result<(), Failure> {
         _ => {}
     }
     if args.detach {
-        return match args.json {
-            true => output::line(&json!({ "device": device.to_string(), "state": reply.state, "configuration_version": reply.version, "replacement": replacement }).to_string()),
-            false => Ok(()),
+        return if args.json {
+            output::line(&repair::order_json(device, &reply).to_string())
+        } else {
+            Ok(())
         };
     }
     let done = repair::follow(&mut desk, device, replacement, args.json)?;
@@ -72,17 +70,9 @@ pub fn run(args: &DeviceReplaceArgs) -> Result<(), Failure> {
 /// Gives the order until the device is in repair.
 fn order(desk: &mut Desk, device: Fid, wait: Duration) -> Result<DeviceCommandReply, Failure> {
     let command = DeviceCommand { device, order: DeviceOrder::Replace };
-    let deadline = desk.station.now() + wait;
-    loop {
-        let reply = desk.ask(&command)?;
-        if reply.state == "repair" {
-            return Ok(reply);
-        }
-        if desk.station.now() >= deadline {
-            return Err(too_late(desk, device, &reply, wait));
-        }
-        desk.station.pause(ASK_AGAIN)?;
-    }
+    let is_in_repair = |reply: &DeviceCommandReply| reply.state == "repair";
+    let (_, last) = repair::order_until(desk, command, wait, is_in_repair)?;
+    if is_in_repair(&last) { Ok(last) } else { Err(too_late(desk, device, &last, wait)) }
 }
 
 fn too_late(desk: &Desk, device: Fid, reply: &DeviceCommandReply, wait: Duration) -> Failure {

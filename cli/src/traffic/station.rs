@@ -1,6 +1,6 @@
 //! Places for the two sides: a locality with memory, and both of them in one process.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,14 +41,11 @@ pub fn locality(
     }))
 }
 
-/// A free port of loopback below those that the kernel hands out, as an endpoint @tcp.
+/// An endpoint of loopback over tcp where nobody listened a moment ago.
 pub fn free_endpoint() -> Result<Endpoint, Failure> {
-    let mut random = fastrand::Rng::new();
-    let free = (0..100)
-        .map(|_| random.u16(8192..32_768))
-        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
-    free.and_then(|port| Endpoint::from_port(Nid::tcp(Ipv4Addr::LOCALHOST), port))
-        .ok_or_else(|| Failure::new("no free port on 127.0.0.1"))
+    let loopback = Nid::tcp(Ipv4Addr::LOCALHOST);
+    verbs_net::free_endpoint(loopback)
+        .map_err(|error| Failure::new(format!("no free port on 127.0.0.1: {error}")))
 }
 
 /// The machine of one side.

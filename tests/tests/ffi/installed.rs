@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use clovis_tests::place::{Build, root};
+use clovis_tests::place::{Build, outside_of_cargo, root};
 use clovis_tests::{binary, processes};
 
 /// Longest that the installation may take. After ./dev test has built everything, only linking and copying are left; the suite has its own budget.
@@ -21,7 +21,7 @@ pub fn prefix() -> &'static Path {
         let _absent = std::fs::remove_dir_all(&prefix);
         let folder = clovis_tests::folder("install");
         let mut command = Command::new("./dev");
-        command
+        outside_of_cargo(&mut command)
             .arg("install")
             .arg(&prefix)
             .current_dir(root())

@@ -956,23 +956,17 @@ impl World {
             }
         }
         reasons.extend(self.oracle.borrow().running_lines());
-        let unfinished = self.replacements.unfinished();
-        let is_unfinished =
-            |device: &Fid| format!("device {device} has another disk, and not everything on it");
-        let Some(slot) = self.nodes[0].slot() else {
-            reasons.extend(unfinished.iter().map(is_unfinished));
-            return reasons;
-        };
-        let control = slot.control.borrow();
-        let Some(control) = control.as_ref() else {
-            reasons.extend(unfinished.iter().map(is_unfinished));
-            return reasons;
-        };
-        let repairs = control.repairs();
+        let slot = self.nodes[0].slot();
+        let control = slot.as_ref().map(|slot| slot.control.borrow());
+        let control = control.as_ref().and_then(|control| control.as_ref());
+        let repairs = control.map(|control| control.repairs()).unwrap_or_default();
         let is_beyond = |device: &Fid| {
             repairs.iter().any(|repair| repair.device == *device && self.lacks_only_torn_objects(repair))
         };
-        reasons.extend(unfinished.iter().filter(|device| !is_beyond(device)).map(is_unfinished));
+        for device in self.replacements.unfinished().iter().filter(|device| !is_beyond(device)) {
+            reasons.push(format!("device {device} has another disk, and not everything on it"));
+        }
+        let Some(control) = control else { return reasons };
         for process in control.status().processes.iter().filter(|process| !process.alive) {
             reasons.push(format!("process {} has no lease", process.process));
         }

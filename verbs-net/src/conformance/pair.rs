@@ -1,7 +1,7 @@
 //! Two machines, driven until something is the case: in virtual time on lo and sim, on the real clock over tcp.
 
 use std::cell::{Cell, RefCell};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -14,6 +14,7 @@ use runtime::{
     SharedBuffer,
 };
 
+use crate::free_port::bind_free;
 use crate::security::authority::{Authority, FAR};
 use crate::{
     BulkCookie, BulkDescriptor, Credential, CredentialOptions, Event, Fabric, Lane, LoFabric, NetError,
@@ -95,12 +96,6 @@ pub(super) struct World {
     reserved: RefCell<Vec<(Endpoint, TcpListener)>>,
 }
 
-/// Listens on every address, at a port below those that the kernel gives to whoever connects: none of those is taken while it is free.
-pub(super) fn free_listener() -> TcpListener {
-    let mut ports = std::iter::repeat_with(|| fastrand::u16(8192..32_768)).take(1000);
-    ports.find_map(|port| TcpListener::bind(("0.0.0.0", port)).ok()).expect("this host has free ports")
-}
-
 impl World {
     pub(super) fn new(kind: Kind) -> World {
         World::with_seed(kind, 7)
@@ -155,7 +150,7 @@ impl World {
                 Endpoint::from_port(nid, port as u16).unwrap()
             }
             Kind::Tcp | Kind::Secured | Kind::Sealed => {
-                let listener = free_listener();
+                let listener = bind_free(Ipv4Addr::UNSPECIFIED).unwrap();
                 let nid = Nid::tcp([127, 0, 0, 1].into());
                 let endpoint = Endpoint::from_port(nid, listener.local_addr().unwrap().port()).unwrap();
                 self.reserved.borrow_mut().push((endpoint, listener));

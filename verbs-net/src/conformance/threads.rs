@@ -1,6 +1,7 @@
 //! Machines of localities on threads of their own, asleep when there is nothing to do: each must be woken by the other.
 
 use std::cell::{Cell, RefCell};
+use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use runtime::{
     SharedBuffer, StopFlag,
 };
 
-use super::pair::free_listener;
+use crate::free_port::bind_free;
 use crate::{Event, Fabric, LoFabric, PeerId, TmConfig, TransferMachine};
 
 /// Drives one machine; echoes messages, or keeps them.
@@ -125,7 +126,7 @@ fn lo_wakes_the_other_thread() {
 #[test]
 fn tcp_wakes_the_other_thread() {
     let nid = Nid::tcp([127, 0, 0, 1].into());
-    let port = free_listener().local_addr().unwrap().port();
+    let port = bind_free(Ipv4Addr::UNSPECIFIED).unwrap().local_addr().unwrap().port();
     let server = Endpoint::from_port(nid, port).unwrap();
     echo_across_threads(None, crate::dynamic_endpoint(nid, 1, 1), server);
 }

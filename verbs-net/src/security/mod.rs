@@ -2,10 +2,10 @@
 //!
 //! Promise: where a machine has [`Security::Certificates`], a connection comes up only between two holders of a certificate of the
 //! cluster's authority, and [`Identity`] says who the peer is and what it may do. The hello travels inside TLS; a recording of it is
-//! worth nothing. Must not know: sockets (bytes go in and out of [`hello::SecureHello`]), fops (the layer above asks for the
-//! rights of a peer). Bound: one record of [`record::RECORD_BYTES_MAX`] bytes and what rustls keeps of a handshake, per connection.
+//! worth nothing. Must not know: sockets (bytes go in and out of `hello::SecureHello`), fops (the layer above asks for the
+//! rights of a peer). Bound: one record of `record::RECORD_BYTES_MAX` bytes and what rustls keeps of a handshake, per connection.
 //! Threads: a [`Credential`] is shared by all; a hello belongs to its connection. Bytes: docs/wire.md; reasons: docs/rfd/0010.
-//! Start at [`Credential`], then [`hello`].
+//! Start at [`Credential`], then `hello`.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,14 +1,10 @@
-//! The same over real sockets and real time: control, a server with devices in memory, and a client, in one locality.
-#![forbid(unsafe_code)]
-#![allow(clippy::unwrap_used)] // test code
+//! All of it over real sockets and real time: control, a server with devices in memory, and a client, in one locality.
 
-mod support;
-
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base::{BlockExtent, Endpoint, FidType, Nid, ObjectId};
+use base::{BlockExtent, FidType, Nid, ObjectId};
 use control::{Control, ControlConfig};
 use faces::{ClusterFile, Transport};
 use fops::component::{ComponentRead, ComponentWrite};
@@ -16,26 +12,14 @@ use rpc::{Bulk, CallOptions, RpcConfig, RpcMachine};
 use runtime::{Arena, ArenaConfig, Counters, Locality, LocalityConfig, MonotonicClock};
 use server::{Server, ServerConfig};
 use spdk_stob::{Backend, MemDevice};
-use verbs_net::{Fabric, TmConfig, Token, TransferMachine};
+use verbs_net::{Fabric, TmConfig, Token, TransferMachine, free_endpoint};
 
-use support::{Shape, checksums, cluster_file, device_fid, process_fid};
-
-/// Endpoints on free ports: the listeners are held until all are chosen.
-fn free_endpoints(count: usize) -> Vec<Endpoint> {
-    let mut held = Vec::new();
-    let mut endpoints = Vec::new();
-    while endpoints.len() < count {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        endpoints.extend(Endpoint::from_port(Nid::tcp(Ipv4Addr::LOCALHOST), port));
-        held.push(listener);
-    }
-    endpoints
-}
+use crate::support::{Shape, checksums, cluster_file, device_fid, process_fid};
 
 #[test]
 fn bytes_go_over_tcp_and_come_back() {
-    let endpoints = free_endpoints(3);
+    let endpoint = || free_endpoint(Nid::tcp(Ipv4Addr::LOCALHOST)).unwrap();
+    let endpoints = [endpoint(), endpoint(), endpoint()];
     let shape = Shape { servers: 1, devices_per_server: 4, ..Shape::default() };
     let mut file: ClusterFile = cluster_file(&shape);
     file.cluster.transport = Transport::Tcp;

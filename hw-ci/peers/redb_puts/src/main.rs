@@ -1,5 +1,5 @@
 //! The peer of `clovis bench stob`: groups of 16 puts into a redb table, each group durable before the next begins.
-//! `cargo run --release -p spdk-stob --example redb_peer -- FILE MILLISECONDS VALUE_BYTES` prints puts and nanoseconds.
+//! `cargo run --release --bin redb_puts -- FILE MILLISECONDS VALUE_BYTES` prints puts and nanoseconds.
 #![forbid(unsafe_code)]
 
 use redb::{Database, Durability, TableDefinition};

@@ -1,9 +1,5 @@
 //! Watch and notify through control, over the network, on simulated disks and virtual time: watchers that die, are cut off and come
 //! back, and a control daemon that is killed in the middle of a notify.
-#![forbid(unsafe_code)]
-#![allow(clippy::unwrap_used)] // test code, helpers included
-
-mod support;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -15,7 +11,7 @@ use fops::watch::MissedWhy;
 use runtime::Task;
 use verbs_net::SimFaults;
 
-use support::{Cluster, Shape, endpoint, raw_client};
+use crate::support::{Cluster, Shape, endpoint, raw_client};
 
 const LEASE: Duration = Duration::from_secs(3);
 

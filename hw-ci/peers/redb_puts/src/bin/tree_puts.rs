@@ -1,7 +1,7 @@
-//! Where the time of a durable group of tree puts goes: `cargo run --release -p spdk-stob --example tree_puts -- FOLDER SECONDS [alone]`.
+//! Where the time of a durable group of tree puts goes: `cargo run --release --manifest-path hw-ci/peers/redb_puts/Cargo.toml --bin tree_puts -- FOLDER SECONDS [alone]`.
 //!
 //! Rounds of half a second each, in turn: our groups of 16 puts; one write of a block with `O_DIRECT | O_DSYNC` from this thread, which is the
-//! least that a durable group can cost on this file system; the same block written through by our backend alone, polled; and `redb` doing what `redb_peer` does. Medians of single groups and CPU time of
+//! least that a durable group can cost on this file system; the same block written through by our backend alone, polled; and `redb` doing what `redb_puts` does. Medians of single groups and CPU time of
 //! the process, so that a busy machine disturbs little. Files go to FOLDER and away again. `alone`: only our groups, for a profiler.
 #![forbid(unsafe_code)]
 

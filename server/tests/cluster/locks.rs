@@ -1,8 +1,4 @@
 //! Named locks and fences through control and servers, over the network, on simulated disks and virtual time.
-#![forbid(unsafe_code)]
-#![allow(clippy::unwrap_used)] // test code, helpers included
-
-mod support;
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -18,7 +14,7 @@ use fops::lock::{
 use futures_util::future::{join, join_all};
 use rpc::{Bulk, CallError, CallOptions, RpcMachine};
 
-use support::{Cluster, Shape, checksums, device_fid, endpoint, process_fid, raw_client};
+use crate::support::{Cluster, Shape, checksums, device_fid, endpoint, process_fid, raw_client};
 
 const BYTES: usize = 16384;
 

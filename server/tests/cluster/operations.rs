@@ -1,8 +1,4 @@
 //! Control and servers together, over the loopback fabric, on simulated disks and virtual time.
-#![forbid(unsafe_code)]
-#![allow(clippy::unwrap_used)] // test code, helpers included
-
-mod support;
 
 use std::time::Duration;
 
@@ -17,7 +13,7 @@ use rpc::{Bulk, CallError, CallOptions};
 use server::ServerError;
 use spdk_stob::StobError;
 
-use support::{Cluster, Shape, checksums, device_fid, lo_endpoint, process_fid, raw_client};
+use crate::support::{Cluster, Shape, checksums, device_fid, lo_endpoint, process_fid, raw_client};
 
 fn object(lo: u64) -> Fid {
     ObjectId::new(12, lo).unwrap().fid()
