@@ -193,6 +193,9 @@ pub struct ClusterShapeArgs {
     /// Server processes [default: 4]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub servers: Option<u32>,
+    /// Localities of each server: threads with an endpoint and devices of their own [default: 1]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub localities: Option<u32>,
     /// Devices of each server, each a file in the folder [default: 2]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub devices_per_server: Option<u32>,
@@ -214,7 +217,7 @@ pub struct ClusterShapeArgs {
     /// How its members prove that they are [default: shared]
     #[arg(long, value_name = "HOW", value_enum)]
     pub security: Option<SecurityArg>,
-    /// Encrypt everything between its processes, not the hello of each connection only (certificates, tcp)
+    /// Encrypt everything between its processes, not the hello of each connection only (with certificates, over tcp)
     #[arg(long)]
     pub encrypt: bool,
 }
@@ -299,7 +302,44 @@ pub struct ServerArgs {
     /// Which server of the configuration this is
     #[arg(long, value_name = "FID")]
     pub process: Fid,
+    /// Cores for its localities, such as 0-3,8: each locality stays on one of them [default: the system's choice]
+    #[arg(long, value_name = "LIST")]
+    pub cores: Option<CoreList>,
 }
+
+/// Cores by their numbers, as `0-3,8`; each once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CoreList(pub Vec<usize>);
+
+impl std::str::FromStr for CoreList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<CoreList, String> {
+        let mut cores = Vec::new();
+        for part in text.split(',') {
+            let number = |word: &str| {
+                word.parse().map_err(|_| format!("{word:?} is no core: cores are listed as in 0-3,8"))
+            };
+            let (first, last): (usize, usize) = match part.split_once('-') {
+                Some((first, last)) => (number(first)?, number(last)?),
+                None => (number(part)?, number(part)?),
+            };
+            if last < first || last - first > CORES_MAX {
+                return Err(format!("{part}: a row of cores goes up, over at most {CORES_MAX} of them"));
+            }
+            for core in first..=last {
+                if cores.contains(&core) {
+                    return Err(format!("core {core} is there twice"));
+                }
+                cores.push(core);
+            }
+        }
+        Ok(CoreList(cores))
+    }
+}
+
+/// The longest row of cores.
+const CORES_MAX: usize = 4096;
 
 /// Where the cluster is, for every command that talks to one.
 #[derive(Clone, Debug, Args)]

@@ -31,7 +31,9 @@ pub struct Blueprint {
     pub width: LayoutWidth,
     /// Server processes.
     pub servers: u32,
-    /// Devices in all; device i belongs to server i modulo `servers`.
+    /// Localities of each server.
+    pub localities: u32,
+    /// Devices in all; device i belongs to server i modulo `servers`, and goes round over its localities.
     pub devices: u32,
     /// Bytes of each device.
     pub device_bytes: u64,
@@ -66,7 +68,12 @@ impl Blueprint {
         Ok(Some((Ipv4Addr::LOCALHOST, port).into()))
     }
 
-    /// The cluster file. `endpoints`: control's first, then one per server.
+    /// Endpoints that [`Blueprint::draw`] takes: control's, and one for each locality of each server.
+    pub const fn endpoints_count(&self) -> u32 {
+        1 + self.servers * self.localities
+    }
+
+    /// The cluster file. `endpoints`: control's first, then those of each server, one for each of its localities.
     ///
     /// Errors: fewer devices than the layout is wide, no randomness, or whatever else a cluster file may not say.
     pub fn draw(&self, endpoints: &[Endpoint]) -> Result<ClusterFile, Failure> {
@@ -107,11 +114,11 @@ impl Blueprint {
             },
             profile: ProfileSection::default(),
             servers: (0..self.servers)
-                .zip(servers)
-                .map(|(index, endpoint)| {
+                .zip(servers.chunks(usize::try_from(self.localities.max(1)).unwrap_or(usize::MAX)))
+                .map(|(index, endpoints)| {
                     Ok(ServerSection {
                         process: process(index),
-                        endpoints: vec![*endpoint],
+                        endpoints: endpoints.to_vec(),
                         rails: Vec::new(),
                         metrics: self.metrics(index + 1)?,
                         node: None,
@@ -122,7 +129,7 @@ impl Blueprint {
                 .map(|index| DeviceSection {
                     fid: Fid::new(FidType::Device, 1, u64::from(index) + 1),
                     server: process(index % self.servers),
-                    locality: 0,
+                    locality: index / self.servers % self.localities.max(1),
                     path: PathBuf::from(format!("devices/device-{index}.dev")),
                     size_bytes: self.device_bytes,
                     disk: None,
@@ -161,6 +168,7 @@ mod tests {
             transport: Transport::Lo,
             width: "4+2+1".parse().unwrap(),
             servers: 4,
+            localities: 1,
             devices,
             device_bytes: 64 * MIB,
             metrics_port: None,
@@ -187,6 +195,18 @@ mod tests {
             assert_eq!(file.devices_of(server.process).count(), 2);
         }
         assert_eq!(ClusterFile::parse(&file.to_toml().unwrap()).unwrap(), file);
+    }
+
+    #[test]
+    fn the_devices_of_a_server_go_round_over_its_localities() {
+        let blueprint = Blueprint { localities: 2, ..blueprint(12) };
+        assert_eq!(blueprint.endpoints_count(), 9);
+        let file = blueprint.draw(&endpoints(9)).unwrap();
+        for server in &file.servers {
+            let localities: Vec<u32> =
+                file.devices_of(server.process).map(|device| device.locality).collect();
+            assert_eq!((server.endpoints.len(), localities), (2, vec![0, 1, 0]));
+        }
     }
 
     #[test]

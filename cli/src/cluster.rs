@@ -160,6 +160,10 @@ fn refuse_other_shape(args: &ClusterShapeArgs, file: &ClusterFile) -> Result<(),
     if let Some(wanted) = args.servers.filter(|wanted| *wanted != servers) {
         return Err(differs("servers:", servers.to_string(), wanted.to_string()));
     }
+    let localities = file.servers.first().map_or(1, |server| server.endpoints.len());
+    if let Some(wanted) = args.localities.filter(|wanted| usize::try_from(*wanted) != Ok(localities)) {
+        return Err(differs("localities of a server:", localities.to_string(), wanted.to_string()));
+    }
     if let Some(wanted) = wanted_devices.filter(|wanted| *wanted != devices) {
         return Err(differs("devices:", devices.to_string(), wanted.to_string()));
     }
@@ -230,14 +234,15 @@ fn plan(args: &ClusterShapeArgs, folder: &ClusterFolder) -> Result<ClusterFile, 
         transport,
         width: args.layout.unwrap_or(LayoutWidth::DEFAULT),
         servers,
+        localities: args.localities.unwrap_or(1),
         devices: servers * args.devices_per_server.unwrap_or(2),
         device_bytes: args.device_size.unwrap_or(512 * MIB),
         metrics_port: args.metrics_port,
-        // Certificates are asked for by name: they are new, and for tcp only.
+        // Certificates are asked for by name: they are new.
         security: args.security.map_or(SecurityKind::Shared, SecurityArg::kind),
         encrypt: args.encrypt,
     };
-    blueprint.draw(&choose_endpoints(nid, args.first_port, servers + 1)?)
+    blueprint.draw(&choose_endpoints(nid, args.first_port, blueprint.endpoints_count())?)
 }
 
 /// Fills an empty folder: sub-folders, device files, and last the configuration.

@@ -1,6 +1,6 @@
 //! `clovis control` and `clovis server`: one daemon each, in the foreground, until SIGTERM, SIGINT or a Shutdown request.
 //!
-//! The same two functions serve the threads of [`crate::in_process`]. A daemon prints a line when it serves and one when it
+//! A server has a thread for each of its localities ([`ServerSeat`]). The same functions serve the threads of [`crate::in_process`]. A daemon prints a line when it serves and one when it
 //! has stopped; what keeps it from starting is its last line, which `clovis cluster start` shows.
 
 use std::cell::RefCell;
@@ -10,34 +10,35 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use base::Fid;
 use base::units::BLOCK_BYTES;
+use base::{Endpoint, Fid};
 use control::{Control, ControlConfig, OperatorFile};
-use faces::cluster_file::ClusterFile;
+use faces::cluster_file::{ClusterFile, ServerSection};
 use faces::{About, DeviceState};
 use futures_channel::oneshot;
 use futures_util::{FutureExt as _, future};
 use rpc::OnDenied;
-use rpc::addb::AddbSpace;
-use runtime::StopFlag;
+use runtime::{Crowd, LocalityConfig, StopFlag};
 use server::{DiskSource, Server, ServerConfig};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use spdk_stob::is_nvme_address;
 use verbs_net::Fabric;
 
-use crate::args::{ControlArgs, ServerArgs};
+use crate::args::{ControlArgs, CoreList, ServerArgs};
 use crate::connection::{
-    Station, client_config, create_device, device_path, fabric_of, folder_of, new_epoch, open_device, unix_s,
-    unix_us,
+    ARENA_BYTES, Station, arena_for, client_config, create_device, device_path, fabric_of, folder_of,
+    new_epoch, open_device, unix_s, unix_us,
 };
 use crate::failure::Failure;
 use crate::known_cluster::KnownCluster;
+use crate::metrics::Part;
 use crate::metrics::exporter::{Answer, Exporter, Found};
 use crate::output;
+use crate::threads::Threads;
 use crate::{metrics, page};
 
 /// How long a stopping daemon may wait for requests that run and for its devices to close.
@@ -97,16 +98,14 @@ fn note(line: &str) {
 }
 
 /// What a daemon moved in its life, and what that cost: the figures of DESIGN.md section 3.5 that devices and networks count.
-fn counts(station: &Station) -> String {
-    let handle = station.handle();
-    let counters = handle.counters();
+fn counts(parts: &[Arc<Part>]) -> String {
     format!(
         "{} bytes of bulk received, {} bytes copied, {} memory registrations, {} doorbells, {} system calls",
-        counters.bulk_bytes.get(),
-        counters.copied_bytes.get(),
-        counters.registrations.get(),
-        counters.doorbells.get(),
-        counters.syscalls.get(),
+        metrics::sum(parts, |counters| &counters.bulk_bytes),
+        metrics::sum(parts, |counters| &counters.copied_bytes),
+        metrics::sum(parts, |counters| &counters.registrations),
+        metrics::sum(parts, |counters| &counters.doorbells),
+        metrics::sum(parts, |counters| &counters.syscalls),
     )
 }
 
@@ -139,18 +138,42 @@ pub fn server(args: &ServerArgs) -> Result<(), Failure> {
             known.join(", ")
         )));
     };
+    let seats = ServerSeat::all(&file, section, folder_of(&args.config), args.cores.as_ref())?;
     let name = server_name(section.process);
-    let endpoint = section.endpoints[0];
-    let fabric = fabric_of(endpoint)?;
+    let parts: Vec<Arc<Part>> = seats.iter().map(|seat| Arc::clone(&seat.part)).collect();
     let stop = stop_signal()?;
-    let devices = file.devices_of(args.process);
-    let mut station = Station::for_devices(&name, devices.map(|device| device.path.as_path()))?;
-    station.keep_addb_in(folder_of(&args.config));
-    serve_server(&mut station, &fabric, &file, args.process, folder_of(&args.config), stop, || {
-        note(&format!("{name} serves at {endpoint}"));
-    })?;
-    note(&format!("{name} has stopped: {}", counts(&station)));
-    Ok(())
+    let told = metrics::Process { name: name.clone(), fid: Some(section.process) };
+    let exporter = exporter(section.metrics, told, parts.clone(), |_, _| None)?;
+    let [first, further @ ..] = &seats[..] else {
+        return Err(Failure::new(format!("{name} has no endpoint")));
+    };
+    let mut threads = Threads::default();
+    for seat in further {
+        let seat = seat.clone();
+        threads.start(seat.name(), move |stop, ready| {
+            let mut station = seat.station()?;
+            serve_server(&mut station, &fabric_of(seat.endpoint()?)?, &seat, stop, ready)
+        })?;
+    }
+    let mut station = first.station()?;
+    file.watch_revocations(&station.handle())?;
+    let server = start_server(&mut station, &fabric_of(first.endpoint()?)?, first)?;
+    let mut outcome = station.wait(threads.ready())?;
+    if outcome.is_ok() {
+        let endpoints: Vec<String> = section.endpoints.iter().map(ToString::to_string).collect();
+        note(&format!("{name} serves at {}", endpoints.join(", ")));
+        // One locality that ends, because it was asked to or because it failed, ends the process.
+        let (asked, ended) = (pin!(server.shutdown_requested()), pin!(threads.first_end()));
+        let asked = future::select(asked, ended).map(drop);
+        outcome = serve_until(&mut station, asked, stop);
+    }
+    drop(exporter);
+    threads.tell_to_stop();
+    let outcome = outcome.and(finish(&mut station, &name, server.stop())).and(threads.stop());
+    if outcome.is_ok() {
+        note(&format!("{name} has stopped: {}", counts(&parts)));
+    }
+    outcome
 }
 
 /// Denials that a daemon tells of in its log; all are counted.
@@ -213,7 +236,9 @@ pub fn serve_control(
     let process = metrics::Process { name: "control".to_owned(), fid: None };
     let (asker, questions) = page::questions(&station.handle());
     let pages = move |path: &str, query: &str| asker.page(path, query);
-    let exporter = exporter(station, file.control.metrics, process, config.rpc.addb.clone(), pages)?;
+    let addb = config.rpc.addb.clone().map_or_else(OnceLock::new, OnceLock::from);
+    let part = Arc::new(Part { addb, counters: Arc::clone(station.handle().counters()) });
+    let exporter = exporter(file.control.metrics, process, vec![part], pages)?;
     let text = ClusterFile::hide_credential(text).map_err(|error| Failure::new(error.to_string()))?;
     config.file = Some(OperatorFile { text, credential, unix_s: unix_s() });
     let handle = station.handle();
@@ -230,27 +255,124 @@ pub fn serve_control(
     finish(station, "control", control.stop())
 }
 
-/// Tells the metrics of this process where the cluster file says so, and what `further` has.
+/// Tells the metrics of this process, which are those of its localities together, where the cluster file says so, and what `further` has.
 fn exporter(
-    station: &Station,
     address: Option<SocketAddr>,
     process: metrics::Process,
-    addb: Option<AddbSpace>,
+    parts: Vec<Arc<Part>>,
     further: impl Fn(&str, &str) -> Found + Send + Sync + 'static,
 ) -> Result<Option<Exporter>, Failure> {
     let Some(address) = address else { return Ok(None) };
-    let counters = Arc::clone(station.handle().counters());
     let page = move |path: &str, query: &str| match path {
-        "/metrics" => Some(Ok(Answer::metrics(metrics::text(&process, addb.as_ref(), &counters)))),
+        "/metrics" => Some(Ok(Answer::metrics(metrics::text(&process, &parts)))),
         _ => further(path, query),
     };
     Exporter::start(address, page).map(Some)
 }
 
-/// Opens what stands in the place of a device of `process` now. A file that is gone is made anew, as large as it was.
-fn disk_source(file: &ClusterFile, process: Fid, folder: &Path) -> DiskSource {
-    let paths: Vec<(Fid, PathBuf)> =
-        file.devices_of(process).map(|device| (device.fid, device_path(folder, &device.path))).collect();
+/// One locality of a server process: what its thread needs to start, on whichever thread that is.
+#[derive(Clone)]
+pub struct ServerSeat {
+    file: KnownCluster,
+    folder: PathBuf,
+    process: Fid,
+    /// Its index, into the endpoints of the process.
+    locality: usize,
+    /// This start of the process: the same for all of its localities.
+    epoch: u64,
+    crowd: Arc<Crowd>,
+    /// Where its thread stays.
+    core: Option<usize>,
+    part: Arc<Part>,
+}
+
+impl ServerSeat {
+    /// The first locality of a server.
+    pub fn first(file: &KnownCluster, process: Fid, folder: &Path) -> ServerSeat {
+        ServerSeat {
+            file: file.clone(),
+            folder: folder.to_owned(),
+            process,
+            locality: 0,
+            epoch: new_epoch(),
+            crowd: Crowd::new(),
+            core: None,
+            part: Arc::default(),
+        }
+    }
+
+    /// All localities of a server. Errors: fewer cores than localities.
+    fn all(
+        file: &KnownCluster,
+        section: &ServerSection,
+        folder: &Path,
+        cores: Option<&CoreList>,
+    ) -> Result<Vec<ServerSeat>, Failure> {
+        let count = section.endpoints.len();
+        if let Some(CoreList(cores)) = cores.filter(|cores| cores.0.len() < count) {
+            return Err(Failure::new(format!(
+                "--cores has {} of them for the {count} localities of {}: name one for each",
+                cores.len(),
+                server_name(section.process)
+            )));
+        }
+        let first = ServerSeat::first(file, section.process, folder);
+        let seat = |locality| ServerSeat {
+            locality,
+            core: cores.map(|CoreList(cores)| cores[locality]),
+            part: Arc::default(),
+            ..first.clone()
+        };
+        Ok((0..count).map(seat).collect())
+    }
+
+    /// `server-1`; of its further localities `server-1.1`, `server-1.2`.
+    pub fn name(&self) -> String {
+        let name = server_name(self.process);
+        if self.locality == 0 { name } else { format!("{name}.{}", self.locality) }
+    }
+
+    fn section(&self) -> Result<&ServerSection, Failure> {
+        let section = self.file.server(self.process);
+        section.ok_or_else(|| Failure::new(format!("no server {} in the configuration", self.process)))
+    }
+
+    /// Where it listens.
+    fn endpoint(&self) -> Result<Endpoint, Failure> {
+        let endpoint = self.section()?.endpoints.get(self.locality).copied();
+        endpoint.ok_or_else(|| Failure::new(format!("{} has no endpoint", self.name())))
+    }
+
+    /// Its devices, and where they are.
+    fn devices(&self) -> Vec<(Fid, PathBuf)> {
+        let devices = self.file.devices_of(self.process);
+        let devices = devices.filter(|device| usize::try_from(device.locality) == Ok(self.locality));
+        devices.map(|device| (device.fid, device_path(&self.folder, &device.path))).collect()
+    }
+
+    /// A place to stand on this thread, which stays on its core from now on if it has one. Errors: no such core; no memory.
+    fn station(&self) -> Result<Station, Failure> {
+        if let Some(core) = self.core {
+            let doing = || format!("keeping {} on core {core}", self.name());
+            runtime::process::pin_to_core(core).map_err(Failure::while_doing(doing()))?;
+        }
+        let devices = self.devices();
+        let config = LocalityConfig {
+            index: u32::try_from(self.locality).unwrap_or(u32::MAX),
+            name: self.name(),
+            seed: new_epoch(),
+            counters: Arc::clone(&self.part.counters),
+            arena: arena_for(ARENA_BYTES, devices.iter().map(|(_, path)| path.as_path()))?,
+            crowd: Some(Arc::clone(&self.crowd)),
+        };
+        let mut station = Station::of(config);
+        station.keep_addb_in(&self.folder);
+        Ok(station)
+    }
+}
+
+/// Opens what stands in the place of one of these devices now. A file that is gone is made anew, as large as it was.
+fn disk_source(paths: Vec<(Fid, PathBuf)>) -> DiskSource {
     Rc::new(move |device, size_blocks| {
         let path = paths.iter().find(|(fid, _)| *fid == device).map(|(_, path)| path);
         let path = path.ok_or_else(|| "the cluster file of this process does not name it".to_owned())?;
@@ -262,42 +384,31 @@ fn disk_source(file: &ClusterFile, process: Fid, folder: &Path) -> DiskSource {
     })
 }
 
-/// Serves as the server `process` of the cluster in `folder`; calls `ready` once it is registered.
-pub fn serve_server(
-    station: &mut Station,
-    fabric: &Fabric,
-    file: &KnownCluster,
-    process: Fid,
-    folder: &Path,
-    stop: oneshot::Receiver<()>,
-    ready: impl FnOnce(),
-) -> Result<(), Failure> {
-    let name = server_name(process);
-    let section = file
-        .server(process)
-        .ok_or_else(|| Failure::new(format!("no server {process} in the configuration")))?;
+/// Starts a locality of a server; registered when it returns.
+fn start_server(station: &mut Station, fabric: &Fabric, seat: &ServerSeat) -> Result<Server, Failure> {
+    let (name, file) = (seat.name(), &seat.file);
+    let places = seat.devices();
     let mut devices = Vec::new();
-    for device in file.devices_of(process) {
-        let path = device_path(folder, &device.path);
-        devices.push((device.fid, open_device(&path)?));
+    for (device, path) in &places {
+        devices.push((*device, open_device(path)?));
     }
-    let epoch = new_epoch();
-    file.watch_revocations(&station.handle())?;
     let mut config = ServerConfig::new(
-        section.endpoints[0],
-        process,
+        seat.endpoint()?,
+        seat.process,
         file.control.endpoint,
         file.security()?,
-        epoch,
+        seat.epoch,
         devices,
     );
     config.about = about();
-    config.rpc.addb = station.addb_of_daemon(&name, process, epoch);
+    config.rpc.addb = station.addb_of_daemon(&name, seat.process, seat.epoch);
+    if let Some(space) = config.rpc.addb.clone() {
+        // Told once in the life of a seat.
+        let _ = seat.part.addb.set(space);
+    }
     config.rpc.on_denied = Some(denials_of(&name));
-    let told = metrics::Process { name: name.clone(), fid: Some(process) };
-    let exporter = exporter(station, section.metrics, told, config.rpc.addb.clone(), |_, _| None)?;
-    config.rails.clone_from(&section.rails);
-    config.disks = Some(disk_source(file, process, folder));
+    config.rails.clone_from(&seat.section()?.rails);
+    config.disks = Some(disk_source(places));
     let copies = client_config(file, COPY_OP_TIMEOUT)?;
     config.copier = Some(client::copier(&station.handle(), fabric, copies));
     let teller = name.clone();
@@ -323,8 +434,19 @@ pub fn serve_server(
         finish(station, &name, server.stop())?;
         return Err(refusal);
     }
+    Ok(server)
+}
+
+/// Serves as one locality of a server; calls `ready` once it is registered.
+pub fn serve_server(
+    station: &mut Station,
+    fabric: &Fabric,
+    seat: &ServerSeat,
+    stop: oneshot::Receiver<()>,
+    ready: impl FnOnce(),
+) -> Result<(), Failure> {
+    let server = start_server(station, fabric, seat)?;
     ready();
     serve_until(station, server.shutdown_requested(), stop)?;
-    drop(exporter);
-    finish(station, &name, server.stop())
+    finish(station, &seat.name(), server.stop())
 }

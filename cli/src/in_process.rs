@@ -3,23 +3,21 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use base::{Endpoint, Fid, LayoutWidth, Nid};
 use client::Client;
 use faces::cluster_file::{ClusterFile, SecurityKind, Transport};
 use fops::admin::DeviceFault;
-use futures_channel::oneshot;
 use runtime::{Arena, ArenaConfig, Counters, Crowd, LocalityConfig};
 use verbs_net::{Fabric, LoFabric};
 
 use crate::blueprint::Blueprint;
 use crate::connection::{ARENA_BYTES, Station, client_config, create_device, format_device, new_epoch};
-use crate::daemon;
+use crate::daemon::{self, ServerSeat};
 use crate::failure::Failure;
 use crate::known_cluster::KnownCluster;
+use crate::threads::Threads;
 
 /// How long one call of an administrator may take.
 const CALL_WITHIN: Duration = Duration::from_secs(10);
@@ -37,13 +35,6 @@ pub struct Shape {
     pub servers: u32,
     /// Bytes of each device.
     pub device_bytes: u64,
-}
-
-/// One daemon on its thread; it ends when `stop` is dropped.
-struct Member {
-    name: String,
-    stop: oneshot::Sender<()>,
-    thread: JoinHandle<Result<(), Failure>>,
 }
 
 /// What the threads have in common: figures, memory, and how many they are.
@@ -74,69 +65,8 @@ pub struct InProcess {
     file: KnownCluster,
     fabric: LoFabric,
     shared: Shared,
-    daemons: Daemons,
-}
-
-/// The daemon threads, control first.
-struct Daemons {
-    members: Vec<Member>,
-}
-
-impl Daemons {
-    /// Runs `serve` on a new thread and waits until it says that it serves. `serve` gets a place to stand, what ends it, and
-    /// a function to call once it serves. Errors: it ended before that.
-    fn start<F>(&mut self, shared: &Shared, index: u32, name: String, serve: F) -> Result<(), Failure>
-    where
-        F: FnOnce(&mut Station, oneshot::Receiver<()>, &dyn Fn()) -> Result<(), Failure> + Send + 'static,
-    {
-        let (ready, is_ready) = mpsc::channel();
-        let shared = shared.clone();
-        let (stop, stopped) = oneshot::channel();
-        let thread_name = name.clone();
-        let thread = std::thread::Builder::new()
-            .name(name.clone())
-            .spawn(move || {
-                let mut station = shared.station(index, &thread_name);
-                // Nobody listens if the cluster is being given up: then the thread is told to stop, too.
-                serve(&mut station, stopped, &|| {
-                    let _ = ready.send(());
-                })
-            })
-            .map_err(Failure::while_doing(format!("starting the thread of {name}")))?;
-        self.members.push(Member { name, stop, thread });
-        if is_ready.recv().is_ok() {
-            return Ok(());
-        }
-        // The thread dropped its end without a word: it has ended, and its result says why.
-        let Some(Member { name, thread, .. }) = self.members.pop() else { return Ok(()) };
-        Err(match thread.join() {
-            Ok(Err(failure)) => Failure::new(format!("{name}: {failure}")),
-            Ok(Ok(())) => Failure::new(format!("{name} ended before it served")),
-            Err(_) => Failure::new(format!("{name} panicked")),
-        })
-    }
-
-    /// Stops every thread and reports the first that failed.
-    fn stop(&mut self) -> Result<(), Failure> {
-        let mut outcome = Ok(());
-        // Servers before control: it answers them until the last one has gone.
-        while let Some(Member { name, stop, thread }) = self.members.pop() {
-            drop(stop);
-            let ended = match thread.join() {
-                Ok(ended) => ended.map_err(|failure| Failure::new(format!("{name}: {failure}"))),
-                Err(_) => Err(Failure::new(format!("{name} panicked"))),
-            };
-            outcome = outcome.and(ended);
-        }
-        outcome
-    }
-}
-
-impl Drop for Daemons {
-    fn drop(&mut self) {
-        // A failure was reported by `stop`, or the cluster is being given up for another one.
-        let _ = self.stop();
-    }
+    /// Control first; so the servers are stopped before it, which answers them until the last one has gone.
+    daemons: Threads,
 }
 
 impl InProcess {
@@ -154,6 +84,7 @@ impl InProcess {
             transport: Transport::Lo,
             width: shape.width,
             servers,
+            localities: 1,
             devices: shape.devices,
             device_bytes: shape.device_bytes,
             metrics_port: None,
@@ -175,8 +106,7 @@ impl InProcess {
             format_device(&mut station, &path, device.size_bytes, device.fid, file.cluster.id.0)?;
         }
         let fabric = LoFabric::new();
-        let mut daemons = Daemons { members: Vec::new() };
-        start_daemons(&mut daemons, &shared, &fabric, &file, folder)?;
+        let daemons = start_daemons(&mut station, &shared, &fabric, &file, folder)?;
         let client = station.client(&Fabric::Lo(fabric.clone()), client_config(&file, OP_TIMEOUT)?)?;
         Ok(InProcess { station, client, file, fabric, shared, daemons })
     }
@@ -213,30 +143,28 @@ impl InProcess {
 }
 
 fn start_daemons(
-    daemons: &mut Daemons,
+    station: &mut Station,
     shared: &Shared,
     fabric: &LoFabric,
     file: &KnownCluster,
     folder: &Path,
-) -> Result<(), Failure> {
-    let (control_file, control_fabric, control_folder) = (file.clone(), fabric.clone(), folder.to_owned());
-    daemons.start(shared, 1, "control".to_owned(), move |station, stop, ready| {
-        let text = control_file.to_toml().map_err(|error| Failure::new(error.to_string()))?;
-        daemon::serve_control(
-            station,
-            &Fabric::Lo(control_fabric),
-            (&text, &control_file),
-            &control_folder,
-            stop,
-            ready,
-        )
+) -> Result<Threads, Failure> {
+    let mut daemons = Threads::default();
+    let (threads, cluster, net, place) = (shared.clone(), file.clone(), fabric.clone(), folder.to_owned());
+    daemons.start("control".to_owned(), move |stop, ready| {
+        let text = cluster.to_toml().map_err(|error| Failure::new(error.to_string()))?;
+        let mut station = threads.station(1, "control");
+        daemon::serve_control(&mut station, &Fabric::Lo(net), (&text, &cluster), &place, stop, ready)
     })?;
+    station.wait(daemons.ready())??;
     for (index, section) in (2u32..).zip(&file.servers) {
-        let (file, fabric, folder, process) =
-            (file.clone(), fabric.clone(), folder.to_owned(), section.process);
-        daemons.start(shared, index, daemon::server_name(process), move |station, stop, ready| {
-            daemon::serve_server(station, &Fabric::Lo(fabric), &file, process, &folder, stop, ready)
+        let (threads, net) = (shared.clone(), fabric.clone());
+        let seat = ServerSeat::first(file, section.process, folder);
+        daemons.start(seat.name(), move |stop, ready| {
+            let mut station = threads.station(index, &seat.name());
+            daemon::serve_server(&mut station, &Fabric::Lo(net), &seat, stop, ready)
         })?;
+        station.wait(daemons.ready())??;
     }
-    Ok(())
+    Ok(daemons)
 }

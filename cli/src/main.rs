@@ -38,6 +38,7 @@ mod status;
 mod stob;
 mod stob_bench;
 mod table;
+mod threads;
 mod traffic;
 mod watch;
 

@@ -14,10 +14,14 @@ copied() {
 # What clovis says about the networks here, for the reader of the results.
 list_networks() { clovis net list --json >"$RESULTS/net-list.$PHASE.$MACHINE.json" 2>&1 || true; }
 
-# conformance NAME SECONDS [FILTER]: the suite of verbs-net's backends over the device of $CLOVIS_RDMA_ADDRESS. No device is a failure.
+# conformance NAME SECONDS [FILTER...]: the suite of verbs-net's backends over the device of $CLOVIS_RDMA_ADDRESS, with a shared secret and with
+# certificates. No device is a failure.
 conformance() {
+    local name=$1 seconds=$2
+    shift 2
+    [ $# -gt 0 ] || set -- verbs:: verbs_secured::
     copied verbs-net.lib
-    CLOVIS_REQUIRE_RDMA=1 rust_tests "$1" "$2" verbs-net.lib "${3:-verbs::}"
+    CLOVIS_REQUIRE_RDMA=1 rust_tests "$name" "$seconds" verbs-net.lib "$@"
 }
 
 # selftest_server ENDPOINT [OPTIONS...]: in the background; its process id in $selftest_server.

@@ -3,16 +3,18 @@
 
 readonly CLUSTER=/run/work/cluster
 
-# cluster_over_verbs ADDRESS BYTES: stores, reads back bit-exact, kills a server, reads degraded, and lets it come back.
+# cluster_over_verbs ADDRESS BYTES: a cluster whose members show certificates stores, reads back bit-exact, kills a server, reads degraded, and lets it come back.
 cluster_over_verbs() {
     local address=$1 bytes=$2 victim
     # 4+2+1 needs seven devices: four servers of two.
-    if ! check 'a cluster starts over verbs' 240 clovis cluster start --dir "$CLUSTER" --transport verbs --device-size 64M --wait 200; then
+    if ! check 'a cluster starts over verbs' 240 clovis cluster start --dir "$CLUSTER" --transport verbs --security certificates \
+        --device-size 64M --wait 200; then
         cluster_logs
         return 1
     fi
     export CLOVIS_CONFIG=$CLUSTER/clovis.toml
     check 'every endpoint is on o2ib' 5 sh -c '! grep -E "@(tcp|lo)" "$CLOVIS_CONFIG" && grep -q "@o2ib" "$CLOVIS_CONFIG"'
+    check 'no secret is shared' 5 sh -c '! grep -q "^credential" "$CLOVIS_CONFIG" && grep -q "\"certificates\"" "$CLOVIS_CONFIG"'
     # A NID stands for every process of the cluster there.
     check 'clovis net ping reaches every process' 90 clovis net ping "$address@o2ib" --count 3
     head -c "$bytes" /dev/urandom >file

@@ -1,7 +1,20 @@
 # The binaries of the lanes with RDMA: `clovis`, and the tests of the verbs edge and of the transfer machine. Sourced by ../vm.
 #
-# CLOVIS_VM_PROFILE: the cargo profile (release); `dev` shares its dependencies with ./dev test.
+# CLOVIS_VM_PROFILE: the cargo profile (release); with `dev` what ./dev test has built is not built again.
 # shellcheck shell=bash
+
+# $1 the package, the rest its features: what cargo builds. In the profile of the tests the whole workspace with the features of ./dev test.
+build_of() {
+    local package=$1
+    shift
+    if [ "${CLOVIS_VM_PROFILE:-release}" = dev ]; then
+        printf '%s\n' --workspace --features clovis-tests/rdma
+    else
+        printf '%s\n' -p "$package" "$@"
+    fi
+}
+
+manifest_of() { cargo metadata --no-deps --format-version 1 | python3 -c 'import json, sys; print(next(p["manifest_path"] for p in json.load(sys.stdin)["packages"] if p["name"] == sys.argv[1]))' "$1"; }
 
 # $1 the package, $2 the target (`lib`, or a test's name), $3 the name in the guest. A package that is not there yet is no error.
 build_test_binary() {
@@ -9,8 +22,10 @@ build_test_binary() {
     rm -f -- "$GUEST_BINARIES/$name"
     [ "$target" = lib ] || selection=(--test "$target")
     cargo pkgid -p "$package" >/dev/null 2>&1 || return 0
-    built=$(cargo test --no-run --profile "${CLOVIS_VM_PROFILE:-release}" -p "$package" "${selection[@]}" "${RDMA_FEATURE[@]}" --message-format=json-render-diagnostics) || return 1
-    built=$(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' <<<"$built" | tail -n 1)
+    # shellcheck disable=SC2046
+    built=$(cargo test --no-run --profile "${CLOVIS_VM_PROFILE:-release}" "${selection[@]}" $(build_of "$package" "${RDMA_FEATURE[@]}") --message-format=json-render-diagnostics) || return 1
+    # The whole workspace has more of that kind: the one whose manifest is the package's.
+    built=$(grep -F "\"manifest_path\":\"$(manifest_of "$package")\"" <<<"$built" | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)
     [ -n "$built" ] && to_guest "$built" "$name"
 }
 
@@ -34,7 +49,8 @@ build_rdma_binaries() {
     ! grep -q '^rdma = ' cli/Cargo.toml || clovis_features+=(--features rdma)
     # What the storage lanes' clovis has, this one has too: there is one of it.
     [ ! -e "$GUEST_BINARIES/spdk" ] || clovis_features+=(--features spdk)
-    if cargo build --profile "$profile" -p clovis --bin clovis "${clovis_features[@]}" &&
+    # shellcheck disable=SC2046
+    if cargo build --profile "$profile" --bin clovis $(build_of clovis "${clovis_features[@]}") &&
         { ! wanted_by verbs-sys.device "$@" || build_test_binary verbs-sys device verbs-sys.device; }; then
         to_guest "$TARGET/$folder/clovis" clovis
     else
@@ -42,7 +58,8 @@ build_rdma_binaries() {
         return 0
     fi
     if wanted_by rdma_into_nvme "$@"; then
-        cargo build --profile "$profile" -p clovis-tests --example rdma_into_nvme "${clovis_features[@]}" &&
+        # shellcheck disable=SC2046
+        cargo build --profile "$profile" --example rdma_into_nvme $(build_of clovis-tests "${clovis_features[@]}") &&
             to_guest "$TARGET/$folder/examples/rdma_into_nvme" rdma_into_nvme || no_binaries='rdma_into_nvme does not build'
     fi
     grep -q '^rdma = ' verbs-net/Cargo.toml || RDMA_FEATURE=()

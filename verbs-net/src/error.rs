@@ -71,11 +71,19 @@ pub enum StartError {
         /// What was missing, and what to do.
         message: String,
     },
-    /// Certificates are shown in a byte stream, and this net has none.
+    /// A net inside one process, where there is nobody to prove anything to.
     #[error(
-        "{endpoint}: certificates are shown over tcp only: write `security = \"shared\"` in the cluster file"
+        "{endpoint}: certificates are shown over tcp and o2ib: write `security = \"shared\"` in the cluster file"
     )]
     NoCertificates {
+        /// The endpoint.
+        endpoint: Endpoint,
+    },
+    /// Hardware moves the bulk, and does not seal it.
+    #[error(
+        "{endpoint}: what RDMA moves is not encrypted: take `encrypt` out of the cluster file, or use the transport tcp"
+    )]
+    NoEncryption {
         /// The endpoint.
         endpoint: Endpoint,
     },

@@ -375,8 +375,15 @@ impl TransferMachine {
         if endpoint.nid.net.kind != fabric.net() {
             return Err(StartError::NoSuchNet { endpoint, fabric: fabric_word(fabric.net()) });
         }
-        if config.security.credential().is_some() && !matches!(fabric, Fabric::Tcp) {
-            return Err(StartError::NoCertificates { endpoint });
+        if let Some(credential) = config.security.credential() {
+            match fabric {
+                Fabric::Tcp => {}
+                Fabric::Verbs(_) if credential.encrypts() => {
+                    return Err(StartError::NoEncryption { endpoint });
+                }
+                Fabric::Verbs(_) => {}
+                _ => return Err(StartError::NoCertificates { endpoint }),
+            }
         }
         if config.listen
             && let Some(credential) = config.security.credential()

@@ -5,12 +5,15 @@
 
 pub mod exporter;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::sync::{Arc, OnceLock};
 
 use base::Fid;
-use rpc::addb::{AddbSpace, Event, Phase, Snapshot};
-use runtime::Counters;
+use rpc::addb::histogram::Key;
+use rpc::addb::{AddbSpace, Event, Histogram, Phase, Snapshot};
+use runtime::{Counter, Counters};
 
 use crate::addb::sources::key_name;
 
@@ -25,38 +28,62 @@ pub struct Process {
     pub fid: Option<Fid>,
 }
 
+/// What one locality of this process keeps of itself.
+#[derive(Debug, Default)]
+pub struct Part {
+    /// Set once it has one.
+    pub addb: OnceLock<AddbSpace>,
+    /// Of its data path.
+    pub counters: Arc<Counters>,
+}
+
+/// One of the figures.
+type Figure = fn(&Counters) -> &Counter;
+
+/// A figure of all localities together.
+pub fn sum(parts: &[Arc<Part>], of: Figure) -> u64 {
+    parts.iter().map(|part| of(&part.counters).get()).sum()
+}
+
 /// All metrics now, in Prometheus' text format 0.0.4.
-pub fn text(process: &Process, addb: Option<&AddbSpace>, counters: &Counters) -> String {
+pub fn text(process: &Process, parts: &[Arc<Part>]) -> String {
     let mut text = Text(String::new());
     let version = env!("CARGO_PKG_VERSION");
     let fid = process.fid.map(|fid| fid.to_string()).unwrap_or_default();
     text.family("clovis_build_info", "gauge", "Which process this is, and its version.");
     text.sample("clovis_build_info", &[("process", &process.name), ("fid", &fid), ("version", version)], 1);
-    let snapshot = addb.and_then(|space| Snapshot::parse(&space.to_bytes()).ok());
-    if let Some(snapshot) = &snapshot {
-        requests(&mut text, snapshot);
+    let spaces = parts.iter().filter_map(|part| part.addb.get());
+    let snapshots: Vec<Snapshot> =
+        spaces.filter_map(|space| Snapshot::parse(&space.to_bytes()).ok()).collect();
+    if !snapshots.is_empty() {
+        requests(&mut text, &snapshots);
     }
-    for (name, help, counter) in [
-        ("bulk_received_bytes", "Bytes of bulk that came over the net.", &counters.bulk_bytes),
-        ("copied_bytes", "Bytes that a processor copied on the data path.", &counters.copied_bytes),
-        ("registrations", "Memory registrations.", &counters.registrations),
-        ("doorbells", "Times that a device or the kernel was told of work.", &counters.doorbells),
-        ("system_calls", "System calls of the data path.", &counters.syscalls),
-    ] {
-        text.counter(&format!("clovis_{name}_total"), help, counter.get());
+    let figures: [(_, _, Figure); 5] = [
+        ("bulk_received_bytes", "Bytes of bulk that came over the net.", |all| &all.bulk_bytes),
+        ("copied_bytes", "Bytes that a processor copied on the data path.", |all| &all.copied_bytes),
+        ("registrations", "Memory registrations.", |all| &all.registrations),
+        ("doorbells", "Times that a device or the kernel was told of work.", |all| &all.doorbells),
+        ("system_calls", "System calls of the data path.", |all| &all.syscalls),
+    ];
+    for (name, help, of) in figures {
+        text.counter(&format!("clovis_{name}_total"), help, sum(parts, of));
     }
     own(&mut text);
     text.0
 }
 
-fn requests(text: &mut Text, snapshot: &Snapshot) {
+fn requests(text: &mut Text, snapshots: &[Snapshot]) {
     const TIMES: &str = "clovis_request_duration_seconds";
     text.family(
         TIMES,
         "histogram",
         "How long requests took: at a server from arrival to reply, at a client from call to answer.",
     );
-    for (key, histogram) in snapshot.histograms.iter().filter(|(_, histogram)| histogram.count() > 0) {
+    let mut histograms: BTreeMap<Key, Histogram> = BTreeMap::new();
+    for (key, histogram) in snapshots.iter().flat_map(|snapshot| &snapshot.histograms) {
+        histograms.entry(*key).or_default().merge(histogram);
+    }
+    for (key, histogram) in histograms.iter().filter(|(_, histogram)| histogram.count() > 0) {
         let fop = key_name(key);
         let labels = [("side", key.side.name()), ("fop", &fop)];
         for power in POWERS {
@@ -74,7 +101,8 @@ fn requests(text: &mut Text, snapshot: &Snapshot) {
     for phase in Phase::ALL {
         let side = if phase.is_at_server() { "server" } else { "client" };
         let labels = [("side", side), ("phase", phase.name())];
-        text.sample("clovis_phases_total", &labels, snapshot.count(*phase));
+        let count: u64 = snapshots.iter().map(|snapshot| snapshot.count(*phase)).sum();
+        text.sample("clovis_phases_total", &labels, count);
     }
     text.family(
         "clovis_events_total",
@@ -82,7 +110,8 @@ fn requests(text: &mut Text, snapshot: &Snapshot) {
         "How often something happened that is no step of a request.",
     );
     for event in Event::ALL {
-        text.sample("clovis_events_total", &[("event", event.name())], snapshot.event_count(*event));
+        let count: u64 = snapshots.iter().map(|snapshot| snapshot.event_count(*event)).sum();
+        text.sample("clovis_events_total", &[("event", event.name())], count);
     }
 }
 
@@ -162,18 +191,23 @@ mod tests {
 
     #[test]
     fn a_daemon_tells_its_requests_and_itself() {
-        let space = AddbSpace::in_memory(Shape::for_records(8)).unwrap();
-        let ring = Ring::new(Some(&space), 0, 0, "0@lo:12345:34:1".parse().unwrap());
-        for us in [1, 100, 10_000] {
+        // Two localities: what they tell is their sum.
+        let part = |index: u32| {
+            let space = AddbSpace::in_memory(Shape::for_records(8)).unwrap();
+            let ring = Ring::new(Some(&space), 0, index, "0@lo:12345:34:1".parse().unwrap());
+            (ring, Arc::new(Part { addb: space.into(), ..Part::default() }))
+        };
+        let ((ring, part), (other_ring, other)) = (part(0), part(1));
+        for (ring, us) in [(&ring, 1), (&other_ring, 100), (&ring, 10_000)] {
             let begun = Instant::ZERO + Duration::from_secs(1);
             ring.ended(begun + Duration::from_micros(us), Side::Server, 32, begun);
         }
         ring.phase(Instant::ZERO, Phase::Lock, 1, 32, 0);
         ring.event(Instant::ZERO, Event::Hung, 1, 32, 0);
-        let counters = Counters::default();
-        counters.copied_bytes.add(5);
+        part.counters.copied_bytes.add(2);
+        other.counters.copied_bytes.add(3);
         let process = Process { name: "server-\"1\"".to_owned(), fid: None };
-        let text = text(&process, Some(&space), &counters);
+        let text = text(&process, &[part, other]);
         let samples = samples(&text).unwrap();
         let of = |name: &str| samples.get(name).copied();
         let times = "clovis_request_duration_seconds";

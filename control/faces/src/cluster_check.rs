@@ -86,8 +86,14 @@ pub enum ConfigProblem {
     #[error("with `security = \"certificates\"` nothing is shared: leave this line out")]
     NeedlessSecret,
     /// Certificates where they cannot be shown.
-    #[error("certificates are shown over tcp; on the transport {} write `security = \"shared\"`", transport.word())]
+    #[error("certificates are shown over tcp and o2ib; on the transport {} write `security = \"shared\"`", transport.word())]
     NoCertificatesOn {
+        /// The cluster's transport.
+        transport: Transport,
+    },
+    /// Encryption where hardware moves the bulk.
+    #[error("only tcp is encrypted: on the transport {} leave this line out", transport.word())]
+    NoEncryptionOn {
         /// The cluster's transport.
         transport: Transport,
     },
@@ -420,9 +426,15 @@ fn check_security(file: &ClusterFile) -> Result<(), Fault> {
         (SecurityKind::Certificates, Some(_)) => {
             Err(fault(Place::Key("cluster.credential"), ConfigProblem::NeedlessSecret))
         }
-        (SecurityKind::Certificates, None) if cluster.transport != Transport::Tcp => {
+        (SecurityKind::Certificates, None)
+            if !matches!(cluster.transport, Transport::Tcp | Transport::O2ib) =>
+        {
             let problem = ConfigProblem::NoCertificatesOn { transport: cluster.transport };
             Err(fault(Place::Key("cluster.security"), problem))
+        }
+        (SecurityKind::Certificates, None) if cluster.encrypt && cluster.transport != Transport::Tcp => {
+            let problem = ConfigProblem::NoEncryptionOn { transport: cluster.transport };
+            Err(fault(Place::Key("cluster.encrypt"), problem))
         }
         (SecurityKind::Shared, Some(_)) | (SecurityKind::Certificates, None) => Ok(()),
     }

@@ -12,6 +12,7 @@ mod devices;
 mod doctor;
 mod installed;
 mod interruptions;
+mod localities;
 mod metrics;
 mod net;
 mod objects;

@@ -34,7 +34,7 @@ fn edge(words: &str) {
 }
 
 fn backend(words: &str) {
-    all_pass("verbs-net", "verbs_net", &["verbs::", "--test-threads=1"], 20, words, "");
+    all_pass("verbs-net", "verbs_net", &["verbs::", "verbs_secured::", "--test-threads=1"], 50, words, "");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Backends: what carries frames between machines. Each drives the same protocol core and owns the I/O only.
 
+mod guard;
 pub(crate) mod lo;
 pub(crate) mod packet;
 pub(crate) mod sim;

@@ -27,7 +27,7 @@ use verbs_sys::{
 };
 
 use crate::connection::{ConnectionId, Payload, Phase};
-use crate::error::{LocalError, NetError, PeerMisbehaved, StartError};
+use crate::error::{LocalError, NetError, PeerMisbehaved, RefuseReason, StartError};
 use crate::frame::{Frame, FrameBody, HEADER_BYTES};
 use crate::hello::HELLO_BYTES;
 use crate::limits::MESSAGE_MEMORY_BYTES;
@@ -563,6 +563,7 @@ impl VerbsBackend {
         id: ConnectionId,
         message: SharedBuffer,
     ) -> Result<(), PeerMisbehaved> {
+        let Some(message) = self.unseal(protocol, now, id, message) else { return Ok(()) };
         if let Some(number) = rendezvous::parse_done(&message) {
             self.handle_fetch_done(id, number);
             return Ok(());
@@ -733,6 +734,9 @@ impl VerbsBackend {
             }
             ConnectionEvent::Disconnected(id) => {
                 if let Some(id) = self.by_id.get(&id).copied() {
+                    if self.is_shaking_hands(id) {
+                        protocol.handle_fault(now, id, RefuseReason::Handshake);
+                    }
                     protocol.handle_closed(now, id, NetError::RemoteDropped);
                     self.tear_down(protocol, now, id);
                 }

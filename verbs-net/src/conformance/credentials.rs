@@ -1,4 +1,4 @@
-//! What certificates keep out, over real sockets: strangers, recordings, revoked and ended credentials, borrowed endpoints.
+//! What certificates keep out, over real sockets and real RDMA: strangers, recordings, revoked and ended credentials, borrowed endpoints.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
@@ -47,9 +47,8 @@ fn refused(reason: RefuseReason) -> Result<(), NetError> {
     Err(NetError::Refused { reason })
 }
 
-#[test]
-fn a_peer_has_the_rights_of_its_credential() {
-    let (world, ours) = (World::new(Kind::Tcp), Authority::new());
+fn a_peer_has_the_rights_of_its_credential(kind: Kind) {
+    let (world, ours) = (World::new(kind), Authority::new());
     let b = world.endpoint();
     let mut server = world.start_as(b, 22, credential(&ours.daemon("control", FAR)), true);
     let reader = credential(&ours.client("reader", "connect,read", FAR));
@@ -71,9 +70,8 @@ fn a_peer_has_the_rights_of_its_credential() {
     assert_eq!(other.tm.rights(peer), Rights::ALL);
 }
 
-#[test]
-fn strangers_are_told_what_they_lack() {
-    let (world, ours) = (World::new(Kind::Tcp), Authority::new());
+fn strangers_are_told_what_they_lack(kind: Kind) {
+    let (world, ours) = (World::new(kind), Authority::new());
     let b = world.endpoint();
     let mut server = world.start_as(b, 22, credential(&ours.daemon("control", FAR)), true);
     let a = client_endpoint(b, 1);
@@ -92,7 +90,7 @@ fn strangers_are_told_what_they_lack() {
     let mut late = world.start_as(client_endpoint(b, 4), 11, late, false);
     assert_eq!(say_to(&world, &mut late, &mut server), refused(RefuseReason::Expired));
     assert!(server.messages().is_empty() && server.ups().is_empty());
-    // A client's credential does not listen, and certificates are for tcp.
+    // A client's credential does not listen; nor does anybody where nothing can be shown, or encrypted.
     let config = TmConfig::new(
         world.endpoint(),
         true,
@@ -107,11 +105,17 @@ fn strangers_are_told_what_they_lack() {
         TmConfig::new(lo.endpoint(), true, 1, credential(&ours.daemon("d", FAR)), Default::default());
     let error = TransferMachine::start(&server.locality(), &lo.fabric, config).err().unwrap();
     assert!(matches!(error, StartError::NoCertificates { .. }), "{error}");
+    if kind == Kind::Verbs {
+        let options = CredentialOptions { encrypts: true, ..CredentialOptions::default() };
+        let sealing = with(&ours.daemon("d", FAR), options);
+        let config = TmConfig::new(world.endpoint(), true, 1, sealing, Default::default());
+        let error = TransferMachine::start(&server.locality(), &world.fabric, config).err().unwrap();
+        assert!(matches!(error, StartError::NoEncryption { .. }), "{error}");
+    }
 }
 
-#[test]
-fn a_revoked_credential_loses_its_connections() {
-    let (world, ours) = (World::new(Kind::Tcp), Authority::new());
+fn a_revoked_credential_loses_its_connections(kind: Kind) {
+    let (world, ours) = (World::new(kind), Authority::new());
     let b = world.endpoint();
     let revocations = Arc::new(Revocations::default());
     let options = CredentialOptions { revocations: Arc::clone(&revocations), ..CredentialOptions::default() };
@@ -134,9 +138,8 @@ fn a_revoked_credential_loses_its_connections() {
     assert_eq!(say_to(&world, &mut neighbour, &mut server), Ok(()));
 }
 
-#[test]
-fn a_credential_that_ends_takes_its_connections_along() {
-    let (world, ours) = (World::new(Kind::Tcp), Authority::new());
+fn a_credential_that_ends_takes_its_connections_along(kind: Kind) {
+    let (world, ours) = (World::new(kind), Authority::new());
     let b = world.endpoint();
     // Both clocks stand at 1000 s; the certificate has one second left.
     let options = || CredentialOptions { clock: at(1_000), ..CredentialOptions::default() };
@@ -148,9 +151,8 @@ fn a_credential_that_ends_takes_its_connections_along() {
     assert_eq!(server.lost()[0].1, NetError::Refused { reason: RefuseReason::Expired });
 }
 
-#[test]
-fn nobody_takes_the_endpoint_of_another() {
-    let (world, ours) = (World::new(Kind::Tcp), Authority::new());
+fn nobody_takes_the_endpoint_of_another(kind: Kind) {
+    let (world, ours) = (World::new(kind), Authority::new());
     let b = world.endpoint();
     let mut server = world.start_as(b, 22, credential(&ours.daemon("control", FAR)), true);
     let a = client_endpoint(b, 1);
@@ -167,6 +169,21 @@ fn nobody_takes_the_endpoint_of_another() {
     let mut daemon = world.start_as(a, 13, credential(&ours.daemon("server-1", FAR)), false);
     assert_eq!(say_to(&world, &mut daemon, &mut server), Ok(()));
 }
+
+macro_rules! over_each_net {
+    ($($test:ident),* $(,)?) => {
+        mod tcp { $(#[test] fn $test() { super::$test(super::Kind::Tcp); })* }
+        mod verbs { $(#[test] fn $test() { if super::super::pair::has_rdma() { super::$test(super::Kind::Verbs); } })* }
+    };
+}
+
+over_each_net!(
+    a_peer_has_the_rights_of_its_credential,
+    strangers_are_told_what_they_lack,
+    a_revoked_credential_loses_its_connections,
+    a_credential_that_ends_takes_its_connections_along,
+    nobody_takes_the_endpoint_of_another,
+);
 
 #[test]
 fn a_recorded_connection_opens_nothing() {

@@ -276,9 +276,9 @@ fn transfers_end_at_their_deadline(kind: Kind) {
     let source = client.tm.expose_source(&[client.pattern(4096, 1)]);
     announce(&world, &mut client, &mut server, &[&source]);
     // A device reads without the client's process, so there the deadline has to come before the bytes.
-    let deadline = world.now() + Duration::from_millis(if kind == Kind::Verbs { 0 } else { 100 });
+    let deadline = world.now() + Duration::from_millis(if kind.is_rdma() { 0 } else { 100 });
     let id = server.tm.start_pull(world.now(), peer, &source, deadline);
-    if kind == Kind::Verbs {
+    if kind.is_rdma() {
         server.tm.flush(world.now());
     }
     // The client is not driven: it is alive and silent.
@@ -300,7 +300,7 @@ fn wrong_token_is_refused_with_the_reason(kind: Kind) {
     let mut client = world.try_start(a, 11, [0x5b; 32], true).unwrap();
     client.send(world.now(), b, b"let me in");
     world.drive(&mut [&mut client, &mut server], |nodes| !nodes[0].lost().is_empty());
-    let is_secured = matches!(kind, Kind::Secured | Kind::Sealed);
+    let is_secured = matches!(kind, Kind::Secured | Kind::VerbsSecured | Kind::Sealed);
     let reason = if is_secured { RefuseReason::Untrusted } else { RefuseReason::Token };
     assert_eq!(client.lost(), [(PeerId { endpoint: b, epoch: 0 }, NetError::Refused { reason })]);
     assert!(server.events.is_empty(), "the layer above never hears of it");
@@ -441,7 +441,7 @@ fn clients_register_themselves_and_are_never_dialled(kind: Kind) {
 fn memory_does_not_grow_with_connections(kind: Kind) {
     // Each machine of a real device pins 5 MiB, and all of them are in this process; a stand-in pins nothing, and once is enough of it.
     let standin = std::env::var("CLOVIS_STANDIN");
-    let count: u16 = if kind == Kind::Verbs && standin.as_deref() != Ok("") { 32 } else { 256 };
+    let count: u16 = if kind.is_rdma() && standin.as_deref() != Ok("") { 32 } else { 256 };
     let lacks = standin.unwrap_or_default() + &std::env::var("CLOVIS_RDMA_WITHOUT").unwrap_or_default();
     let is_shared = !lacks.contains("srq");
     let mut world = World::new(kind);
@@ -468,7 +468,7 @@ fn memory_does_not_grow_with_connections(kind: Kind) {
     assert_eq!((stats.peers_up, stats.peers_lost), (u64::from(count), 0), "all stand at once");
     let allowed = if is_shared { with_one } else { with_one * u64::from(count) };
     assert!(stats.receive_bytes <= allowed, "{with_one} bytes with 1, {} with {count}", stats.receive_bytes);
-    assert_eq!(with_one > 0, kind == Kind::Verbs, "posted receives are memory: {with_one}");
+    assert_eq!(with_one > 0, kind.is_rdma(), "posted receives are memory: {with_one}");
     // They are all served, and not only there.
     for (number, client) in (1..).zip(&mut clients) {
         client.send(world.now(), b, format!("again {number}").as_bytes());
@@ -491,7 +491,7 @@ fn a_silent_peer_is_pinged_and_then_lost(kind: Kind) {
     let id = server.tm.start_pull(world.now(), peer, &source, deadline);
     // The client's process is stopped: its connection stands and nothing answers. Its device still does.
     world.drive(&mut [&mut server], |nodes| nodes[0].done(id).is_some());
-    if kind == Kind::Verbs {
+    if kind.is_rdma() {
         assert_pattern(&server.done(id).unwrap().unwrap()[0], 4096, 1);
         server.send(world.now(), client.endpoint(), b"are you there");
         world.drive(&mut [&mut server], |nodes| !nodes[0].lost().is_empty());
@@ -531,7 +531,7 @@ fn start_says_what_is_wrong(kind: Kind) {
     assert!(matches!(&second, StartError::PortInUse { address, .. } if !address.is_empty()), "{second}");
     let mut o2ib = b;
     o2ib.nid.net.kind = base::NetKind::O2ib;
-    if kind != Kind::Verbs {
+    if !kind.is_rdma() {
         let error = world.try_start(o2ib, 1, pair::TOKEN, true).err().unwrap();
         assert!(matches!(error, StartError::NoRdma { .. }) && error.to_string().contains("@tcp"), "{error}");
     }
@@ -546,7 +546,7 @@ fn start_says_what_is_wrong(kind: Kind) {
         first.tm.try_send(world.now(), PeerId::any(to), message).unwrap_err().0
     };
     assert_eq!(refuse(a), Refused::Myself);
-    if kind != Kind::Verbs {
+    if !kind.is_rdma() {
         assert_eq!(refuse(o2ib), Refused::NoRdma);
     }
     assert_eq!(refuse(foreign), Refused::WrongNet);
@@ -582,6 +582,9 @@ macro_rules! conformance {
         mod windows { $(#[test] fn $test() { super::$test(super::Kind::Windows); })* }
         mod verbs {
             $(#[test] fn $test() { if super::pair::has_rdma() { super::$test(super::Kind::Verbs); } })*
+        }
+        mod verbs_secured {
+            $(#[test] fn $test() { if super::pair::has_rdma() { super::$test(super::Kind::VerbsSecured); } })*
         }
         mod pool { $(#[test] fn $test() { super::$test(super::Kind::Pool); })* }
     };

@@ -60,17 +60,24 @@ pub(super) enum Kind {
     Pool,
     /// A real RDMA device.
     Verbs,
+    /// The same with certificates.
+    VerbsSecured,
 }
 
 impl Kind {
     /// On the real clock, with descriptors to wait for.
     pub(super) fn is_real(self) -> bool {
-        matches!(self, Kind::Tcp | Kind::Secured | Kind::Sealed | Kind::Verbs)
+        matches!(self, Kind::Tcp | Kind::Secured | Kind::Sealed | Kind::Verbs | Kind::VerbsSecured)
+    }
+
+    /// A real RDMA device is below.
+    pub(super) fn is_rdma(self) -> bool {
+        matches!(self, Kind::Verbs | Kind::VerbsSecured)
     }
 
     /// Hardware moves the bulk.
     pub(super) fn has_remote_access(self) -> bool {
-        matches!(self, Kind::Windows | Kind::Pool | Kind::Verbs)
+        matches!(self, Kind::Windows | Kind::Pool | Kind::Verbs | Kind::VerbsSecured)
     }
 }
 
@@ -105,7 +112,7 @@ impl World {
         let fabric = match kind {
             Kind::Lo => Fabric::Lo(LoFabric::new()),
             Kind::Tcp | Kind::Secured | Kind::Sealed => Fabric::Tcp,
-            Kind::Verbs => Fabric::Verbs(VerbsFabric::open().unwrap()),
+            Kind::Verbs | Kind::VerbsSecured => Fabric::Verbs(VerbsFabric::open().unwrap()),
             Kind::Sim => Fabric::Sim(SimFabric::new(seed)),
             Kind::Windows => Fabric::Sim(SimFabric::with_remote_access(seed, SimKeys::Windows)),
             Kind::Pool => Fabric::Sim(SimFabric::with_remote_access(seed, SimKeys::Pool)),
@@ -141,7 +148,7 @@ impl World {
             Kind::Sim | Kind::Windows | Kind::Pool => {
                 Endpoint { nid: Nid::new(base::NetKind::Sim, address), pid: 12345, portal: 34, tmid: 0 }
             }
-            Kind::Verbs => {
+            Kind::Verbs | Kind::VerbsSecured => {
                 let nid = Nid::new(base::NetKind::O2ib, u32::from(rdma_address().unwrap()));
                 // Ports of rdma-cm are not those of TCP: the process id keeps two runs apart.
                 let port = 10_000
@@ -200,7 +207,7 @@ impl World {
         rails: &[Nid],
     ) -> Result<Node, StartError> {
         let security = match self.kind {
-            Kind::Secured | Kind::Sealed => credential(token, self.kind == Kind::Sealed),
+            Kind::Secured | Kind::VerbsSecured | Kind::Sealed => credential(token, self.kind == Kind::Sealed),
             _ => token.into(),
         };
         self.try_start_with(endpoint, epoch, security, listen, rails)

@@ -51,7 +51,7 @@ fn up(node: &Node, peer: Endpoint) -> usize {
 
 /// One RDMA address is not two.
 fn has_rails(kind: Kind) -> bool {
-    kind != Kind::Verbs
+    !kind.is_rdma()
 }
 
 fn numbers(node: &Node) -> Vec<u32> {

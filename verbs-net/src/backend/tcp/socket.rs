@@ -9,7 +9,8 @@ use runtime::poller::Interest;
 use runtime::{Buffer, Counters, copy_counted};
 use smallvec::SmallVec;
 
-use super::channel::{Channel, Finding};
+use super::channel::Channel;
+use crate::backend::guard::Finding;
 use crate::connection::{Connection, ConnectionId, Outgoing, Payload};
 use crate::error::{PeerMisbehaved, RefuseReason};
 use crate::frame::{Frame, FrameBody, HEADER_BYTES, VERSION_MIN};

@@ -4,17 +4,20 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
+use base::units::wide;
 use base::{Endpoint, Instant};
+use runtime::{SharedBuffer, copy_counted};
 use smallvec::SmallVec;
 use verbs_sys::{CompletionError, Memory, QueuePairId, Remote, Work};
 use zerocopy::little_endian::{U16, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::limits::UNPARK_MS;
+use super::limits::{EAGER_BYTES, UNPARK_MS};
 use super::rendezvous::{self, Fetching, Offered};
 use super::{ReadJob, Tag, VerbsBackend};
+use crate::backend::guard::{Finding, Guard};
 use crate::connection::{ConnectionId, Outgoing, Payload};
-use crate::error::{LocalError, NetError};
+use crate::error::{LocalError, NetError, RefuseReason};
 use crate::frame::{Frame, FrameBody, HEADER_BYTES, MAGIC, VERSION, VERSION_MIN};
 use crate::protocol::Protocol;
 
@@ -30,6 +33,8 @@ pub(super) struct Link {
     /// Long messages of ours that the peer has not yet read.
     pub(super) offered: Vec<Offered>,
     pub(super) next_offer: u64,
+    /// Until both ends have proved who they are, where certificates are asked for.
+    pub(super) guard: Option<Box<Guard>>,
 }
 
 /// What came behind a long message.
@@ -40,8 +45,9 @@ pub(super) enum Stalled {
 }
 
 impl Link {
-    fn new(id: verbs_sys::ConnectionId) -> Link {
+    fn new(id: verbs_sys::ConnectionId, guard: Option<Box<Guard>>) -> Link {
         Link {
+            guard,
             id,
             pair: None,
             is_ready: false,
@@ -113,6 +119,10 @@ impl VerbsBackend {
             self.unpark_at = Some(self.doubted_until.min(self.unpark_at.unwrap_or(Instant::NEVER)));
             return;
         }
+        let hello = match protocol.dialling_hello() {
+            Ok(hello) => hello,
+            Err(fault) => return protocol.handle_fault(now, id, fault.reason),
+        };
         let dialled = match (endpoint.socket_address(), self.reopen_at.is_some()) {
             (Some(_), false) if !self.nic.has_active_port() => Err(io::ErrorKind::NetworkDown),
             (Some(to), false) => self.manager.dial(self.address, to).map_err(|error| error.kind()),
@@ -124,7 +134,8 @@ impl VerbsBackend {
         match dialled {
             Ok(cm) => {
                 self.by_id.insert(cm, id);
-                self.links.insert(id, Link::new(cm));
+                self.links.insert(id, Link::new(cm, hello.map(|hello| Box::new(Guard::new(hello, true)))));
+                self.send_handshake(id);
             }
             Err(cause) => protocol.handle_closed(now, id, NetError::Unreachable { endpoint, cause }),
         }
@@ -218,7 +229,15 @@ impl VerbsBackend {
             return;
         };
         self.by_id.insert(cm, id);
-        self.links.insert(id, Link::new(cm));
+        let guard = match protocol.listening_hello() {
+            Ok(hello) => hello.map(|hello| Box::new(Guard::new(hello, false))),
+            Err(fault) => {
+                self.manager.reject(cm, &[]);
+                self.by_id.remove(&cm);
+                return protocol.handle_fault(now, id, fault.reason);
+            }
+        };
+        self.links.insert(id, Link::new(cm, guard));
         let prefix = Prefix::ours(protocol.epoch);
         let accepted = self
             .open_pair(id, cm)
@@ -333,6 +352,16 @@ impl VerbsBackend {
                 // Not dialled yet, or gone.
                 return;
             }
+            if self
+                .links
+                .get(&id)
+                .and_then(|link| link.guard.as_ref())
+                .is_some_and(|guard| !guard.takes_frames())
+            {
+                // Once the handshake is over, it comes back here.
+                return;
+            }
+            let Some(connection) = protocol.connection(id) else { return };
             let Some(outgoing) = connection.outbox.pop_front() else { return };
             self.send(protocol, id, outgoing);
         }
@@ -387,8 +416,91 @@ impl VerbsBackend {
             return self.offer(protocol, id, head, message);
         }
         debug_assert!(head.len() >= HEADER_BYTES);
+        let Some(head) = self.seal(id, head) else { return };
         let tag = self.tag(Tag::Frame);
         self.queue(id, tag, Work::Send { head, payload, invalidates });
+    }
+
+    // ---- proving who is there
+
+    /// The first frame of a guarded link, sealed; others as they are. `None`: the handshake is broken, and the deadline of the hello ends it.
+    fn seal(&mut self, id: ConnectionId, head: SmallVec<[u8; 128]>) -> Option<SmallVec<[u8; 128]>> {
+        let guarded = self.links.get_mut(&id).and_then(|link| link.guard.as_mut());
+        let Some(guard) = guarded.filter(|guard| !guard.is_raw_out) else { return Some(head) };
+        guard.seal(&head).ok()?;
+        let sealed = guard.take_leaving();
+        self.counters.copied_bytes.add(wide(head.len()));
+        self.end_guard(id);
+        Some(sealed.into())
+    }
+
+    /// Sends what the handshake has to say.
+    fn send_handshake(&mut self, id: ConnectionId) {
+        let Some(guard) = self.links.get_mut(&id).and_then(|link| link.guard.as_mut()) else { return };
+        let leaving = guard.take_leaving();
+        for part in leaving.chunks(EAGER_BYTES) {
+            let tag = self.tag(Tag::Frame);
+            self.queue(id, tag, Work::Send { head: part.into(), payload: None, invalidates: None });
+        }
+    }
+
+    fn end_guard(&mut self, id: ConnectionId) {
+        if let Some(link) = self.links.get_mut(&id)
+            && link.guard.as_ref().is_some_and(|guard| guard.is_over())
+        {
+            link.guard = None;
+        }
+    }
+
+    /// What of a message is for the frames: all of it, unless the link is guarded.
+    pub(super) fn unseal(
+        &mut self,
+        protocol: &mut Protocol,
+        now: Instant,
+        id: ConnectionId,
+        message: SharedBuffer,
+    ) -> Option<SharedBuffer> {
+        let guarded = self.links.get_mut(&id).and_then(|link| link.guard.as_mut());
+        let Some(guard) = guarded.filter(|guard| !guard.is_raw_in) else { return Some(message) };
+        let opened = guard.open(&message);
+        let finding = guard.finding.take();
+        self.send_handshake(id);
+        let plain = match opened {
+            Ok(plain) => plain,
+            Err(fault) => {
+                protocol.handle_fault(now, id, fault.reason);
+                return None;
+            }
+        };
+        if let Some(Finding::Peer(peer)) = finding {
+            if peer.is_sealed {
+                // Hardware moves the bulk of this net, and seals nothing.
+                protocol.handle_fault(now, id, RefuseReason::Handshake);
+                return None;
+            }
+            protocol.handle_established(id, &peer);
+            // The hello waited for this.
+            if let Some(connection) = protocol.connection(id)
+                && !connection.is_dirty
+            {
+                connection.is_dirty = true;
+                protocol.dirty.push_back(id);
+            }
+        }
+        self.end_guard(id);
+        if plain.is_empty() {
+            return None;
+        }
+        // A hello. Without memory for it the connection ends by its deadline.
+        let mut buffer = self.messages.alloc(plain.len())?;
+        copy_counted(&self.counters, &mut buffer, &plain);
+        Some(buffer.freeze())
+    }
+
+    /// A connection of ours went while it shook hands: who shares a secret takes that for garbage, and hangs up.
+    pub(super) fn is_shaking_hands(&self, id: ConnectionId) -> bool {
+        let guard = self.links.get(&id).and_then(|link| link.guard.as_ref());
+        guard.is_some_and(|guard| guard.is_dialled && !guard.is_established)
     }
 
     pub(super) fn queue(&mut self, id: ConnectionId, tag: u64, work: Work) {
