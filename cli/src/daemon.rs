@@ -99,13 +99,14 @@ fn note(line: &str) {
 
 /// What a daemon moved in its life, and what that cost: the figures of DESIGN.md section 3.5 that devices and networks count.
 fn counts(parts: &[Arc<Part>]) -> String {
+    let counters = metrics::sum(parts);
     format!(
         "{} bytes of bulk received, {} bytes copied, {} memory registrations, {} doorbells, {} system calls",
-        metrics::sum(parts, |counters| &counters.bulk_bytes),
-        metrics::sum(parts, |counters| &counters.copied_bytes),
-        metrics::sum(parts, |counters| &counters.registrations),
-        metrics::sum(parts, |counters| &counters.doorbells),
-        metrics::sum(parts, |counters| &counters.syscalls),
+        counters.bulk_bytes.get(),
+        counters.copied_bytes.get(),
+        counters.registrations.get(),
+        counters.doorbells.get(),
+        counters.syscalls.get(),
     )
 }
 

@@ -2,7 +2,7 @@
 //! devices as files in a folder. What `quickstart` and the benchmarks stand on; the daemons are the code of [`daemon`].
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use base::{Endpoint, Fid, LayoutWidth, Nid};
@@ -37,24 +37,31 @@ pub struct Shape {
     pub device_bytes: u64,
 }
 
-/// What the threads have in common: figures, memory, and how many they are.
+/// What the threads have in common: memory, how many they are, and where their figures are found.
 #[derive(Clone)]
 struct Shared {
-    counters: Arc<Counters>,
+    counters: Arc<Mutex<Vec<Arc<Counters>>>>,
     arena: Arena,
     crowd: Arc<Crowd>,
 }
 
 impl Shared {
     fn station(&self, index: u32, name: &str) -> Station {
+        let counters = Arc::<Counters>::default();
+        self.all_counters().push(Arc::clone(&counters));
         Station::of(LocalityConfig {
             index,
             name: name.to_owned(),
             seed: new_epoch(),
-            counters: Arc::clone(&self.counters),
+            counters,
             arena: self.arena.clone(),
             crowd: Some(Arc::clone(&self.crowd)),
         })
+    }
+
+    fn all_counters(&self) -> MutexGuard<'_, Vec<Arc<Counters>>> {
+        // Whoever panicked with it had only begun to add one.
+        self.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -97,7 +104,7 @@ impl InProcess {
             .map_err(Failure::while_doing(format!("making the folder {}", devices.display())))?;
         let arena = Arena::new(ArenaConfig { capacity_bytes: 2 * ARENA_BYTES })
             .map_err(Failure::while_doing("reserving memory for buffers"))?;
-        let shared = Shared { counters: Arc::new(Counters::default()), arena, crowd: Crowd::new() };
+        let shared = Shared { counters: Arc::default(), arena, crowd: Crowd::new() };
         let mut station = shared.station(0, "client");
         let store = folder.join(&file.control.store);
         create_device(&store, file.control.store_bytes)?;
@@ -117,8 +124,8 @@ impl InProcess {
     }
 
     /// The figures of all threads.
-    pub fn counters(&self) -> &Counters {
-        &self.shared.counters
+    pub fn counters(&self) -> Counters {
+        Counters::sum(self.shared.all_counters().iter().map(|one| &**one))
     }
 
     /// The cluster's plan.

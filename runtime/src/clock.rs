@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use base::Instant;
 use base::time::nanos;
+use runtime_sys::process;
 
 /// Real time since the clock was started. Copies tell the same time, on every thread.
 #[derive(Clone, Copy, Debug)]
 pub struct MonotonicClock {
-    origin: std::time::Instant,
+    origin_nanos: u64,
     /// Time of day at the origin, in ns since 1970.
     origin_day_nanos: u64,
 }
@@ -20,13 +21,13 @@ impl MonotonicClock {
     #[expect(clippy::disallowed_methods, reason = "this is the one clock that the others are told by")]
     pub fn start() -> MonotonicClock {
         let day = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        MonotonicClock { origin: std::time::Instant::now(), origin_day_nanos: nanos(day) }
+        MonotonicClock { origin_nanos: process::monotonic_nanos(), origin_day_nanos: nanos(day) }
     }
 
     /// Time now. Never goes back.
     #[must_use]
     pub fn now(&self) -> Instant {
-        Instant::ZERO + self.origin.elapsed()
+        Instant::from_nanos(process::monotonic_nanos().saturating_sub(self.origin_nanos))
     }
 
     /// The time of day at `now` in ns since 1970, as told at the start: what hosts agree in, about. Never for an order of events.

@@ -65,7 +65,8 @@ impl MemoryWait {
 
     /// True once after a buffer came free: everybody who was turned away tries again.
     pub(crate) fn is_over(&mut self) -> bool {
-        if !self.flag.raised.swap(false, Ordering::AcqRel) {
+        // Asked in every turn: a look costs less than a swap.
+        if !self.flag.raised.load(Ordering::Relaxed) || !self.flag.raised.swap(false, Ordering::AcqRel) {
             return false;
         }
         let Some(mut waiting) = self.waiting.take() else { return false };

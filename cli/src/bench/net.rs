@@ -4,13 +4,12 @@
 //! 64-byte message, the responder pulls (or pushes) it and answers by a message, and the requester exposes the next: what a
 //! write (or a read) does to the net, with [`WINDOW`] requests in flight. iperf3 writes the same number of bytes.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead, BufReader, Read as _};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
 use base::units::{MIB, wide};
-use runtime::{Counters, Waiting};
+use runtime::Waiting;
 use verbs_net::{Fabric, Token};
 
 use super::machine::{ProcessTimes, Quiet};
@@ -20,7 +19,7 @@ use super::report::{Comparison, Costs, Figure, Peer};
 use super::round_trip::PingPong;
 use super::{Plan, announce};
 use crate::failure::Failure;
-use crate::traffic::{self, Check, Found, Kind, MESSAGE_BYTES_DEFAULT, Until, Work};
+use crate::traffic::{self, COUNT_NAMES, Check, Found, Kind, MESSAGE_BYTES_DEFAULT, Until, Usage, Work};
 
 /// The issue's target beside one stream of iperf3.
 const TARGET: f64 = 0.6;
@@ -66,7 +65,7 @@ fn row_of(peer: PingPong) -> String {
 /// Round trips per second beside those of another program; the sample's bytes are those of the messages one way.
 fn round_trips_beside(plan: &Plan, peer: PingPong) -> Result<Comparison, Failure> {
     let lasting = plan.sample_time();
-    let ping = |timed: u64| sample(Kind::Ping, 200, timed, 1);
+    let ping = |timed: u64| round_trips(timed);
     // How many round trips fill the time, by a look.
     let trips = if plan.is_quick { 5_000 } else { 100_000 };
     let (look, _) = ping(trips)?;
@@ -86,10 +85,9 @@ fn round_trips_beside(plan: &Plan, peer: PingPong) -> Result<Comparison, Failure
     };
     let ours = || {
         long_enough(Box::new(|| {
-            let (found, cost) = ping(timed)?;
-            let bytes = timed * wide(MESSAGE_BYTES);
-            costs.add(Costs { bytes, ..cost });
-            Ok(Sample { bytes, took: found.took })
+            let (sample, cost) = ping(timed)?;
+            costs.add(cost);
+            Ok(sample)
         }))
     };
     let absent = peer.find().err();
@@ -104,8 +102,8 @@ fn round_trips_beside(plan: &Plan, peer: PingPong) -> Result<Comparison, Failure
         costs,
         peer_costs: None,
         others: quiet.others(),
-        note: "one message of 64 B at a time, rates count 64 B for each round trip; two threads of ours, two processes of the \
-               peer's, each waiting as it does by default (ours: spins while that pays; ucx_perftest: polls)"
+        note: "one message of 64 B at a time, rates count 64 B for each round trip; two processes of ours (`clovis net selftest`) \
+               and of the peer's, each waiting as it does by default (ours: spins while that pays; ucx_perftest: polls)"
             .to_owned(),
         is_quick: plan.is_quick,
     })
@@ -160,9 +158,64 @@ fn round_trip(plan: &Plan) -> Result<Vec<Figure>, Failure> {
     Ok(vec![figure(0.5), figure(0.99)])
 }
 
+/// Messages there and back, one at a time, between two processes as the peers have them: `clovis net selftest`.
+fn round_trips(count: u64) -> Result<(Sample, Costs), Failure> {
+    let program = std::env::current_exe().map_err(Failure::while_doing("finding this program"))?;
+    let to = traffic::free_endpoint()?.to_string();
+    let server = Command::new(&program)
+        .args(["net", "selftest", "server", "--once", &to])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(Failure::while_doing("starting the selftest's server"))?;
+    let mut server = Running(server);
+    let words = server.0.stdout.take().ok_or_else(|| Failure::new("the selftest's server has no output"))?;
+    let mut words = BufReader::new(words);
+    wait_for_line(&mut words, "serves", "the selftest's server")?;
+    let (size, count) = (MESSAGE_BYTES.to_string(), count.to_string());
+    let options =
+        ["--what", "ping", "--concurrency", "1", "--message-size", &size, "--count", &count, "--json"];
+    let text = output(Command::new(&program).args(["net", "selftest", "client", &to]).args(options))?;
+    let mut rest = Vec::new();
+    words.read_to_end(&mut rest).map_err(Failure::while_doing("reading what the selftest's server says"))?;
+    parse_selftest(&text).ok_or_else(|| Failure::new("the selftest printed no result"))
+}
+
+/// Of what `clovis net selftest client --json` says: messages one way and the time; what both sides used.
+fn parse_selftest(text: &str) -> Option<(Sample, Costs)> {
+    let said: serde_json::Value = serde_json::from_str(text).ok()?;
+    let operations = said["operations"].as_u64()?;
+    let bytes = operations * wide(MESSAGE_BYTES);
+    let took = Duration::try_from_secs_f64(said["seconds"].as_f64()?).ok().filter(|took| !took.is_zero())?;
+    let usage_of = |side: &serde_json::Value| {
+        let mut counts = [0; COUNT_NAMES.len()];
+        for (count, name) in counts.iter_mut().zip(COUNT_NAMES) {
+            *count = side[name].as_u64()?;
+        }
+        #[allow(clippy::cast_precision_loss)] // for reports
+        let cpu = side["cpu_us_per_operation"].as_f64()? * operations as f64 / 1e6;
+        Some(Usage::from_counts(counts, Duration::try_from_secs_f64(cpu).ok()?))
+    };
+    let usage = usage_of(&said["client"])?.plus(&usage_of(&said["server_side"])?);
+    Some((Sample { bytes, took }, Costs::of(&usage, bytes)))
+}
+
+/// Reads lines until one has `word`.
+fn wait_for_line(words: &mut impl BufRead, word: &str, who: &str) -> Result<(), Failure> {
+    let mut line = String::new();
+    while !line.contains(word) {
+        line.clear();
+        let count =
+            words.read_line(&mut line).map_err(Failure::while_doing(format!("reading what {who} says")))?;
+        if count == 0 {
+            return Err(Failure::new(format!("{who} ended before it said {word:?}")));
+        }
+    }
+    Ok(())
+}
+
 /// Runs both sides until the requester is done: what it found, and the costs of both.
 fn sample(kind: Kind, untimed: u64, timed: u64, concurrency: u32) -> Result<(Found, Costs), Failure> {
-    let counters = Arc::new(Counters::default());
     let work = Work {
         kind,
         message_bytes: MESSAGE_BYTES_DEFAULT,
@@ -176,15 +229,10 @@ fn sample(kind: Kind, untimed: u64, timed: u64, concurrency: u32) -> Result<(Fou
         waiting: Waiting::Adaptive,
     };
     let security = Token::new([7; 32]).into();
-    let found = traffic::in_one_process(
-        &|| Fabric::Tcp,
-        traffic::free_endpoint()?,
-        &security,
-        work,
-        Some(&counters),
-    )?;
+    let found = traffic::in_one_process(&|| Fabric::Tcp, traffic::free_endpoint()?, &security, work)?;
     let bytes = if kind == Kind::Ping { 0 } else { found.operations * REQUEST_BYTES };
-    let costs = Costs::of(&found.usage, bytes);
+    let responder = found.responder.ok_or_else(|| Failure::new("the responder did not tell what it used"))?;
+    let costs = Costs::of(&found.usage.plus(&responder), bytes);
     Ok((found, costs))
 }
 
@@ -222,15 +270,7 @@ fn iperf_sample(bytes: u64) -> Result<(Sample, Costs), Failure> {
     let mut server = Running(server);
     let words = server.0.stdout.take().ok_or_else(|| Failure::new("iperf3 --server has no output"))?;
     let mut words = BufReader::new(words);
-    let mut line = String::new();
-    while !line.contains("listening") {
-        line.clear();
-        let count =
-            words.read_line(&mut line).map_err(Failure::while_doing("reading what iperf3 --server says"))?;
-        if count == 0 {
-            return Err(Failure::new("iperf3 --server ended before it listened"));
-        }
-    }
+    wait_for_line(&mut words, "listening", "iperf3 --server")?;
     let count = bytes.to_string();
     let client = ["--client", "127.0.0.1", "--port", &port, "--bytes", &count, "--json"];
     let text = output(Command::new("iperf3").args(client))?;
@@ -271,6 +311,25 @@ mod tests {
             // Bulk is received straight into its buffer: only messages are copied, a few dozen bytes each.
             assert!(costs.copied_bytes.unwrap() <= 45 * 4 * 256, "{kind:?} copied {:?}", costs.copied_bytes);
         }
+    }
+
+    #[test]
+    fn what_the_selftest_says_is_read_from_its_json() {
+        let side = |syscalls: u32| {
+            let counts = COUNT_NAMES
+                .map(|name| format!("\"{name}\": {}", if name == "syscalls" { syscalls } else { 1 }));
+            format!("{{ {}, \"cpu_us_per_operation\": 5.0 }}", counts.join(", "))
+        };
+        let text = format!(
+            r#"{{ "operations": 1000, "seconds": 0.02, "client": {}, "server_side": {} }}"#,
+            side(4000),
+            side(5000)
+        );
+        let (sample, costs) = parse_selftest(&text).unwrap();
+        assert_eq!((sample.bytes, sample.took), (64_000, Duration::from_millis(20)));
+        assert_eq!((costs.syscalls, costs.bytes), (Some(9000), 64_000));
+        assert!((costs.cpu_seconds - 0.01).abs() < 1e-9);
+        assert!(parse_selftest("{}").is_none() && parse_selftest("no").is_none());
     }
 
     #[test]

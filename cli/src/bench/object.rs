@@ -269,7 +269,7 @@ impl Bench {
     }
 
     fn costs(&self) -> Costs {
-        Costs::now(self.cluster.counters(), process::cpu_time())
+        Costs::now(&self.cluster.counters(), process::cpu_time())
     }
 }
 

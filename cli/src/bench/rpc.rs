@@ -618,8 +618,9 @@ struct Began {
 }
 
 impl Began {
-    fn now(clock: &MonotonicClock, counters: &Counters, cpu_time: fn() -> Duration) -> Began {
-        Began { at: clock.now(), usage: Usage::now(counters, cpu_time()), allocations: allocations() }
+    fn now(clock: &MonotonicClock, sides: &Sides, cpu_time: fn() -> Duration) -> Began {
+        let counters = Counters::sum(sides.counters.iter().map(|one| &**one));
+        Began { at: clock.now(), usage: Usage::now(&counters, cpu_time()), allocations: allocations() }
     }
 
     fn found(self, now: Began, requests: u64, waited_ns: Histogram<u32>) -> Found {
@@ -636,7 +637,8 @@ impl Began {
 /// What the two sides of a load share, and where they are.
 struct Sides {
     load: Load,
-    counters: Arc<Counters>,
+    /// Of the server and of the client.
+    counters: [Arc<Counters>; 2],
     crowd: Arc<Crowd>,
     lo: LoFabric,
     to: Endpoint,
@@ -646,26 +648,27 @@ struct Sides {
 impl Sides {
     fn new(load: Load) -> Result<Sides, Failure> {
         let (to, own) = load.endpoints()?;
-        let (counters, crowd) = (Arc::new(Counters::default()), Crowd::that_waits(Waiting::Adaptive));
-        Ok(Sides { load, counters, crowd, lo: LoFabric::new(), to, own })
+        let crowd = Crowd::that_waits(Waiting::Adaptive);
+        Ok(Sides { load, counters: Default::default(), crowd, lo: LoFabric::new(), to, own })
     }
 
     fn server(&self) -> Result<(Locality, RpcMachine), Failure> {
-        self.start(0, "server", self.to, true)
+        self.start("server", &self.counters[0], self.to, true)
     }
 
     fn client(&self) -> Result<(Locality, RpcMachine), Failure> {
-        self.start(1, "client", self.own, self.load.net == Net::Lo)
+        self.start("client", &self.counters[1], self.own, self.load.net == Net::Lo)
     }
 
     fn start(
         &self,
-        index: u32,
         name: &str,
+        counters: &Arc<Counters>,
         endpoint: Endpoint,
         listens: bool,
     ) -> Result<(Locality, RpcMachine), Failure> {
-        let locality = locality(index, name, &self.counters, &self.crowd)?;
+        let index = u32::from(name == "client");
+        let locality = locality(index, name, counters, &self.crowd)?;
         let (fabric, security) = (self.load.fabric(&self.lo), Token::new([7; 32]).into());
         let tm = start_machine(&locality, &fabric, endpoint, listens, security, REQUEST_WITHIN)?;
         let machine = RpcMachine::start(&locality.handle(), tm, self.load.config());
@@ -677,7 +680,7 @@ impl Sides {
 fn one_thread(load: Load, untimed: u64, timed: u64) -> Result<Found, Failure> {
     let clock = MonotonicClock::start();
     let sides = Sides::new(load)?;
-    let (counters, to) = (&sides.counters, sides.to);
+    let to = sides.to;
     let (mut server_side, server) = sides.server()?;
     let (mut client_side, client) = sides.client()?;
     serve(&server, &load)?;
@@ -692,9 +695,9 @@ fn one_thread(load: Load, untimed: u64, timed: u64) -> Result<Found, Failure> {
     let all_ended = || asking.ended.get() == u64::from(load.depth);
     turn_until(&|| asking.answered.get() >= untimed || all_ended());
     let answered_before = asking.answered.get();
-    let before = Began::now(&clock, counters, process::thread_cpu_time);
+    let before = Began::now(&clock, &sides, process::thread_cpu_time);
     turn_until(&all_ended);
-    let after = Began::now(&clock, counters, process::thread_cpu_time);
+    let after = Began::now(&clock, &sides, process::thread_cpu_time);
     asking.outcome()?;
     if load.addb_records > 0 && server.addb().count(Phase::Done) != untimed + timed {
         return Err(Failure::new("the server did not answer each request once"));
@@ -708,7 +711,7 @@ fn one_thread(load: Load, untimed: u64, timed: u64) -> Result<Found, Failure> {
 fn two_threads(load: Load, untimed: u64, timed: u64) -> Result<Found, Failure> {
     let (clock, stop) = (MonotonicClock::start(), StopFlag::new());
     let sides = Sides::new(load)?;
-    let (counters, to) = (&sides.counters, sides.to);
+    let to = sides.to;
     std::thread::scope(|scope| {
         let (ready, is_ready) = std::sync::mpsc::channel();
         let (sides, clock, stop) = (&sides, &clock, &stop);
@@ -733,9 +736,9 @@ fn two_threads(load: Load, untimed: u64, timed: u64) -> Result<Found, Failure> {
             };
             phase(untimed, 0)?;
             asking.waited_ns.borrow_mut().reset();
-            let before = Began::now(clock, counters, process::cpu_time);
+            let before = Began::now(clock, sides, process::cpu_time);
             phase(timed, load.depth.into())?;
-            let after = Began::now(clock, counters, process::cpu_time);
+            let after = Began::now(clock, sides, process::cpu_time);
             let waited_ns = asking.waited_ns.borrow().clone();
             Ok(Some(before.found(after, timed, waited_ns)))
         };

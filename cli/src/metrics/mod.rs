@@ -13,7 +13,7 @@ use std::sync::{Arc, OnceLock};
 use base::Fid;
 use rpc::addb::histogram::Key;
 use rpc::addb::{AddbSpace, Event, Histogram, Phase, Snapshot};
-use runtime::{Counter, Counters};
+use runtime::Counters;
 
 use crate::addb::sources::key_name;
 
@@ -37,12 +37,9 @@ pub struct Part {
     pub counters: Arc<Counters>,
 }
 
-/// One of the figures.
-type Figure = fn(&Counters) -> &Counter;
-
-/// A figure of all localities together.
-pub fn sum(parts: &[Arc<Part>], of: Figure) -> u64 {
-    parts.iter().map(|part| of(&part.counters).get()).sum()
+/// The figures of all localities together.
+pub fn sum(parts: &[Arc<Part>]) -> Counters {
+    Counters::sum(parts.iter().map(|part| &*part.counters))
 }
 
 /// All metrics now, in Prometheus' text format 0.0.4.
@@ -58,15 +55,15 @@ pub fn text(process: &Process, parts: &[Arc<Part>]) -> String {
     if !snapshots.is_empty() {
         requests(&mut text, &snapshots);
     }
-    let figures: [(_, _, Figure); 5] = [
-        ("bulk_received_bytes", "Bytes of bulk that came over the net.", |all| &all.bulk_bytes),
-        ("copied_bytes", "Bytes that a processor copied on the data path.", |all| &all.copied_bytes),
-        ("registrations", "Memory registrations.", |all| &all.registrations),
-        ("doorbells", "Times that a device or the kernel was told of work.", |all| &all.doorbells),
-        ("system_calls", "System calls of the data path.", |all| &all.syscalls),
-    ];
-    for (name, help, of) in figures {
-        text.counter(&format!("clovis_{name}_total"), help, sum(parts, of));
+    let counters = sum(parts);
+    for (name, help, counter) in [
+        ("bulk_received_bytes", "Bytes of bulk that came over the net.", &counters.bulk_bytes),
+        ("copied_bytes", "Bytes that a processor copied on the data path.", &counters.copied_bytes),
+        ("registrations", "Memory registrations.", &counters.registrations),
+        ("doorbells", "Times that a device or the kernel was told of work.", &counters.doorbells),
+        ("system_calls", "System calls of the data path.", &counters.syscalls),
+    ] {
+        text.counter(&format!("clovis_{name}_total"), help, counter.get());
     }
     own(&mut text);
     text.0

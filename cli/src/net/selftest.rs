@@ -291,15 +291,15 @@ fn alone(args: &AloneArgs) -> Result<(), Failure> {
     let security = Token::new(WELL_KNOWN).into();
     let found = if args.endpoint.nid.net.kind == NetKind::Lo {
         let lo = LoFabric::default();
-        traffic::in_one_process(&|| Fabric::Lo(lo.clone()), args.endpoint, &security, work, None)?
+        traffic::in_one_process(&|| Fabric::Lo(lo.clone()), args.endpoint, &security, work)?
     } else {
         // Each side opens its own: only the verbs fabric may go from thread to thread.
         match own_fabric(args.endpoint)? {
             Fabric::Verbs(fabric) => {
                 let fabric = || Fabric::Verbs(fabric.clone());
-                traffic::in_one_process(&fabric, args.endpoint, &security, work, None)?
+                traffic::in_one_process(&fabric, args.endpoint, &security, work)?
             }
-            _ => traffic::in_one_process(&|| Fabric::Tcp, args.endpoint, &security, work, None)?,
+            _ => traffic::in_one_process(&|| Fabric::Tcp, args.endpoint, &security, work)?,
         }
     };
     report(args.endpoint, &args.traffic, work, &found)

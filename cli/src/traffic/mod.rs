@@ -26,7 +26,7 @@ pub use content::Check;
 pub use requester::{Found, Requester};
 pub use responder::Responder;
 pub use station::{free_endpoint, in_one_process, start_machine};
-pub use usage::Usage;
+pub use usage::{COUNT_NAMES, Usage};
 
 /// Bytes of a request, a reply and a ping where nobody chooses: the smallest that names a bulk of one segment.
 pub const MESSAGE_BYTES_DEFAULT: usize = 64;

@@ -92,28 +92,24 @@ pub fn ask(
     Ok(drive(locality, clock, stop, machine, requester, cpu_time)?.into_found())
 }
 
-/// Runs both sides in this process, each on a thread of its own, until the requester is done. With `shared` counters both sides
-/// count together and all CPU time of the process is theirs; else each has its own.
+/// Runs both sides in this process, each on a thread of its own with counters of its own, until the requester is done.
 pub fn in_one_process(
     fabric: &(dyn Fn() -> Fabric + Sync),
     responder: Endpoint,
     security: &Security,
     work: Work,
-    shared: Option<&Arc<Counters>>,
 ) -> Result<Found, Failure> {
     let crowd = Crowd::that_waits(work.waiting);
     let stop = StopFlag::new();
     let clock = MonotonicClock::start();
-    let counters = || shared.map_or_else(|| Arc::new(Counters::default()), Arc::clone);
-    let (of_requester, of_responder) = (counters(), counters());
-    let cpu_time = if shared.is_some() { process::cpu_time } else { process::thread_cpu_time };
+    let cpu_time = process::thread_cpu_time;
     std::thread::scope(|scope| {
         let (ready, is_ready) = std::sync::mpsc::channel();
         let (clock, stop, crowd) = (&clock, &stop, &crowd);
         let server = std::thread::Builder::new()
             .name("responder".to_owned())
             .spawn_scoped(scope, move || {
-                let mut locality = locality(1, "responder", &of_responder, crowd)?;
+                let mut locality = locality(1, "responder", &Arc::default(), crowd)?;
                 let machine =
                     start_machine(&locality, &fabric(), responder, true, security.clone(), work.within)?;
                 // The requester gave up if it does not listen: then the flag is set, too.
@@ -124,7 +120,7 @@ pub fn in_one_process(
         // An error: the responder ended before it served, and says why below.
         let served = is_ready.recv().is_ok();
         let asked = || {
-            let mut locality = locality(0, "requester", &of_requester, crowd)?;
+            let mut locality = locality(0, "requester", &Arc::default(), crowd)?;
             let own = requester_endpoint(responder)?;
             let machine = start_machine(&locality, &fabric(), own, false, security.clone(), work.within)?;
             let requester = Requester::new(responder, work, locality.handle().arena())?;

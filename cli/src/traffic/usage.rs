@@ -59,6 +59,15 @@ impl Usage {
         Usage { copied_bytes, registrations, syscalls, doorbells, work_requests, completions, cpu }
     }
 
+    /// What both sides used.
+    pub fn plus(&self, other: &Usage) -> Usage {
+        let mut counts = self.counts();
+        for (count, more) in counts.iter_mut().zip(other.counts()) {
+            *count += more;
+        }
+        Usage::from_counts(counts, self.cpu + other.cpu)
+    }
+
     /// What was used since `before`. A peer that counts backwards used nothing.
     pub fn since(&self, before: &Usage) -> Usage {
         let (after, earlier) = (self.counts(), before.counts());

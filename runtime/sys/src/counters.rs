@@ -29,7 +29,11 @@ impl Counter {
 }
 
 /// The figures that benchmarks and tests assert on (DESIGN.md section 3.5).
+///
+/// One for each thread of a data path, added up by whoever asks ([`Counters::sum`]): a line of the cache that several threads write to
+/// costs each of them more than what they count, so these are alone on theirs.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub struct Counters {
     /// Bytes of messages and bulk that the CPU copied in user space.
     pub copied_bytes: Counter,
@@ -63,6 +67,23 @@ impl Counters {
             bulk_bytes: Counter::new(),
             messages: Counter::new(),
         }
+    }
+
+    /// The figures of several, each as it is at its moment.
+    #[must_use]
+    pub fn sum<'a>(all: impl IntoIterator<Item = &'a Counters>) -> Counters {
+        let sum = Counters::new();
+        for one in all {
+            sum.copied_bytes.add(one.copied_bytes.get());
+            sum.registrations.add(one.registrations.get());
+            sum.syscalls.add(one.syscalls.get());
+            sum.doorbells.add(one.doorbells.get());
+            sum.work_requests.add(one.work_requests.get());
+            sum.completions.add(one.completions.get());
+            sum.bulk_bytes.add(one.bulk_bytes.get());
+            sum.messages.add(one.messages.get());
+        }
+        sum
     }
 }
 

@@ -12,6 +12,19 @@ fn clock(id: libc::clockid_t) -> Duration {
         + Duration::from_nanos(u64::try_from(time.tv_nsec).unwrap_or(0))
 }
 
+/// Nanoseconds of the clock that never goes back, from a start that is the system's. Source: clock_gettime(2), CLOCK_MONOTONIC.
+///
+/// Asked in every turn of a locality: three times fewer instructions than a difference of the standard library's instants.
+#[must_use]
+#[inline]
+pub fn monotonic_nanos() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: as in `clock`.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    // Neither is negative.
+    time.tv_sec.cast_unsigned().wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec.cast_unsigned())
+}
+
 /// CPU time of all threads of this process since its start, user and system. Source: clock_gettime(2), CLOCK_PROCESS_CPUTIME_ID.
 #[must_use]
 pub fn cpu_time() -> Duration {

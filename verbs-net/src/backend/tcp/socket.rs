@@ -347,6 +347,19 @@ impl Socket {
                     let frame = Frame::parse(header, version).map_err(ReadEnd::Misbehaved)?;
                     self.start += HEADER_BYTES;
                     *frames += 1;
+                    if self.is_small_message(&frame) {
+                        // Here as a whole, as most are: what `begin` and the states behind it come to.
+                        if !protocol.is_up(id) {
+                            return Err(too_early(&frame));
+                        }
+                        if let Some(mut buffer) = messages.alloc(frame.payload_len()) {
+                            let end = self.start + buffer.len();
+                            copy_counted(counters, &mut buffer, &self.staging[self.start..end]);
+                            self.start = end;
+                            protocol.handle_frame(now, id, &frame, Payload::Bytes(buffer.freeze()));
+                            continue;
+                        }
+                    }
                     self.begin(protocol, now, id, frame)?;
                 }
                 Incoming::Staged(frame) => {
@@ -401,6 +414,13 @@ impl Socket {
         }
     }
 
+    /// True for a message, or reply with one, all of which is in the staging area.
+    fn is_small_message(&self, frame: &Frame) -> bool {
+        matches!(frame.body, FrameBody::Put { .. } | FrameBody::Reply { .. })
+            && frame.payload_bytes > 0
+            && frame.payload_len() <= self.end - self.start
+    }
+
     /// Less than a header: garbage is recognised by its first bytes, without waiting for the rest.
     fn check_prefix(&self, version: u8) -> Result<(), ReadEnd> {
         let bytes = &self.staging[self.start..self.end];
@@ -432,9 +452,7 @@ impl Socket {
             FrameBody::Put { .. } => {
                 // Before memory is spent on it: a stranger has no right to any.
                 if !protocol.is_up(id) {
-                    let state = "before the hello is complete";
-                    let what = PeerMisbehaved::Unexpected { kind: frame.body.kind(), state };
-                    return Err(ReadEnd::Misbehaved(what));
+                    return Err(too_early(&frame));
                 }
                 self.incoming = Incoming::NeedsBuffer(frame);
             }
@@ -444,9 +462,7 @@ impl Socket {
             }
             FrameBody::Reply { .. } if frame.payload_bytes > 0 => {
                 if !protocol.is_up(id) {
-                    let state = "before the hello is complete";
-                    let what = PeerMisbehaved::Unexpected { kind: frame.body.kind(), state };
-                    return Err(ReadEnd::Misbehaved(what));
+                    return Err(too_early(&frame));
                 }
                 self.incoming = Incoming::NeedsBuffer(frame);
             }
@@ -454,4 +470,10 @@ impl Socket {
         }
         Ok(())
     }
+}
+
+/// A message of somebody who is not known yet.
+fn too_early(frame: &Frame) -> ReadEnd {
+    let state = "before the hello is complete";
+    ReadEnd::Misbehaved(PeerMisbehaved::Unexpected { kind: frame.body.kind(), state })
 }
