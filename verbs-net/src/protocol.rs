@@ -463,6 +463,12 @@ impl Protocol {
     fn push_outgoing(&mut self, id: ConnectionId, outgoing: Outgoing) {
         let Some(connection) = self.connection(id) else { return };
         connection.outbox.push_back(outgoing);
+        self.mark_dirty(id);
+    }
+
+    /// The flush at the end of this turn looks at what the connection has to send.
+    pub(crate) fn mark_dirty(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connection(id) else { return };
         if !std::mem::replace(&mut connection.is_dirty, true) {
             let interface = connection.interface;
             if interface == self.active {

@@ -4,8 +4,8 @@
 //! 64-byte message, the responder pulls (or pushes) it and answers by a message, and the requester exposes the next: what a
 //! write (or a read) does to the net, with [`WINDOW`] requests in flight. iperf3 writes the same number of bytes.
 
-use std::io::{BufRead, BufReader, Read as _};
-use std::process::{Child, Command, Stdio};
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use base::units::{MIB, wide};
@@ -162,22 +162,14 @@ fn round_trip(plan: &Plan) -> Result<Vec<Figure>, Failure> {
 fn round_trips(count: u64) -> Result<(Sample, Costs), Failure> {
     let program = std::env::current_exe().map_err(Failure::while_doing("finding this program"))?;
     let to = traffic::free_endpoint()?.to_string();
-    let server = Command::new(&program)
-        .args(["net", "selftest", "server", "--once", &to])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(Failure::while_doing("starting the selftest's server"))?;
-    let mut server = Running(server);
-    let words = server.0.stdout.take().ok_or_else(|| Failure::new("the selftest's server has no output"))?;
-    let mut words = BufReader::new(words);
-    wait_for_line(&mut words, "serves", "the selftest's server")?;
+    let mut server = Command::new(&program);
+    server.args(["net", "selftest", "server", "--once", &to]);
+    let server = Serving::start(&mut server, "serves", "the selftest's server")?;
     let (size, count) = (MESSAGE_BYTES.to_string(), count.to_string());
     let options =
         ["--what", "ping", "--concurrency", "1", "--message-size", &size, "--count", &count, "--json"];
     let text = output(Command::new(&program).args(["net", "selftest", "client", &to]).args(options))?;
-    let mut rest = Vec::new();
-    words.read_to_end(&mut rest).map_err(Failure::while_doing("reading what the selftest's server says"))?;
+    server.end()?;
     parse_selftest(&text).ok_or_else(|| Failure::new("the selftest printed no result"))
 }
 
@@ -200,18 +192,42 @@ fn parse_selftest(text: &str) -> Option<(Sample, Costs)> {
     Some((Sample { bytes, took }, Costs::of(&usage, bytes)))
 }
 
-/// Reads lines until one has `word`.
-fn wait_for_line(words: &mut impl BufRead, word: &str, who: &str) -> Result<(), Failure> {
-    let mut line = String::new();
-    while !line.contains(word) {
-        line.clear();
-        let count =
-            words.read_line(&mut line).map_err(Failure::while_doing(format!("reading what {who} says")))?;
-        if count == 0 {
-            return Err(Failure::new(format!("{who} ended before it said {word:?}")));
+/// The server of a peer, or of ours, for one client.
+struct Serving {
+    process: Running,
+    words: BufReader<ChildStdout>,
+    who: &'static str,
+}
+
+impl Serving {
+    /// Starts it; it has said `word` when this returns.
+    fn start(command: &mut Command, word: &str, who: &'static str) -> Result<Serving, Failure> {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+        let mut process = Running(child.map_err(Failure::while_doing(format!("starting {who}")))?);
+        let words = process.0.stdout.take().ok_or_else(|| Failure::new(format!("{who} has no output")))?;
+        let mut words = BufReader::new(words);
+        let mut line = String::new();
+        while !line.contains(word) {
+            line.clear();
+            let count = words
+                .read_line(&mut line)
+                .map_err(Failure::while_doing(format!("reading what {who} says")))?;
+            if count == 0 {
+                return Err(Failure::new(format!("{who} ended before it said {word:?}")));
+            }
         }
+        Ok(Serving { process, words, who })
     }
-    Ok(())
+
+    /// Waits for its end, after its client.
+    fn end(mut self) -> Result<(), Failure> {
+        // Its pipe must not fill up while it ends.
+        let mut rest = Vec::new();
+        let read = self.words.read_to_end(&mut rest);
+        read.map_err(Failure::while_doing(format!("reading what {} says", self.who)))?;
+        let waited = self.process.0.wait();
+        waited.map(drop).map_err(Failure::while_doing(format!("waiting for {}", self.who)))
+    }
 }
 
 /// Runs both sides until the requester is done: what it found, and the costs of both.
@@ -260,25 +276,15 @@ fn iperf_sample(bytes: u64) -> Result<(Sample, Costs), Failure> {
     let own = std::process::id();
     let children = || ProcessTimes::of(own).map_or(Duration::ZERO, |times| times.children);
     let before = children();
-    let server = Command::new("iperf3")
+    let mut server = Command::new("iperf3");
+    server
         .args(["--server", "--one-off", "--forceflush", "--bind", "127.0.0.1", "--port", &port])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(Failure::while_doing("starting iperf3 --server"))?;
-    let mut server = Running(server);
-    let words = server.0.stdout.take().ok_or_else(|| Failure::new("iperf3 --server has no output"))?;
-    let mut words = BufReader::new(words);
-    wait_for_line(&mut words, "listening", "iperf3 --server")?;
+        .stderr(Stdio::null());
+    let server = Serving::start(&mut server, "listening", "iperf3 --server")?;
     let count = bytes.to_string();
     let client = ["--client", "127.0.0.1", "--port", &port, "--bytes", &count, "--json"];
     let text = output(Command::new("iperf3").args(client))?;
-    // Its pipe must not fill up while it ends.
-    let mut rest = Vec::new();
-    words.read_to_end(&mut rest).map_err(Failure::while_doing("reading what iperf3 --server says"))?;
-    server.0.wait().map_err(Failure::while_doing("waiting for iperf3 --server"))?;
-    drop(server);
+    server.end()?;
     let sample = parse_iperf(&text).ok_or_else(|| Failure::new("iperf3 printed no end.sum_received"))?;
     let cpu_seconds = children().saturating_sub(before).as_secs_f64();
     Ok((sample, Costs { bytes: sample.bytes, cpu_seconds, ..Costs::default() }))

@@ -653,22 +653,22 @@ impl Sides {
     }
 
     fn server(&self) -> Result<(Locality, RpcMachine), Failure> {
-        self.start("server", &self.counters[0], self.to, true)
+        self.start(0, "server", self.to, true)
     }
 
     fn client(&self) -> Result<(Locality, RpcMachine), Failure> {
-        self.start("client", &self.counters[1], self.own, self.load.net == Net::Lo)
+        self.start(1, "client", self.own, self.load.net == Net::Lo)
     }
 
     fn start(
         &self,
+        index: u8,
         name: &str,
-        counters: &Arc<Counters>,
         endpoint: Endpoint,
         listens: bool,
     ) -> Result<(Locality, RpcMachine), Failure> {
-        let index = u32::from(name == "client");
-        let locality = locality(index, name, counters, &self.crowd)?;
+        let counters = &self.counters[usize::from(index)];
+        let locality = locality(index.into(), name, counters, &self.crowd)?;
         let (fabric, security) = (self.load.fabric(&self.lo), Token::new([7; 32]).into());
         let tm = start_machine(&locality, &fabric, endpoint, listens, security, REQUEST_WITHIN)?;
         let machine = RpcMachine::start(&locality.handle(), tm, self.load.config());

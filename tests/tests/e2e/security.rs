@@ -19,6 +19,15 @@ struct Guarded {
 }
 
 impl Guarded {
+    /// Another cluster beside this one, made and not started: its folder, and what was said of it.
+    fn other_cluster(&self) -> (PathBuf, Value) {
+        let other = self.cluster.scratch().join("other");
+        let shape = ["--security", "certificates", "--device-size", "16M", "--json"];
+        let arguments = [&["cluster", "init", "--dir", other.to_str().unwrap()][..], &shape].concat();
+        let made = serde_json::from_str(self.cluster.run(&arguments).succeeded().text()).unwrap();
+        (other, made)
+    }
+
     fn start(name: &str, flags: &[&str]) -> Guarded {
         let arguments: Vec<&str> =
             ["--security", "certificates", "--device-size", "16M"].iter().chain(flags).copied().collect();
@@ -115,19 +124,7 @@ fn without_a_credential_nothing_is_read_written_or_changed() {
         assert!(said.contains("clovis credential create"), "{words:?}: {said}");
     }
     // With one of another cluster it gets as far as the daemons, and no further.
-    let other = guarded.cluster.scratch().join("other");
-    let made = &[
-        "cluster",
-        "init",
-        "--dir",
-        other.to_str().unwrap(),
-        "--security",
-        "certificates",
-        "--device-size",
-        "16M",
-        "--json",
-    ];
-    let made: Value = serde_json::from_str(guarded.cluster.run(made).succeeded().text()).unwrap();
+    let (_, made) = guarded.other_cluster();
     let foreign = User {
         folder: stranger.folder.clone(),
         credential: Some(PathBuf::from(made["credential"].as_str().unwrap())),
@@ -253,18 +250,7 @@ fn a_daemon_of_another_cluster_serves_nobody() {
         &["--servers", "2", "--layout", "1+1+0", "--devices-per-server", "1"],
     );
     let _ = guarded.cluster.run(&["cp", "--quiet", guarded.file.to_str().unwrap(), "1:1"]).succeeded();
-    let other = guarded.cluster.scratch().join("other");
-    let made = &[
-        "cluster",
-        "init",
-        "--dir",
-        other.to_str().unwrap(),
-        "--security",
-        "certificates",
-        "--device-size",
-        "16M",
-    ];
-    let _ = guarded.cluster.run(made).succeeded();
+    let (other, _) = guarded.other_cluster();
     // In the place of a server, with the credential that the other cluster's authority made for its own.
     guarded.cluster.kill_hard("server-1");
     let config = guarded.cluster.dir().join("clovis.toml");

@@ -128,6 +128,15 @@ impl Guard {
         self.is_established || self.is_raw_out
     }
 
+    /// True if both hellos are over and nothing is left of them: from now on bytes, or messages, are as they are.
+    pub(super) fn is_over(&self) -> bool {
+        self.is_raw_in
+            && self.is_raw_out
+            && self.leaving.is_empty()
+            && self.finding.is_none()
+            && !self.has_plain()
+    }
+
     // ---- where messages keep their bounds
 
     /// One message of the peer: what of it is for the frames, perhaps nothing.
@@ -140,10 +149,5 @@ impl Guard {
     /// What is to be sent as one message.
     pub(super) fn take_leaving(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.leaving)
-    }
-
-    /// True if both hellos are over, and nothing is left of them: from now on messages are as they are.
-    pub(super) fn is_over(&self) -> bool {
-        self.is_raw_in && self.is_raw_out && self.leaving.is_empty() && !self.has_plain()
     }
 }

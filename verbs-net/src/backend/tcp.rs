@@ -240,17 +240,7 @@ impl TcpBackend {
             }
             socket.is_connecting = false;
         }
-        Self::mark_dirty(protocol, id);
-    }
-
-    /// The flush at the end of this turn writes.
-    fn mark_dirty(protocol: &mut Protocol, id: ConnectionId) {
-        if let Some(connection) = protocol.connection(id)
-            && !connection.is_dirty
-        {
-            connection.is_dirty = true;
-            protocol.dirty.push_back(id);
-        }
+        protocol.mark_dirty(id);
     }
 
     /// Reads what is there. Answer: frames.
@@ -280,7 +270,7 @@ impl TcpBackend {
         let is_over = protocol.connection(id).is_none_or(|connection| connection.phase == Phase::Ended);
         if !is_over && self.sockets.get(&id).is_some_and(|socket| socket.channel.is_guarded()) {
             // The handshake may have an answer, or have made way for the frames that waited for it.
-            Self::mark_dirty(protocol, id);
+            protocol.mark_dirty(id);
         }
         self.update_interest(protocol, id);
         frames

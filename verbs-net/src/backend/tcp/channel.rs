@@ -42,8 +42,7 @@ impl Channel {
             };
         };
         while !digest(guard)? {
-            if guard.is_raw_in && guard.is_raw_out && guard.leaving.is_empty() && guard.finding.is_none() {
-                // Both hellos are over and nothing is left of them.
+            if guard.is_over() {
                 self.guard = None;
                 return self.read(first, second, counters);
             }

@@ -347,19 +347,6 @@ impl Socket {
                     let frame = Frame::parse(header, version).map_err(ReadEnd::Misbehaved)?;
                     self.start += HEADER_BYTES;
                     *frames += 1;
-                    if self.is_small_message(&frame) {
-                        // Here as a whole, as most are: what `begin` and the states behind it come to.
-                        if !protocol.is_up(id) {
-                            return Err(too_early(&frame));
-                        }
-                        if let Some(mut buffer) = messages.alloc(frame.payload_len()) {
-                            let end = self.start + buffer.len();
-                            copy_counted(counters, &mut buffer, &self.staging[self.start..end]);
-                            self.start = end;
-                            protocol.handle_frame(now, id, &frame, Payload::Bytes(buffer.freeze()));
-                            continue;
-                        }
-                    }
                     self.begin(protocol, now, id, frame)?;
                 }
                 Incoming::Staged(frame) => {
@@ -412,13 +399,6 @@ impl Socket {
                 }
             }
         }
-    }
-
-    /// True for a message, or reply with one, all of which is in the staging area.
-    fn is_small_message(&self, frame: &Frame) -> bool {
-        matches!(frame.body, FrameBody::Put { .. } | FrameBody::Reply { .. })
-            && frame.payload_bytes > 0
-            && frame.payload_len() <= self.end - self.start
     }
 
     /// Less than a header: garbage is recognised by its first bytes, without waiting for the rest.

@@ -480,12 +480,7 @@ impl VerbsBackend {
             }
             protocol.handle_established(id, &peer);
             // The hello waited for this.
-            if let Some(connection) = protocol.connection(id)
-                && !connection.is_dirty
-            {
-                connection.is_dirty = true;
-                protocol.dirty.push_back(id);
-            }
+            protocol.mark_dirty(id);
         }
         self.end_guard(id);
         if plain.is_empty() {
