@@ -105,7 +105,11 @@ impl DriftingClock {
         if now == Instant::NEVER {
             return now;
         }
-        let passed = u128::from(now.as_nanos().saturating_sub(self.since.as_nanos()));
+        let passed = now.as_nanos().saturating_sub(self.since.as_nanos());
+        if self.rate_per_mille == 1000 {
+            return self.shown + Duration::from_nanos(passed); // nearly always, and 128-bit division is slow
+        }
+        let passed = u128::from(passed);
         self.shown + duration_of(passed * u128::from(self.rate_per_mille) / 1000)
     }
 
@@ -115,7 +119,11 @@ impl DriftingClock {
         if shown == Instant::NEVER {
             return shown;
         }
-        let ahead = u128::from(shown.as_nanos().saturating_sub(self.shown.as_nanos()));
+        let ahead = shown.as_nanos().saturating_sub(self.shown.as_nanos());
+        if self.rate_per_mille == 1000 {
+            return self.since + Duration::from_nanos(ahead);
+        }
+        let ahead = u128::from(ahead);
         self.since + duration_of((ahead * 1000).div_ceil(u128::from(self.rate_per_mille)))
     }
 

@@ -145,6 +145,14 @@ impl Locality {
         self.turn_with_root(now, None).0
     }
 
+    /// True if a turn has work that no deadline tells of: a task was woken since the last one, or a driver was added.
+    ///
+    /// Whoever turns a locality by hand and sleeps between turns asks this, the deadline of the last turn, and who brings events.
+    #[must_use]
+    pub fn is_woken(&self) -> bool {
+        !self.ready.is_empty() || self.shared.parking.is_notified()
+    }
+
     /// A turn; the second value is true if the root future was woken.
     fn turn_with_root(&mut self, now: Instant, root: Option<TaskId>) -> (Turn, bool) {
         let shared = &self.shared;
@@ -193,8 +201,7 @@ impl Locality {
             index += 1;
         }
         next_deadline = earlier(next_deadline, shared.timers.borrow().next_deadline());
-        let is_more = !self.ready.is_empty() || shared.parking.is_notified();
-        (Turn { progressed: handled > 0 || is_more, next_deadline }, is_root_woken)
+        (Turn { progressed: handled > 0 || self.is_woken(), next_deadline }, is_root_woken)
     }
 
     /// Turns until `stop` is set; sleeps while there is nothing to do.

@@ -38,12 +38,23 @@ pub fn fill(writer: u64, offset: u64, bytes: &mut [u8]) {
     while !rest.is_empty() {
         let (block, inside) = (at / BLOCK, at % BLOCK);
         let skip = usize::try_from(inside % 8).unwrap_or(0);
-        let count = (8 - skip).min(rest.len());
+        let in_block = usize::try_from(BLOCK - inside).unwrap_or(usize::MAX).min(rest.len());
+        // Whole words of one block at a time, where it begins and ends with one.
+        let count =
+            if skip == 0 && in_block >= 8 { in_block - in_block % 8 } else { (8 - skip).min(in_block) };
         let (now, later) = rest.split_at_mut(count);
-        now.copy_from_slice(&word(writer, block, inside / 8).to_le_bytes()[skip..skip + count]);
+        for (index, bytes) in (inside / 8..).zip(now.chunks_mut(8)) {
+            bytes.copy_from_slice(&word(writer, block, index).to_le_bytes()[skip..skip + bytes.len()]);
+        }
         at += count as u64;
         rest = later;
     }
+}
+
+/// True if all are zero.
+fn is_zero(bytes: &[u8]) -> bool {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    bytes.chunks(ZEROS.len()).all(|bytes| *bytes == ZEROS[..bytes.len()])
 }
 
 impl BlockValue {
@@ -58,7 +69,7 @@ impl BlockValue {
     #[must_use]
     pub fn matches(self, block: u64, inside: u64, bytes: &[u8]) -> bool {
         match self {
-            BlockValue::Zero => bytes.iter().all(|byte| *byte == 0),
+            BlockValue::Zero => is_zero(bytes),
             BlockValue::Written { writer, valid } => {
                 let valid_here = u64::from(valid).saturating_sub(inside);
                 let valid_here = usize::try_from(valid_here).unwrap_or(usize::MAX).min(bytes.len());
@@ -66,7 +77,7 @@ impl BlockValue {
                 let mut expected = [0u8; 4096];
                 let expected = &mut expected[..ours.len()];
                 fill(writer, block * BLOCK + inside, expected);
-                expected == ours && zeros.iter().all(|byte| *byte == 0)
+                expected == ours && is_zero(zeros)
             }
         }
     }

@@ -42,7 +42,7 @@ pub mod stats;
 mod transfer;
 
 pub use backend::lo::LoFabric;
-pub use backend::sim::{SimFabric, SimFaults, SimStats};
+pub use backend::sim::{SimArrivals, SimFabric, SimFaults, SimStats};
 pub use backend::sim_hardware::SimKeys;
 pub use backend::verbs::VerbsFabric;
 pub use descriptor::{BulkCookie, BulkDescriptor, ParseDescriptorError};

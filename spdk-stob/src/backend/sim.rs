@@ -129,8 +129,8 @@ impl Platters {
         let mut block = start_block;
         for part in parts {
             for bytes in part.chunks_exact(BLOCK) {
-                let mut copy: Block = Box::new([0; BLOCK]);
-                copy.copy_from_slice(bytes);
+                // A copy with no zeros before it: it is made for every block that is written.
+                let copy: Block = bytes.to_vec().into_boxed_slice().try_into().expect("a whole block");
                 self.volatile.entry(block).or_default().push(Version { order, bytes: copy });
                 block += 1;
             }
@@ -449,6 +449,9 @@ impl Backend for SimBackend {
             let finished = platters.execute(queued);
             platters.ready.entry(cable).or_default().push(finished);
         }
+        if platters.ready.is_empty() {
+            return 0;
+        }
         let ready = platters.ready.remove(&self.cable).unwrap_or_default();
         let count = ready.len();
         done.extend(ready);
@@ -457,7 +460,7 @@ impl Backend for SimBackend {
 
     fn next_deadline(&self) -> Option<Instant> {
         let platters = self.platters.borrow();
-        if platters.ready.contains_key(&self.cable) {
+        if !platters.ready.is_empty() && platters.ready.contains_key(&self.cable) {
             return Some(Instant::ZERO);
         }
         if self.cable < platters.cables_from {

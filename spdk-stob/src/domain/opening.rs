@@ -20,7 +20,7 @@ use runtime::sync::{Notify, Semaphore};
 use runtime::{Buffer, LocalityHandle};
 
 use super::checkpointing::upgraded_regions;
-use super::commit::{Committer, record_bytes_max};
+use super::commit::Committer;
 use super::device::Device;
 use super::paging::{Loads, read_page};
 use super::space::State;
@@ -427,14 +427,13 @@ async fn replay(
     tuning: Tuning,
 ) -> Result<Replayed, StobError> {
     let (regions, log) = (superblock.regions, superblock.regions.log);
-    let record_blocks_max = wide(record_bytes_max(&regions)).div_ceil(BLOCK_BYTES);
     let end = superblock.replay.block + log.count;
     let mut window = LogWindow { start: superblock.replay.block, bytes: Vec::new() };
     let mut next = superblock.replay;
     let mut doubtful: Option<Doubtful> = None;
     let mut records = 0;
     while next.block < end {
-        if window.get(next.block, record_blocks_max.min(end - next.block)).is_none() {
+        if window.get(next.block, 1).is_none() {
             window.load(reader, log, next.block).await?;
         }
         let Some(header) = window.get(next.block, 1).and_then(RecordHeader::parse) else { break };
@@ -444,6 +443,10 @@ async fn replay(
             || next.block + header.blocks() > end
         {
             break;
+        }
+        // Most records are short: only one that the window cuts is read again, whole.
+        if window.get(next.block, header.blocks()).is_none() {
+            window.load(reader, log, next.block).await?;
         }
         let Some(body) = window.get(next.block, header.blocks()).and_then(|record| header.body(record))
         else {

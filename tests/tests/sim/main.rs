@@ -35,7 +35,7 @@ use std::time::Duration;
 use clovis_tests::sim_cut::{Cut, Extent, minimise};
 use mutation::Mutation;
 use oracle::Tally;
-use run::Script;
+use run::{Loaded, Script};
 use sometimes::Sometimes;
 
 /// Seeds of the short set: from 1 on.
@@ -56,6 +56,8 @@ struct SeedResult {
     /// What it is called, if it is a regression.
     name: String,
     simulated: Duration,
+    /// Of both runs.
+    loaded: Loaded,
     tally: Tally,
     sometimes: Sometimes,
     /// What is wrong, if anything.
@@ -289,6 +291,7 @@ fn twice(script: Script, name: String) -> SeedResult {
             script: script.clone(),
             name: name.clone(),
             simulated: Duration::ZERO,
+            loaded: Loaded::default(),
             tally: Tally::default(),
             sometimes: Sometimes::default(),
             failure: Some(text),
@@ -300,14 +303,19 @@ fn twice(script: Script, name: String) -> SeedResult {
         Err(found) => return failed(found),
     };
     match once(&script) {
-        Ok(second) if second.hash == first.hash => SeedResult {
-            script: script.clone(),
-            name: name.clone(),
-            simulated: first.simulated + second.simulated,
-            tally: first.tally,
-            sometimes: first.sometimes,
-            failure: None,
-        },
+        Ok(second) if second.hash == first.hash => {
+            let mut loaded = first.loaded;
+            loaded.add(second.loaded);
+            SeedResult {
+                script: script.clone(),
+                name: name.clone(),
+                simulated: first.simulated + second.simulated,
+                loaded,
+                tally: first.tally,
+                sometimes: first.sometimes,
+                failure: None,
+            }
+        }
         Ok(second) => {
             differs(format!("two runs differ: trace hashes {:#x} and {:#x}", first.hash, second.hash))
         }
@@ -384,9 +392,10 @@ fn line_of(result: &SeedResult) -> String {
 /// Prints the figures; passed and failed seeds.
 fn summary(results: &[SeedResult], real: Duration) -> (u64, u64) {
     let mut all = Sometimes::default();
-    let (mut operations, mut simulated) = (0, Duration::ZERO);
+    let (mut operations, mut simulated, mut loaded) = (0, Duration::ZERO, Loaded::default());
     for result in results {
         all.merge(&result.sometimes);
+        loaded.add(result.loaded);
         operations += 2 * (result.tally.done + result.tally.failed + result.tally.abandoned);
         simulated += result.simulated;
     }
@@ -401,6 +410,15 @@ fn summary(results: &[SeedResult], real: Duration) -> (u64, u64) {
         seconds,
         simulated.as_secs_f64() / seconds,
         operations as f64 / seconds,
+    );
+    let (applied, thread_seconds) =
+        (loaded.simulated.as_secs_f64().max(0.001), loaded.real.as_secs_f64().max(0.001));
+    println!(
+        "while clients work and faults happen: {applied:.0} of these simulated seconds, {:.0} simulated seconds per second on {THREADS} threads, \
+         {:.0} operations in a simulated second, {:.0} per second",
+        applied / thread_seconds * THREADS as f64,
+        loaded.operations as f64 / applied,
+        loaded.operations as f64 / thread_seconds * THREADS as f64,
     );
     let mut failed = 0;
     for result in results {

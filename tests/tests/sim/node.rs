@@ -15,10 +15,10 @@ use control::{Control, ControlConfig};
 use faces::Configuration;
 use rpc::{RpcConfig, RpcMachine};
 use runtime::clock::{DriftingClock, SimulatedClock};
-use runtime::{Arena, ArenaConfig, Counters, Locality, LocalityConfig};
+use runtime::{Arena, ArenaConfig, Counters, Locality, LocalityConfig, Turn};
 use server::{Server, ServerConfig, ServerError};
 use spdk_stob::{SimDisk, StobError};
-use verbs_net::{Fabric, SimFabric, Token};
+use verbs_net::{Fabric, SimArrivals, SimFabric, Token};
 
 use crate::mutation::{MutatedBackend, Mutation};
 use crate::oracle::Oracle;
@@ -65,12 +65,37 @@ pub struct Slot {
 pub struct Life {
     pub slot: Rc<Slot>,
     pub locality: Locality,
+    /// Its last turn did something: the next one may find more.
+    pub is_busy: bool,
+    /// What its last turn said, in its own time.
+    pub next_deadline: Option<Instant>,
+    /// The same in true time, as its clock runs now.
+    due: Instant,
+}
+
+impl Life {
+    /// One turn at `now`, which `clock` shows in its own way.
+    pub fn turn(&mut self, now: Instant, clock: DriftingClock) -> Turn {
+        let turn = self.locality.turn(clock.shows(now));
+        self.is_busy = turn.progressed;
+        self.next_deadline = turn.next_deadline;
+        self.set_clock(clock);
+        turn
+    }
+
+    /// Its clock runs like this from now on.
+    pub fn set_clock(&mut self, clock: DriftingClock) {
+        self.due = self.next_deadline.map_or(Instant::NEVER, |at| clock.first_time_of(at));
+    }
 }
 
 /// See the module head.
 pub struct Node {
     pub name: String,
     pub endpoint: Endpoint,
+    /// Everything on this machine that talks.
+    pub endpoints: Vec<Endpoint>,
+    arrivals: Vec<SimArrivals>,
     pub role: Role,
     pub life: Option<Life>,
     pub starts: u64,
@@ -106,6 +131,9 @@ pub struct Surroundings<'a> {
     pub clock: &'a Rc<SimulatedClock>,
     /// Operations that clients may begin in all.
     pub operations_max: u64,
+    /// And in a second.
+    pub rate_max: Option<u64>,
+    pub are_objects_small: bool,
 }
 
 impl Surroundings<'_> {
@@ -123,9 +151,15 @@ pub fn token() -> Token {
 impl Node {
     /// A node that is not started, on a machine whose clock is `ahead` of true time.
     pub fn new(name: String, endpoint: Endpoint, role: Role, ahead: Duration) -> Node {
+        let endpoints = match role {
+            Role::Server { .. } => vec![endpoint, copier_endpoint(endpoint)],
+            _ => vec![endpoint],
+        };
         Node {
             name,
             endpoint,
+            arrivals: Vec::new(),
+            endpoints,
             role,
             life: None,
             starts: 0,
@@ -138,12 +172,33 @@ impl Node {
         }
     }
 
-    /// Everything on this machine that talks.
-    pub fn endpoints(&self) -> Vec<Endpoint> {
-        match self.role {
-            Role::Server { .. } => vec![self.endpoint, copier_endpoint(self.endpoint)],
-            _ => vec![self.endpoint],
+    /// Its machine stands in this net from now on.
+    pub fn join(&mut self, fabric: &SimFabric) {
+        self.arrivals = self.endpoints.iter().map(|at| fabric.arrivals(*at)).collect();
+        self.set_clock(fabric, self.clock);
+    }
+
+    /// Its machine's clock is this one from now on.
+    pub fn set_clock(&mut self, fabric: &SimFabric, clock: DriftingClock) {
+        self.clock = clock;
+        self.endpoints.iter().for_each(|at| fabric.set_clock(*at, clock));
+        if let Some(life) = &mut self.life {
+            life.set_clock(clock);
         }
+    }
+
+    /// When it has to be turned, in true time, as things stand at `now`; [`Instant::NEVER`]: not before something happens elsewhere.
+    ///
+    /// As a sleeping thread: it wakes for its deadline, for a packet, or because somebody woke it.
+    pub fn due(&self, now: Instant) -> Instant {
+        let Some(life) = &self.life else { return Instant::NEVER };
+        if self.held_until > now {
+            return self.held_until; // it looks again when it is let go, whatever came meanwhile
+        }
+        if life.is_busy || life.locality.is_woken() {
+            return now;
+        }
+        self.arrivals.iter().fold(life.due, |due, arrivals| due.min(arrivals.next()))
     }
 
     pub fn slot(&self) -> Option<&Slot> {
@@ -196,7 +251,7 @@ impl Node {
                 start_client(&locality, &slot, self.endpoint, (*workers, *think_max, *read_verify), around);
             }
         }
-        self.life = Some(Life { slot, locality });
+        self.life = Some(Life { slot, locality, is_busy: true, next_deadline: None, due: Instant::ZERO });
     }
 }
 
@@ -304,6 +359,7 @@ fn start_client(
     let (slot, oracle, stop) = (Rc::clone(slot), Rc::clone(around.oracle), Rc::clone(around.stop_work));
     let (node, seed, epoch) = (around.index, around.seed, around.epoch);
     let (clock, operations_max) = (Rc::clone(around.clock), around.operations_max);
+    let (rate_max, are_objects_small) = (around.rate_max, around.are_objects_small);
     let (bug, inline_bytes) = (around.mutation.and_then(Mutation::client_bug), around.inline_bytes());
     locality.handle().spawn("boot", async move {
         let client = match Client::connect_simulated(&handle, &fabric, config, bug, inline_bytes).await {
@@ -325,6 +381,8 @@ fn start_client(
                 random: fastrand::Rng::with_seed(seed ^ (epoch << 8) ^ (number as u64 + 1)),
                 stop: Rc::clone(&stop),
                 think_max,
+                rate_max,
+                are_objects_small,
             };
             handle.spawn("worker", worker.run());
         }

@@ -100,6 +100,11 @@ impl Oracle {
         self.next - 1
     }
 
+    /// Operations ended so far, in whatever way.
+    pub fn ended(&self) -> u64 {
+        self.tally.done + self.tally.failed + self.tally.abandoned
+    }
+
     pub fn ids(&self) -> Vec<ObjectId> {
         self.objects.keys().copied().collect()
     }
@@ -204,11 +209,19 @@ impl Oracle {
 
     /// An operation that runs for too long, in words.
     pub fn hung(&self, now: Instant) -> Option<String> {
-        let (op, running) = self.running.iter().find(|(_, running)| now > running.started + OPERATION_MAX)?;
-        Some(format!(
-            "operation {op} ({}) of node {} runs since {:?}",
-            running.what, running.node, running.started
-        ))
+        // They are in the order of their beginning.
+        let (op, running) = self.running.first_key_value()?;
+        (now > running.started + OPERATION_MAX).then(|| {
+            format!(
+                "operation {op} ({}) of node {} runs since {:?}",
+                running.what, running.node, running.started
+            )
+        })
+    }
+
+    /// Nobody does anything.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty()
     }
 
     pub fn running_lines(&self) -> Vec<String> {

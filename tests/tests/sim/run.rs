@@ -42,10 +42,29 @@ const ATTACH_AGAIN: Duration = Duration::from_secs(3);
 /// A silent server is asked again after this time (longer than the client's suspicion).
 const SUSPICION_OVER: Duration = Duration::from_millis(2500);
 
+/// The part of a run in which clients work and faults happen, for the figures.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Loaded {
+    pub simulated: Duration,
+    /// Real time of this run's thread.
+    pub real: Duration,
+    /// Operations that ended.
+    pub operations: u64,
+}
+
+impl Loaded {
+    pub fn add(&mut self, other: Loaded) {
+        self.simulated += other.simulated;
+        self.real += other.real;
+        self.operations += other.operations;
+    }
+}
+
 /// What a run came to.
 pub struct Report {
     pub hash: u64,
     pub simulated: Duration,
+    pub loaded: Loaded,
     pub tally: Tally,
     pub sometimes: Sometimes,
 }
@@ -85,7 +104,8 @@ pub fn run(script: &Script) -> Result<Report, Box<Failure>> {
         operations: 0,
         clients: world.cast().clients.len(),
     };
-    let outcome = phases(&mut world, cut, &mut extent);
+    let mut loaded = Loaded::default();
+    let outcome = phases(&mut world, cut, &mut extent, &mut loaded);
     let collected = world.collect_all().and_then(|()| judge_registers(&world));
     // A run that failed is left as it stands: whatever is wrong there is nobody's leak.
     let ended = if outcome.is_ok() { world.end() } else { Ok(()) };
@@ -94,6 +114,7 @@ pub fn run(script: &Script) -> Result<Report, Box<Failure>> {
     let report = Report {
         hash: oracle.hash.0,
         simulated: world.now().since(Instant::ZERO),
+        loaded,
         tally: oracle.tally,
         sometimes: oracle.sometimes.clone(),
     };
@@ -103,7 +124,7 @@ pub fn run(script: &Script) -> Result<Report, Box<Failure>> {
     }
 }
 
-fn phases(world: &mut World, cut: &Cut, extent: &mut Extent) -> Result<(), String> {
+fn phases(world: &mut World, cut: &Cut, extent: &mut Extent, loaded: &mut Loaded) -> Result<(), String> {
     start(world)?;
     let mut random = fastrand::Rng::with_seed(world.seed ^ 0xfa17);
     let begin = world.now();
@@ -119,7 +140,16 @@ fn phases(world: &mut World, cut: &Cut, extent: &mut Extent) -> Result<(), Strin
             world.plan(begin + after, fault);
         }
     }
-    world.run_until(begin + Duration::from_millis(extent.length_ms), |_| false)?;
+    // Real time, for the figures only.
+    let clock = runtime::clock::MonotonicClock::start();
+    let (since, before) = (clock.now(), world.oracle.borrow().ended());
+    let outcome = world.run_until(begin + Duration::from_millis(extent.length_ms), |_| false);
+    *loaded = Loaded {
+        simulated: world.now().since(begin),
+        real: clock.now().since(since),
+        operations: world.oracle.borrow().ended() - before,
+    };
+    outcome?;
     converge(world)?;
     registers_at_rest(world)?;
     finale(world, &mut random)
@@ -211,9 +241,7 @@ fn converge(world: &mut World) -> Result<(), String> {
     let mut stopped = true;
     while stopped {
         stopped = false;
-        let all_alive = |world: &World| {
-            world.nodes.iter().any(|node| node.life.is_none()) || world.not_converged().is_empty()
-        };
+        let all_alive = |world: &World| world.nodes.iter().any(|node| node.life.is_none()) || world.is_well();
         if !world.run_until(until, all_alive)? {
             return Err(format!(
                 "{CONVERGE_MAX:?} after the last fault the cluster is not well: {}",
@@ -282,7 +310,7 @@ fn finale(world: &mut World, random: &mut fastrand::Rng) -> Result<(), String> {
     read_everything(world, checker, "with K devices lost or rotten")?;
     // Every loss is known to control in the end, and none that is not one.
     let until = world.now() + CONVERGE_MAX;
-    if !world.run_until(until, |world| world.not_converged().is_empty())? {
+    if !world.run_until(until, World::is_well)? {
         return Err(format!(
             "after the finale the cluster is not well: {}",
             world.not_converged().join("; ")

@@ -12,14 +12,24 @@ pub struct Shape {
     pub data_units: u32,
     /// Clients: workers, and the longest pause of a worker in milliseconds.
     pub clients: &'static [(usize, u64)],
+    /// All workers together begin no more operations in a second of true time, and make up for what an outage held up.
+    pub rate_max: Option<u64>,
+    /// Units of one block, and no more than two groups in an object.
+    pub are_objects_small: bool,
 }
 
 impl Shape {
     /// The shape of a seed: mostly 4 servers of 2 devices, and everything from 3 nodes to 12. Seeded bugs are looked for on the common one.
     pub fn of(seed: u64, mutation: Option<Mutation>) -> Shape {
         let data_units = workload::data_units(seed);
-        let shape =
-            |servers, devices_per_server, clients| Shape { servers, devices_per_server, data_units, clients };
+        let shape = |servers, devices_per_server, clients| Shape {
+            servers,
+            devices_per_server,
+            data_units,
+            clients,
+            rate_max: None,
+            are_objects_small: false,
+        };
         match (mutation, seed % 12) {
             (None, 3) => shape(1, 8, &[(5, 40)]),
             (None, 4) => shape(8, 1, &[(2, 40), (2, 60), (1, 30)]),
@@ -29,9 +39,17 @@ impl Shape {
         }
     }
 
-    /// The stated load: 4 nodes, about 500 operations in a simulated second (docs/simulation.md#speed).
+    /// The stated load: 4 servers, 500 operations in a simulated second of two clients, small objects (docs/simulation.md#speed).
     pub fn load(seed: u64) -> Shape {
-        let clients: &'static [_] = &[(24, 60)];
-        Shape { servers: 2, devices_per_server: 4, data_units: workload::data_units(seed), clients }
+        let clients: &'static [_] = &[(40, 60), (40, 60)];
+        let data_units = workload::data_units(seed);
+        Shape {
+            servers: 4,
+            devices_per_server: 2,
+            data_units,
+            clients,
+            rate_max: Some(500),
+            are_objects_small: true,
+        }
     }
 }

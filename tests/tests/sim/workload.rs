@@ -23,10 +23,12 @@ pub fn data_units(seed: u64) -> u32 {
 }
 
 /// The objects: ids that differ in both halves, and unit sizes from one block on.
-pub fn objects(data_units: u32) -> impl Iterator<Item = (ObjectId, Shape)> {
+pub fn objects(cluster: &crate::shape::Shape) -> impl Iterator<Item = (ObjectId, Shape)> + use<> {
+    let (data_units, is_small) = (cluster.data_units, cluster.are_objects_small);
     (0..10u64).map(move |index| {
         let id = ObjectId::new(index / 4, 100 + index % 4).expect("below 2^56");
-        (id, Shape { data_units: u64::from(data_units), unit_blocks: unit_blocks(index) })
+        let unit_blocks = if is_small { 1 } else { unit_blocks(index) };
+        (id, Shape { data_units: u64::from(data_units), unit_blocks })
     })
 }
 
@@ -49,6 +51,10 @@ pub struct Worker {
     pub stop: Rc<Cell<bool>>,
     /// Longest pause between two operations.
     pub think_max: Duration,
+    /// What all workers together may begin in a second of true time.
+    pub rate_max: Option<u64>,
+    /// Objects of two groups at most.
+    pub are_objects_small: bool,
 }
 
 impl Worker {
@@ -56,8 +62,13 @@ impl Worker {
         while !self.stop.get() {
             let think = u64::try_from(self.think_max.as_nanos()).unwrap_or(u64::MAX);
             self.locality.sleep(Duration::from_nanos(self.random.u64(0..=think))).await;
-            if self.stop.get() || self.oracle.borrow().begun() >= self.operations_max {
+            let begun = self.oracle.borrow().begun();
+            if self.stop.get() || begun >= self.operations_max {
                 break;
+            }
+            let is_early = |rate: u64| begun >= self.now().as_nanos() / (1_000_000_000 / rate);
+            if self.rate_max.is_some_and(is_early) {
+                continue;
             }
             self.one().await;
         }
@@ -94,6 +105,7 @@ impl Worker {
             6 => unit + random,
             7 => group,
             8 => group + 1,
+            9.. if self.are_objects_small => self.random.u64(1..2 * group),
             9 => 2 * group + unit + random,
             10 => 3 * group,
             _ => self.random.u64(1..5 * group),

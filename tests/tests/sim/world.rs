@@ -73,6 +73,8 @@ pub struct World {
     agenda: BTreeMap<(Instant, u64), Fault>,
     agenda_count: u64,
     turns: u64,
+    /// A fault happened since the nodes were looked at.
+    has_happened: bool,
     lost: BTreeSet<Fid>,
     damaged: BTreeSet<Fid>,
     /// Devices that an operator wanted out at some time.
@@ -168,7 +170,7 @@ impl World {
             is_remote: mutation.is_none() && matches!(seed % 8, 2 | 4),
             fabric,
             nodes,
-            oracle: Rc::new(RefCell::new(Oracle::new(workload::objects(data_units)))),
+            oracle: Rc::new(RefCell::new(Oracle::new(workload::objects(&shape)))),
             configuration,
             seed,
             stop_work: Rc::new(Cell::new(false)),
@@ -181,6 +183,7 @@ impl World {
             agenda: BTreeMap::new(),
             agenda_count: 0,
             turns: 0,
+            has_happened: true,
             lost: BTreeSet::new(),
             damaged: BTreeSet::new(),
             taken_out: BTreeSet::new(),
@@ -188,9 +191,7 @@ impl World {
             replacements: Replacements::default(),
         };
         world.clock.advance(Duration::from_secs(1));
-        for node in &world.nodes {
-            node.endpoints().into_iter().for_each(|at| world.fabric.set_clock(at, node.clock));
-        }
+        world.nodes.iter_mut().for_each(|node| node.join(&world.fabric));
         for (workers, think_ms_max) in shape.clients.iter().take(cut.clients.unwrap_or(usize::MAX)) {
             world.add_client(*workers, Duration::from_millis(*think_ms_max), false);
         }
@@ -203,8 +204,8 @@ impl World {
         let nid = endpoint(index).nid;
         let at = verbs_net::dynamic_endpoint(nid, 1000 + u32::try_from(index).expect("few nodes"), 7);
         let role = Role::Client { workers, think_max, read_verify };
-        let node = Node::new(format!("client {index}"), at, role, ahead(&mut self.clocks));
-        self.fabric.set_clock(at, node.clock);
+        let mut node = Node::new(format!("client {index}"), at, role, ahead(&mut self.clocks));
+        node.join(&self.fabric);
         self.nodes.push(node);
         index
     }
@@ -278,15 +279,15 @@ impl World {
         let now = self.now();
         for _ in 0..ROUNDS_MAX {
             let mut progressed = false;
-            let mut deadline: Option<Instant> = None;
+            let mut deadline = Instant::NEVER;
             let mut busy = 0;
             for (index, node) in self.nodes.iter_mut().enumerate() {
-                let Some(life) = &mut node.life else { continue };
-                if node.held_until > now {
-                    deadline = [deadline, Some(node.held_until)].into_iter().flatten().min();
+                let due = node.due(now);
+                let Some(life) = node.life.as_mut().filter(|_| due <= now) else {
+                    deadline = deadline.min(due);
                     continue;
-                }
-                let turn = life.locality.turn(node.clock.shows(now));
+                };
+                let turn = life.turn(now, node.clock);
                 self.turns += 1;
                 if turn.progressed {
                     progressed = true;
@@ -294,20 +295,23 @@ impl World {
                     node.held_until = now + node.rest;
                     self.oracle.borrow_mut().hash.add(&[now.as_nanos(), index as u64]);
                 }
-                let next = turn.next_deadline.map(|at| node.clock.first_time_of(at));
-                deadline = [deadline, next].into_iter().flatten().min();
+                let next = turn.next_deadline.map_or(Instant::NEVER, |at| node.clock.first_time_of(at));
+                deadline = deadline.min(next);
             }
             if let Some(violation) = &self.oracle.borrow().violation {
                 return Err(violation.clone());
             }
-            progressed |= self.look_after_nodes()?;
-            self.look_at_leases()?;
+            // Where nobody did anything there is nothing new to look at.
+            if progressed || std::mem::take(&mut self.has_happened) {
+                progressed |= self.look_after_nodes()?;
+                self.look_at_leases()?;
+            }
             if !progressed {
                 if let Some(hung) = self.oracle.borrow().hung(now) {
                     return Err(format!("at {now:?}: an operation never ends: {hung}"));
                 }
-                if deadline.is_none_or(|at| at > now) {
-                    return Ok(deadline);
+                if deadline > now {
+                    return Ok(Some(deadline).filter(|at| *at != Instant::NEVER));
                 }
                 // A deadline that is due and whose turn did nothing: a few are innocent, ROUNDS_MAX of them are not.
             }
@@ -320,7 +324,7 @@ impl World {
             .iter_mut()
             .filter_map(|node| {
                 let shown = node.clock.shows(now);
-                let turn = node.life.as_mut()?.locality.turn(shown);
+                let turn = node.life.as_mut()?.turn(now, node.clock);
                 let busy = turn.progressed || turn.next_deadline.is_some_and(|at| at <= shown);
                 busy.then(|| format!("{} ({turn:?})", node.name))
             })
@@ -350,7 +354,7 @@ impl World {
                 changed = true;
             } else if is_stopped {
                 self.collect(index)?;
-                self.nodes[index].endpoints().into_iter().for_each(|at| self.fabric.crash(at));
+                self.nodes[index].endpoints.iter().for_each(|at| self.fabric.crash(*at));
                 self.nodes[index].life = None;
                 self.oracle.borrow_mut().sometimes.reached("a server was stopped and started again");
                 changed = true;
@@ -380,13 +384,14 @@ impl World {
 
     fn happen(&mut self, fault: Fault) {
         let now = self.now();
+        self.has_happened = true;
         self.oracle.borrow_mut().hash.add_text(&format!("{now:?} {fault:?}"));
         self.oracle.borrow().tell(now, || format!("fault: {fault:?}"));
         if !self.is_calm {
             self.oracle.borrow_mut().registers.is_troubled = true;
         }
         let pairs = |world: &World, from: usize, to: usize| -> Vec<(Endpoint, Endpoint)> {
-            let (from, to) = (world.nodes[from].endpoints(), world.nodes[to].endpoints());
+            let (from, to) = (&world.nodes[from].endpoints, &world.nodes[to].endpoints);
             from.iter().flat_map(|from| to.iter().map(|to| (*from, *to))).collect()
         };
         match fault {
@@ -465,6 +470,8 @@ impl World {
             stop_work: &self.stop_work,
             clock: &self.clock,
             operations_max: self.operations_max,
+            rate_max: self.shape.rate_max,
+            are_objects_small: self.shape.are_objects_small,
         };
         self.nodes[index].start(&around);
         self.oracle.borrow().tell(self.clock.now(), || format!("{} starts", self.nodes[index].name));
@@ -478,7 +485,7 @@ impl World {
         if let Err(violation) = self.collect(index) {
             self.oracle.borrow_mut().violate(self.clock.now(), violation);
         }
-        self.nodes[index].endpoints().into_iter().for_each(|at| self.fabric.crash(at));
+        self.nodes[index].endpoints.iter().for_each(|at| self.fabric.crash(*at));
         for disk in self.nodes[index].disks() {
             disk.crash();
         }
@@ -490,7 +497,7 @@ impl World {
 
     /// Asks a server to stop in good order.
     fn stop(&mut self, index: usize) {
-        let Some(Life { slot, locality }) = &self.nodes[index].life else { return };
+        let Some(Life { slot, locality, .. }) = &self.nodes[index].life else { return };
         if slot.is_stopping.replace(true) {
             return;
         }
@@ -597,9 +604,7 @@ impl World {
     fn drift(&mut self, node: usize, rate_per_mille: u32) {
         let now = self.now();
         let drifting = &mut self.nodes[node];
-        drifting.clock = drifting.clock.at_rate(now, rate_per_mille);
-        let (endpoints, clock) = (drifting.endpoints(), drifting.clock);
-        endpoints.into_iter().for_each(|at| self.fabric.set_clock(at, clock));
+        drifting.set_clock(&self.fabric, drifting.clock.at_rate(now, rate_per_mille));
         let is_allowed = DRIFT_ALLOWED.contains(&rate_per_mille);
         if !is_allowed {
             self.leases.excuse(node);
@@ -702,9 +707,14 @@ impl World {
             else {
                 continue;
             };
+            let (now, node) = (self.now(), &mut self.nodes[index]);
+            // It may sleep: what it would say now is what counts, and not what it thought when it last looked at its clock.
+            if let Some(life) = node.life.as_mut().filter(|_| node.held_until <= now) {
+                life.turn(now, node.clock);
+            }
             let node = &self.nodes[index];
             // What is held does nothing; it looks at its lease again before it does.
-            let is_serving = node.held_until <= self.now()
+            let is_serving = node.held_until <= now
                 && node
                     .slot()
                     .is_some_and(|slot| slot.server.borrow().as_ref().is_some_and(Server::is_serving));
@@ -712,8 +722,7 @@ impl World {
             match (is_serving, self.leases.is_excused(index)) {
                 (true, false) => {
                     return Err(format!(
-                        "at {:?}: {} still serves when control takes its lease as lost",
-                        self.now(),
+                        "at {now:?}: {} still serves when control takes its lease as lost",
                         node.name
                     ));
                 }
@@ -924,7 +933,7 @@ impl World {
             let Some(life) = node.life.take() else { continue };
             arenas.push((node.name.clone(), life.locality.handle().arena().clone()));
             drop(life);
-            node.endpoints().into_iter().for_each(|at| self.fabric.crash(at));
+            node.endpoints.iter().for_each(|at| self.fabric.crash(*at));
             node.disks().into_iter().for_each(SimDisk::crash);
         }
         match arenas.iter().find(|(_, arena)| arena.in_use_bytes() > 0) {
@@ -944,6 +953,12 @@ impl World {
             |fid: &Fid| ObjectId::from_fid(*fid).is_some_and(|id| self.oracle.borrow().may_be_torn(id));
         let are_all_named = usize::try_from(repair.progress.lost_count) == Ok(lost.len());
         repair.state == "failed" && !lost.is_empty() && are_all_named && lost.iter().all(is_torn)
+    }
+
+    /// Nothing is as it should not be; asked at every event, so what is nearly always wrong is asked first.
+    pub fn is_well(&self) -> bool {
+        let is_at_work = !self.oracle.borrow().is_idle() || !self.nodes.iter().all(Node::is_up);
+        !is_at_work && self.not_converged().is_empty()
     }
 
     /// What is not as it should be in a cluster without faults; empty when all is well.

@@ -9,7 +9,7 @@
 //! A harness that drives several localities asks for their next deadlines only after a round in which none made
 //! progress: one machine's send sets another's next arrival.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
@@ -96,6 +96,53 @@ struct SimStation {
     id: u64,
     listen: bool,
     inbox: BTreeMap<(Instant, u64), InFlight>,
+    port: Rc<Port>,
+}
+
+impl SimStation {
+    fn put(&mut self, at: Instant, sequence: u64, in_flight: InFlight) {
+        self.port.next_arrival.set(self.port.next_arrival.get().min(at));
+        self.inbox.insert((at, sequence), in_flight);
+    }
+
+    /// The oldest packet that is there at `now`.
+    fn take(&mut self, now: Instant) -> Option<InFlight> {
+        let entry = self.inbox.first_entry()?;
+        if entry.key().0 > now {
+            return None;
+        }
+        let in_flight = entry.remove();
+        let next = self.inbox.first_key_value().map_or(Instant::NEVER, |((at, _), _)| *at);
+        self.port.next_arrival.set(next);
+        Some(in_flight)
+    }
+}
+
+/// What is asked of an endpoint at every turn, beside the maps: the same value over all of its incarnations.
+struct Port {
+    /// In true time; [`Instant::NEVER`] without a packet, or a machine.
+    next_arrival: Cell<Instant>,
+    /// Its machine's own clock.
+    clock: Cell<DriftingClock>,
+}
+
+impl Default for Port {
+    fn default() -> Port {
+        let clock = DriftingClock::ahead_by(Duration::ZERO);
+        Port { next_arrival: Cell::new(Instant::NEVER), clock: Cell::new(clock) }
+    }
+}
+
+/// When the next packet arrives at one endpoint, whatever becomes of its machine: for whoever turns localities only when they have work.
+#[derive(Clone)]
+pub struct SimArrivals(Rc<Port>);
+
+impl SimArrivals {
+    /// In true time; [`Instant::NEVER`] if none is under way.
+    #[must_use]
+    pub fn next(&self) -> Instant {
+        self.0.next_arrival.get()
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -112,8 +159,7 @@ struct SimNet {
     link_faults: BTreeMap<(Endpoint, Endpoint), SimFaults>,
     blocked: BTreeSet<(Endpoint, Endpoint)>,
     crashed: BTreeSet<Endpoint>,
-    /// Machines whose own clock is not the net's.
-    clocks: BTreeMap<Endpoint, DriftingClock>,
+    ports: BTreeMap<Endpoint, Rc<Port>>,
     stations: BTreeMap<Endpoint, SimStation>,
     links: BTreeMap<(Endpoint, Endpoint), LinkState>,
     next_id: u64,
@@ -152,7 +198,7 @@ impl SimFabric {
             link_faults: BTreeMap::new(),
             blocked: BTreeSet::new(),
             crashed: BTreeSet::new(),
-            clocks: BTreeMap::new(),
+            ports: BTreeMap::new(),
             stations: BTreeMap::new(),
             links: BTreeMap::new(),
             next_id: 1,
@@ -212,13 +258,14 @@ impl SimFabric {
         let mut net = self.net.borrow_mut();
         if let Some(station) = net.stations.remove(&endpoint) {
             net.stats.lost += wide(station.inbox.len());
+            station.port.next_arrival.set(Instant::NEVER);
         }
         net.crashed.insert(endpoint);
     }
 
     /// What the machine of `endpoint` has for a clock from now on: all its times are that clock's, those of the net are true.
     pub fn set_clock(&self, endpoint: Endpoint, clock: DriftingClock) {
-        self.net.borrow_mut().clocks.insert(endpoint, clock);
+        self.net.borrow_mut().port(endpoint).clock.set(clock);
     }
 
     /// What the net has done so far.
@@ -243,6 +290,12 @@ impl SimFabric {
             .min()
     }
 
+    /// What tells when the next packet arrives at `endpoint`.
+    #[must_use]
+    pub fn arrivals(&self, endpoint: Endpoint) -> SimArrivals {
+        SimArrivals(self.net.borrow_mut().port(endpoint))
+    }
+
     pub(crate) fn attach(&self, endpoint: Endpoint, listen: bool) -> Result<SimWire, StartError> {
         let mut net = self.net.borrow_mut();
         if net.stations.contains_key(&endpoint) {
@@ -250,8 +303,10 @@ impl SimFabric {
         }
         let id = net.take_id();
         net.crashed.remove(&endpoint);
-        net.stations.insert(endpoint, SimStation { id, listen, inbox: BTreeMap::new() });
-        Ok(SimWire { net: Rc::clone(&self.net), endpoint, id })
+        let port = net.port(endpoint);
+        let station = SimStation { id, listen, inbox: BTreeMap::new(), port: Rc::clone(&port) };
+        net.stations.insert(endpoint, station);
+        Ok(SimWire { net: Rc::clone(&self.net), endpoint, id, port })
     }
 }
 
@@ -277,9 +332,8 @@ impl SimNet {
         Duration::from_nanos(self.random.u64(least..=most))
     }
 
-    /// True time when `endpoint`'s clock shows `shown`: the last there is, so that what it was told is due has arrived.
-    fn true_time(&self, endpoint: Endpoint, shown: Instant) -> Instant {
-        self.clocks.get(&endpoint).map_or(shown, |clock| clock.last_time_of(shown))
+    fn port(&mut self, endpoint: Endpoint) -> Rc<Port> {
+        Rc::clone(self.ports.entry(endpoint).or_default())
     }
 
     fn is_alive(&self, endpoint: Endpoint, id: u64) -> bool {
@@ -411,13 +465,13 @@ impl SimNet {
         let sequence = self.take_id();
         match self.stations.get_mut(&to) {
             Some(station) => {
-                station.inbox.insert((at, sequence), InFlight { packet, sender });
+                station.put(at, sequence, InFlight { packet, sender });
             }
             // The host lives and nobody is there: its kernel says so.
             None if !matches!(packet.parcel, Parcel::Reset) => {
                 let reset = Packet { from: to, link: packet.link, parcel: Parcel::Reset };
                 if let Some(station) = self.stations.get_mut(&packet.from) {
-                    station.inbox.insert((at, sequence), InFlight { packet: reset, sender: 0 });
+                    station.put(at, sequence, InFlight { packet: reset, sender: 0 });
                 }
             }
             None => {}
@@ -430,11 +484,7 @@ impl SimNet {
         }
         while into.len() < budget {
             let Some(station) = self.stations.get_mut(&endpoint) else { return };
-            let Some(entry) = station.inbox.first_entry() else { return };
-            if entry.key().0 > now {
-                return;
-            }
-            let InFlight { packet, sender } = entry.remove();
+            let Some(InFlight { packet, sender }) = station.take(now) else { return };
             // A connection is made with a live peer: the hello of a dead incarnation is a handshake that never completes.
             let is_hello = matches!(packet.parcel, Parcel::Frame { opens: true, .. });
             if is_hello && !self.is_alive(packet.from, sender) {
@@ -452,6 +502,14 @@ pub(crate) struct SimWire {
     net: Rc<RefCell<SimNet>>,
     endpoint: Endpoint,
     id: u64,
+    port: Rc<Port>,
+}
+
+impl SimWire {
+    /// True time when this machine's clock shows `shown`: the last there is, so that what it was told is due has arrived.
+    fn true_time(&self, shown: Instant) -> Instant {
+        self.port.clock.get().last_time_of(shown)
+    }
 }
 
 impl PacketWire for SimWire {
@@ -469,22 +527,24 @@ impl PacketWire for SimWire {
     }
 
     fn send(&mut self, now: Instant, to: Endpoint, packet: Packet) {
+        let now = self.true_time(now);
         let mut net = self.net.borrow_mut();
-        let now = net.true_time(self.endpoint, now);
         net.send(now, self.id, to, packet);
     }
 
     fn receive(&mut self, now: Instant, budget: usize, into: &mut Vec<Packet>) {
+        let now = self.true_time(now);
+        if self.port.next_arrival.get() > now {
+            return;
+        }
         let mut net = self.net.borrow_mut();
-        let now = net.true_time(self.endpoint, now);
         net.receive(now, self.endpoint, self.id, budget, into);
     }
 
     fn next_arrival(&self) -> Option<Instant> {
-        let net = self.net.borrow();
-        let station = net.stations.get(&self.endpoint).filter(|station| station.id == self.id)?;
-        let at = station.inbox.first_key_value().map(|((at, _), _)| *at)?;
-        Some(net.clocks.get(&self.endpoint).map_or(at, |clock| clock.shows(at)))
+        // A machine that is dead hears of nothing: its endpoint may have another one by now.
+        let at = Some(self.port.next_arrival.get()).filter(|at| *at != Instant::NEVER)?;
+        self.net.borrow().is_alive(self.endpoint, self.id).then(|| self.port.clock.get().shows(at))
     }
 
     fn has_work(&self) -> bool {
@@ -497,6 +557,7 @@ impl Drop for SimWire {
         let mut net = self.net.borrow_mut();
         if net.is_alive(self.endpoint, self.id) {
             net.stations.remove(&self.endpoint);
+            self.port.next_arrival.set(Instant::NEVER);
         }
     }
 }
