@@ -37,6 +37,7 @@ use runtime::{LocalityHandle, Task};
 use spdk_stob::Backend;
 use verbs_net::{Fabric, Security, TmConfig, TransferMachine};
 
+use crate::bug::Bug;
 use crate::core::{ControlCore, Refusal, StateChange};
 use crate::error::ControlError;
 use crate::load::LoadBook;
@@ -81,6 +82,9 @@ pub struct ControlConfig {
     pub about: About,
     /// Limits of the rpc machine.
     pub rpc: RpcConfig,
+    /// A bug on purpose, for the simulation.
+    #[doc(hidden)]
+    pub bug: Option<Bug>,
 }
 
 impl ControlConfig {
@@ -102,6 +106,7 @@ impl ControlConfig {
             store,
             about: About::default(),
             rpc: RpcConfig::default(),
+            bug: None,
         }
     }
 }
@@ -111,6 +116,7 @@ pub(crate) struct Inner {
     pub(crate) epoch: u64,
     about: About,
     store: Store,
+    bug: Option<Bug>,
     pub(crate) core: RefCell<ControlCore>,
     /// Serial of the last durable change of repairs.
     repairs_stored: Cell<u64>,
@@ -217,6 +223,7 @@ impl Control {
             epoch: config.epoch,
             about: config.about,
             store,
+            bug: config.bug,
             core: RefCell::new(
                 ControlCore::new(locality.now(), configuration.clone(), config.lease)
                     .with_transactions(transactions)
@@ -618,6 +625,10 @@ impl Inner {
 
     /// Waits until every change of locks up to now is durable. Error: the store failed.
     pub(crate) async fn settle_locks(&self) -> Result<(), FopError> {
+        if self.bug == Some(Bug::ToldBeforeDurable) {
+            self.dirty.notify_one();
+            return Ok(());
+        }
         let locks = self.locks.borrow().serial();
         self.settle_all(Serials { locks, ..Serials::default() }).await
     }

@@ -10,6 +10,7 @@
 //! owner's old ticket is refused everywhere. Threads: one locality. Rules for people: docs/ha.md, docs/configuration.md, docs/locks.md, docs/rm.md, docs/watch.md. Start at [`Control`].
 #![forbid(unsafe_code)]
 
+mod bug;
 pub mod core;
 pub mod daemon;
 mod error;
@@ -26,6 +27,8 @@ pub mod transition;
 mod watch_service;
 pub mod watches;
 
+#[doc(hidden)]
+pub use bug::Bug;
 pub use daemon::{Control, ControlConfig, OperatorFile};
 pub use error::ControlError;
 pub use reconcile::Difference;

@@ -32,6 +32,7 @@ pub mod place;
 pub mod processes;
 pub mod sim_bytes;
 pub mod sim_cut;
+pub mod sim_keys;
 pub mod sim_linear;
 pub mod sim_model;
 pub mod sim_parity;

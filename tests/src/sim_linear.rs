@@ -1,20 +1,57 @@
-//! Is a history of one register linearizable? A checker that shares no code with the system. Pure.
+//! Is a history linearizable? A checker that shares no code with the system. Pure.
 //!
-//! A history is what clients did to one register (a single-block object, a single key): each operation has a beginning, an end, and what it
-//! wrote or returned. It is linearizable if every operation can be given one moment between its beginning and its end so
-//! that, in the order of these moments, each read returns what was written last. An operation whose end nobody knows may have its
+//! A history is what clients did to one thing (a single-block object, a single key): each operation has a beginning, an end, and what it
+//! did and was told. It is linearizable if every operation can be given one moment between its beginning and its end so
+//! that, in the order of these moments, each answer is right by the thing's [`Model`]. An operation whose end nobody knows may have its
 //! moment at any time after its beginning, or never.
 //!
 //! Method: that of Wing and Gong, search over which operation comes next, with Lowe's memory of the sets of operations done together with the
-//! register's value, so that no such pair is searched twice. Written values are unique, so that a value tells its write. Exponential at worst in the operations that
-//! overlap, of which there are few: [`check`] gives up after [`STATES_MAX`] states and says so.
+//! state, so that no such pair is searched twice. Exponential at worst in the operations that
+//! overlap, of which there are few: [`check`] gives up after [`STATES_MAX`] states and says so. Models: [`Register`] here, those of keys in
+//! [`crate::sim_keys`].
 
 use std::collections::BTreeSet;
+use std::fmt::Debug;
 
 /// States after which a search is given up.
 pub const STATES_MAX: usize = 200_000;
 
-/// What an operation did.
+/// What a history is of.
+pub trait Model {
+    /// What the thing holds at one moment.
+    type State: Clone + Ord;
+    /// What an operation did, with what it was told.
+    type Did: Clone + Debug + PartialEq;
+
+    /// The state after `did` took effect in `state`; `None`: it cannot have been told what it was there.
+    fn after(state: &Self::State, did: &Self::Did) -> Option<Self::State>;
+
+    /// True if `did` never changes anything, wherever it is right.
+    fn is_look(did: &Self::Did) -> bool;
+
+    /// False if an operation whose end nobody knows has no say in this history, as it may never have happened.
+    fn may_matter(unknown: &Self::Did, history: &[Event<Self::Did>]) -> bool {
+        let _ = (unknown, history);
+        true
+    }
+}
+
+/// One operation of a history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event<D> {
+    /// When it began.
+    pub began: u64,
+    /// When it ended, later than `began`; `None`: nobody knows whether and when it took effect.
+    pub ended: Option<u64>,
+    /// What it did.
+    pub did: D,
+}
+
+/// A value that is written and read. Written values are unique, so that a value tells its write.
+#[derive(Clone, Copy, Debug)]
+pub struct Register;
+
+/// What was done to a register. Only writes may be unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Did {
     /// It wrote this value. Deleting is writing 0, and so is "absent".
@@ -23,65 +60,67 @@ pub enum Did {
     Read(u64),
 }
 
-/// One operation of a history.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// When it began.
-    pub began: u64,
-    /// When it ended, later than `began`; `None`: nobody knows whether and when it took effect. Only writes may be unknown.
-    pub ended: Option<u64>,
-    /// What it did.
-    pub did: Did,
+impl Model for Register {
+    type State = u64;
+    type Did = Did;
+
+    fn after(state: &u64, did: &Did) -> Option<u64> {
+        match did {
+            Did::Write(written) => Some(*written),
+            Did::Read(returned) => (returned == state).then_some(*state),
+        }
+    }
+
+    fn is_look(did: &Did) -> bool {
+        matches!(did, Did::Read(_))
+    }
+
+    /// An unknown write that nobody read has no say.
+    fn may_matter(unknown: &Did, history: &[Event<Did>]) -> bool {
+        match unknown {
+            Did::Write(value) => history.iter().any(|event| event.did == Did::Read(*value)),
+            Did::Read(_) => false,
+        }
+    }
 }
 
 /// What a check came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Verdict<D> {
     /// There is an order.
     Linearizable,
     /// There is none: the operations, in the order of their beginning, of the shortest beginning of the history that has none.
-    Not(Vec<Event>),
+    Not(Vec<Event<D>>),
     /// The search was given up.
     TooLong,
 }
 
-/// Judges a history of a register that held `initial` at first. The events may come in any order.
+/// Judges a history of a thing that held `initial` at first. The events may come in any order.
 #[must_use]
-pub fn check(initial: u64, history: &[Event]) -> Verdict {
-    let mut events = history.to_vec();
-    // An unknown write that nobody read has no say: it may never have happened.
-    let read: BTreeSet<u64> = events
-        .iter()
-        .filter_map(|event| match event.did {
-            Did::Read(value) => Some(value),
-            Did::Write(_) => None,
-        })
-        .collect();
-    events.retain(|event| {
-        event.ended.is_some() || matches!(event.did, Did::Write(value) if read.contains(&value))
-    });
+pub fn check<M: Model>(initial: &M::State, history: &[Event<M::Did>]) -> Verdict<M::Did> {
+    let counts = |event: &&Event<M::Did>| event.ended.is_some() || M::may_matter(&event.did, history);
+    let mut events: Vec<Event<M::Did>> = history.iter().filter(counts).cloned().collect();
     events.sort_by_key(|event| (event.began, event.ended.unwrap_or(u64::MAX)));
-    match search(initial, &events) {
+    match search::<M>(initial, &events) {
         Some(true) => Verdict::Linearizable,
         None => Verdict::TooLong,
-        Some(false) => Verdict::Not(shortest(initial, &events)),
+        Some(false) => Verdict::Not(shortest::<M>(initial, &events)),
     }
 }
 
-/// The shortest prefix, by ends of operations, that has no order: what ends later is taken for unknown there.
-fn shortest(initial: u64, events: &[Event]) -> Vec<Event> {
+/// The shortest prefix, by ends of operations, that has no order: what ends later is not known to have happened there.
+fn shortest<M: Model>(initial: &M::State, events: &[Event<M::Did>]) -> Vec<Event<M::Did>> {
     let mut ends: Vec<u64> = events.iter().filter_map(|event| event.ended).collect();
     ends.sort_unstable();
-    let prefix = |end: u64| -> Vec<Event> {
+    let prefix = |end: u64| -> Vec<Event<M::Did>> {
         let begun = events.iter().filter(|event| event.began <= end);
-        let seen = begun.filter_map(|event| match (event.ended, event.did) {
-            (Some(ended), _) if ended <= end => Some(*event),
-            (_, Did::Write(_)) => Some(Event { ended: None, ..*event }),
-            (_, Did::Read(_)) => None,
+        let seen = begun.map(|event| match event.ended {
+            Some(ended) if ended <= end => event.clone(),
+            _ => Event { ended: None, ..event.clone() },
         });
         seen.collect()
     };
-    let first_bad = ends.partition_point(|end| search(initial, &prefix(*end)) == Some(true));
+    let first_bad = ends.partition_point(|end| search::<M>(initial, &prefix(*end)) == Some(true));
     ends.get(first_bad).map_or_else(|| events.to_vec(), |end| prefix(*end))
 }
 
@@ -108,15 +147,15 @@ impl Done {
 }
 
 /// `Some`: whether there is an order. `None`: given up.
-fn search(initial: u64, events: &[Event]) -> Option<bool> {
+fn search<M: Model>(initial: &M::State, events: &[Event<M::Did>]) -> Option<bool> {
     let known = events.iter().filter(|event| event.ended.is_some()).count();
     let mut seen = BTreeSet::new();
-    let mut open = vec![(Done { base: 0, above: BTreeSet::new() }, initial, 0usize)];
-    while let Some((done, value, ended)) = open.pop() {
+    let mut open = vec![(Done { base: 0, above: BTreeSet::new() }, initial.clone(), 0usize)];
+    while let Some((done, state, ended)) = open.pop() {
         if ended == known {
             return Some(true);
         }
-        if !seen.insert((done.clone(), value)) {
+        if !seen.insert((done.clone(), state.clone())) {
             continue;
         }
         if seen.len() > STATES_MAX {
@@ -125,15 +164,20 @@ fn search(initial: u64, events: &[Event]) -> Option<bool> {
         // Whoever began after the first end among those left cannot be next.
         let left = || (done.base..events.len()).filter(|index| !done.has(*index));
         let first_end = left().filter_map(|index| events[index].ended).min().unwrap_or(u64::MAX);
-        let next: Vec<usize> = left().take_while(|index| events[*index].began < first_end).collect();
-        // A read of the present value changes nothing: taking it at once loses no order.
-        let free = next.iter().copied().find(|index| events[*index].did == Did::Read(value));
-        for index in free.map_or(next, |index| vec![index]) {
-            let after = match events[index].did {
-                Did::Write(written) => written,
-                Did::Read(returned) if returned == value => value,
-                Did::Read(_) => continue,
-            };
+        let next = left().take_while(|index| events[*index].began < first_end);
+        let next: Vec<(usize, M::State)> =
+            next.filter_map(|index| Some((index, M::after(&state, &events[index].did)?))).collect();
+        // A look that is right and tells nothing new: taking it at once loses no order.
+        let is_free = |(index, after): &(usize, M::State)| {
+            let event = &events[*index];
+            *after == state && event.ended.is_some() && M::is_look(&event.did)
+        };
+        let free = next.iter().position(is_free);
+        let next = match free {
+            Some(free) => vec![next[free].clone()],
+            None => next,
+        };
+        for (index, after) in next {
             open.push((done.with(index), after, ended + usize::from(events[index].ended.is_some())));
         }
     }
@@ -144,20 +188,20 @@ fn search(initial: u64, events: &[Event]) -> Option<bool> {
 mod tests {
     use super::*;
 
-    fn write(value: u64, began: u64, ended: u64) -> Event {
+    fn write(value: u64, began: u64, ended: u64) -> Event<Did> {
         Event { began, ended: Some(ended), did: Did::Write(value) }
     }
 
-    fn unknown(value: u64, began: u64) -> Event {
+    fn unknown(value: u64, began: u64) -> Event<Did> {
         Event { began, ended: None, did: Did::Write(value) }
     }
 
-    fn read(value: u64, began: u64, ended: u64) -> Event {
+    fn read(value: u64, began: u64, ended: u64) -> Event<Did> {
         Event { began, ended: Some(ended), did: Did::Read(value) }
     }
 
-    fn is_linear(history: &[Event]) -> bool {
-        match check(0, history) {
+    fn is_linear(history: &[Event<Did>]) -> bool {
+        match check::<Register>(&0, history) {
             Verdict::Linearizable => true,
             Verdict::Not(_) => false,
             Verdict::TooLong => panic!("given up"),
@@ -175,7 +219,7 @@ mod tests {
         assert!(is_linear(&[write(1, 1, 10), write(2, 1, 10), read(1, 11, 12), read(1, 13, 14)]));
         assert!(is_linear(&[write(1, 1, 10), write(2, 1, 10), read(2, 2, 4), read(1, 5, 6)]));
         // The textbook's queue of overlaps: each read inside of the next write.
-        let chain: Vec<Event> = (1..40u64)
+        let chain: Vec<Event<Did>> = (1..40u64)
             .flat_map(|n| [write(n, n * 10, n * 10 + 15), read(n, n * 10 + 12, n * 10 + 19)])
             .collect();
         assert!(is_linear(&chain));
@@ -206,7 +250,7 @@ mod tests {
     fn the_counterexample_is_the_shortest() {
         let mut history = vec![write(1, 1, 2), read(0, 3, 4)];
         history.extend((10..60).map(|n| write(n, n * 10, n * 10 + 5)));
-        assert_eq!(check(0, &history), Verdict::Not(vec![write(1, 1, 2), read(0, 3, 4)]));
+        assert_eq!(check::<Register>(&0, &history), Verdict::Not(vec![write(1, 1, 2), read(0, 3, 4)]));
     }
 
     #[test]
@@ -215,7 +259,7 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(5);
         let mut rejected = 0;
         for _ in 0..60 {
-            let mut moments: Vec<(u64, Event)> = (1..60u64)
+            let mut moments: Vec<(u64, Event<Did>)> = (1..60u64)
                 .map(|n| {
                     let began = random.u64(0..1000);
                     let ended = began + random.u64(2..80);
@@ -227,7 +271,7 @@ mod tests {
                 .collect();
             moments.sort_by_key(|(moment, _)| *moment);
             let mut value = 0;
-            let mut history: Vec<Event> = Vec::new();
+            let mut history: Vec<Event<Did>> = Vec::new();
             for (_, mut event) in moments {
                 match &mut event.did {
                     Did::Write(written) => value = *written,

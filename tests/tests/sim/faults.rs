@@ -22,6 +22,8 @@ pub enum Fault {
     Heal { from: usize, to: usize },
     /// A node loses power.
     Crash { node: usize },
+    /// A node loses power as soon as a client hears from control that it took or gave back a lock, unless it starts before that.
+    Ambush { node: usize },
     /// It comes back, if it is down.
     Start { node: usize },
     /// A server is asked to stop in good order.
@@ -56,6 +58,7 @@ impl Fault {
         match *self {
             Fault::Partition { from, to } | Fault::Heal { from, to } => [Some(from), Some(to)],
             Fault::Crash { node }
+            | Fault::Ambush { node }
             | Fault::Start { node }
             | Fault::Stop { node }
             | Fault::Pause { node, .. }
@@ -122,8 +125,13 @@ pub fn schedule(random: &mut fastrand::Rng, cast: &Cast, length: Duration) -> Ve
     let Plan { group, mut events, .. } = plan;
     let mut plan = Plan { random: &mut later, length, group, events: Vec::new() };
     time_and_orders(&mut plan, cast);
+    let group = plan.group;
     events.append(&mut plan.events);
     replacements(&mut later, &mut events);
+    let mut newest = fastrand::Rng::with_seed(later.u64(..));
+    let mut plan = Plan { random: &mut newest, length, group, events };
+    control_alone(&mut plan, cast);
+    let mut events = plan.events;
     events.sort_by_key(|planned| planned.after); // stable: what was planned first stays first
     events
 }
@@ -139,6 +147,30 @@ fn replacements(random: &mut fastrand::Rng, events: &mut Vec<Planned>) {
         }
     }
     events.append(&mut added);
+}
+
+/// What happens between control and one other: a server that control alone does not hear, or that does not hear control, for longer than its
+/// lease; a control daemon that loses power with the answer just gone.
+fn control_alone(plan: &mut Plan<'_>, cast: &Cast) {
+    let [cuts, ambushes] = counts(plan.random);
+    for _ in 0..cuts / 2 {
+        plan.begin();
+        let server = plan.one_of(&cast.servers);
+        let (start, end) = plan.window(700, 3000);
+        let directions = plan.random.u32(1..4);
+        for (bit, from, to) in [(1, server, cast.control), (2, cast.control, server)] {
+            if directions & bit != 0 {
+                plan.push(start, Fault::Partition { from, to });
+                plan.push(end, Fault::Heal { from, to });
+            }
+        }
+    }
+    for _ in 0..ambushes / 2 {
+        plan.begin();
+        let (start, end) = plan.window(200, 1000);
+        plan.push(start, Fault::Ambush { node: cast.control });
+        plan.push(end, Fault::Start { node: cast.control });
+    }
 }
 
 /// How often each kind comes in a seed: 0 now and then, so that kinds are also seen alone.

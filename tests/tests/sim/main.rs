@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod faults;
+mod keys;
 mod leases;
 mod mutation;
 mod node;

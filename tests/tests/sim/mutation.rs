@@ -18,6 +18,8 @@ pub enum Mutation {
     MisplacedWrite,
     /// A node that starts again has the same incarnation as before.
     EpochReused,
+    /// One of control's own.
+    Control(control::Bug),
     /// One of the servers' own.
     Server(server::Bug),
     /// One of rpc's own, at every server.
@@ -46,17 +48,26 @@ impl Mutation {
         (Mutation::Client(client::Bug::OneReplicaIsEnough), 16),
         (Mutation::Client(client::Bug::StaleParity), 16),
         (Mutation::Client(client::Bug::DropBeforeCommit), 60),
+        (Mutation::Control(control::Bug::ToldBeforeDurable), 40),
+        (Mutation::Server(server::Bug::LeaseUnchecked), 24),
+        (Mutation::Client(client::Bug::RepairBesideWrites), 60),
     ];
 
     /// Seeded bugs that no seed has shown yet (1 to 24 do not): looked for with `CLOVIS_SIM_BUGS`, and demanded of nobody. One
     /// that is found goes to [`Mutation::ALL`].
     pub const CANDIDATES: &[(Mutation, u64)] = &[
-        (Mutation::Server(server::Bug::LeaseUnchecked), 24),
         (Mutation::Client(client::Bug::FirstAnswerIsEnough), 24),
-        (Mutation::Client(client::Bug::RepairBesideWrites), 60),
         (Mutation::Rpc(rpc::Bug::ResumedTooEarly), 24),
         (Mutation::Client(client::Bug::Rpc(rpc::Bug::SessionNeverLost)), 24),
     ];
+
+    /// Control's bug, if it is one.
+    pub fn control_bug(self) -> Option<control::Bug> {
+        match self {
+            Mutation::Control(bug) => Some(bug),
+            _ => None,
+        }
+    }
 
     /// The servers' bug, if it is one.
     pub fn server_bug(self) -> Option<server::Bug> {

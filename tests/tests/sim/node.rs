@@ -20,6 +20,7 @@ use server::{Server, ServerConfig, ServerError};
 use spdk_stob::{SimDisk, StobError};
 use verbs_net::{Fabric, SimArrivals, SimFabric, Token};
 
+use crate::keys::KeyWorker;
 use crate::mutation::{MutatedBackend, Mutation};
 use crate::oracle::Oracle;
 use crate::registers::RegisterWorker;
@@ -29,6 +30,8 @@ use crate::workload::Worker;
 const ARENA_BYTES: u64 = 48 << 20;
 /// Lease of the simulated cluster.
 pub const LEASE: Duration = Duration::from_millis(600);
+/// Longest pause of a client between two operations on keys.
+const KEYS_PAUSE_MAX: Duration = Duration::from_millis(150);
 /// How long a client's operation may take.
 pub const OP_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -201,6 +204,13 @@ impl Node {
         self.arrivals.iter().fold(life.due, |due, arrivals| due.min(arrivals.next()))
     }
 
+    /// A packet is under way to its copier.
+    pub fn is_copying(&self) -> bool {
+        let copier = copier_endpoint(self.endpoint);
+        let arrivals = self.endpoints.iter().zip(&self.arrivals);
+        arrivals.into_iter().any(|(at, arrivals)| *at == copier && arrivals.next() != Instant::NEVER)
+    }
+
     pub fn slot(&self) -> Option<&Slot> {
         self.life.as_ref().map(|life| &*life.slot)
     }
@@ -269,6 +279,7 @@ fn start_control(locality: &Locality, slot: &Rc<Slot>, disk: &SimDisk, around: &
         backend(disk, around.mutation),
     );
     config.lease = LEASE;
+    config.bug = around.mutation.and_then(Mutation::control_bug);
     let slot = Rc::clone(slot);
     locality.handle().spawn("boot", async move {
         match Control::start(&handle, &fabric, config).await {
@@ -358,6 +369,7 @@ fn start_client(
     };
     let (slot, oracle, stop) = (Rc::clone(slot), Rc::clone(around.oracle), Rc::clone(around.stop_work));
     let (node, seed, epoch) = (around.index, around.seed, around.epoch);
+    let control = around.configuration.control;
     let (clock, operations_max) = (Rc::clone(around.clock), around.operations_max);
     let (rate_max, are_objects_small) = (around.rate_max, around.are_objects_small);
     let (bug, inline_bytes) = (around.mutation.and_then(Mutation::client_bug), around.inline_bytes());
@@ -387,6 +399,23 @@ fn start_client(
             handle.spawn("worker", worker.run());
         }
         if workers > 0 {
+            let worker = KeyWorker {
+                oracle: Rc::clone(&oracle),
+                locality: handle.clone(),
+                client: client.clone(),
+                clock: Rc::clone(&clock),
+                control,
+                node,
+                random: fastrand::Rng::with_seed(seed ^ (epoch << 8) ^ 0x4e7),
+                stop: Rc::clone(&stop),
+                operations_max,
+                pause_max: KEYS_PAUSE_MAX,
+                is_calm: false,
+                running: Rc::new(Cell::new(1)),
+                held: BTreeMap::new(),
+                seen: BTreeMap::new(),
+            };
+            handle.spawn("keys", worker.run());
             let worker = RegisterWorker {
                 oracle,
                 locality: handle.clone(),

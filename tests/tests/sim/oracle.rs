@@ -11,6 +11,7 @@ use base::{Instant, ObjectId};
 use clovis_tests::sim_bytes::{BLOCK, TraceHash, recognise};
 use clovis_tests::sim_model::{Change, Ending, ObjectModel, Pending, Shape, Ticket};
 
+use crate::keys::Keys;
 use crate::registers::Registers;
 use crate::sometimes::Sometimes;
 
@@ -47,11 +48,15 @@ pub struct Oracle {
     pub durable_requests: BTreeSet<u64>,
     /// Histories of the registers.
     pub registers: Registers,
+    /// And of the keys at control.
+    pub keys: Keys,
     running: BTreeMap<u64, Running>,
     next: u64,
     unknown_changes: BTreeMap<ObjectId, u64>,
     /// Rebuilt bytes are possible: a device is out, damaged or doubtful.
     pub may_rebuild: bool,
+    /// When a copier was last seen at work.
+    pub copied_at: Instant,
     /// A server is down, for the counters.
     pub servers_down: usize,
     /// Devices lost or rotted, for the counters.
@@ -73,10 +78,12 @@ impl Oracle {
             locked_until: BTreeMap::new(),
             durable_requests: BTreeSet::new(),
             registers: Registers::default(),
+            keys: Keys::default(),
             running: BTreeMap::new(),
             next: 1,
             unknown_changes: BTreeMap::new(),
             may_rebuild: true,
+            copied_at: Instant::ZERO,
             servers_down: 0,
             damaged: 0,
             violation: None,

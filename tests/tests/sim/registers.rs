@@ -15,7 +15,7 @@ use std::time::Duration;
 use base::{Blame, Blamed, ByteExtent, ObjectId};
 use client::{Client, ClientError};
 use clovis_tests::sim_bytes::{BLOCK, BlockValue, fill};
-use clovis_tests::sim_linear::{Did, Event, Verdict, check};
+use clovis_tests::sim_linear::{Did, Event, Register, Verdict, check};
 use clovis_tests::sim_model::Ending;
 use runtime::LocalityHandle;
 use runtime::clock::SimulatedClock;
@@ -36,9 +36,9 @@ pub fn ids() -> impl Iterator<Item = ObjectId> {
 /// What was done to one register.
 #[derive(Default)]
 struct History {
-    writes: Vec<Event>,
-    reads: Vec<Event>,
-    quiet_reads: Vec<Event>,
+    writes: Vec<Event<Did>>,
+    reads: Vec<Event<Did>>,
+    quiet_reads: Vec<Event<Did>>,
 }
 
 /// All histories of a run.
@@ -90,7 +90,8 @@ impl Registers {
             judged.quiet_reads += quiet_reads.len() as u64;
             judged.unknown += writes.iter().filter(|event| event.ended.is_none()).count() as u64;
             judged.overlaps += overlaps(writes);
-            let with = |reads: &[Event]| check(ABSENT, &[writes.as_slice(), reads].concat());
+            let with =
+                |reads: &[Event<Did>]| check::<Register>(&ABSENT, &[writes.as_slice(), reads].concat());
             for read in reads {
                 if let Verdict::Not(events) = with(&[*read]) {
                     return Err(format!(
@@ -134,12 +135,13 @@ pub struct Judged {
     pub given_up: u64,
 }
 
-fn overlaps(writes: &[Event]) -> u64 {
-    let until = |event: &Event| event.ended.unwrap_or(event.began);
+fn overlaps(writes: &[Event<Did>]) -> u64 {
+    let until = |event: &Event<Did>| event.ended.unwrap_or(event.began);
     writes.windows(2).filter(|pair| until(&pair[0]) > pair[1].began).count() as u64
 }
 
-fn told(events: &[Event]) -> String {
+/// The last operations of a history, in words.
+pub fn told<D: std::fmt::Debug>(events: &[Event<D>]) -> String {
     let skipped = events.len().saturating_sub(40);
     let lines = events.iter().skip(skipped).map(|event| {
         let ended = event.ended.map_or("?".to_owned(), |at| at.to_string());

@@ -5,7 +5,7 @@
 //! healthy, with parity verified, with each server silenced in turn, and after devices are lost up to K in all.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use runtime::clock::SimulatedClock;
 use verbs_net::SimFaults;
 
 use crate::faults::{self, Fault, Planned};
+use crate::keys::KeyWorker;
 use crate::mutation::Mutation;
 use crate::node::Role;
 use crate::oracle::{Oracle, Tally};
@@ -24,7 +25,7 @@ use crate::registers::{self, RegisterWorker};
 use crate::rest;
 use crate::shape::Shape;
 use crate::sometimes::Sometimes;
-use crate::workload;
+use crate::workload::{self, Worker};
 use crate::world::{PARITY, World};
 
 /// How long faults happen, in milliseconds.
@@ -35,7 +36,14 @@ pub const START_MAX: Duration = Duration::from_secs(10);
 const CONVERGE_MAX: Duration = Duration::from_secs(60);
 /// The finale takes no longer.
 const FINALE_MAX: Duration = Duration::from_secs(400);
-/// How long clients work on the registers once all is well.
+/// Copies to new disks are waited for so long with clients at work.
+const COPIES_MAX: Duration = Duration::from_secs(20);
+/// Workers of each client meanwhile, and how often each of them writes at most.
+const WRITERS_BESIDE_COPIES: u64 = 2;
+const WRITES_BESIDE_COPIES: u32 = 60;
+/// Longest pause of a client on keys while all is well.
+const KEYS_PAUSE_MAX: Duration = Duration::from_millis(60);
+/// How long clients work on the registers and keys once all is well.
 const REGISTERS_FOR: Duration = Duration::from_millis(700);
 /// Orders that end what operators did are given again after this.
 const ATTACH_AGAIN: Duration = Duration::from_secs(3);
@@ -106,7 +114,8 @@ pub fn run(script: &Script) -> Result<Report, Box<Failure>> {
     };
     let mut loaded = Loaded::default();
     let outcome = phases(&mut world, cut, &mut extent, &mut loaded);
-    let collected = world.collect_all().and_then(|()| judge_registers(&world));
+    let collected =
+        world.collect_all().and_then(|()| judge_registers(&world)).and_then(|()| judge_keys(&world));
     // A run that failed is left as it stands: whatever is wrong there is nobody's leak.
     let ended = if outcome.is_ok() { world.end() } else { Ok(()) };
     let oracle = world.oracle.borrow();
@@ -169,7 +178,18 @@ fn judge_registers(world: &World) -> Result<(), String> {
     Ok(())
 }
 
-/// Clients work on the registers for a while without faults: nothing may fail but for another client, and one order explains all.
+fn judge_keys(world: &World) -> Result<(), String> {
+    let judged = world.oracle.borrow().keys.judge()?;
+    let counters = &mut world.oracle.borrow_mut().sometimes;
+    counters.add("a lock was taken", judged.grants);
+    counters.add("a lock was broken", judged.breaks);
+    counters.add("nobody knows what became of an operation on a lock", judged.unknown);
+    counters.add("a version of the configuration was told", judged.versions);
+    counters.add("a search for an order of keys was given up", judged.given_up);
+    Ok(())
+}
+
+/// Clients work on the registers and keys for a while without faults: nothing may fail but for another client, and one order explains all.
 fn registers_at_rest(world: &mut World) -> Result<(), String> {
     world.oracle.borrow_mut().registers.is_troubled = false;
     let stop = Rc::new(Cell::new(false));
@@ -177,7 +197,24 @@ fn registers_at_rest(world: &mut World) -> Result<(), String> {
     for (index, node) in world.nodes.iter().enumerate() {
         let (Role::Client { workers: 1.., .. }, Some(life)) = (&node.role, &node.life) else { continue };
         let Some(client) = life.slot.client.borrow().clone() else { continue };
-        running.set(running.get() + 1);
+        running.set(running.get() + 2);
+        let worker = KeyWorker {
+            oracle: Rc::clone(&world.oracle),
+            locality: life.locality.handle(),
+            client: client.clone(),
+            clock: Rc::clone(&world.clock),
+            control: world.configuration.control,
+            node: index,
+            random: fastrand::Rng::with_seed(world.seed ^ ((index as u64) << 48)),
+            stop: Rc::clone(&stop),
+            operations_max: u64::MAX,
+            pause_max: KEYS_PAUSE_MAX,
+            is_calm: true,
+            running: Rc::clone(&running),
+            held: BTreeMap::new(),
+            seen: BTreeMap::new(),
+        };
+        life.locality.handle().spawn("keys", worker.run());
         let worker = RegisterWorker {
             oracle: Rc::clone(&world.oracle),
             locality: life.locality.handle(),
@@ -223,8 +260,11 @@ fn converge(world: &mut World) -> Result<(), String> {
     world.fabric.heal_all();
     world.end_time_faults();
     let now = world.now();
+    let being_filled = world.unfinished_replacements();
     for device in 0..world.cast().devices {
-        world.plan(now, Fault::Slow { device, factor: 1 });
+        if !being_filled.contains(&world.configuration.pool.devices[device].device) {
+            world.plan(now, Fault::Slow { device, factor: 1 });
+        }
     }
     // Operators take back what they took out, as often as it takes: an order may meet a control daemon that is just starting.
     for again in 0..10 {
@@ -237,6 +277,7 @@ fn converge(world: &mut World) -> Result<(), String> {
         world.start(index);
     }
     let until = world.now() + CONVERGE_MAX;
+    write_beside_copies(world)?;
     // A server that was asked to stop a moment ago is down a moment later.
     let mut stopped = true;
     while stopped {
@@ -256,6 +297,46 @@ fn converge(world: &mut World) -> Result<(), String> {
         }
     }
     world.is_calm = true;
+    Ok(())
+}
+
+/// While new disks are filled, clients write in place. Copies begin `REPAIR_SETTLE` after the order, so most of them while faults are over.
+fn write_beside_copies(world: &mut World) -> Result<(), String> {
+    let is_whole = |world: &World| world.unfinished_replacements().is_empty();
+    let until = world.now() + COPIES_MAX;
+    if !world.run_until(until, |world| is_whole(world) || world.nodes.iter().all(|node| node.is_up()))?
+        || is_whole(world)
+    {
+        return Ok(()); // what does not come up is told by the wait that follows
+    }
+    let stop = Rc::new(Cell::new(false));
+    for (index, node) in world.nodes.iter().enumerate() {
+        let (Role::Client { workers: 1.., .. }, Some(life)) = (&node.role, &node.life) else { continue };
+        let Some(client) = life.slot.client.borrow().clone() else { continue };
+        for number in 0..WRITERS_BESIDE_COPIES {
+            let worker = Worker {
+                oracle: Rc::clone(&world.oracle),
+                locality: life.locality.handle(),
+                client: client.clone(),
+                clock: Rc::clone(&world.clock),
+                operations_max: world.operations_max,
+                node: index,
+                random: fastrand::Rng::with_seed(world.seed ^ ((index as u64) << 40) ^ number),
+                stop: Rc::clone(&stop),
+                think_max: Duration::ZERO,
+                rate_max: None,
+                are_objects_small: world.shape.are_objects_small,
+            };
+            life.locality.handle().spawn("beside copies", worker.run_beside_copies(WRITES_BESIDE_COPIES));
+        }
+    }
+    world.run_until(until, |world| {
+        if world.is_copying() {
+            world.oracle.borrow_mut().copied_at = world.now();
+        }
+        is_whole(world)
+    })?;
+    stop.set(true);
     Ok(())
 }
 

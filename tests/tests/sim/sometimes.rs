@@ -65,6 +65,11 @@ pub const WANTED: &[&str] = &[
     "a register was read in quiet",
     "nobody knows what became of a register's write",
     "two clients wrote a register at once",
+    "a lock was taken",
+    "a lock was broken",
+    "nobody knows what became of an operation on a lock",
+    "a version of the configuration was told",
+    "control lost power with an answer just gone",
     "a row's parity was right on the platters",
     "sessions of the dead came back",
 ];

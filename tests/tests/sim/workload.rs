@@ -17,6 +17,9 @@ use runtime::{LocalityHandle, SharedBuffer};
 use crate::oracle::Oracle;
 use crate::registers;
 
+/// A copier that nothing came to for so long does nothing.
+const COPIES_PAUSE: Duration = Duration::from_millis(20);
+
 /// N of the layout N+2+1: groups of 5 make the client update parity from old bytes, groups of 4 never do.
 pub fn data_units(seed: u64) -> u32 {
     if seed.is_multiple_of(2) { 5 } else { 4 }
@@ -71,6 +74,23 @@ impl Worker {
                 continue;
             }
             self.one().await;
+        }
+    }
+
+    /// Writes in place while a server copies to a new disk, `writes_max` times at most.
+    pub async fn run_beside_copies(mut self, writes_max: u32) {
+        let mut writes = 0;
+        while !self.stop.get() && writes < writes_max {
+            let is_copied = self.oracle.borrow().copied_at + COPIES_PAUSE >= self.now();
+            let pause = if is_copied { Duration::from_millis(1) } else { COPIES_PAUSE / 2 };
+            self.locality.sleep(pause).await;
+            let is_allowed = self.oracle.borrow().begun() < self.operations_max;
+            if is_copied && is_allowed && !self.stop.get() {
+                let ids = self.oracle.borrow().ids();
+                let id = ids[self.random.usize(0..ids.len())];
+                self.write(id).await;
+                writes += 1;
+            }
         }
     }
 

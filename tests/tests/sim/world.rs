@@ -45,6 +45,8 @@ const TURNS_MAX: u64 = 200_000_000;
 const ROT_LOOK: Duration = Duration::from_millis(30);
 /// How long an operator waits for the answer to an order.
 const ORDER_TIME: Duration = Duration::from_secs(2);
+/// How many times slower a new disk is that is slow.
+const SLOW_NEW_DISK: u32 = 100;
 /// A replacement that is not done is looked at again so much later.
 const REPLACE_AGAIN: Duration = Duration::from_millis(300);
 /// A supervisor starts a node again so long after its start failed.
@@ -64,7 +66,7 @@ pub struct World {
     pub stop_work: Rc<Cell<bool>>,
     /// Faults come no more: nothing is doubtful.
     pub is_calm: bool,
-    operations_max: u64,
+    pub operations_max: u64,
     /// Draws how far each machine's clock is ahead.
     clocks: fastrand::Rng,
     leases: LeaseWatch,
@@ -75,6 +77,8 @@ pub struct World {
     turns: u64,
     /// A fault happened since the nodes were looked at.
     has_happened: bool,
+    /// Who loses power once more was heard of locks than this.
+    ambush: Option<(usize, u64)>,
     lost: BTreeSet<Fid>,
     damaged: BTreeSet<Fid>,
     /// Devices that an operator wanted out at some time.
@@ -184,6 +188,7 @@ impl World {
             agenda_count: 0,
             turns: 0,
             has_happened: true,
+            ambush: None,
             lost: BTreeSet::new(),
             damaged: BTreeSet::new(),
             taken_out: BTreeSet::new(),
@@ -234,6 +239,7 @@ impl World {
 
     pub fn forget_plans(&mut self) {
         self.agenda.clear();
+        self.ambush = None;
     }
 
     pub fn is_damaged(&self) -> bool {
@@ -303,7 +309,7 @@ impl World {
             }
             // Where nobody did anything there is nothing new to look at.
             if progressed || std::mem::take(&mut self.has_happened) {
-                progressed |= self.look_after_nodes()?;
+                progressed |= self.spring_ambush() | self.look_after_nodes()?;
                 self.look_at_leases()?;
             }
             if !progressed {
@@ -335,6 +341,19 @@ impl World {
         ))
     }
 
+    /// True if a node that was waited for lost power.
+    fn spring_ambush(&mut self) -> bool {
+        let heard = self.oracle.borrow().keys.heard;
+        let Some((node, _)) = self.ambush.filter(|(_, before)| heard > *before) else { return false };
+        self.ambush = None;
+        if self.nodes[node].life.is_some() {
+            self.note_crash(node);
+            self.crash(node);
+            self.oracle.borrow_mut().sometimes.reached("control lost power with an answer just gone");
+        }
+        true
+    }
+
     /// Starts that failed are tried again; nodes that stopped in good order are taken down. True if anything changed.
     fn look_after_nodes(&mut self) -> Result<bool, String> {
         let mut changed = false;
@@ -363,6 +382,8 @@ impl World {
             }
         }
         for fid in self.replacements.take_restored() {
+            let index = self.configuration.target_index(fid).expect("a device of the pool");
+            self.device(index as usize).disk.slow_down(1);
             // Its bytes are all there again: another device may be damaged instead.
             self.lost.remove(&fid);
             self.damaged.remove(&fid);
@@ -408,7 +429,11 @@ impl World {
                     self.crash(node);
                 }
             }
-            Fault::Start { node } => self.start(node),
+            Fault::Ambush { node } => self.ambush = Some((node, self.oracle.borrow().keys.heard)),
+            Fault::Start { node } => {
+                self.ambush = self.ambush.filter(|(ambushed, _)| *ambushed != node);
+                self.start(node);
+            }
             Fault::Stop { node } => self.stop(node),
             Fault::LoseDevice { device } => self.lose_device(device),
             Fault::Rot { device, blocks, random, misdirected } => {
@@ -644,8 +669,12 @@ impl World {
         life.locality.handle().spawn("order", async move {
             let options = CallOptions::until(handle.now() + ORDER_TIME);
             let command = DeviceCommand { device, order };
+            let began = oracle.borrow_mut().keys.begin_order();
             let result = client.rpc().call(control, &command, Bulk::none(), options).await;
             let mut oracle = oracle.borrow_mut();
+            if let Ok(answer) = &result {
+                oracle.keys.end_order(began, &answer.reply);
+            }
             oracle.tell(clock.now(), || format!("order {order:?} of {device}: {result:?}"));
             if let Ok(answer) = result
                 && answer.reply.is_new
@@ -670,6 +699,10 @@ impl World {
         let failed = found.filter(|found| found.state == DeviceState::Failed && self.lost.contains(&fid));
         if failed.is_some_and(|found| self.replacements.begin(fid, found.replaced)) {
             let disk = SimDisk::new(self.seed ^ fid.key, DEVICE_BLOCKS, spdk_stob::SimFaults::default());
+            if self.seed & 1 == fid.key & 1 {
+                // Half of the new disks are slow until they are whole: what is copied is under way for longer.
+                disk.slow_down(SLOW_NEW_DISK);
+            }
             self.device(index).disk = disk.clone();
             let node = index / self.shape.devices_per_server + 1;
             self.nodes[node].new_disks.borrow_mut().insert(fid, disk);
@@ -684,6 +717,16 @@ impl World {
                 oracle.borrow().tell(clock.now(), || format!("replacement of device {fid}: {outcome:?}"));
             });
         }
+    }
+
+    /// Devices with another disk that are not whole.
+    pub fn unfinished_replacements(&self) -> Vec<Fid> {
+        self.replacements.unfinished()
+    }
+
+    /// Some server's copier has a packet under way to it.
+    pub fn is_copying(&self) -> bool {
+        self.nodes.iter().any(Node::is_copying)
     }
 
     /// Whoever began to replace a disk goes on until it is done.

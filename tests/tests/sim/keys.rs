@@ -1,0 +1,337 @@
+//! Single keys at control: named locks that clients take, try, renew, release and break, and the version of the configuration, which they
+//! read and operators change. Their histories have to be linearizable, always and all of them: control tells nobody of anything before it is durable.
+//!
+//! Judged at the end of a run by [`clovis_tests::sim_linear`] with the models of [`clovis_tests::sim_keys`]. An operation without an answer may
+//! have happened at any later time, or never. An owner is one client's on one lock, so that no lock's history hangs on another's fences.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use base::{Blame, Blamed, Endpoint, Fid, ObjectId};
+use client::Client;
+use clovis_tests::sim_bytes::TraceHash;
+use clovis_tests::sim_keys::{LockDid, LockState, NamedLock, VersionDid, VersionState, Versions};
+use clovis_tests::sim_linear::{Event, Model, Verdict, check};
+use clovis_tests::sim_model::Ending;
+use fops::Fop;
+use fops::conf::{ConfGet, DeviceCommandReply};
+use fops::lock::{
+    BreakState, LockBreak, LockEntry, LockList, LockMode, LockName, LockRelease, LockRenew, LockTake,
+    LockTakeReply, OnDeath, OwnerId, Ticket,
+};
+use rpc::{Bulk, CallOptions};
+use runtime::LocalityHandle;
+use runtime::clock::SimulatedClock;
+
+use crate::oracle::Oracle;
+use crate::registers::told;
+
+/// Locks of a run. The last one is shared by every second client.
+const LOCKS: u64 = 2;
+/// How long a client waits for an answer.
+const ANSWER_TIME: Duration = Duration::from_millis(1200);
+/// How long control may let it wait for a lock, or a break.
+const WAIT_MS: u32 = 300;
+
+fn name_of(lock: u64) -> LockName {
+    LockName { object: Some(object_of(lock)), name: "writer".to_owned() }
+}
+
+/// None of the workload's.
+fn object_of(lock: u64) -> Fid {
+    ObjectId::new(901, lock).expect("below 2^56").fid()
+}
+
+fn owner_of(node: usize, lock: u64) -> u64 {
+    (node as u64 + 1) << 8 | lock
+}
+
+/// Every second client takes the last lock with others.
+fn is_shared(owner: u64, lock: u64) -> bool {
+    lock + 1 == LOCKS && (owner >> 8).is_multiple_of(2)
+}
+
+/// What was done to one key.
+struct History<D>(Vec<Event<D>>);
+
+impl<D> Default for History<D> {
+    fn default() -> Self {
+        History(Vec::new())
+    }
+}
+
+/// All histories of a run.
+#[derive(Default)]
+pub struct Keys {
+    /// Counts beginnings and ends.
+    moment: u64,
+    locks: BTreeMap<u64, History<LockDid>>,
+    versions: History<VersionDid>,
+    /// Grants and releases that somebody heard of.
+    pub heard: u64,
+}
+
+/// What the histories of a run came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Judged {
+    pub grants: u64,
+    pub breaks: u64,
+    /// Operations on locks whose end nobody knows.
+    pub unknown: u64,
+    /// Times that somebody was told a version.
+    pub versions: u64,
+    pub given_up: u64,
+}
+
+impl Keys {
+    fn moment(&mut self) -> u64 {
+        self.moment += 1;
+        self.moment
+    }
+
+    fn lock(&mut self, lock: u64) -> &mut History<LockDid> {
+        self.locks.entry(lock).or_default()
+    }
+
+    /// An order changes the configuration from now on; its beginning.
+    pub fn begin_order(&mut self) -> u64 {
+        self.moment()
+    }
+
+    /// What came of an order.
+    pub fn end_order(&mut self, began: u64, reply: &DeviceCommandReply) {
+        let ended = self.moment();
+        let did = match reply.is_new {
+            true => VersionDid::Changed(reply.version),
+            false => VersionDid::WasSo(reply.version),
+        };
+        self.versions.0.push(Event { began, ended: Some(ended), did });
+    }
+
+    /// Judges all histories. Error: one that no order explains.
+    pub fn judge(&self) -> Result<Judged, String> {
+        let mut judged = Judged { versions: self.versions.0.len() as u64, ..Judged::default() };
+        for (lock, History(events)) in &self.locks {
+            let count =
+                |is: fn(&Event<LockDid>) -> bool| events.iter().filter(|event| is(event)).count() as u64;
+            judged.grants += count(|event| matches!(event.did, LockDid::Take { granted: Some(_), .. }));
+            judged.breaks +=
+                count(|event| event.ended.is_some() && matches!(event.did, LockDid::BreakDone { .. }));
+            judged.unknown += count(|event| event.ended.is_none());
+            let is_given_up =
+                judge_one::<NamedLock>(&LockState::default(), events, &name_of(*lock).to_string())?;
+            judged.given_up += u64::from(is_given_up);
+        }
+        let events = &self.versions.0;
+        let is_given_up = judge_one::<Versions>(&VersionState::default(), events, "the configuration")?;
+        judged.given_up += u64::from(is_given_up);
+        Ok(judged)
+    }
+}
+
+/// True if the search was given up.
+fn judge_one<M: Model>(initial: &M::State, events: &[Event<M::Did>], key: &str) -> Result<bool, String> {
+    match check::<M>(initial, events) {
+        Verdict::Linearizable => Ok(false),
+        Verdict::TooLong => Ok(true),
+        Verdict::Not(events) => Err(format!("{key}: no order explains what was told: {}", told(&events))),
+    }
+}
+
+/// One client's worker on the keys.
+pub struct KeyWorker {
+    pub oracle: Rc<RefCell<Oracle>>,
+    pub locality: LocalityHandle,
+    pub client: Client,
+    pub clock: Rc<SimulatedClock>,
+    pub control: Endpoint,
+    pub node: usize,
+    pub random: fastrand::Rng,
+    pub stop: Rc<Cell<bool>>,
+    pub operations_max: u64,
+    pub pause_max: Duration,
+    /// Nothing excuses that there is no answer.
+    pub is_calm: bool,
+    /// Workers that run, this one too: one less at its end.
+    pub running: Rc<Cell<usize>>,
+    /// Epochs of the grants that it knows it has, by lock.
+    pub held: BTreeMap<u64, u64>,
+    /// Who was last seen to hold what another one wants.
+    pub seen: BTreeMap<u64, u64>,
+}
+
+impl KeyWorker {
+    pub async fn run(mut self) {
+        let pause_max = u64::try_from(self.pause_max.as_micros()).unwrap_or(u64::MAX);
+        while !self.stop.get() {
+            self.locality.sleep(Duration::from_micros(self.random.u64(0..pause_max))).await;
+            if self.stop.get() || self.oracle.borrow().begun() >= self.operations_max {
+                break;
+            }
+            let lock = self.random.u64(0..LOCKS);
+            match (self.held.get(&lock).copied(), self.random.u32(0..10)) {
+                (_, 0) => self.read_version().await,
+                (_, 1) => self.list(lock).await,
+                (Some(epoch), 2..4) => self.renew(lock, epoch).await,
+                (Some(epoch), _) => self.release(lock, epoch).await,
+                (None, 2..4) => self.break_lock(lock).await,
+                (None, 4..6) => self.take(lock, 0).await,
+                (None, _) => self.take(lock, WAIT_MS).await,
+            }
+        }
+        self.running.set(self.running.get() - 1);
+    }
+
+    /// One question to control. `None`: nobody knows what it did.
+    async fn ask<F: Fop>(&self, what: String, fop: &F) -> Option<F::Reply> {
+        let op = self.oracle.borrow_mut().begin_look(self.node, self.clock.now(), what);
+        let options = CallOptions::until(self.locality.now() + ANSWER_TIME);
+        let result = self.client.rpc().call(self.control, fop, Bulk::none(), options).await;
+        let (reply, error) = match result {
+            Ok(answer) => (Some(answer.reply), None),
+            Err(error) => (None, Some(error)),
+        };
+        let mut oracle = self.oracle.borrow_mut();
+        if let Some(error) =
+            error.as_ref().filter(|error| self.is_calm || error.blame() != Blame::Environment)
+        {
+            oracle.violate(self.clock.now(), format!("control does not answer, without a reason: {error}"));
+        }
+        oracle.end(op, self.clock.now(), Ending::Nothing, error.map(|error| error.to_string()));
+        reply
+    }
+
+    /// Something begins that may change a lock; its place. It stays as it is here if nobody hears of its end: its client may die, too.
+    fn begin(&self, lock: u64, did: LockDid) -> usize {
+        let keys = &mut self.oracle.borrow_mut().keys;
+        let began = keys.moment();
+        let History(events) = keys.lock(lock);
+        events.push(Event { began, ended: None, did });
+        events.len() - 1
+    }
+
+    /// It ended like this.
+    fn end(&self, lock: u64, place: usize, did: LockDid) {
+        let keys = &mut self.oracle.borrow_mut().keys;
+        let ended = Some(keys.moment());
+        let event = &mut keys.lock(lock).0[place];
+        *event = Event { began: event.began, ended, did };
+    }
+
+    /// Something that changes nothing began then and ends now.
+    fn saw(&self, lock: u64, began: u64, did: LockDid) {
+        let keys = &mut self.oracle.borrow_mut().keys;
+        let ended = Some(keys.moment());
+        keys.lock(lock).0.push(Event { began, ended, did });
+    }
+
+    fn moment(&self) -> u64 {
+        self.oracle.borrow_mut().keys.moment()
+    }
+
+    async fn take(&mut self, lock: u64, wait_ms: u32) {
+        let owner = owner_of(self.node, lock);
+        let is_shared = is_shared(owner, lock);
+        let take = LockTake {
+            lock: name_of(lock),
+            owner: OwnerId(owner.into()),
+            mode: if is_shared { LockMode::Shared } else { LockMode::Exclusive },
+            on_death: OnDeath::Hold,
+            why: String::new(),
+            wait_ms,
+        };
+        let place = self.begin(lock, LockDid::Take { owner, is_shared, granted: None });
+        match self.ask(format!("take of lock {lock}"), &take).await {
+            None => {}
+            Some(LockTakeReply::Granted { epoch, .. }) => {
+                self.held.insert(lock, epoch);
+                self.oracle.borrow_mut().keys.heard += 1;
+                self.end(lock, place, LockDid::Take { owner, is_shared, granted: Some(epoch) });
+            }
+            Some(LockTakeReply::Busy { holders, ahead }) => {
+                let owners = holders.into_iter().map(|owner| u64::try_from(owner.0).unwrap_or(u64::MAX));
+                let holders: Vec<u64> = owners.collect();
+                self.seen.extend(holders.first().map(|first| (lock, *first)));
+                let is_queued = ahead > 0;
+                self.end(lock, place, LockDid::Refused { owner, is_shared, holders, is_queued });
+            }
+        }
+    }
+
+    async fn release(&mut self, lock: u64, epoch: u64) {
+        let owner = owner_of(self.node, lock);
+        let release = LockRelease { lock: name_of(lock), owner: OwnerId(owner.into()), epoch };
+        let place = self.begin(lock, LockDid::Release { owner, epoch, released: None });
+        let reply = self.ask(format!("release of lock {lock}"), &release).await;
+        self.held.remove(&lock);
+        if let Some(reply) = reply {
+            self.oracle.borrow_mut().keys.heard += 1;
+            self.end(lock, place, LockDid::Release { owner, epoch, released: Some(reply.released) });
+        }
+    }
+
+    async fn renew(&mut self, lock: u64, epoch: u64) {
+        let owner = owner_of(self.node, lock);
+        let ticket = Ticket { owner: OwnerId(owner.into()), epoch };
+        let began = self.moment();
+        let renew = LockRenew { lock: name_of(lock), ticket };
+        let Some(reply) = self.ask(format!("renewal of lock {lock}"), &renew).await else { return };
+        if !reply.held {
+            self.held.remove(&lock);
+        }
+        self.saw(lock, began, LockDid::Renew { owner, epoch, is_held: reply.held });
+    }
+
+    async fn list(&mut self, lock: u64) {
+        let began = self.moment();
+        let question = LockList { object: Some(object_of(lock)), after: None };
+        let Some(reply) = self.ask(format!("list of lock {lock}"), &question).await else { return };
+        let entry = |entry: LockEntry| {
+            let ticket = entry.grant.ticket;
+            (u64::try_from(ticket.owner.0).unwrap_or(u64::MAX), ticket.epoch, entry.grant.breaking.is_some())
+        };
+        let listed: Vec<_> = reply.locks.into_iter().map(entry).collect();
+        self.seen.extend(listed.first().map(|(owner, ..)| (lock, *owner)));
+        self.saw(lock, began, LockDid::Listed(listed));
+    }
+
+    /// Breaks the lock of whoever was last seen with it.
+    async fn break_lock(&mut self, lock: u64) {
+        let own = owner_of(self.node, lock);
+        let Some(owner) = self.seen.remove(&lock).filter(|owner| *owner != own) else {
+            return self.list(lock).await;
+        };
+        let why = "a test".to_owned();
+        let order = LockBreak { lock: name_of(lock), owner: OwnerId(owner.into()), why, wait_ms: WAIT_MS };
+        let begun = self.begin(lock, LockDid::BreakBegun { owner, is_known: false });
+        let done = self.begin(lock, LockDid::BreakDone { owner });
+        let reply = self.ask(format!("break of lock {lock}"), &order).await;
+        match reply.map(|reply| reply.state) {
+            None => {}
+            Some(BreakState::NotHeld) => {
+                self.end(lock, begun, LockDid::NotHeld { owner });
+                self.end(lock, done, LockDid::NotHeld { owner });
+            }
+            Some(state) => {
+                self.end(lock, begun, LockDid::BreakBegun { owner, is_known: true });
+                if state == BreakState::Done {
+                    self.end(lock, done, LockDid::BreakDone { owner });
+                }
+            }
+        }
+    }
+
+    async fn read_version(&mut self) {
+        let began = self.moment();
+        let question = ConfGet { known_version: 0 };
+        let Some(reply) = self.ask("read of the configuration".to_owned(), &question).await else { return };
+        let mut hash = TraceHash::default();
+        hash.add_bytes(&reply.configuration.unwrap_or_default());
+        let keys = &mut self.oracle.borrow_mut().keys;
+        let ended = Some(keys.moment());
+        let did = VersionDid::Read { version: reply.version, content: hash.0 };
+        keys.versions.0.push(Event { began, ended, did });
+    }
+}
