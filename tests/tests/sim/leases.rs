@@ -27,7 +27,7 @@ impl LeaseWatch {
         self.excused.contains(&node) || self.excused.contains(&0)
     }
 
-    /// The processes whose leases were taken as lost since the last look.
+    /// The processes and devices whose leases were taken as lost since the last look.
     pub fn lost_since(&mut self, control: &Control) -> Vec<Fid> {
         let version = control.configuration().version;
         if std::mem::replace(&mut self.version, version) == version {
@@ -36,7 +36,8 @@ impl LeaseWatch {
         let events = control.events();
         let fresh: Vec<_> = events
             .iter()
-            .filter(|event| event.number > self.number && event.subject.is(FidType::Process))
+            .filter(|event| event.number > self.number)
+            .filter(|event| event.subject.is(FidType::Process) || event.subject.is(FidType::Device))
             .collect();
         // One that came back in the same moment serves by right.
         let is_last = |at: usize| fresh[at + 1..].iter().all(|later| later.subject != fresh[at].subject);

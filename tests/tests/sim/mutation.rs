@@ -50,13 +50,13 @@ impl Mutation {
         (Mutation::Client(client::Bug::DropBeforeCommit), 60),
         (Mutation::Control(control::Bug::ToldBeforeDurable), 40),
         (Mutation::Server(server::Bug::LeaseUnchecked), 24),
+        (Mutation::Client(client::Bug::FirstAnswerIsEnough), 60),
         (Mutation::Client(client::Bug::RepairBesideWrites), 60),
     ];
 
     /// Seeded bugs that no seed has shown yet (1 to 24 do not): looked for with `CLOVIS_SIM_BUGS`, and demanded of nobody. One
     /// that is found goes to [`Mutation::ALL`].
     pub const CANDIDATES: &[(Mutation, u64)] = &[
-        (Mutation::Client(client::Bug::FirstAnswerIsEnough), 24),
         (Mutation::Rpc(rpc::Bug::ResumedTooEarly), 24),
         (Mutation::Client(client::Bug::Rpc(rpc::Bug::SessionNeverLost)), 24),
     ];

@@ -17,7 +17,7 @@ use rpc::{RpcConfig, RpcMachine};
 use runtime::clock::{DriftingClock, SimulatedClock};
 use runtime::{Arena, ArenaConfig, Counters, Locality, LocalityConfig, Turn};
 use server::{Server, ServerConfig, ServerError};
-use spdk_stob::{SimDisk, StobError};
+use spdk_stob::{Domain, SimDisk, StobError};
 use verbs_net::{Fabric, SimArrivals, SimFabric, Token};
 
 use crate::keys::KeyWorker;
@@ -39,6 +39,8 @@ pub const OP_TIMEOUT: Duration = Duration::from_secs(4);
 pub struct SimDevice {
     pub fid: Fid,
     pub disk: SimDisk,
+    /// Which of its server's localities owns it.
+    pub seat: usize,
 }
 
 /// Disks by the device that they are for.
@@ -46,9 +48,20 @@ type NewDisks = Rc<RefCell<BTreeMap<Fid, SimDisk>>>;
 
 /// What a node is.
 pub enum Role {
-    Control { disk: SimDisk },
-    Server { process: Fid, devices: Vec<SimDevice> },
-    Client { workers: usize, think_max: Duration, read_verify: bool },
+    Control {
+        disk: SimDisk,
+    },
+    /// `seats`: where each of its localities listens.
+    Server {
+        process: Fid,
+        seats: Vec<Endpoint>,
+        devices: Vec<SimDevice>,
+    },
+    Client {
+        workers: usize,
+        think_max: Duration,
+        read_verify: bool,
+    },
 }
 
 /// What a node's tasks leave for the world to see.
@@ -64,21 +77,31 @@ pub struct Slot {
     pub is_stopped: Cell<bool>,
 }
 
-/// A running node.
-pub struct Life {
+impl Slot {
+    /// Its rpc machine, if it is up.
+    pub fn rpc(&self) -> Option<RpcMachine> {
+        let rpc = self.server.borrow().as_ref().map(|server| server.rpc().clone());
+        let rpc = rpc.or_else(|| self.control.borrow().as_ref().map(|control| control.rpc().clone()));
+        rpc.or_else(|| self.client.borrow().as_ref().map(|client| client.rpc().clone()))
+    }
+}
+
+/// One locality of a running node, with what is its own: an endpoint, devices, an rpc machine and its ADDB. A server may have several; whoever
+/// else there is has one.
+pub struct Seat {
     pub slot: Rc<Slot>,
     pub locality: Locality,
     /// Its last turn did something: the next one may find more.
-    pub is_busy: bool,
+    is_busy: bool,
     /// What its last turn said, in its own time.
-    pub next_deadline: Option<Instant>,
+    next_deadline: Option<Instant>,
     /// The same in true time, as its clock runs now.
     due: Instant,
 }
 
-impl Life {
+impl Seat {
     /// One turn at `now`, which `clock` shows in its own way.
-    pub fn turn(&mut self, now: Instant, clock: DriftingClock) -> Turn {
+    fn turn(&mut self, now: Instant, clock: DriftingClock) -> Turn {
         let turn = self.locality.turn(clock.shows(now));
         self.is_busy = turn.progressed;
         self.next_deadline = turn.next_deadline;
@@ -87,8 +110,24 @@ impl Life {
     }
 
     /// Its clock runs like this from now on.
-    pub fn set_clock(&mut self, clock: DriftingClock) {
+    fn set_clock(&mut self, clock: DriftingClock) {
         self.due = self.next_deadline.map_or(Instant::NEVER, |at| clock.first_time_of(at));
+    }
+
+    fn is_serving(&self) -> bool {
+        self.slot.server.borrow().as_ref().is_some_and(Server::is_serving)
+    }
+}
+
+/// A running node: all of its localities start and end together.
+pub struct Life {
+    pub seats: Vec<Seat>,
+}
+
+impl Life {
+    /// The only locality of a client or of control.
+    pub fn first(&self) -> &Seat {
+        self.seats.first().expect("every node has a locality")
     }
 }
 
@@ -96,7 +135,7 @@ impl Life {
 pub struct Node {
     pub name: String,
     pub endpoint: Endpoint,
-    /// Everything on this machine that talks.
+    /// Everything on this machine that talks: of each locality of a server it and its copier, of others it.
     pub endpoints: Vec<Endpoint>,
     arrivals: Vec<SimArrivals>,
     pub role: Role,
@@ -154,8 +193,8 @@ pub fn token() -> Token {
 impl Node {
     /// A node that is not started, on a machine whose clock is `ahead` of true time.
     pub fn new(name: String, endpoint: Endpoint, role: Role, ahead: Duration) -> Node {
-        let endpoints = match role {
-            Role::Server { .. } => vec![endpoint, copier_endpoint(endpoint)],
+        let endpoints = match &role {
+            Role::Server { seats, .. } => seats.iter().flat_map(|at| [*at, copier_endpoint(*at)]).collect(),
             _ => vec![endpoint],
         };
         Node {
@@ -185,46 +224,91 @@ impl Node {
     pub fn set_clock(&mut self, fabric: &SimFabric, clock: DriftingClock) {
         self.clock = clock;
         self.endpoints.iter().for_each(|at| fabric.set_clock(*at, clock));
-        if let Some(life) = &mut self.life {
-            life.set_clock(clock);
+        self.life.iter_mut().flat_map(|life| &mut life.seats).for_each(|seat| seat.set_clock(clock));
+    }
+
+    /// Localities of it while it lives.
+    pub fn seat_count(&self) -> usize {
+        match &self.role {
+            Role::Server { seats, .. } => seats.len(),
+            _ => 1,
         }
     }
 
-    /// When it has to be turned, in true time, as things stand at `now`; [`Instant::NEVER`]: not before something happens elsewhere.
+    /// When a locality has to be turned, in true time, as things stand at `now`; [`Instant::NEVER`]: not before something happens elsewhere.
     ///
     /// As a sleeping thread: it wakes for its deadline, for a packet, or because somebody woke it.
-    pub fn due(&self, now: Instant) -> Instant {
+    pub fn due(&self, seat: usize, now: Instant) -> Instant {
         let Some(life) = &self.life else { return Instant::NEVER };
         if self.held_until > now {
             return self.held_until; // it looks again when it is let go, whatever came meanwhile
         }
-        if life.is_busy || life.locality.is_woken() {
+        let of_seat = &life.seats[seat];
+        if of_seat.is_busy || of_seat.locality.is_woken() {
             return now;
         }
-        self.arrivals.iter().fold(life.due, |due, arrivals| due.min(arrivals.next()))
+        self.arrivals_of(seat).iter().fold(of_seat.due, |due, arrivals| due.min(arrivals.next()))
     }
 
-    /// A packet is under way to its copier.
+    /// Turns a locality, if the node lives.
+    pub fn turn(&mut self, seat: usize, now: Instant) -> Option<Turn> {
+        Some(self.life.as_mut()?.seats[seat].turn(now, self.clock))
+    }
+
+    fn arrivals_of(&self, seat: usize) -> &[SimArrivals] {
+        let each = self.arrivals.len() / self.seat_count();
+        &self.arrivals[seat * each..(seat + 1) * each]
+    }
+
+    /// True if a locality says now that its lease holds; that of `device`, or any. It may sleep: what it would say now is what counts,
+    /// and not what it thought when it last looked at its clock. What is held does nothing, and looks at its lease again before it does.
+    pub fn is_serving(&mut self, now: Instant, device: Option<Fid>) -> bool {
+        if self.held_until > now {
+            return false;
+        }
+        let seat = self.device(device).map(|device| device.seat);
+        let asked = (0..self.seat_count()).filter(|index| seat.is_none_or(|seat| seat == *index));
+        asked.into_iter().any(|seat| {
+            self.turn(seat, now);
+            self.life.as_ref().is_some_and(|life| life.seats[seat].is_serving())
+        })
+    }
+
+    fn device(&self, fid: Option<Fid>) -> Option<&SimDevice> {
+        match &self.role {
+            Role::Server { devices, .. } => devices.iter().find(|device| Some(device.fid) == fid),
+            _ => None,
+        }
+    }
+
+    /// A packet is under way to one of its copiers.
     pub fn is_copying(&self) -> bool {
-        let copier = copier_endpoint(self.endpoint);
-        let arrivals = self.endpoints.iter().zip(&self.arrivals);
-        arrivals.into_iter().any(|(at, arrivals)| *at == copier && arrivals.next() != Instant::NEVER)
+        let copiers = self.arrivals.iter().skip(1).step_by(2);
+        copiers.into_iter().any(|arrivals| arrivals.next() != Instant::NEVER)
     }
 
+    /// What its localities left to see, if it lives.
+    pub fn slots(&self) -> impl Iterator<Item = &Slot> {
+        self.life.iter().flat_map(|life| &life.seats).map(|seat| &*seat.slot)
+    }
+
+    /// That of the only locality of a client or of control.
     pub fn slot(&self) -> Option<&Slot> {
-        self.life.as_ref().map(|life| &*life.slot)
+        self.slots().next()
     }
 
     pub fn is_up(&self) -> bool {
-        self.slot().is_some_and(|slot| slot.is_up.get())
+        self.life.is_some() && self.slots().all(|slot| slot.is_up.get())
     }
 
-    /// Its rpc machine, if it is up.
-    pub fn rpc(&self) -> Option<RpcMachine> {
-        let slot = self.slot()?;
-        let rpc = slot.server.borrow().as_ref().map(|server| server.rpc().clone());
-        let rpc = rpc.or_else(|| slot.control.borrow().as_ref().map(|control| control.rpc().clone()));
-        rpc.or_else(|| slot.client.borrow().as_ref().map(|client| client.rpc().clone()))
+    /// The rpc machines of its localities that are up.
+    pub fn rpcs(&self) -> Vec<RpcMachine> {
+        self.slots().filter_map(Slot::rpc).collect()
+    }
+
+    /// The domain of a device, while it is open.
+    pub fn domain(&self, device: Fid) -> Option<Domain> {
+        self.slots().find_map(|slot| slot.server.borrow().as_ref()?.domain(device))
     }
 
     pub fn disks(&self) -> Vec<&SimDisk> {
@@ -238,10 +322,15 @@ impl Node {
     /// Starts a new incarnation. The node must be down.
     pub fn start(&mut self, around: &Surroundings<'_>) {
         self.starts += 1;
+        let seats = (0..self.seat_count()).map(|seat| self.start_seat(seat, around)).collect();
+        self.life = Some(Life { seats });
+    }
+
+    fn start_seat(&self, seat: usize, around: &Surroundings<'_>) -> Seat {
         let config = LocalityConfig {
-            index: 0,
+            index: u32::try_from(seat).expect("few localities"),
             name: self.name.clone(),
-            seed: around.seed ^ around.epoch.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            seed: around.seed ^ around.epoch.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (seat as u64) << 56,
             counters: Arc::new(Counters::default()),
             arena: Arena::new(ArenaConfig { capacity_bytes: ARENA_BYTES })
                 .expect("address space for a simulated node"),
@@ -253,15 +342,16 @@ impl Node {
         let slot = Rc::new(Slot::default());
         match &self.role {
             Role::Control { disk } => start_control(&locality, &slot, disk, around),
-            Role::Server { process, devices } => {
-                let devices = (devices.as_slice(), Rc::clone(&self.new_disks));
-                start_server(&locality, &slot, (self.endpoint, *process), devices, !self.was_up, around);
+            Role::Server { process, seats, devices } => {
+                let own = devices.iter().filter(|device| device.seat == seat).collect();
+                let devices = (own, Rc::clone(&self.new_disks));
+                start_server(&locality, &slot, (seats[seat], *process), devices, !self.was_up, around);
             }
             Role::Client { workers, think_max, read_verify } => {
                 start_client(&locality, &slot, self.endpoint, (*workers, *think_max, *read_verify), around);
             }
         }
-        self.life = Some(Life { slot, locality, is_busy: true, next_deadline: None, due: Instant::ZERO });
+        Seat { slot, locality, is_busy: true, next_deadline: None, due: Instant::ZERO }
     }
 }
 
@@ -299,7 +389,7 @@ fn start_server(
     locality: &Locality,
     slot: &Rc<Slot>,
     (endpoint, process): (Endpoint, Fid),
-    (devices, new_disks): (&[SimDevice], NewDisks),
+    (devices, new_disks): (Vec<&SimDevice>, NewDisks),
     format: bool,
     around: &Surroundings<'_>,
 ) {

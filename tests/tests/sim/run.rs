@@ -196,11 +196,11 @@ fn registers_at_rest(world: &mut World) -> Result<(), String> {
     let running = Rc::new(Cell::new(0));
     for (index, node) in world.nodes.iter().enumerate() {
         let (Role::Client { workers: 1.., .. }, Some(life)) = (&node.role, &node.life) else { continue };
-        let Some(client) = life.slot.client.borrow().clone() else { continue };
+        let Some(client) = life.first().slot.client.borrow().clone() else { continue };
         running.set(running.get() + 2);
         let worker = KeyWorker {
             oracle: Rc::clone(&world.oracle),
-            locality: life.locality.handle(),
+            locality: life.first().locality.handle(),
             client: client.clone(),
             clock: Rc::clone(&world.clock),
             control: world.configuration.control,
@@ -214,10 +214,10 @@ fn registers_at_rest(world: &mut World) -> Result<(), String> {
             held: BTreeMap::new(),
             seen: BTreeMap::new(),
         };
-        life.locality.handle().spawn("keys", worker.run());
+        life.first().locality.handle().spawn("keys", worker.run());
         let worker = RegisterWorker {
             oracle: Rc::clone(&world.oracle),
-            locality: life.locality.handle(),
+            locality: life.first().locality.handle(),
             client,
             clock: Rc::clone(&world.clock),
             node: index,
@@ -227,7 +227,7 @@ fn registers_at_rest(world: &mut World) -> Result<(), String> {
             is_calm: true,
             running: Rc::clone(&running),
         };
-        life.locality.handle().spawn("registers", worker.run());
+        life.first().locality.handle().spawn("registers", worker.run());
     }
     let until = world.now() + REGISTERS_FOR;
     world.run_until(until, |_| false)?;
@@ -312,11 +312,11 @@ fn write_beside_copies(world: &mut World) -> Result<(), String> {
     let stop = Rc::new(Cell::new(false));
     for (index, node) in world.nodes.iter().enumerate() {
         let (Role::Client { workers: 1.., .. }, Some(life)) = (&node.role, &node.life) else { continue };
-        let Some(client) = life.slot.client.borrow().clone() else { continue };
+        let Some(client) = life.first().slot.client.borrow().clone() else { continue };
         for number in 0..WRITERS_BESIDE_COPIES {
             let worker = Worker {
                 oracle: Rc::clone(&world.oracle),
-                locality: life.locality.handle(),
+                locality: life.first().locality.handle(),
                 client: client.clone(),
                 clock: Rc::clone(&world.clock),
                 operations_max: world.operations_max,
@@ -327,7 +327,10 @@ fn write_beside_copies(world: &mut World) -> Result<(), String> {
                 rate_max: None,
                 are_objects_small: world.shape.are_objects_small,
             };
-            life.locality.handle().spawn("beside copies", worker.run_beside_copies(WRITES_BESIDE_COPIES));
+            life.first()
+                .locality
+                .handle()
+                .spawn("beside copies", worker.run_beside_copies(WRITES_BESIDE_COPIES));
         }
     }
     world.run_until(until, |world| {
@@ -373,9 +376,11 @@ fn finale(world: &mut World, random: &mut fastrand::Rng) -> Result<(), String> {
         if elsewhere + world.shape.devices_per_server > PARITY {
             continue;
         }
-        let (from, to) = (world.nodes[checker].endpoint, world.nodes[server].endpoint);
-        world.fabric.partition(from, to);
-        world.fabric.partition(to, from);
+        let from = world.nodes[checker].endpoint;
+        for to in &world.nodes[server].endpoints {
+            world.fabric.partition(from, *to);
+            world.fabric.partition(*to, from);
+        }
         read_everything(world, checker, "with a silent server")?;
         world.fabric.heal_all();
         let until = world.now() + SUSPICION_OVER;
@@ -414,11 +419,13 @@ fn finale(world: &mut World, random: &mut fastrand::Rng) -> Result<(), String> {
 /// Makes and deletes every object once more: what earlier lives of it left behind goes too.
 fn delete_everything(world: &mut World, node: usize) -> Result<(), String> {
     let Some(life) = &world.nodes[node].life else { return Err("the reader is gone".to_owned()) };
-    let Some(client) = life.slot.client.borrow().clone() else { return Err("the reader is gone".to_owned()) };
+    let Some(client) = life.first().slot.client.borrow().clone() else {
+        return Err("the reader is gone".to_owned());
+    };
     let ids: Vec<ObjectId> = world.oracle.borrow().ids().into_iter().chain(registers::ids()).collect();
     let outcome: Rc<RefCell<Option<Result<(), String>>>> = Rc::default();
     let told = Rc::clone(&outcome);
-    life.locality.handle().spawn("delete", async move {
+    life.first().locality.handle().spawn("delete", async move {
         let mut result = Ok(());
         for id in ids {
             let made = client.create_or_open(id, None).await;
@@ -444,10 +451,10 @@ fn delete_everything(world: &mut World, node: usize) -> Result<(), String> {
 fn read_everything(world: &mut World, node: usize, how: &str) -> Result<Vec<ObjectStat>, String> {
     world.oracle.borrow().tell(world.now(), || format!("the finale reads everything, {how}"));
     let Some(life) = &world.nodes[node].life else { return Err("the checking client is gone".to_owned()) };
-    let Some(client) = life.slot.client.borrow().clone() else {
+    let Some(client) = life.first().slot.client.borrow().clone() else {
         return Err("the checking client is gone".to_owned());
     };
-    let handle = life.locality.handle();
+    let handle = life.first().locality.handle();
     let finished = Rc::new(RefCell::new(Finished::default()));
     let (oracle, flag, clock) = (Rc::clone(&world.oracle), Rc::clone(&finished), Rc::clone(&world.clock));
     handle.spawn("finale", {

@@ -14,6 +14,7 @@ pub const WANTED: &[&str] = &[
     "recovery replayed the log",
     "a client died with a change under way",
     "control lost power",
+    "a server of several localities lost power",
     "everything lost power at once",
     "a server was stopped and started again",
     "a device was lost",

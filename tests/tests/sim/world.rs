@@ -25,7 +25,7 @@ use verbs_net::{SimFabric, SimKeys};
 use crate::faults::{Ailment, Cast, DRIFT_ALLOWED, Fault};
 use crate::leases::LeaseWatch;
 use crate::mutation::Mutation;
-use crate::node::{LEASE, Life, Node, Role, SimDevice, Surroundings};
+use crate::node::{LEASE, Node, Role, Seat, SimDevice, Slot, Surroundings};
 use crate::oracle::Oracle;
 use crate::replacement::Replacements;
 use crate::shape::Shape;
@@ -112,6 +112,12 @@ fn endpoint(index: usize) -> Endpoint {
     Endpoint { nid: Nid::new(NetKind::Sim, u32::from(number)), pid: 12345, portal: 34, tmid: number }
 }
 
+/// Where locality `seat` of a server at `at` listens: at another port of its machine.
+fn seat_of(at: Endpoint, seat: usize) -> Endpoint {
+    let ports = u16::try_from(seat * 256).expect("few localities");
+    Endpoint { tmid: at.tmid + ports, ..at }
+}
+
 impl World {
     /// A cluster that is not started yet: control, servers, and the first clients of its shape.
     pub fn new(seed: u64, mutation: Option<Mutation>, shape: Shape, cut: &Cut) -> World {
@@ -126,23 +132,25 @@ impl World {
         let mut devices = Vec::new();
         for server in 0..shape.servers {
             let (process, at) = (Fid::new(FidType::Process, 1, server as u64 + 1), endpoint(server + 1));
+            let seats: Vec<Endpoint> = (0..shape.localities).map(|seat| seat_of(at, seat)).collect();
             processes.push(ProcessConfig { process, endpoint: at, epoch: 0 });
             let mut own = Vec::new();
             for device in 0..shape.devices_per_server {
                 let fid =
                     Fid::new(FidType::Device, 1, (server * shape.devices_per_server + device) as u64 + 1);
+                let seat = device % shape.localities;
                 devices.push(DeviceConfig {
                     device: fid,
                     process,
-                    endpoint: at,
+                    endpoint: seats[seat],
                     state: DeviceState::Unknown,
                     size_blocks: 0,
                     replaced: 0,
                 });
                 let disk = SimDisk::new(random.u64(..), DEVICE_BLOCKS, spdk_stob::SimFaults::default());
-                own.push(SimDevice { fid, disk });
+                own.push(SimDevice { fid, disk, seat });
             }
-            let role = Role::Server { process, devices: own };
+            let role = Role::Server { process, seats, devices: own };
             nodes.push(Node::new(format!("server {server}"), at, role, ahead(&mut clocks)));
         }
         let configuration = Configuration {
@@ -288,21 +296,23 @@ impl World {
             let mut deadline = Instant::NEVER;
             let mut busy = 0;
             for (index, node) in self.nodes.iter_mut().enumerate() {
-                let due = node.due(now);
-                let Some(life) = node.life.as_mut().filter(|_| due <= now) else {
-                    deadline = deadline.min(due);
-                    continue;
-                };
-                let turn = life.turn(now, node.clock);
-                self.turns += 1;
-                if turn.progressed {
-                    progressed = true;
-                    busy = index;
-                    node.held_until = now + node.rest;
-                    self.oracle.borrow_mut().hash.add(&[now.as_nanos(), index as u64]);
+                for seat in 0..node.seat_count() {
+                    let due = node.due(seat, now);
+                    let turn = if due <= now { node.turn(seat, now) } else { None };
+                    let Some(turn) = turn else {
+                        deadline = deadline.min(due);
+                        continue;
+                    };
+                    self.turns += 1;
+                    if turn.progressed {
+                        progressed = true;
+                        busy = index;
+                        node.held_until = now + node.rest;
+                        self.oracle.borrow_mut().hash.add(&[now.as_nanos(), index as u64, seat as u64]);
+                    }
+                    let next = turn.next_deadline.map_or(Instant::NEVER, |at| node.clock.first_time_of(at));
+                    deadline = deadline.min(next);
                 }
-                let next = turn.next_deadline.map_or(Instant::NEVER, |at| node.clock.first_time_of(at));
-                deadline = deadline.min(next);
             }
             if let Some(violation) = &self.oracle.borrow().violation {
                 return Err(violation.clone());
@@ -330,9 +340,10 @@ impl World {
             .iter_mut()
             .filter_map(|node| {
                 let shown = node.clock.shows(now);
-                let turn = node.life.as_mut()?.turn(now, node.clock);
-                let busy = turn.progressed || turn.next_deadline.is_some_and(|at| at <= shown);
-                busy.then(|| format!("{} ({turn:?})", node.name))
+                let turns: Vec<_> = (0..node.seat_count()).filter_map(|seat| node.turn(seat, now)).collect();
+                let is_due = |turn: &runtime::Turn| turn.next_deadline.is_some_and(|at| at <= shown);
+                let busy = turns.iter().any(|turn| turn.progressed || is_due(turn));
+                busy.then(|| format!("{} ({turns:?})", node.name))
             })
             .collect();
         Err(format!(
@@ -358,9 +369,12 @@ impl World {
     fn look_after_nodes(&mut self) -> Result<bool, String> {
         let mut changed = false;
         for index in 0..self.nodes.len() {
-            let Some(slot) = self.nodes[index].slot() else { continue };
-            let failed = slot.failed.borrow_mut().take();
-            let (is_up, is_stopped) = (slot.is_up.get(), slot.is_stopped.get());
+            let node = &self.nodes[index];
+            if node.life.is_none() {
+                continue;
+            }
+            let failed = node.slots().find_map(|slot| slot.failed.borrow_mut().take());
+            let (is_up, is_stopped) = (node.is_up(), node.slots().all(|slot| slot.is_stopped.get()));
             if let Some((reason, is_ours)) = failed {
                 let text =
                     format!("at {:?}: {} does not start: {reason}", self.now(), self.nodes[index].name);
@@ -458,6 +472,9 @@ impl World {
 
     fn note_crash(&mut self, node: usize) {
         let mut oracle = self.oracle.borrow_mut();
+        if self.nodes[node].seat_count() > 1 {
+            oracle.sometimes.reached("a server of several localities lost power");
+        }
         match &self.nodes[node].role {
             Role::Control { .. } => {
                 oracle.sometimes.reached("control lost power");
@@ -520,26 +537,26 @@ impl World {
         drop(life);
     }
 
-    /// Asks a server to stop in good order.
+    /// Asks a server to stop in good order: all of its localities.
     fn stop(&mut self, index: usize) {
-        let Some(Life { slot, locality, .. }) = &self.nodes[index].life else { return };
-        if slot.is_stopping.replace(true) {
-            return;
+        let node = &self.nodes[index];
+        let is_whole = node.slots().all(|slot| slot.server.borrow().is_some() && !slot.is_stopping.get());
+        let Some(life) = node.life.as_ref().filter(|_| is_whole) else { return };
+        for seat in &life.seats {
+            let Some(server) = seat.slot.server.borrow_mut().take() else { continue };
+            seat.slot.is_stopping.set(true);
+            seat.slot.is_up.set(false);
+            let slot = Rc::clone(&seat.slot);
+            let (oracle, clock) = (Rc::clone(&self.oracle), Rc::clone(&self.clock));
+            seat.locality.handle().spawn("stop", async move {
+                if let Err(error) = server.stop().await
+                    && oracle.borrow().damaged == 0
+                {
+                    oracle.borrow_mut().violate(clock.now(), format!("a server does not stop: {error}"));
+                }
+                slot.is_stopped.set(true);
+            });
         }
-        let Some(server) = slot.server.borrow_mut().take() else {
-            slot.is_stopping.set(false);
-            return;
-        };
-        let (slot, oracle, clock) = (Rc::clone(slot), Rc::clone(&self.oracle), Rc::clone(&self.clock));
-        slot.is_up.set(false);
-        locality.handle().spawn("stop", async move {
-            if let Err(error) = server.stop().await
-                && oracle.borrow().damaged == 0
-            {
-                oracle.borrow_mut().violate(clock.now(), format!("a server does not stop: {error}"));
-            }
-            slot.is_stopped.set(true);
-        });
     }
 
     fn device(&mut self, index: usize) -> &mut SimDevice {
@@ -662,11 +679,11 @@ impl World {
             return;
         };
         let Some(life) = &node.life else { return };
-        let Some(client) = life.slot.client.borrow().clone() else { return };
+        let Some(client) = life.first().slot.client.borrow().clone() else { return };
         let (oracle, clock, handle) =
-            (Rc::clone(&self.oracle), Rc::clone(&self.clock), life.locality.handle());
+            (Rc::clone(&self.oracle), Rc::clone(&self.clock), life.first().locality.handle());
         let control = self.configuration.control;
-        life.locality.handle().spawn("order", async move {
+        life.first().locality.handle().spawn("order", async move {
             let options = CallOptions::until(handle.now() + ORDER_TIME);
             let command = DeviceCommand { device, order };
             let began = oracle.borrow_mut().keys.begin_order();
@@ -709,10 +726,10 @@ impl World {
         }
         let is_up = |node: &&Node| node.is_up() && matches!(node.role, Role::Client { .. });
         let Some(life) = self.nodes.iter().find(is_up).and_then(|node| node.life.as_ref()) else { return };
-        let Some(client) = life.slot.client.borrow().clone() else { return };
+        let Some(client) = life.first().slot.client.borrow().clone() else { return };
         let (oracle, clock) = (Rc::clone(&self.oracle), Rc::clone(&self.clock));
         if let Some(repair) = self.replacements.repair(fid, client, self.configuration.control) {
-            life.locality.handle().spawn("operator", async move {
+            life.first().locality.handle().spawn("operator", async move {
                 let outcome = repair.run().await;
                 oracle.borrow().tell(clock.now(), || format!("replacement of device {fid}: {outcome:?}"));
             });
@@ -742,25 +759,19 @@ impl World {
         let Some(slot) = self.nodes[0].slot() else { return Ok(()) };
         let lost =
             slot.control.borrow().as_ref().map_or_else(Vec::new, |control| self.leases.lost_since(control));
-        for process in lost {
-            let Some(index) = self
-                .nodes
-                .iter()
-                .position(|node| matches!(&node.role, Role::Server { process: of, .. } if *of == process))
-            else {
-                continue;
+        for subject in lost {
+            let is_of = |node: &Node| match &node.role {
+                Role::Server { process, devices, .. } => {
+                    *process == subject || devices.iter().any(|device| device.fid == subject)
+                }
+                _ => false,
             };
-            let (now, node) = (self.now(), &mut self.nodes[index]);
-            // It may sleep: what it would say now is what counts, and not what it thought when it last looked at its clock.
-            if let Some(life) = node.life.as_mut().filter(|_| node.held_until <= now) {
-                life.turn(now, node.clock);
-            }
+            let Some(index) = self.nodes.iter().position(is_of) else { continue };
+            let now = self.now();
+            // Leases are counted by device: a locality that lost its own stops, and others of the process go on.
+            let device = Some(subject).filter(|subject| subject.is(FidType::Device));
+            let is_serving = self.nodes[index].is_serving(now, device);
             let node = &self.nodes[index];
-            // What is held does nothing; it looks at its lease again before it does.
-            let is_serving = node.held_until <= now
-                && node
-                    .slot()
-                    .is_some_and(|slot| slot.server.borrow().as_ref().is_some_and(Server::is_serving));
             let mut oracle = self.oracle.borrow_mut();
             match (is_serving, self.leases.is_excused(index)) {
                 (true, false) => {
@@ -808,8 +819,7 @@ impl World {
     fn last_record(&self, index: usize) -> Option<(u64, u64)> {
         let node = &self.nodes[index / self.shape.devices_per_server + 1];
         let Role::Server { devices, .. } = &node.role else { return None };
-        let server = node.slot()?.server.borrow();
-        let domain = server.as_ref()?.domain(devices[index % self.shape.devices_per_server].fid)?;
+        let domain = node.domain(devices[index % self.shape.devices_per_server].fid)?;
         let flushed = domain.trace().into_iter().rev().find_map(|event| match event {
             TraceEvent::Flushed { sequence } => Some(sequence),
             _ => None,
@@ -866,9 +876,8 @@ impl World {
     /// Looks at a node before it goes: its domains, their traces, its figures.
     fn collect(&self, index: usize) -> Result<(), String> {
         let node = &self.nodes[index];
-        let Some(slot) = node.slot() else { return Ok(()) };
         let mut oracle = self.oracle.borrow_mut();
-        if let Some(rpc) = node.rpc() {
+        for rpc in node.rpcs() {
             let stats = rpc.stats();
             let counters = &mut oracle.sometimes;
             counters.add("a request was sent again", stats.requester.resends);
@@ -910,7 +919,8 @@ impl World {
             let durable = phases.iter().filter(|record| record.is(Phase::Durable));
             oracle.durable_requests.extend(durable.map(|record| record.request_id));
         }
-        if let Some(control) = slot.control.borrow().as_ref() {
+        let control = node.slot().map(|slot| slot.control.borrow());
+        if let Some(control) = control.as_ref().and_then(|control| control.as_ref()) {
             let events = control.events();
             for event in &events {
                 match (event.subject.is(base::FidType::Device), event.to.as_str()) {
@@ -930,12 +940,9 @@ impl World {
                 ));
             }
         }
-        let server = slot.server.borrow();
-        let (Role::Server { devices, .. }, Some(server)) = (&node.role, server.as_ref()) else {
-            return Ok(());
-        };
+        let Role::Server { devices, .. } = &node.role else { return Ok(()) };
         for device in devices {
-            let Some(domain) = server.domain(device.fid) else { continue };
+            let Some(domain) = node.domain(device.fid) else { continue };
             let info = domain.info();
             oracle.sometimes.add("recovery replayed the log", info.recovered_records);
             oracle.sometimes.add("recovery dropped a torn tail", u64::from(info.dropped_tail));
@@ -974,7 +981,8 @@ impl World {
         let mut arenas = Vec::new();
         for node in &mut self.nodes {
             let Some(life) = node.life.take() else { continue };
-            arenas.push((node.name.clone(), life.locality.handle().arena().clone()));
+            let of_seat = |seat: &Seat| (node.name.clone(), seat.locality.handle().arena().clone());
+            arenas.extend(life.seats.iter().map(of_seat));
             drop(life);
             node.endpoints.iter().for_each(|at| self.fabric.crash(*at));
             node.disks().into_iter().for_each(SimDisk::crash);
@@ -1035,10 +1043,8 @@ impl World {
             }
         }
         for node in &self.nodes {
-            let Some(slot) = node.slot() else { continue };
-            if let Some(server) = slot.server.borrow().as_ref()
-                && !server.is_serving()
-            {
+            let is_serving = |slot: &Slot| slot.server.borrow().as_ref().is_none_or(Server::is_serving);
+            if !node.slots().all(is_serving) {
                 reasons.push(format!("{} does not serve", node.name));
             }
         }
