@@ -7,13 +7,22 @@ use crate::sim_linear::Model;
 #[derive(Clone, Copy, Debug)]
 pub struct NamedLock;
 
+/// Epoch of a grant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Epoch {
+    /// Somebody was told.
+    Told(u64),
+    /// Nobody was told yet: later than this one.
+    After(u64),
+}
+
 /// One who holds a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Holder {
     /// Who.
     pub owner: u64,
-    /// Epoch of its ticket; `None`: it was granted, and nobody was told.
-    pub epoch: Option<u64>,
+    /// Epoch of its ticket.
+    pub epoch: Epoch,
     /// With others.
     pub is_shared: bool,
     /// It is being taken away.
@@ -97,8 +106,11 @@ impl LockState {
     }
 
     /// True if `holder`'s grant may be that of `epoch`.
-    fn is_grant(&self, holder: Holder, epoch: u64) -> bool {
-        holder.epoch.map_or(epoch > self.told, |known| known == epoch)
+    fn is_grant(holder: Holder, epoch: u64) -> bool {
+        match holder.epoch {
+            Epoch::Told(told) => told == epoch,
+            Epoch::After(earlier) => epoch > earlier,
+        }
     }
 
     fn fits(&self, owner: u64, is_shared: bool) -> bool {
@@ -109,7 +121,9 @@ impl LockState {
         let mut after = self.without(holder.owner);
         after.holders.push(holder);
         after.holders.sort_unstable();
-        after.told = after.told.max(holder.epoch.unwrap_or(0));
+        if let Epoch::Told(epoch) = holder.epoch {
+            after.told = after.told.max(epoch);
+        }
         after
     }
 
@@ -120,11 +134,12 @@ impl LockState {
     }
 
     fn take(&self, owner: u64, is_shared: bool, granted: Option<u64>) -> Option<LockState> {
-        let fresh = Holder { owner, epoch: granted, is_shared, is_breaking: false };
+        let epoch = granted.map_or(Epoch::After(self.told), Epoch::Told);
+        let fresh = Holder { owner, epoch, is_shared, is_breaking: false };
         match (self.find(owner).filter(|found| !found.is_breaking), granted) {
             // The same grant again.
             (Some(found), Some(epoch)) => {
-                (found.is_shared == is_shared && self.is_grant(found, epoch)).then(|| self.with(fresh))
+                (found.is_shared == is_shared && LockState::is_grant(found, epoch)).then(|| self.with(fresh))
             }
             (None, Some(epoch)) => {
                 (self.fits(owner, is_shared) && epoch > self.told).then(|| self.with(fresh))
@@ -153,7 +168,7 @@ impl Model for NamedLock {
 
     fn after(state: &LockState, did: &LockDid) -> Option<LockState> {
         let is_held = |owner, epoch| {
-            state.find(owner).is_some_and(|found| !found.is_breaking && state.is_grant(found, epoch))
+            state.find(owner).is_some_and(|found| !found.is_breaking && LockState::is_grant(found, epoch))
         };
         match *did {
             LockDid::Take { owner, is_shared, granted } => state.take(owner, is_shared, granted),
@@ -189,14 +204,14 @@ impl Model for NamedLock {
                 let is_same = |(holder, (owner, epoch, is_breaking)): (&Holder, &(u64, u64, bool))| {
                     holder.owner == *owner
                         && holder.is_breaking == *is_breaking
-                        && state.is_grant(*holder, *epoch)
+                        && LockState::is_grant(*holder, *epoch)
                 };
                 if listed.len() != state.holders.len() || !state.holders.iter().zip(listed).all(is_same) {
                     return None;
                 }
                 let mut after = state.clone();
                 for (holder, (_, epoch, _)) in after.holders.iter_mut().zip(listed) {
-                    holder.epoch = Some(*epoch);
+                    holder.epoch = Epoch::Told(*epoch);
                     after.told = after.told.max(*epoch);
                 }
                 Some(after)
@@ -310,6 +325,14 @@ mod tests {
             did(3, 4, share(2, 2)),
             did(5, 6, refused(3, &[1, 2])),
             did(7, 8, queued),
+        ]));
+        // Of two who share it, the first was not told before the second was.
+        assert!(is_right(&[
+            did(1, 2, share(1, 5)),
+            unknown(3, LockDid::Take { owner: 2, is_shared: true, granted: None }),
+            did(4, 5, share(3, 7)),
+            did(6, 7, release(3, 7, true)),
+            did(8, 9, LockDid::Listed(vec![(1, 5, false), (2, 6, false)])),
         ]));
         // Nobody heard of a grant, nor of a release: either way is right.
         let lost = || unknown(1, LockDid::Take { owner: 1, is_shared: false, granted: None });

@@ -19,7 +19,7 @@
 //! unreadable. With every device healthy its blocks are still old or new (unless the row was a hole before: then blocks that the write
 //! did not reach are absent, and are rebuilt from what it did reach), and everything outside of it is exact. A later
 //! write of a part of the torn row may spread rebuilt bytes ([`Torn::Spread`]); then the row's other blocks are unknown until the whole
-//! row is written or the object is put or deleted. Reads that needed the exception are counted.
+//! row is written or the object is put or deleted. So does a device that gets another disk: what was rebuilt on it stays. Reads that needed the exception are counted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -104,6 +104,15 @@ struct State {
     absent: bool,
 }
 
+impl State {
+    /// A device was filled with rebuilt bytes: those of torn rows may be anything, and stay so.
+    fn rebuild(&mut self) {
+        for content in self.present.values_mut().filter(|content| !content.torn.is_empty()) {
+            Rc::make_mut(content).torn.values_mut().for_each(|torn| *torn = Torn::Spread);
+        }
+    }
+}
+
 /// What an operation that changes an object does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -140,6 +149,13 @@ pub struct Pending {
     writer: u64,
     change: Change,
     before: State,
+}
+
+impl Pending {
+    /// As [`ObjectModel::rebuild`], for what the change began with.
+    pub fn rebuild(&mut self) {
+        self.before.rebuild();
+    }
 }
 
 /// Where a read began.
@@ -299,6 +315,13 @@ impl ObjectModel {
         // The object is there: it was written.
         state.absent = false;
         state
+    }
+
+    /// A device that may hold units of this object got another disk, and rebuilt bytes on it.
+    pub fn rebuild(&mut self) {
+        let mut state = self.now().clone();
+        state.rebuild();
+        self.states.push(state);
     }
 
     /// A read (or stat) begins now.
@@ -523,6 +546,27 @@ mod tests {
         for size in [0, 7] {
             assert!(model.check_size(model.ticket(), size).is_ok(), "empty on its way, or whole");
         }
+    }
+
+    #[test]
+    fn a_disk_that_is_filled_keeps_what_a_torn_row_gave() {
+        let mut model = ObjectModel::new(SHAPE);
+        put(&mut model, 1, 8 * BLOCK);
+        let pending = model.begin(2, Change::Write { start: 2, count: 1 });
+        model.end(pending, Ending::Unknown);
+        let garbage = vec![7; 4096];
+        let is_right = |model: &ObjectModel, block: u64, bytes: &[u8]| {
+            model.check_read(model.ticket(), block * BLOCK, BLOCK, bytes, false).is_ok()
+        };
+        assert!(!is_right(&model, 0, &garbage), "every device has what was written");
+        model.rebuild();
+        assert!(is_right(&model, 0, &garbage) && is_right(&model, 0, &bytes(1, 0, 4096)));
+        assert!(!is_right(&model, 1, &garbage), "of another row");
+        // Once the row is written as a whole it is as good as ever.
+        let pending = model.begin(3, Change::Write { start: 0, count: 8 });
+        model.end(pending, Ending::Done);
+        model.rebuild();
+        assert!(!is_right(&model, 0, &garbage) && is_right(&model, 0, &bytes(3, 0, 4096)));
     }
 
     #[test]

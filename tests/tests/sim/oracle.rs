@@ -52,6 +52,8 @@ pub struct Oracle {
     pub keys: Keys,
     running: BTreeMap<u64, Running>,
     next: u64,
+    /// Operations that were given their time.
+    turns: u64,
     unknown_changes: BTreeMap<ObjectId, u64>,
     /// Rebuilt bytes are possible: a device is out, damaged or doubtful.
     pub may_rebuild: bool,
@@ -81,6 +83,7 @@ impl Oracle {
             keys: Keys::default(),
             running: BTreeMap::new(),
             next: 1,
+            turns: 0,
             unknown_changes: BTreeMap::new(),
             may_rebuild: true,
             copied_at: Instant::ZERO,
@@ -105,6 +108,12 @@ impl Oracle {
     /// Operations begun so far.
     pub fn begun(&self) -> u64 {
         self.next - 1
+    }
+
+    /// When the next of `rate` operations in a second is to begin, from the first second on.
+    pub fn next_turn(&mut self, rate: u64) -> Instant {
+        self.turns += 1;
+        Instant::from_nanos(1_000_000_000 + self.turns * (1_000_000_000 / rate))
     }
 
     /// Operations ended so far, in whatever way.
@@ -203,6 +212,13 @@ impl Oracle {
                 self.finish(id, pending, Ending::Unknown);
             }
         }
+    }
+
+    /// A device got another disk, and rebuilt bytes on it.
+    pub fn rebuild(&mut self) {
+        self.objects.values_mut().for_each(ObjectModel::rebuild);
+        let changes = self.running.values_mut().filter_map(|running| running.change.as_mut());
+        changes.for_each(|(_, pending)| pending.rebuild());
     }
 
     /// True if a row of the object may be torn. Registers are only ever replaced as a whole.

@@ -408,7 +408,8 @@ fn finale(world: &mut World, random: &mut fastrand::Rng) -> Result<(), String> {
     rest::space_adds_up(world)?;
     rest::nothing_leaks(world, false)?;
     if world.seed.is_multiple_of(8) {
-        let until = world.now() + rpc::limits::SESSION_LIFETIME + START_MAX;
+        // They are looked for four times in a lifetime.
+        let until = world.now() + rpc::limits::SESSION_LIFETIME * 5 / 4 + START_MAX;
         world.run_until(until, |_| false)?;
         rest::nothing_leaks(world, true)?;
         world.oracle.borrow_mut().sometimes.reached("sessions of the dead came back");

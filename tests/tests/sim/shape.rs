@@ -14,7 +14,7 @@ pub struct Shape {
     pub data_units: u32,
     /// Clients: workers, and the longest pause of a worker in milliseconds.
     pub clients: &'static [(usize, u64)],
-    /// All workers together begin no more operations in a second of true time, and make up for what an outage held up.
+    /// All workers together begin so many operations in a second of true time, and make up for what an outage held up; `None`: each thinks for itself.
     pub rate_max: Option<u64>,
     /// Units of one block, and no more than two groups in an object.
     pub are_objects_small: bool,

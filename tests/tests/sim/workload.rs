@@ -54,7 +54,7 @@ pub struct Worker {
     pub stop: Rc<Cell<bool>>,
     /// Longest pause between two operations.
     pub think_max: Duration,
-    /// What all workers together may begin in a second of true time.
+    /// What all workers together begin in a second of true time, in turns; `None`: each thinks for itself.
     pub rate_max: Option<u64>,
     /// Objects of two groups at most.
     pub are_objects_small: bool,
@@ -64,14 +64,15 @@ impl Worker {
     pub async fn run(mut self) {
         while !self.stop.get() {
             let think = u64::try_from(self.think_max.as_nanos()).unwrap_or(u64::MAX);
-            self.locality.sleep(Duration::from_nanos(self.random.u64(0..=think))).await;
-            let begun = self.oracle.borrow().begun();
-            if self.stop.get() || begun >= self.operations_max {
+            let think = Duration::from_nanos(self.random.u64(0..=think));
+            let pause = match self.rate_max {
+                None => think,
+                // Its turn may be over by now: then it makes up for what somebody held up.
+                Some(rate) => self.oracle.borrow_mut().next_turn(rate).since(self.now()),
+            };
+            self.locality.sleep(pause).await;
+            if self.stop.get() || self.oracle.borrow().begun() >= self.operations_max {
                 break;
-            }
-            let is_early = |rate: u64| begun >= self.now().as_nanos() / (1_000_000_000 / rate);
-            if self.rate_max.is_some_and(is_early) {
-                continue;
             }
             self.one().await;
         }

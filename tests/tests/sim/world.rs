@@ -403,6 +403,7 @@ impl World {
             self.damaged.remove(&fid);
             let mut oracle = self.oracle.borrow_mut();
             oracle.damaged = self.damaged.len();
+            oracle.rebuild();
             oracle.sometimes.reached("a replaced device was whole again");
             changed = true;
         }
