@@ -53,6 +53,15 @@ fn is_shared(owner: u64, lock: u64) -> bool {
     lock + 1 == LOCKS && (owner >> 8).is_multiple_of(2)
 }
 
+/// An operation under way.
+struct Begun {
+    lock: u64,
+    /// In the history.
+    place: usize,
+    /// What its client had sent again by then.
+    resends: u64,
+}
+
 /// What was done to one key.
 struct History<D>(Vec<Event<D>>);
 
@@ -184,6 +193,11 @@ impl KeyWorker {
         self.running.set(self.running.get() - 1);
     }
 
+    /// Requests of this client that were sent again.
+    fn resends(&self) -> u64 {
+        self.client.rpc().stats().requester.resends
+    }
+
     /// One question to control. `None`: nobody knows what it did.
     async fn ask<F: Fop>(&self, what: String, fop: &F) -> Option<F::Reply> {
         let op = self.oracle.borrow_mut().begin_look(self.node, self.clock.now(), what);
@@ -204,20 +218,26 @@ impl KeyWorker {
     }
 
     /// Something begins that may change a lock; its place. It stays as it is here if nobody hears of its end: its client may die, too.
-    fn begin(&self, lock: u64, did: LockDid) -> usize {
+    fn begin(&self, lock: u64, did: LockDid) -> Begun {
+        let resends = self.resends();
         let keys = &mut self.oracle.borrow_mut().keys;
         let began = keys.moment();
         let History(events) = keys.lock(lock);
         events.push(Event { began, ended: None, did });
-        events.len() - 1
+        Begun { lock, place: events.len() - 1, resends }
     }
 
-    /// It ended like this.
-    fn end(&self, lock: u64, place: usize, did: LockDid) {
+    /// It ended like this. If anything was sent again meanwhile, control may have run it before, too, and restarted: what it tells is what came of
+    /// the last time.
+    fn end(&self, begun: Begun, did: LockDid) {
+        let is_doubtful = self.resends() != begun.resends;
         let keys = &mut self.oracle.borrow_mut().keys;
         let ended = Some(keys.moment());
-        let event = &mut keys.lock(lock).0[place];
-        *event = Event { began: event.began, ended, did };
+        let History(events) = keys.lock(begun.lock);
+        let event = &mut events[begun.place];
+        let known = Event { began: event.began, ended, did };
+        let unknown = std::mem::replace(event, known);
+        events.extend(is_doubtful.then_some(unknown));
     }
 
     /// Something that changes nothing began then and ends now.
@@ -242,20 +262,20 @@ impl KeyWorker {
             why: String::new(),
             wait_ms,
         };
-        let place = self.begin(lock, LockDid::Take { owner, is_shared, granted: None });
+        let begun = self.begin(lock, LockDid::Take { owner, is_shared, granted: None });
         match self.ask(format!("take of lock {lock}"), &take).await {
             None => {}
             Some(LockTakeReply::Granted { epoch, .. }) => {
                 self.held.insert(lock, epoch);
                 self.oracle.borrow_mut().keys.heard += 1;
-                self.end(lock, place, LockDid::Take { owner, is_shared, granted: Some(epoch) });
+                self.end(begun, LockDid::Take { owner, is_shared, granted: Some(epoch) });
             }
             Some(LockTakeReply::Busy { holders, ahead }) => {
                 let owners = holders.into_iter().map(|owner| u64::try_from(owner.0).unwrap_or(u64::MAX));
                 let holders: Vec<u64> = owners.collect();
                 self.seen.extend(holders.first().map(|first| (lock, *first)));
                 let is_queued = ahead > 0;
-                self.end(lock, place, LockDid::Refused { owner, is_shared, holders, is_queued });
+                self.end(begun, LockDid::Refused { owner, is_shared, holders, is_queued });
             }
         }
     }
@@ -263,12 +283,12 @@ impl KeyWorker {
     async fn release(&mut self, lock: u64, epoch: u64) {
         let owner = owner_of(self.node, lock);
         let release = LockRelease { lock: name_of(lock), owner: OwnerId(owner.into()), epoch };
-        let place = self.begin(lock, LockDid::Release { owner, epoch, released: None });
+        let begun = self.begin(lock, LockDid::Release { owner, epoch, released: None });
         let reply = self.ask(format!("release of lock {lock}"), &release).await;
         self.held.remove(&lock);
         if let Some(reply) = reply {
             self.oracle.borrow_mut().keys.heard += 1;
-            self.end(lock, place, LockDid::Release { owner, epoch, released: Some(reply.released) });
+            self.end(begun, LockDid::Release { owner, epoch, released: Some(reply.released) });
         }
     }
 
@@ -311,13 +331,13 @@ impl KeyWorker {
         match reply.map(|reply| reply.state) {
             None => {}
             Some(BreakState::NotHeld) => {
-                self.end(lock, begun, LockDid::NotHeld { owner });
-                self.end(lock, done, LockDid::NotHeld { owner });
+                self.end(begun, LockDid::NotHeld { owner });
+                self.end(done, LockDid::NotHeld { owner });
             }
             Some(state) => {
-                self.end(lock, begun, LockDid::BreakBegun { owner, is_known: true });
+                self.end(begun, LockDid::BreakBegun { owner, is_known: true });
                 if state == BreakState::Done {
-                    self.end(lock, done, LockDid::BreakDone { owner });
+                    self.end(done, LockDid::BreakDone { owner });
                 }
             }
         }

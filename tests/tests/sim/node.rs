@@ -91,8 +91,6 @@ impl Slot {
 pub struct Seat {
     pub slot: Rc<Slot>,
     pub locality: Locality,
-    /// Its last turn did something: the next one may find more.
-    is_busy: bool,
     /// What its last turn said, in its own time.
     next_deadline: Option<Instant>,
     /// The same in true time, as its clock runs now.
@@ -103,7 +101,6 @@ impl Seat {
     /// One turn at `now`, which `clock` shows in its own way.
     fn turn(&mut self, now: Instant, clock: DriftingClock) -> Turn {
         let turn = self.locality.turn(clock.shows(now));
-        self.is_busy = turn.progressed;
         self.next_deadline = turn.next_deadline;
         self.set_clock(clock);
         turn
@@ -244,7 +241,7 @@ impl Node {
             return self.held_until; // it looks again when it is let go, whatever came meanwhile
         }
         let of_seat = &life.seats[seat];
-        if of_seat.is_busy || of_seat.locality.is_woken() {
+        if of_seat.locality.is_woken() {
             return now;
         }
         self.arrivals_of(seat).iter().fold(of_seat.due, |due, arrivals| due.min(arrivals.next()))
@@ -351,7 +348,7 @@ impl Node {
                 start_client(&locality, &slot, self.endpoint, (*workers, *think_max, *read_verify), around);
             }
         }
-        Seat { slot, locality, is_busy: true, next_deadline: None, due: Instant::ZERO }
+        Seat { slot, locality, next_deadline: None, due: Instant::ZERO }
     }
 }
 
