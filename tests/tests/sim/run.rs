@@ -39,8 +39,8 @@ const FINALE_MAX: Duration = Duration::from_secs(400);
 /// Copies to new disks are waited for so long with clients at work.
 const COPIES_MAX: Duration = Duration::from_secs(20);
 /// Workers of each client meanwhile, and how often each of them writes at most.
-const WRITERS_BESIDE_COPIES: u64 = 2;
-const WRITES_BESIDE_COPIES: u32 = 60;
+const WRITERS_BESIDE_COPIES: u64 = 3;
+const WRITES_BESIDE_COPIES: u32 = 80;
 /// Longest pause of a client on keys while all is well.
 const KEYS_PAUSE_MAX: Duration = Duration::from_millis(60);
 /// How long clients work on the registers and keys once all is well.

@@ -717,8 +717,8 @@ impl World {
         let failed = found.filter(|found| found.state == DeviceState::Failed && self.lost.contains(&fid));
         if failed.is_some_and(|found| self.replacements.begin(fid, found.replaced)) {
             let disk = SimDisk::new(self.seed ^ fid.key, DEVICE_BLOCKS, spdk_stob::SimFaults::default());
-            if self.seed & 1 == fid.key & 1 {
-                // Half of the new disks are slow until they are whole: what is copied is under way for longer.
+            if (self.seed ^ fid.key) & 3 != 0 {
+                // Three new disks in four are slow until they are whole: what is copied is under way for longer.
                 disk.slow_down(SLOW_NEW_DISK);
             }
             self.device(index).disk = disk.clone();
