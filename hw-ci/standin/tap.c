@@ -68,6 +68,7 @@ uint32_t tamper(enum fault_kind kind, const struct iovec *parts, int count, uint
 		break;
 	}
 	is_over = true;
+	fprintf(stderr, "CLOVIS_STANDIN: %u bytes were tampered with\n", bytes);
 	copy(parts, count, flat, false);
 	free(flat);
 	return left;

@@ -34,7 +34,8 @@ fn edge(words: &str) {
 }
 
 fn backend(words: &str) {
-    all_pass("verbs-net", "verbs_net", &["verbs::", "verbs_secured::", "--test-threads=1"], 50, words, "");
+    let suites = ["verbs::", "verbs_secured::", "verbs_sealed::", "--test-threads=1"];
+    all_pass("verbs-net", "verbs_net", &suites, 102, words, "");
 }
 
 #[test]

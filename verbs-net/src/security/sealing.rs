@@ -420,6 +420,43 @@ mod tests {
         assert_eq!(opener.open_message(&mut [0; 32]), Err(Broken));
     }
 
+    /// What docs/security.md says of the cost: CPU time of this thread, the best of 40 rounds.
+    #[test]
+    #[ignore = "a measurement: cargo test --release -p verbs-net --lib -- --ignored --nocapture what_sealing_costs"]
+    fn what_sealing_costs() {
+        use std::time::Duration;
+        const ROUNDS: usize = 40;
+        for (bytes, times) in [(1 << 20, 16), (16 << 10, 1 << 10), (4 << 10, 1 << 12), (256, 1 << 14)] {
+            let (mut sealer, opener) = ends();
+            let plain = vec![7_u8; bytes];
+            let mut pieces = vec![plain.clone(); times];
+            let mut best = [Duration::MAX; 3];
+            for _ in 0..ROUNDS {
+                let mut at = runtime::process::thread_cpu_time();
+                let mut lap = |what: usize| {
+                    let now = runtime::process::thread_cpu_time();
+                    best[what] = best[what].min(now - at);
+                    at = now;
+                };
+                pieces.iter_mut().for_each(|piece| std::hint::black_box(piece).copy_from_slice(&plain));
+                lap(0);
+                let sealed = pieces.iter_mut().map(|piece| sealer.seal_bulk(&PLACE, piece).unwrap());
+                let seals: Vec<Seal> = sealed.collect();
+                lap(1);
+                for (piece, seal) in pieces.iter_mut().zip(&seals) {
+                    opener.open_bulk(&PLACE, seal, piece).unwrap();
+                }
+                lap(2);
+            }
+            assert!(pieces.iter().all(|piece| *piece == plain));
+            for (what, time) in ["copy", "seal", "open"].into_iter().zip(best) {
+                let each_ns = time.as_nanos() / times as u128;
+                let per_mib_us = time.as_secs_f64() * 1e6 / (times * bytes) as f64 * f64::from(1 << 20);
+                println!("{bytes:8} bytes: {what} {each_ns:8} ns each, {per_mib_us:7.1} us/MiB");
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn damage_is_always_found(
