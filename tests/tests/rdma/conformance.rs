@@ -30,7 +30,7 @@ fn all_pass(package: &str, target: &str, filter: &[&str], least: usize, words: &
 }
 
 fn edge(words: &str) {
-    all_pass("verbs-sys", "device", &["--test-threads=1"], 8, words, "");
+    all_pass("verbs-sys", "device", &["--test-threads=1"], 9, words, "");
 }
 
 fn backend(words: &str) {
