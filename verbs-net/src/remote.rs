@@ -332,7 +332,7 @@ mod tests {
     }
 
     fn seal(number: u64) -> Seal {
-        Seal { number, tag: std::array::from_fn(|index| 0xa0 + index as u8) }
+        Seal { number, tag: std::array::from_fn(|index| 0xa0 + u8::try_from(index).unwrap()) }
     }
 
     fn sealed(cookie: u64, segments: usize) -> RemoteExposure {

@@ -153,7 +153,7 @@ pub(crate) struct VerbsBackend {
     poller: Poller,
     events: Vec<PollEvent>,
     messages: MemoryWait,
-    /// For copies that are sealed; made with the first connection that needs them.
+    /// For copies that are sealed; made with the first of them.
     sealing: Option<MemoryWait>,
     /// Connections whose frames wait for such memory.
     starved: BTreeSet<ConnectionId>,

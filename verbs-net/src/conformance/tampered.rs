@@ -94,7 +94,7 @@ fn a_pull_of_before_once_more() {
     let world = World::new(Kind::VerbsSealed);
     let (mut client, mut server, peer) = connected(&world);
     let part = client.pattern(BYTES, 1);
-    let sources = [0, 1].map(|_| client.tm.expose_source(&[part.clone()]));
+    let sources = [0, 1].map(|_| client.tm.expose_source(std::slice::from_ref(&part)));
     announce(&world, &mut client, &mut server, &[&sources[0], &sources[1]]);
     let first = pull(&world, &mut client, &mut server, peer, &sources[0]);
     assert_pattern(&server.done(first).unwrap().unwrap()[0], BYTES, 1);

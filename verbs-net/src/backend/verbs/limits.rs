@@ -39,7 +39,7 @@ pub(super) const DOUBT_MS: u64 = 1000;
 /// A connection that ends waits this long for its last word to be acknowledged.
 pub(super) const LINGER_MS: u64 = 500;
 
-/// Memory for copies that are sealed, of a machine that has a sealed connection: what 64 requests expose or push at once. Mapped when touched,
+/// Memory for copies that are sealed, of a machine that seals bulk: what 64 requests expose or push at once. Mapped when touched,
 /// pinned in pieces of 32 MiB.
 pub(super) const SEALING_BYTES: u64 = 64 << 20;
 

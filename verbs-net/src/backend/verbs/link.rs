@@ -518,12 +518,7 @@ impl VerbsBackend {
             if peer.is_sealed {
                 let guard = self.links.get(&id).and_then(|link| link.guard.as_ref())?;
                 match guard.sealing() {
-                    Ok(sealing) => {
-                        if let Err(error) = self.start_sealing(protocol, id, sealing) {
-                            protocol.handle_closed(now, id, error);
-                            return None;
-                        }
-                    }
+                    Ok(sealing) => self.start_sealing(protocol, id, sealing),
                     Err(fault) => {
                         protocol.handle_fault(now, id, fault.reason);
                         return None;

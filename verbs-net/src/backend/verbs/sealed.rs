@@ -53,20 +53,8 @@ pub(super) struct Room {
 pub(super) type SealedPart = (SharedBuffer, Seal);
 
 impl VerbsBackend {
-    /// Both ends have agreed on it. Errors: no memory for the copies.
-    pub(super) fn start_sealing(
-        &mut self,
-        protocol: &mut Protocol,
-        id: ConnectionId,
-        sealing: Sealing,
-    ) -> Result<(), NetError> {
-        let failed = |kind| NetError::Local(LocalError::Socket { kind });
-        if self.sealing.is_none() {
-            let arena = Arena::new(ArenaConfig { capacity_bytes: SEALING_BYTES });
-            let arena = arena.map_err(|error| failed(error.kind()))?;
-            self.nic.register(&arena).map_err(|error| failed(error.kind()))?;
-            self.sealing = Some(MemoryWait::new(arena, self.recipe.locality.unparker()));
-        }
+    /// Both ends have agreed on it.
+    pub(super) fn start_sealing(&mut self, protocol: &mut Protocol, id: ConnectionId, sealing: Sealing) {
         let Sealing { sealer, opener } = sealing;
         let opener = Rc::new(opener);
         if let Some(link) = self.links.get_mut(&id) {
@@ -76,7 +64,21 @@ impl VerbsBackend {
         if let Some(connection) = protocol.connection(id) {
             connection.opener = Some(opener);
         }
-        Ok(())
+    }
+
+    /// The memory for copies, made when the first one is: who only says a little needs none.
+    fn sealing_memory(&mut self) -> Result<&mut MemoryWait, NetError> {
+        let failed = |kind| NetError::Local(LocalError::Socket { kind });
+        let memory = match self.sealing.take() {
+            Some(memory) => memory,
+            None => {
+                let arena = Arena::new(ArenaConfig { capacity_bytes: SEALING_BYTES });
+                let arena = arena.map_err(|error| failed(error.kind()))?;
+                self.nic.register(&arena).map_err(|error| failed(error.kind()))?;
+                MemoryWait::new(arena, self.recipe.locality.unparker())
+            }
+        };
+        Ok(self.sealing.insert(memory))
     }
 
     /// Frames that waited for memory go on.
@@ -88,7 +90,7 @@ impl VerbsBackend {
         }
     }
 
-    /// The memory that a frame needs to be sealed; `None`: it has to wait. A request that exposes more than half of it gets none for that: its
+    /// The memory that a frame needs to be sealed; `None`: it has to wait, or the connection has ended as there is no memory at all. A request that exposes more than half of it gets none for that: its
     /// source stays unbound, and its server says so.
     pub(super) fn room_for(
         &mut self,
@@ -96,37 +98,51 @@ impl VerbsBackend {
         id: ConnectionId,
         outgoing: &Outgoing,
     ) -> Option<Room> {
-        let mut room = Room::default();
-        if self.links.get(&id).is_none_or(|link| link.seal.is_none()) {
-            return Some(room);
+        let (mut parts, mut send_bytes, mut long_bytes) = (SmallVec::<[usize; 4]>::new(), 0, 0);
+        if !self.seals(id) {
+            return Some(Room::default());
         }
-        let Some(memory) = &mut self.sealing else { return Some(room) };
-        let (mut parts, mut extension_bytes) = (SmallVec::<[usize; 4]>::new(), 0);
-        match (&outgoing.body, &outgoing.payload) {
-            (FrameBody::PushData { .. }, Payload::Bytes(part)) => parts.push(part.len()),
-            _ => {
-                for cookie in &outgoing.exposes {
-                    let Some(view) = protocol.exposure_view(*cookie) else { continue };
-                    let is_source = view.access == RemoteAccess::Read;
-                    let each = SEGMENT_BYTES + if is_source { SEAL_BYTES } else { 0 };
-                    extension_bytes += EXPOSURE_HEAD_BYTES + each * view.parts.len();
-                    if is_source && !self.bindings.knows(id, *cookie) {
-                        parts.extend(view.parts.iter().map(ExposedPart::len));
-                    }
+        if let (FrameBody::PushData { .. }, Payload::Bytes(part)) = (&outgoing.body, &outgoing.payload) {
+            parts.push(part.len());
+        } else {
+            let mut extension_bytes = 0;
+            for cookie in &outgoing.exposes {
+                let Some(view) = protocol.exposure_view(*cookie) else { continue };
+                let is_source = view.access == RemoteAccess::Read;
+                let each = SEGMENT_BYTES + if is_source { SEAL_BYTES } else { 0 };
+                extension_bytes += EXPOSURE_HEAD_BYTES + each * view.parts.len();
+                if is_source && !self.bindings.knows(id, *cookie) {
+                    parts.extend(view.parts.iter().map(ExposedPart::len));
                 }
-                let message_bytes = extension_bytes + outgoing.payload.len();
-                let mut send_bytes = HEADER_BYTES + message_bytes + TAG_BYTES;
-                if is_long(&outgoing.body, message_bytes + TAG_BYTES) {
-                    room.long = Some(memory.alloc(outgoing.payload.len())?);
-                    send_bytes = HEADER_BYTES + extension_bytes + OFFER_BYTES + SEAL_BYTES + TAG_BYTES;
-                }
-                if send_bytes > HEAD_BYTES_MAX {
-                    room.send = Some(memory.alloc(send_bytes)?);
-                }
+            }
+            let message_bytes = extension_bytes + outgoing.payload.len();
+            send_bytes = HEADER_BYTES + message_bytes + TAG_BYTES;
+            if is_long(&outgoing.body, message_bytes + TAG_BYTES) {
+                long_bytes = outgoing.payload.len();
+                send_bytes = HEADER_BYTES + extension_bytes + OFFER_BYTES + SEAL_BYTES + TAG_BYTES;
             }
         }
         if parts.iter().map(|bytes| wide(*bytes)).sum::<u64>() > SEALING_BYTES / 2 {
-            return Some(room);
+            parts.clear();
+        }
+        let send_bytes = if send_bytes > HEAD_BYTES_MAX { send_bytes } else { 0 };
+        if parts.is_empty() && send_bytes + long_bytes == 0 {
+            return Some(Room::default());
+        }
+        let memory = match self.sealing_memory() {
+            Ok(memory) => memory,
+            Err(error) => {
+                let now = protocol.seen_now;
+                protocol.handle_closed(now, id, error);
+                return None;
+            }
+        };
+        let mut room = Room::default();
+        if long_bytes > 0 {
+            room.long = Some(memory.alloc(long_bytes)?);
+        }
+        if send_bytes > 0 {
+            room.send = Some(memory.alloc(send_bytes)?);
         }
         for bytes in parts {
             room.parts.push_back(memory.alloc(bytes)?);
