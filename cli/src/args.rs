@@ -217,7 +217,7 @@ pub struct ClusterShapeArgs {
     /// How its members prove that they are [default: shared]
     #[arg(long, value_name = "HOW", value_enum)]
     pub security: Option<SecurityArg>,
-    /// Encrypt everything between its processes, not the hello of each connection only (with certificates, over tcp)
+    /// Encrypt everything between its processes, not the hello of each connection only (with certificates, over tcp and verbs)
     #[arg(long)]
     pub encrypt: bool,
 }

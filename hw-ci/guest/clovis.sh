@@ -15,11 +15,11 @@ copied() {
 list_networks() { clovis net list --json >"$RESULTS/net-list.$PHASE.$MACHINE.json" 2>&1 || true; }
 
 # conformance NAME SECONDS [FILTER...]: the suite of verbs-net's backends over the device of $CLOVIS_RDMA_ADDRESS, with a shared secret and with
-# certificates. No device is a failure.
+# certificates, in the clear and encrypted. No device is a failure.
 conformance() {
     local name=$1 seconds=$2
     shift 2
-    [ $# -gt 0 ] || set -- verbs:: verbs_secured::
+    [ $# -gt 0 ] || set -- verbs:: verbs_secured:: verbs_sealed::
     copied verbs-net.lib
     CLOVIS_REQUIRE_RDMA=1 rust_tests "$name" "$seconds" verbs-net.lib "$@"
 }

@@ -1,5 +1,5 @@
 # what: the conformance suite and selftests without memory windows, shared receive queue, extended verbs, inline data
-# minutes: 30
+# minutes: 45
 # needs: rxe clovis
 #
 # One device plays all of them: CLOVIS_RDMA_WITHOUT hides what it has.
@@ -16,7 +16,7 @@ phase_run() {
     for mask in windows srq extended,inline windows,srq,extended,inline; do
         export CLOVIS_RDMA_WITHOUT=$mask
         name=${mask//,/-}
-        conformance "without $mask" 300
+        conformance "without $mask" 600
         selftest_server "$ADDRESS@o2ib" || continue
         steady "write-without-$name" write "$ADDRESS" --bulk-size 64K --count 60 --verify full
         steady "read-without-$name" read "$ADDRESS" --bulk-size 64K --count 60 --verify full

@@ -1,5 +1,5 @@
 # what: the verbs backend on soft-RoCE: devices, perftest, conformance, selftest beside perftest
-# minutes: 20
+# minutes: 25
 # needs: rxe clovis
 # must: debian-12
 #
@@ -19,7 +19,7 @@ phase_run() {
     export CLOVIS_REQUIRE_RDMA=1 CLOVIS_RDMA_ADDRESS=$ADDRESS
     copied verbs-sys.device
     rust_tests 'verbs edge' 180 verbs-sys.device
-    conformance 'conformance' 300
+    conformance 'conformance' 600
     copied clovis
     list_networks
     selftest_server "$ADDRESS@o2ib" || return

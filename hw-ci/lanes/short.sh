@@ -1,5 +1,5 @@
 # what: what CI runs, in one boot: the conformance suite over soft-RoCE, selftests with their counts, a whole cluster with a killed server
-# minutes: 13
+# minutes: 18
 # needs: rxe clovis
 # must: debian-12
 # short: yes
@@ -12,7 +12,7 @@ readonly DEVICE=rxe0 ADDRESS=10.9.0.1
 phase_run() {
     check 'a soft-RoCE device comes up' 60 soft_roce "$DEVICE" dummy0 "$ADDRESS/24" || return
     export CLOVIS_RDMA_ADDRESS=$ADDRESS
-    conformance 'conformance' 300
+    conformance 'conformance' 600
     copied clovis
     list_networks
     selftest_server "$ADDRESS@o2ib" || return

@@ -59,6 +59,26 @@ static void read_fault(const char *text, const char *word)
 		refuse(word);
 }
 
+static void read_tamper(const char *text, const char *word)
+{
+	static const char *const kinds[] = { "none", "send", "read", "write" };
+	static const char *const ways[] = { "flip", "cut", "splice" };
+	char kind[16], how[16];
+	if (sscanf(text, "%15[a-z]:%15[a-z]:%u", kind, how, &config.tamper_bytes) != 3)
+		refuse(word);
+	bool is_known = false;
+	for (int index = FAULT_SEND; index <= FAULT_WRITE; index++)
+		if (strcmp(kind, kinds[index]) == 0)
+			config.tamper_kind = (enum fault_kind)index;
+	for (int index = TAMPER_FLIP; index <= TAMPER_SPLICE; index++)
+		if (strcmp(how, ways[index]) == 0) {
+			config.tamper = (enum tamper_how)index;
+			is_known = true;
+		}
+	if (config.tamper_kind == FAULT_NONE || !is_known)
+		refuse(word);
+}
+
 static void read_word(char *word)
 {
 	char *value = strchr(word, '=');
@@ -88,6 +108,12 @@ static void read_word(char *word)
 		read_addresses(value + 1, word);
 	else if (strncmp(word, "fault=", 6) == 0)
 		read_fault(value + 1, word);
+	else if (strncmp(word, "tamper=", 7) == 0)
+		read_tamper(value + 1, word);
+	else if (strncmp(word, "tap=", 4) == 0) {
+		if (snprintf(config.tap, sizeof(config.tap), "%s", value + 1) >= (int)sizeof(config.tap))
+			refuse(word);
+	}
 	else
 		refuse(word);
 }

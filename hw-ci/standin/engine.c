@@ -426,6 +426,7 @@ static void pipe_write(struct pipe *pipe)
 			break;
 		if (sent < 0)
 			return link_break(link);
+		tap_take(parts, count, (uint64_t)sent);
 		piece->sent += (uint64_t)sent;
 		if (piece->sent == piece->whole)
 			piece_free(piece);
@@ -503,6 +504,8 @@ static void request_end(struct pipe *pipe)
 	struct frame *head = &pipe->head;
 	if (head->status || pipe->is_draining || !qp)
 		return answer_refused(link, head->number, head->status ? (enum ibv_wc_status)head->status : IBV_WC_RETRY_EXC_ERR);
+	if (head->kind != READ)
+		head->bytes = tamper(head->kind == SEND ? FAULT_SEND : FAULT_WRITE, pipe->into, pipe->into_count, head->bytes);
 	if (head->kind == READ) {
 		struct piece *piece = piece_new(*head);
 		piece->head.kind = DATA;
@@ -567,6 +570,8 @@ static void answer_end(struct pipe *pipe)
 			return;
 		if (head->kind == REFUSED && head->status == IBV_WC_RETRY_EXC_ERR)
 			return link_lose(link);
+		if (head->kind == DATA)
+			tamper(FAULT_READ, pipe->into, pipe->into_count, head->bytes);
 		op_end(op, head->kind == REFUSED ? (enum ibv_wc_status)head->status : IBV_WC_SUCCESS);
 		qp_complete_heads(link->qp);
 		return;

@@ -43,6 +43,8 @@ enum {
 
 enum fault_kind { FAULT_NONE, FAULT_SEND, FAULT_READ, FAULT_WRITE, FAULT_BIND, FAULT_INVALIDATE, FAULT_RECEIVE };
 
+enum tamper_how { TAMPER_FLIP, TAMPER_CUT, TAMPER_SPLICE };
+
 struct config {
 	int device_count;
 	uint32_t addresses[DEVICES_MAX]; /* network order */
@@ -53,11 +55,23 @@ struct config {
 	enum fault_kind fault;
 	int fault_status;
 	uint64_t fault_at; /* which operation of that kind */
+	char tap[256];
+	enum fault_kind tamper_kind;
+	enum tamper_how tamper;
+	uint32_t tamper_bytes;
 };
 
 extern struct config config;
 /* True if this operation is the one that has to fail. */
 bool is_faulty(enum fault_kind kind);
+
+/* ---- tap.c */
+
+struct iovec;
+/* Writes down what has left, where somebody listens. */
+void tap_take(const struct iovec *parts, int count, uint64_t bytes);
+/* Changes what has arrived, if it is what somebody waits for. Answers how long it is now. */
+uint32_t tamper(enum fault_kind kind, const struct iovec *parts, int count, uint32_t bytes);
 
 /* ---- lists and signs */
 

@@ -259,7 +259,7 @@ struct TransferRecord {
 
 #[derive(Default)]
 struct RetractionRecord {
-    parts: Option<Vec<SharedBuffer>>,
+    parts: Option<Result<Vec<SharedBuffer>, NetError>>,
     waker: Option<Waker>,
 }
 
@@ -619,8 +619,15 @@ impl RpcMachine {
         item[header.sink_range()].copy_from_slice(&exposed.sink_bytes);
 
         let exposes = exposed.cookies();
+        let since = self.0.locality.now();
         let (header, bytes) = self.submit(to, F::NAME, F::REPEAT, header, item, exposes, options).await?;
-        let mut sink = exposed.take_back().await;
+        // Of a push that was changed on its way nothing is left.
+        let mut sink = exposed.take_back().await.map_err(|error| CallError::Net {
+            peer: to,
+            operation: F::NAME,
+            age: self.0.locality.now() - since,
+            error,
+        })?;
         self.see_config_version(header.config_version);
         let body = &bytes[header.body_range()];
         let wrong = |reason: String| CallError::BadReply { peer: to, operation: F::NAME, reason };
@@ -1914,14 +1921,15 @@ impl Exposed {
     }
 
     /// Ends the exposure of an answered call; the sink's content, once no hardware can touch it.
-    async fn take_back(mut self) -> Vec<SharedBuffer> {
+    async fn take_back(mut self) -> Result<Vec<SharedBuffer>, NetError> {
         if let Some(source) = self.source.take() {
             let _ = self.retract(source, Retract::Answered); // pending or not: nobody waits for a source
         }
-        let Some(sink) = self.sink.take() else { return Vec::new() };
+        let Some(sink) = self.sink.take() else { return Ok(Vec::new()) };
         match self.retract(sink, Retract::Answered) {
-            Retraction::Done(parts) => parts,
-            Retraction::Unknown => Vec::new(),
+            Retraction::Done(parts) => Ok(parts),
+            Retraction::Broken(error) => Err(error),
+            Retraction::Unknown => Ok(Vec::new()),
             Retraction::Pending => {
                 self.machine.0.retractions.borrow_mut().insert(sink, RetractionRecord::default());
                 RetractionWait { machine: self.machine.clone(), cookie: sink }.await
@@ -1951,7 +1959,7 @@ struct RetractionWait {
 }
 
 impl Future for RetractionWait {
-    type Output = Vec<SharedBuffer>;
+    type Output = Result<Vec<SharedBuffer>, NetError>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let mut retractions = self.machine.0.retractions.borrow_mut();

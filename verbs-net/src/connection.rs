@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use crate::hello::HELLO_BYTES;
 use crate::limits::{CREDIT_RESERVE, CREDIT_WINDOW, EXPOSES_MAX, NetTimes, ms};
 use crate::machine::{Lane, TransferId};
 use crate::remote::RemoteTable;
-use crate::security::Identity;
+use crate::security::{Identity, Opener};
 
 /// Names one connection of one machine; a closed one's name is not reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,6 +38,8 @@ pub(crate) enum Payload {
     None,
     Hello(Box<[u8; HELLO_BYTES]>),
     Bytes(SharedBuffer),
+    /// A few bytes that no arena holds: seals.
+    Small(Box<[u8]>),
     /// A message behind its remote segments, where the two need not lie in one buffer.
     Extended {
         extension: Box<[u8]>,
@@ -50,6 +53,7 @@ impl Payload {
             Payload::None => &[],
             Payload::Hello(bytes) => &bytes[..],
             Payload::Bytes(bytes) => bytes,
+            Payload::Small(bytes) => bytes,
             // Only backends with remote access make these, and they send both parts.
             Payload::Extended { message, .. } => message,
         }
@@ -183,6 +187,9 @@ pub(crate) struct Connection {
     /// What the peer has exposed to our hardware over this connection.
     pub(crate) remote: RemoteTable,
 
+    /// Opens what the peer has sealed, where everything is encrypted and hardware moves the bulk.
+    pub(crate) opener: Option<Rc<Opener>>,
+
     /// Since when the peer, owing us something, has been silent.
     quiet_since: Instant,
     pinged_at: Option<Instant>,
@@ -235,6 +242,7 @@ impl Connection {
             pulls: 0,
             pushed_bytes: BTreeMap::new(),
             remote: RemoteTable::default(),
+            opener: None,
             quiet_since: now,
             pinged_at: None,
             is_confirmed: false,

@@ -6,6 +6,7 @@ use std::net::SocketAddrV4;
 use base::{Blame, Blamed, Endpoint, NetKind};
 
 use crate::frame::FrameKind;
+use crate::security::SealedOperation;
 
 /// What to do instead of RDMA, said wherever an o2ib endpoint meets a build or host without it.
 pub(crate) const NO_RDMA_ADVICE: &str = "this build of clovis has no RDMA transport; use a tcp endpoint on the same address (ADDRESS@tcp:PID:PORTAL:TMID)";
@@ -76,14 +77,6 @@ pub enum StartError {
         "{endpoint}: certificates are shown over tcp and o2ib: write `security = \"shared\"` in the cluster file"
     )]
     NoCertificates {
-        /// The endpoint.
-        endpoint: Endpoint,
-    },
-    /// Hardware moves the bulk, and does not seal it.
-    #[error(
-        "{endpoint}: what RDMA moves is not encrypted: take `encrypt` out of the cluster file, or use the transport tcp"
-    )]
-    NoEncryption {
         /// The endpoint.
         endpoint: Endpoint,
     },
@@ -245,6 +238,12 @@ pub enum RefuseReason {
     /// The endpoint belongs to another holder of a credential.
     #[error("the endpoint is in use by the holder of another credential")]
     NotYours = 16,
+    /// One side insists on encryption and the other cannot.
+    #[error(
+        "one side encrypts everything and the other cannot: bring the older one to this version, or take `encrypt` out of the cluster \
+         file"
+    )]
+    NoEncryption = 17,
 }
 
 impl RefuseReason {
@@ -287,6 +286,7 @@ impl TryFrom<u32> for RefuseReason {
             R::NotDaemon,
             R::Handshake,
             R::NotYours,
+            R::NoEncryption,
         ]
         .into_iter()
         .find(|reason| *reason as u32 == code)
@@ -452,6 +452,18 @@ pub enum PeerMisbehaved {
         /// Its number.
         sequence: u32,
     },
+    /// What came is not what the peer sealed, where everything is encrypted.
+    #[error(
+        "{operation} {name:#x}, segment {segment_index}: the seal is broken: changed, cut short, replayed or moved on the way"
+    )]
+    BrokenSeal {
+        /// What it was to be.
+        operation: SealedOperation,
+        /// The exposure; of a message its number, if it has one.
+        name: u64,
+        /// The segment of the exposure.
+        segment_index: u8,
+    },
     /// An unknown code in a Reject or Nak.
     #[error("unknown reason code {code} in a {kind:?} frame")]
     UnknownReason {
@@ -503,6 +515,15 @@ pub enum LocalError {
         /// The limit (`NetTimes::abandoned_ms_max`).
         after_ms: u64,
     },
+    /// Memory that is to be opened is not ours alone.
+    #[error("segment {segment_index} of a sealed push is still held by somebody else: it cannot be opened")]
+    StillShared {
+        /// The segment.
+        segment_index: u8,
+    },
+    /// A connection has sealed all that its keys may.
+    #[error("the keys of the connection are used up: another connection has others")]
+    KeysUsedUp,
     /// No memory came free before the deadline.
     #[error("no buffer came free before the deadline: the arena is too small for the load")]
     NoMemory,
@@ -661,7 +682,8 @@ mod tests {
         assert_eq!(RefuseReason::try_from(2), Ok(RefuseReason::Token));
         assert_eq!(RefuseReason::try_from(8), Ok(RefuseReason::NotListening));
         assert_eq!(RefuseReason::try_from(16), Ok(RefuseReason::NotYours));
-        assert_eq!(RefuseReason::try_from(17), Err(17));
+        assert_eq!(RefuseReason::try_from(17), Ok(RefuseReason::NoEncryption));
+        assert_eq!(RefuseReason::try_from(18), Err(18));
         assert_eq!(NakReason::try_from(1), Ok(NakReason::NotExposed));
         assert_eq!(NakReason::try_from(0), Err(0));
     }

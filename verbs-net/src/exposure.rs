@@ -2,12 +2,14 @@
 //!
 //! The table owns the buffers; a connection that receives into one borrows it for a single read and looks it up again
 //! for the next. Where hardware moves the bytes, a backend binds the exposure for a connection ([`ExposureTable::bind`]), and
-//! an exposure that ends keeps its memory until the last binding is gone ([`Retraction::Pending`]).
+//! an exposure that ends keeps its memory until the last binding is gone ([`Retraction::Pending`]). A sink that was pushed to over a sealed
+//! connection is opened then, in its place, because only then nothing else writes to it; what does not open is never handed on.
 //!
 //! **Invariant**: a cookie names one exposure for ever (slot and generation); a retracted one is never found again by frames.
 //! **Invariant**: memory is given back only while nothing is bound.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use base::Instant;
 use runtime::{Buffer, SharedBuffer};
@@ -15,9 +17,10 @@ use smallvec::SmallVec;
 
 use crate::connection::ConnectionId;
 use crate::descriptor::{BulkCookie, BulkDescriptor};
-use crate::error::NakReason;
+use crate::error::{LocalError, NakReason, NetError, PeerMisbehaved};
 use crate::limits::EXPOSURES_MAX;
-use crate::remote::RemoteAccess;
+use crate::remote::{PushSeal, RemoteAccess};
+use crate::security::{Opener, Place, Seal, SealedOperation};
 
 /// Why an exposure ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,8 @@ pub enum Retraction {
     Done(Vec<SharedBuffer>),
     /// Hardware may still touch it: [`crate::Event::Retracted`] brings it.
     Pending,
+    /// What was pushed over a sealed connection is not what the peer sealed: the memory holds nothing.
+    Broken(NetError),
     /// No such exposure, or ended before.
     Unknown,
 }
@@ -46,7 +51,7 @@ impl Retraction {
     pub fn done(self) -> Option<Vec<SharedBuffer>> {
         match self {
             Retraction::Done(parts) => Some(parts),
-            Retraction::Pending | Retraction::Unknown => None,
+            Retraction::Pending | Retraction::Broken(_) | Retraction::Unknown => None,
         }
     }
 }
@@ -70,6 +75,16 @@ struct Binding {
 pub(crate) enum ExposedPart<'a> {
     Source(&'a SharedBuffer),
     Sink(&'a Buffer),
+}
+
+impl ExposedPart<'_> {
+    /// Bytes of it.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            ExposedPart::Source(part) => part.len(),
+            ExposedPart::Sink(part) => part.len(),
+        }
+    }
 }
 
 /// An exposure, to be bound.
@@ -101,7 +116,30 @@ struct Slot {
     bindings: SmallVec<[Binding; 1]>,
     /// Retracted, and only waiting for its bindings to go.
     is_retiring: bool,
+    /// What opens the segments of a sink that were pushed over sealed connections; in the order of segments.
+    seals: Vec<SegmentSeal>,
+    /// The pushes count: they are opened when the memory comes back.
+    is_to_open: bool,
 }
+
+/// What opens one segment, and over which connection it came.
+struct SegmentSeal {
+    segment_index: u8,
+    seal: Seal,
+    opener: Rc<Opener>,
+    connection: ConnectionId,
+}
+
+/// A sink that comes back without what was pushed into it.
+#[derive(Debug)]
+pub(crate) struct BrokenSink {
+    pub(crate) error: NetError,
+    /// Whose peer sealed it, if it is to blame.
+    pub(crate) connection: Option<ConnectionId>,
+}
+
+/// Memory that comes back.
+pub(crate) type Returned = Result<Vec<SharedBuffer>, BrokenSink>;
 
 /// All exposures of one machine.
 #[derive(Default)]
@@ -213,6 +251,24 @@ impl ExposureTable {
         }
     }
 
+    /// Notes what opens segments of a sink. Of several for one segment the last counts.
+    pub(crate) fn note_seals(
+        &mut self,
+        cookie: BulkCookie,
+        connection: ConnectionId,
+        opener: &Rc<Opener>,
+        seals: &[PushSeal],
+    ) {
+        let Some(entry) = self.slot_mut(cookie) else { return };
+        for PushSeal { segment_index, seal } in seals.iter().copied() {
+            let noted = SegmentSeal { segment_index, seal, opener: Rc::clone(opener), connection };
+            match entry.seals.binary_search_by_key(&segment_index, |found| found.segment_index) {
+                Ok(place) => entry.seals[place] = noted,
+                Err(place) => entry.seals.insert(place, noted),
+            }
+        }
+    }
+
     // ---- hardware access
 
     /// What a backend binds before it posts a message that exposes this; `None`: it has ended meanwhile.
@@ -252,23 +308,19 @@ impl ExposureTable {
     }
 
     /// Hardware of that connection cannot touch it any more. The memory, if it was only waiting for that.
-    pub(crate) fn unbind(
-        &mut self,
-        cookie: BulkCookie,
-        connection: ConnectionId,
-    ) -> Option<Vec<SharedBuffer>> {
+    pub(crate) fn unbind(&mut self, cookie: BulkCookie, connection: ConnectionId) -> Option<Returned> {
         let entry = self.any_slot_mut(cookie)?;
         entry.bindings.retain(|binding| binding.connection != connection);
         self.take_if_over(cookie)
     }
 
-    fn take_if_over(&mut self, cookie: BulkCookie) -> Option<Vec<SharedBuffer>> {
+    fn take_if_over(&mut self, cookie: BulkCookie) -> Option<Returned> {
         let entry = self.any_slot_mut(cookie)?;
         (entry.is_retiring && entry.bindings.is_empty()).then(|| self.take(cookie)).flatten()
     }
 
     /// The queue pair of that connection is destroyed: exposures that waited for it, with their memory.
-    pub(crate) fn unbind_all(&mut self, connection: ConnectionId) -> Vec<(BulkCookie, Vec<SharedBuffer>)> {
+    pub(crate) fn unbind_all(&mut self, connection: ConnectionId) -> Vec<(BulkCookie, Returned)> {
         for entry in &mut self.slots {
             entry.bindings.retain(|binding| binding.connection != connection);
         }
@@ -284,23 +336,28 @@ impl ExposureTable {
         cookie: BulkCookie,
         how: Retract,
         deadline: Instant,
-        is_current: impl FnMut(ConnectionId) -> bool,
+        mut is_current: impl FnMut(ConnectionId) -> bool,
         revoke: &mut Vec<ConnectionId>,
-    ) -> Retraction {
-        let Some(entry) = self.slot_mut(cookie) else { return Retraction::Unknown };
+    ) -> Result<Retraction, BrokenSink> {
+        let Some(entry) = self.slot_mut(cookie) else { return Ok(Retraction::Unknown) };
         entry.is_retiring = true;
-        let windows = entry.bindings.iter().filter(|binding| binding.scope == BindingScope::Window);
-        revoke.extend(windows.map(|binding| binding.connection));
-        if how == Retract::Answered {
+        entry.is_to_open = how == Retract::Answered && !entry.seals.is_empty();
+        // What is to be opened has to be ours alone, so the device lets go of it first, also where the key lives on.
+        let is_to_open = entry.is_to_open;
+        let ended = entry.bindings.iter().filter(|binding| {
+            binding.scope == BindingScope::Window || is_to_open && is_current(binding.connection)
+        });
+        revoke.extend(ended.map(|binding| binding.connection));
+        if how == Retract::Answered && !is_to_open {
             self.settle(cookie, is_current);
         }
-        match self.take_if_over(cookie) {
+        Ok(match self.take_if_over(cookie).transpose()? {
             Some(parts) => Retraction::Done(parts),
             None => {
                 self.retiring.insert(cookie.0, deadline);
                 Retraction::Pending
             }
-        }
+        })
     }
 
     /// The peer has answered after all, over a current connection: it is done with what its pool keys open there.
@@ -316,7 +373,7 @@ impl ExposureTable {
         &mut self,
         cookie: BulkCookie,
         is_current: impl FnMut(ConnectionId) -> bool,
-    ) -> Option<Vec<SharedBuffer>> {
+    ) -> Option<Returned> {
         if !self.any_slot_mut(cookie)?.is_retiring {
             return None;
         }
@@ -363,24 +420,26 @@ impl ExposureTable {
         }
     }
 
-    /// Frees the slot and gives its memory back.
-    fn take(&mut self, cookie: BulkCookie) -> Option<Vec<SharedBuffer>> {
+    /// Frees the slot and gives its memory back, opened.
+    fn take(&mut self, cookie: BulkCookie) -> Option<Returned> {
         let entry = self.any_slot_mut(cookie)?;
         let exposure = entry.exposure.take()?;
+        let (key, mut seals) = (entry.key, std::mem::take(&mut entry.seals));
+        if !std::mem::take(&mut entry.is_to_open) {
+            seals.clear();
+        }
         entry.is_retiring = false;
         self.retiring.remove(&cookie.0);
         self.free.push((cookie.0 & 0xffff_ffff) as u32);
         Some(match exposure {
-            Exposure::Source(parts) => parts.into_vec(),
+            Exposure::Source(parts) => Ok(parts.into_vec()),
             Exposure::Sink(parts) => {
                 self.sink_count -= 1;
-                parts
-                    .into_iter()
-                    .map(|part| match part {
-                        SinkPart::Own(buffer) => buffer.freeze(),
-                        SinkPart::Taken(buffer) => buffer,
-                    })
-                    .collect()
+                let part = |part| match part {
+                    SinkPart::Own(buffer) => buffer.freeze(),
+                    SinkPart::Taken(buffer) => buffer,
+                };
+                open_all(parts.into_iter().map(part).collect(), cookie, key, &seals)
             }
         })
     }
@@ -389,6 +448,30 @@ impl ExposureTable {
     pub(crate) fn has_sinks(&self) -> bool {
         self.sink_count > 0
     }
+}
+
+/// Opens what was pushed sealed, each segment in its place.
+fn open_all(mut parts: Vec<SharedBuffer>, cookie: BulkCookie, key: u64, seals: &[SegmentSeal]) -> Returned {
+    let operation = SealedOperation::Push;
+    for SegmentSeal { segment_index, seal, opener, connection } in seals {
+        let segment_index = *segment_index;
+        let broken = |connection| {
+            let what = PeerMisbehaved::BrokenSeal { operation, name: cookie.0, segment_index };
+            BrokenSink { error: NetError::Protocol(what), connection: Some(connection) }
+        };
+        let index = usize::from(segment_index);
+        if index >= parts.len() {
+            return Err(broken(*connection));
+        }
+        let mut part = parts.remove(index).try_unshare().map_err(|_| BrokenSink {
+            error: NetError::Local(LocalError::StillShared { segment_index }),
+            connection: None,
+        })?;
+        let place = Place { operation, segment_index, name: cookie.0, key };
+        opener.open_bulk(&place, seal, &mut part).map_err(|_| broken(*connection))?;
+        parts.insert(index, part.freeze());
+    }
+    Ok(parts)
 }
 
 fn segment_lengths(lengths: impl ExactSizeIterator<Item = usize>) -> SmallVec<[u32; 16]> {

@@ -14,7 +14,7 @@ use crate::error::{NakReason, PeerMisbehaved, RefuseReason};
 use crate::hello::HELLO_BYTES;
 use crate::limits::{BULK_PIECE_BYTES, GET_BYTES_MAX};
 use crate::portal::PORTAL_MESSAGES;
-use crate::remote::EXTENSION_BYTES_MAX;
+use crate::remote::{EXTENSION_BYTES_MAX, PUSH_SEAL_BYTES, PUSH_SEALS_BYTES_MAX};
 
 /// `CL` in the order of the bytes on the wire.
 pub const MAGIC: u16 = u16::from_le_bytes(*b"CL");
@@ -68,13 +68,15 @@ pub enum FrameKind {
     Reply = 15,
     /// A Put has been placed.
     Ack = 16,
+    /// What opens the segments that a push has written.
+    PushSeals = 17,
 }
 
 impl TryFrom<u8> for FrameKind {
     type Error = u8;
     fn try_from(code: u8) -> Result<FrameKind, u8> {
         use FrameKind as K;
-        const KINDS: [FrameKind; 16] = [
+        const KINDS: [FrameKind; 17] = [
             K::Hello,
             K::HelloAck,
             K::Reject,
@@ -91,6 +93,7 @@ impl TryFrom<u8> for FrameKind {
             K::Get,
             K::Reply,
             K::Ack,
+            K::PushSeals,
         ];
         code.checked_sub(1).and_then(|index| KINDS.get(usize::from(index)).copied()).ok_or(code)
     }
@@ -176,6 +179,12 @@ pub(crate) enum FrameBody {
     PushAck {
         transfer: u64,
     },
+    /// Sealed connections of nets with remote access: behind the WRITEs of a push.
+    PushSeals {
+        cookie: u64,
+        key: u64,
+        transfer: u64,
+    },
     Nak {
         transfer: u64,
         reason: NakReason,
@@ -245,6 +254,7 @@ impl FrameBody {
             FrameBody::PullData { .. } => FrameKind::PullData,
             FrameBody::PushData { .. } => FrameKind::PushData,
             FrameBody::PushAck { .. } => FrameKind::PushAck,
+            FrameBody::PushSeals { .. } => FrameKind::PushSeals,
             FrameBody::Nak { .. } => FrameKind::Nak,
             FrameBody::Ping { .. } => FrameKind::Ping,
             FrameBody::Pong { .. } => FrameKind::Pong,
@@ -288,6 +298,7 @@ impl FrameBody {
             }
             FrameBody::PullData { .. } | FrameBody::PushData { .. } => (1, BULK_PIECE_BYTES),
             FrameBody::Reply { .. } => (0, GET_BYTES_MAX as u32),
+            FrameBody::PushSeals { .. } => (PUSH_SEAL_BYTES as u32, PUSH_SEALS_BYTES_MAX as u32),
             _ => (0, 0),
         }
     }
@@ -370,6 +381,11 @@ impl Frame {
                 raw.flags = if ack_wanted { FLAG_ACK_WANTED } else { 0 }.into();
             }
             FrameBody::PushAck { transfer } => raw.transfer = transfer.into(),
+            FrameBody::PushSeals { cookie, key, transfer } => {
+                raw.cookie = cookie.into();
+                raw.key = key.into();
+                raw.transfer = transfer.into();
+            }
             FrameBody::Nak { transfer, reason } => {
                 raw.transfer = transfer.into();
                 raw.total = (reason as u32).into();
@@ -493,6 +509,11 @@ impl Frame {
                 }
             }
             FrameKind::PushAck => FrameBody::PushAck { transfer: raw.transfer.get() },
+            FrameKind::PushSeals => FrameBody::PushSeals {
+                cookie: raw.cookie.get(),
+                key: raw.key.get(),
+                transfer: raw.transfer.get(),
+            },
             FrameKind::Nak => FrameBody::Nak {
                 transfer: raw.transfer.get(),
                 reason: NakReason::try_from(code)
@@ -623,6 +644,7 @@ mod tests {
             ),
             ("reply", frame(100, FrameBody::Reply { sequence: 7, operation: 0x41, offset_bytes: 64 })),
             ("ack", frame(0, FrameBody::Ack { sequence: 7, operation: 0x41, offset_bytes: 64, bytes: 60 })),
+            ("push_seals", frame(64, FrameBody::PushSeals { cookie: 0x21, key: 0x31, transfer: 0x41 })),
         ]
     }
 
@@ -677,7 +699,7 @@ mod tests {
             seal(RawHeader { payload_bytes: 1.into(), ..close }),
             Err(PeerMisbehaved::PayloadLength { kind, got: 1, max: 0 })
         );
-        assert_eq!(seal(RawHeader { kind: 17, ..close }), Err(PeerMisbehaved::UnknownType { got: 17 }));
+        assert_eq!(seal(RawHeader { kind: 18, ..close }), Err(PeerMisbehaved::UnknownType { got: 18 }));
         assert_eq!(
             seal(RawHeader { version: 2, ..close }),
             Err(PeerMisbehaved::BadVersion { got: 2, want: 1 })

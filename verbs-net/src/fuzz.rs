@@ -5,7 +5,11 @@
 use crate::discovery::Features;
 use crate::frame::{CHECKSUM_AT, Frame, FrameBody, HEADER_BYTES, PutTarget};
 use crate::hello::{HELLO_BYTES, Hello, Token};
-use crate::remote::{RemoteAccess, RemoteExposure, RemoteSegment, encode_exposure, parse_extension};
+use crate::remote::{
+    PushSeal, RemoteAccess, RemoteExposure, RemoteSegment, encode_exposure, encode_push_seals,
+    parse_extension, parse_push_seals,
+};
+use crate::security::{SEAL_BYTES, Seal};
 use crate::{BulkCookie, BulkDescriptor, FaultRule};
 
 /// A frame's header.
@@ -110,6 +114,26 @@ pub fn extension(bytes: &[u8]) -> String {
     }
 }
 
+/// What opens the segments of a push on a sealed connection.
+#[must_use]
+pub fn push_seals(bytes: &[u8]) -> String {
+    match parse_push_seals(bytes) {
+        Ok(seals) => {
+            assert_eq!(&encode_push_seals(&seals)[..], bytes, "written another way than read");
+            format!("{} seals", seals.len())
+        }
+        Err(error) => error.to_string(),
+    }
+}
+
+/// Seals of a push, to begin with.
+#[must_use]
+pub fn push_seal_examples() -> Vec<Vec<u8>> {
+    let seal = Seal::decode(&[7; SEAL_BYTES]);
+    let of = |count| (0..count).map(|segment_index| PushSeal { segment_index, seal }).collect::<Vec<_>>();
+    [1, 2, 64].map(|count| encode_push_seals(&of(count)).into_vec()).to_vec()
+}
+
 /// A bulk descriptor.
 #[must_use]
 pub fn descriptor(bytes: &[u8]) -> String {
@@ -197,10 +221,16 @@ pub fn examples() -> [Vec<Vec<u8>>; 3] {
         })
         .collect();
     let mut extensions = vec![Vec::new()];
-    for (access, are_windows) in [(RemoteAccess::Read, true), (RemoteAccess::Write, false)] {
+    for (access, are_windows, seals) in
+        [(RemoteAccess::Read, true, 0), (RemoteAccess::Write, false, 0), (RemoteAccess::Read, true, 3)]
+    {
         let segments = (0..3).map(|n| RemoteSegment { address: n << 20, rkey: 77, bytes: 4096 }).collect();
-        let exposure = RemoteExposure { cookie: BulkCookie(1 << 32), key: 5, access, are_windows, segments };
-        let mut bytes = extensions.last().cloned().unwrap_or_default();
+        let seals = (0..seals).map(|_| Seal::decode(&[7; SEAL_BYTES])).collect();
+        let cookie = BulkCookie(1 << 32);
+        let exposure = RemoteExposure { cookie, key: 5, access, are_windows, segments, seals };
+        // A message carries two.
+        let before = extensions.last().filter(|_| extensions.len() < 3);
+        let mut bytes = before.cloned().unwrap_or_default();
         encode_exposure(&exposure, &mut bytes);
         extensions.push(bytes);
     }

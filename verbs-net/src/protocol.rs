@@ -25,9 +25,11 @@ use crate::connection::{
 };
 use crate::descriptor::{BulkCookie, BulkDescriptor};
 use crate::error::{LocalError, NakReason, NetError, PeerMisbehaved, RefuseReason, Refused};
-use crate::exposure::{BindingScope, ExposureTable, ExposureView, Retract, Retraction, SinkPart};
+use crate::exposure::{
+    BindingScope, BrokenSink, ExposureTable, ExposureView, Retract, Retraction, Returned, SinkPart,
+};
 use crate::fault::{FaultAction, FaultError, FaultId, FaultRule, FaultRules, FaultStatus};
-use crate::frame::{Frame, FrameBody, PutTarget, VERSION, VERSION_MIN};
+use crate::frame::{Frame, FrameBody, FrameKind, PutTarget, VERSION, VERSION_MIN};
 use crate::hello::{Hello, Token};
 use crate::limits::{
     BULK_PIECE_BYTES, CONNECTIONS_MAX, CREDIT_WINDOW, EXPOSES_MAX, HALF_OPEN_MAX, NetTimes, TRANSFERS_MAX,
@@ -39,8 +41,10 @@ use crate::operation::Operation;
 use crate::portal::{MdId, PortalTable};
 use crate::rail::{Interface, Link, Rail};
 use crate::rails::{Choice, PushedTable};
-use crate::remote::{RemoteAccess, RemoteExposure, RemoteSegment, parse_extension};
-use crate::security::Security;
+use crate::remote::{
+    PushSeal, RemoteAccess, RemoteExposure, RemoteSegment, parse_extension, parse_push_seals,
+};
+use crate::security::{Seal, Security};
 use crate::stats::NetStats;
 use crate::transfer::{LentPull, PullContent, Transfer, TransferKind, pieces};
 
@@ -324,8 +328,8 @@ impl Protocol {
     /// The backend has closed it: its name is void from now on.
     pub(crate) fn forget(&mut self, id: ConnectionId) {
         if self.carriage.remote_access {
-            for (cookie, parts) in self.exposures.unbind_all(id) {
-                self.emit(Event::Retracted { cookie, parts });
+            for (cookie, returned) in self.exposures.unbind_all(id) {
+                self.give_back(cookie, returned);
             }
         }
         if self.connection(id).is_some() {
@@ -901,6 +905,9 @@ impl Protocol {
                 }
                 Ok(())
             }
+            (FrameBody::PushSeals { cookie, key, .. }, Payload::Bytes(bytes)) => {
+                self.handle_push_seals(id, BulkCookie(cookie), key, &bytes)
+            }
             (FrameBody::Nak { transfer, reason }, _) => {
                 self.stats.naks += 1;
                 if self.transfers.get(&transfer).is_some_and(|found| found.connection == id) {
@@ -940,6 +947,12 @@ impl Protocol {
         let exposures = parse_extension(bytes)?;
         let Some(connection) = self.connection(id) else { return Ok(()) };
         for exposure in exposures {
+            let is_source = exposure.access == RemoteAccess::Read;
+            if exposure.seals.is_empty() == (is_source && connection.opener.is_some()) {
+                return Err(PeerMisbehaved::BadExtension {
+                    what: "seals where there are none, or none where there are",
+                });
+            }
             connection.remote.insert(exposure);
         }
         Ok(())
@@ -1161,7 +1174,8 @@ impl Protocol {
         let deadline = now + ms(self.times.abandoned_ms_max);
         let mut revoke = Vec::new();
         let is_current = current_connections(&self.slots);
-        let retraction = self.exposures.retract(cookie, how, deadline, is_current, &mut revoke);
+        let retracted = self.exposures.retract(cookie, how, deadline, is_current, &mut revoke);
+        let retraction = retracted.unwrap_or_else(|broken| Retraction::Broken(self.blame_broken(broken)));
         for connection in revoke {
             let interface = self.connection(connection).map_or(0, |found| found.interface);
             self.act(interface, Action::Revoke(connection, cookie));
@@ -1175,9 +1189,47 @@ impl Protocol {
     /// The answer to an abandoned request has come: what waited for it is given back.
     pub(crate) fn settle(&mut self, cookie: BulkCookie) {
         let is_current = current_connections(&self.slots);
-        if let Some(parts) = self.exposures.settle_retiring(cookie, is_current) {
-            self.emit(Event::Retracted { cookie, parts });
+        if let Some(returned) = self.exposures.settle_retiring(cookie, is_current) {
+            self.give_back(cookie, returned);
         }
+    }
+
+    /// Memory that nothing touches any more goes to the layer above.
+    fn give_back(&mut self, cookie: BulkCookie, returned: Returned) {
+        let parts = returned.map_err(|broken| self.blame_broken(broken));
+        self.emit(Event::Retracted { cookie, parts });
+    }
+
+    /// A push that does not open ends its connection, if that still stands.
+    fn blame_broken(&mut self, broken: BrokenSink) -> NetError {
+        if let (Some(connection), NetError::Protocol(what)) = (broken.connection, &broken.error) {
+            let now = self.seen_now;
+            self.handle_misbehaviour(now, connection, *what);
+        }
+        broken.error
+    }
+
+    /// Sealed connections of a net with remote access: what opens the segments that a push has written.
+    fn handle_push_seals(
+        &mut self,
+        id: ConnectionId,
+        cookie: BulkCookie,
+        key: u64,
+        bytes: &[u8],
+    ) -> Result<(), PeerMisbehaved> {
+        let Some(opener) = self.connection(id).and_then(|found| found.opener.clone()) else {
+            let state = "on a connection that is not sealed";
+            return Err(PeerMisbehaved::Unexpected { kind: FrameKind::PushSeals, state });
+        };
+        let seals = parse_push_seals(bytes)?;
+        for PushSeal { segment_index, .. } in &seals {
+            // What was retracted meanwhile is not missed; the memory was never the peer's to write.
+            if self.exposures.check_sink(cookie, key, usize::from(*segment_index), 0, 0).is_err() {
+                return Ok(());
+            }
+        }
+        self.exposures.note_seals(cookie, id, &opener, &seals);
+        Ok(())
     }
 
     /// Remote access: what to bind before a message that exposes `cookie` is posted; `None`: leave it out.
@@ -1198,8 +1250,8 @@ impl Protocol {
     /// Remote access: the windows of an exposure are invalid on that connection, by our own invalidation or by the peer's
     /// SEND. May come before or after the exposure is retracted.
     pub(crate) fn handle_revoked(&mut self, id: ConnectionId, cookie: BulkCookie) {
-        if let Some(parts) = self.exposures.unbind(cookie, id) {
-            self.emit(Event::Retracted { cookie, parts });
+        if let Some(returned) = self.exposures.unbind(cookie, id) {
+            self.give_back(cookie, returned);
         }
     }
 
@@ -1288,6 +1340,21 @@ impl Protocol {
         segment_index: usize,
     ) -> Option<RemoteSegment> {
         self.connection(id)?.remote.get(BulkCookie(cookie))?.segments.get(segment_index).copied()
+    }
+
+    /// Remote access: what opens the segments of a source, if the connection is sealed, and the key of the exposure.
+    pub(crate) fn remote_seals(
+        &mut self,
+        id: ConnectionId,
+        cookie: u64,
+    ) -> Option<(u64, SmallVec<[Seal; 4]>)> {
+        let exposure = self.connection(id)?.remote.get(BulkCookie(cookie))?;
+        (!exposure.seals.is_empty()).then(|| (exposure.key, exposure.seals.clone()))
+    }
+
+    /// True while somebody waits for a transfer.
+    pub(crate) fn has_transfer(&self, transfer: u64) -> bool {
+        self.transfers.contains_key(&transfer)
     }
 
     /// Remote access: a reply ends the peer's exposure. Answers what was bound, for a SEND with invalidation.

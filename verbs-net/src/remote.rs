@@ -4,6 +4,9 @@
 //! front of the payload: the extension (docs/wire.md, extension). The receiving core keeps it per connection in a
 //! [`RemoteTable`]; a resend over another connection binds anew, and rpc's bytes never change (docs/rfd/0006).
 //!
+//! On a sealed connection a source's segments are copies that only the seals beside them open, and a push is followed by the seals of what it
+//! wrote ([`parse_push_seals`]).
+//!
 //! Untrusted bytes become a [`RemoteExposure`] in one step, [`parse_extension`].
 //! **Invariant**: a table holds at most `REMOTE_EXPOSURES_MAX` exposures of `REMOTE_SEGMENTS_MAX` segments; the oldest goes first.
 
@@ -15,17 +18,27 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use crate::descriptor::{BulkCookie, BulkDescriptor};
 use crate::error::{NakReason, PeerMisbehaved};
 use crate::limits::{EXPOSES_MAX, REMOTE_EXPOSURES_MAX, REMOTE_SEGMENTS_MAX};
+use crate::security::{SEAL_BYTES, Seal};
 
 /// Bytes of one exposure's head in an extension.
 pub(crate) const EXPOSURE_HEAD_BYTES: usize = 24;
 /// Bytes of one remote segment.
 pub(crate) const SEGMENT_BYTES: usize = 16;
-/// Bytes of the longest extension: a source and a sink, each with all segments.
-pub(crate) const EXTENSION_BYTES_MAX: usize =
+/// Bytes of the longest extension without seals: two exposures, each with all segments.
+pub(crate) const CLEAR_EXTENSION_BYTES_MAX: usize =
     EXPOSES_MAX * (EXPOSURE_HEAD_BYTES + SEGMENT_BYTES * BULK_SEGMENTS_MAX);
+/// Bytes of the longest extension: a seal for each segment.
+pub(crate) const EXTENSION_BYTES_MAX: usize =
+    CLEAR_EXTENSION_BYTES_MAX + EXPOSES_MAX * SEAL_BYTES * BULK_SEGMENTS_MAX;
+/// Bytes for one segment in the payload of a PushSeals frame.
+pub(crate) const PUSH_SEAL_BYTES: usize = 32;
+/// Bytes of the longest such payload.
+pub(crate) const PUSH_SEALS_BYTES_MAX: usize = PUSH_SEAL_BYTES * BULK_SEGMENTS_MAX;
 
 /// Flag bit 0: the keys are memory windows, so the reply may invalidate them.
 const FLAG_WINDOWS: u16 = 1;
+/// Flag bit 1: a seal for each segment follows the segments.
+const FLAG_SEALED: u16 = 2;
 
 /// What the driving side may do with exposed memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +68,8 @@ pub(crate) struct RemoteExposure {
     /// The keys are memory windows of type 2: a SEND with invalidation ends the first of them.
     pub(crate) are_windows: bool,
     pub(crate) segments: SmallVec<[RemoteSegment; 4]>,
+    /// What opens the segments: as many, or none.
+    pub(crate) seals: SmallVec<[Seal; 4]>,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -81,13 +96,15 @@ const _: () = assert!(size_of::<RawSegment>() == SEGMENT_BYTES);
 
 /// Appends one exposure to an extension.
 pub(crate) fn encode_exposure(exposure: &RemoteExposure, into: &mut Vec<u8>) {
+    let windows = if exposure.are_windows { FLAG_WINDOWS } else { 0 };
+    let flags = windows | if exposure.seals.is_empty() { 0 } else { FLAG_SEALED };
     let head = RawHead {
         cookie: exposure.cookie.0.into(),
         key: exposure.key.into(),
         // At most BULK_SEGMENTS_MAX, as exposed.
         segment_count: u16::try_from(exposure.segments.len()).unwrap_or(u16::MAX).into(),
         access: (exposure.access as u16).into(),
-        flags: if exposure.are_windows { FLAG_WINDOWS } else { 0 }.into(),
+        flags: flags.into(),
         reserved: 0.into(),
     };
     into.extend_from_slice(head.as_bytes());
@@ -98,6 +115,9 @@ pub(crate) fn encode_exposure(exposure: &RemoteExposure, into: &mut Vec<u8>) {
             bytes: segment.bytes.into(),
         };
         into.extend_from_slice(raw.as_bytes());
+    }
+    for seal in &exposure.seals {
+        into.extend_from_slice(&seal.encode());
     }
 }
 
@@ -120,7 +140,7 @@ pub(crate) fn parse_extension(
         if count == 0 || count > BULK_SEGMENTS_MAX {
             return Err(bad("segment count"));
         }
-        if head.reserved.get() != 0 || head.flags.get() & !FLAG_WINDOWS != 0 {
+        if head.reserved.get() != 0 || head.flags.get() & !(FLAG_WINDOWS | FLAG_SEALED) != 0 {
             return Err(bad("reserved bits"));
         }
         let access = match head.access.get() {
@@ -143,15 +163,74 @@ pub(crate) fn parse_extension(
             }
             segments.push(segment);
         }
+        let is_sealed = head.flags.get() & FLAG_SEALED != 0;
+        if is_sealed && access == RemoteAccess::Write {
+            return Err(bad("a sealed sink"));
+        }
+        let mut seals = SmallVec::new();
+        for _ in 0..if is_sealed { count } else { 0 } {
+            let (seal, rest) = bytes.split_first_chunk().ok_or(bad("cut short in a seal"))?;
+            bytes = rest;
+            seals.push(Seal::decode(seal));
+        }
         exposures.push(RemoteExposure {
             cookie: BulkCookie(head.cookie.get()),
             key: head.key.get(),
             access,
-            are_windows: head.flags.get() == FLAG_WINDOWS,
+            are_windows: head.flags.get() & FLAG_WINDOWS != 0,
             segments,
+            seals,
         });
     }
     Ok(exposures)
+}
+
+/// What opens one segment that was pushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PushSeal {
+    pub(crate) segment_index: u8,
+    pub(crate) seal: Seal,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawPushSeal {
+    seal: [u8; SEAL_BYTES],
+    segment_index: u8,
+    reserved: [u8; 7],
+}
+
+const _: () = assert!(size_of::<RawPushSeal>() == PUSH_SEAL_BYTES);
+
+/// The payload of a PushSeals frame.
+pub(crate) fn encode_push_seals(seals: &[PushSeal]) -> Box<[u8]> {
+    let encode = |found: &PushSeal| RawPushSeal {
+        seal: found.seal.encode(),
+        segment_index: found.segment_index,
+        reserved: [0; 7],
+    };
+    let raw: Vec<RawPushSeal> = seals.iter().map(encode).collect();
+    raw.as_bytes().into()
+}
+
+/// Parses the payload of a PushSeals frame.
+///
+/// # Errors
+/// `BadExtension` for anything that [`encode_push_seals`] would not write.
+pub(crate) fn parse_push_seals(bytes: &[u8]) -> Result<SmallVec<[PushSeal; 4]>, PeerMisbehaved> {
+    let bad = |what| PeerMisbehaved::BadExtension { what };
+    let raw = <[RawPushSeal]>::ref_from_bytes(bytes).map_err(|_| bad("cut short in a seal"))?;
+    if raw.is_empty() || raw.len() > BULK_SEGMENTS_MAX {
+        return Err(bad("count of seals"));
+    }
+    raw.iter()
+        .map(|raw| {
+            if usize::from(raw.segment_index) >= BULK_SEGMENTS_MAX || raw.reserved != [0; 7] {
+                return Err(bad("segment of a seal"));
+            }
+            Ok(PushSeal { segment_index: raw.segment_index, seal: Seal::decode(&raw.seal) })
+        })
+        .collect()
 }
 
 struct Known {
@@ -248,7 +327,17 @@ mod tests {
                     bytes: 4096,
                 })
                 .collect(),
+            seals: SmallVec::new(),
         }
+    }
+
+    fn seal(number: u64) -> Seal {
+        Seal { number, tag: std::array::from_fn(|index| 0xa0 + u8::try_from(index).unwrap()) }
+    }
+
+    fn sealed(cookie: u64, segments: usize) -> RemoteExposure {
+        let seals = (0..segments as u64).map(|index| seal(0x50 + index)).collect();
+        RemoteExposure { access: RemoteAccess::Read, seals, ..exposure(cookie, segments) }
     }
 
     fn encode(exposures: &[RemoteExposure]) -> Vec<u8> {
@@ -268,12 +357,49 @@ mod tests {
     }
 
     #[test]
+    fn golden_bytes_of_seals() {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let push =
+            [PushSeal { segment_index: 0, seal: seal(1) }, PushSeal { segment_index: 63, seal: seal(2) }];
+        let ours = format!(
+            "extension {}\npush {}\n",
+            hex(&encode(&[sealed(0x21, 2), exposure(0x22, 1)])),
+            hex(&encode_push_seals(&push))
+        );
+        assert_eq!(ours, include_str!("../tests/golden/seals_v1.txt"));
+    }
+
+    #[test]
+    fn seals_of_a_push_parse_back_and_others_are_refused() {
+        let most: Vec<PushSeal> = (0..64)
+            .map(|segment_index| PushSeal { segment_index, seal: seal(segment_index.into()) })
+            .collect();
+        for count in [1, 3, 64] {
+            let bytes = encode_push_seals(&most[..count]);
+            assert_eq!(&parse_push_seals(&bytes).unwrap()[..], &most[..count]);
+            assert!(bytes.len() <= PUSH_SEALS_BYTES_MAX);
+            assert!(parse_push_seals(&bytes[1..]).is_err());
+        }
+        assert!(parse_push_seals(&[]).is_err());
+        let too_many = [&encode_push_seals(&most)[..], &encode_push_seals(&most[..1])].concat();
+        assert!(parse_push_seals(&too_many).is_err());
+        for (at, value) in [(24, 64), (25, 1), (31, 1)] {
+            let mut wrong = encode_push_seals(&most[..1]);
+            wrong[at] = value;
+            assert!(parse_push_seals(&wrong).is_err(), "{at}");
+        }
+    }
+
+    #[test]
     fn extensions_parse_back_and_every_cut_is_refused() {
-        let both = [exposure(0x21, 3), exposure(0x22, BULK_SEGMENTS_MAX)];
+        let two_sealed = [sealed(0x21, BULK_SEGMENTS_MAX), sealed(0x22, BULK_SEGMENTS_MAX)];
+        assert_eq!(encode(&two_sealed).len(), EXTENSION_BYTES_MAX);
+        assert_eq!(&parse_extension(&encode(&two_sealed)).unwrap()[..], &two_sealed);
+        let both = [sealed(0x21, 3), exposure(0x22, BULK_SEGMENTS_MAX)];
         let bytes = encode(&both);
         assert!(bytes.len() <= EXTENSION_BYTES_MAX);
         assert_eq!(&parse_extension(&bytes).unwrap()[..], &both);
-        let first = EXPOSURE_HEAD_BYTES + 3 * SEGMENT_BYTES;
+        let first = EXPOSURE_HEAD_BYTES + 3 * (SEGMENT_BYTES + SEAL_BYTES);
         for cut in (1..bytes.len()).filter(|cut| *cut != first) {
             let refused = parse_extension(&bytes[..cut]);
             assert!(matches!(refused, Err(PeerMisbehaved::BadExtension { .. })), "{cut}");
@@ -285,13 +411,14 @@ mod tests {
     #[test]
     fn values_that_nobody_of_ours_writes_are_refused() {
         let good = encode(&[exposure(0x21, 1)]);
-        // (offset, bytes): segment count 0 and 65, access 0 and 3, a stray flag, reserved, length 0, too long, past the end.
-        let cases: [(usize, &[u8]); 9] = [
+        // (offset, bytes): segment count 0 and 65, access 0 and 3, a sealed sink, a stray flag, reserved, length 0, too long, past the end.
+        let cases: [(usize, &[u8]); 10] = [
             (16, &[0, 0]),
             (16, &[65, 0]),
             (18, &[0, 0]),
             (18, &[3, 0]),
             (20, &[2, 0]),
+            (20, &[4, 0]),
             (22, &[1, 0]),
             (36, &[0, 0, 0, 0]),
             (36, &[1, 0, 16, 0]),
@@ -352,11 +479,14 @@ mod tests {
             let mut bytes = bytes;
             if small && bytes.len() >= EXPOSURE_HEAD_BYTES {
                 // Plausible heads, so that the segments are reached.
-                let (count, access, flags) = (1 + bytes[16] % 3, 1 + bytes[18] % 2, bytes[20] % 2);
+                let (count, access, flags) = (1 + bytes[16] % 3, 1 + bytes[18] % 2, bytes[20] % 4);
                 bytes[16..24].copy_from_slice(&[count, 0, access, 0, flags, 0, 0, 0]);
             }
             if let Ok(exposures) = parse_extension(&bytes) {
-                prop_assert_eq!(encode(&exposures), bytes);
+                prop_assert_eq!(encode(&exposures), &bytes[..]);
+            }
+            if let Ok(seals) = parse_push_seals(&bytes) {
+                prop_assert_eq!(&encode_push_seals(&seals)[..], &bytes[..]);
             }
         }
     }

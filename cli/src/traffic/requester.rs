@@ -499,7 +499,10 @@ impl Side for Requester {
             Event::Writable(_) => self.outbox.retry(context).map_err(|refused| refused_text(&refused)),
             Event::PeerLost { error, .. } => self.on_lost(context, &error.to_string()),
             Event::Retracted { cookie, parts } => match self.coming_back.remove(&cookie) {
-                Some(ended) => self.finish(context, ended, parts),
+                Some(ended) => {
+                    let parts = parts.map_err(|error| Failure::new(error.to_string()))?;
+                    self.finish(context, ended, parts)
+                }
                 None => Ok(()),
             },
             Event::PeerUp(..)

@@ -82,6 +82,7 @@ impl Context<'_> {
         match self.machine.retract(self.now, cookie, how) {
             Retraction::Done(parts) => Ok(Some(parts)),
             Retraction::Pending => Ok(None),
+            Retraction::Broken(error) => Err(Failure::new(error.to_string())),
             Retraction::Unknown => Err(Failure::new("an exposure ended by itself")),
         }
     }

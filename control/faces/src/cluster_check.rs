@@ -91,12 +91,6 @@ pub enum ConfigProblem {
         /// The cluster's transport.
         transport: Transport,
     },
-    /// Encryption where hardware moves the bulk.
-    #[error("only tcp is encrypted: on the transport {} leave this line out", transport.word())]
-    NoEncryptionOn {
-        /// The cluster's transport.
-        transport: Transport,
-    },
     /// Encryption without certificates.
     #[error("only what begins with certificates can be encrypted: write `security = \"certificates\"` too")]
     NoEncryption,
@@ -431,10 +425,6 @@ fn check_security(file: &ClusterFile) -> Result<(), Fault> {
         {
             let problem = ConfigProblem::NoCertificatesOn { transport: cluster.transport };
             Err(fault(Place::Key("cluster.security"), problem))
-        }
-        (SecurityKind::Certificates, None) if cluster.encrypt && cluster.transport != Transport::Tcp => {
-            let problem = ConfigProblem::NoEncryptionOn { transport: cluster.transport };
-            Err(fault(Place::Key("cluster.encrypt"), problem))
         }
         (SecurityKind::Shared, Some(_)) | (SecurityKind::Certificates, None) => Ok(()),
     }

@@ -60,6 +60,7 @@ targets!(
     net_tls_hello,
     net_identity,
     net_extension,
+    net_push_seals,
     net_descriptor,
     net_verbs,
     net_fault_rule,

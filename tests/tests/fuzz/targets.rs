@@ -395,6 +395,13 @@ pub fn all() -> Vec<Target> {
             6,
         ),
         target("net_extension", extensions, nothing, verbs_net::fuzz::extension, 5),
+        target(
+            "net_push_seals",
+            verbs_net::fuzz::push_seal_examples(),
+            nothing,
+            verbs_net::fuzz::push_seals,
+            4,
+        ),
         target("net_descriptor", vec![vec![0; 64]], nothing, verbs_net::fuzz::descriptor, 2),
         target(
             "net_verbs",

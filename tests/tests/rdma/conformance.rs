@@ -30,11 +30,12 @@ fn all_pass(package: &str, target: &str, filter: &[&str], least: usize, words: &
 }
 
 fn edge(words: &str) {
-    all_pass("verbs-sys", "device", &["--test-threads=1"], 8, words, "");
+    all_pass("verbs-sys", "device", &["--test-threads=1"], 9, words, "");
 }
 
 fn backend(words: &str) {
-    all_pass("verbs-net", "verbs_net", &["verbs::", "verbs_secured::", "--test-threads=1"], 50, words, "");
+    let suites = ["verbs::", "verbs_secured::", "verbs_sealed::", "--test-threads=1"];
+    all_pass("verbs-net", "verbs_net", &suites, 102, words, "");
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod conformance;
 mod copies;
 mod faults;
 mod limits;
+mod tampered;
 mod tools;
 
 use std::path::Path;

@@ -2,12 +2,12 @@
 //!
 //! What the peer sends is cut into records; the handshake goes back and forth below the frames; then each side's first frame, its hello,
 //! travels in a record of its own. Behind it the bytes are as they are again and the guard goes, unless one side asked that everything
-//! stays sealed. A guard does no I/O: tcp feeds it from a stream, verbs with messages.
+//! stays sealed: then it stays over tcp, and over verbs it hands out keys and goes. A guard does no I/O: tcp feeds it from a stream, verbs with messages.
 
 use runtime::{Counters, copy_counted};
 
 use crate::error::RefuseReason;
-use crate::security::{Established, HelloFault, Record, SecureHello, record_at};
+use crate::security::{Established, HelloFault, Record, Sealing, SecureHello, record_at};
 
 /// What a guard found out, once.
 pub(super) enum Finding {
@@ -33,6 +33,8 @@ pub(super) struct Guard {
     pub(super) fault: Option<HelloFault>,
     pub(super) is_established: bool,
     pub(super) is_sealed: bool,
+    /// What is sealed behind the hello goes through here.
+    carries_sealed: bool,
     /// What comes next, or goes next, is as it is.
     pub(super) is_raw_in: bool,
     pub(super) is_raw_out: bool,
@@ -40,7 +42,9 @@ pub(super) struct Guard {
 
 impl Guard {
     /// A guard with what the dialling side says first.
-    pub(super) fn new(mut hello: Box<dyn SecureHello>, is_dialled: bool) -> Guard {
+    ///
+    /// `carries_sealed`: where everything is sealed, it is as records of the handshake's TLS.
+    pub(super) fn new(mut hello: Box<dyn SecureHello>, is_dialled: bool, carries_sealed: bool) -> Guard {
         let mut leaving = Vec::new();
         hello.poll_transmit(&mut leaving);
         Guard {
@@ -55,6 +59,7 @@ impl Guard {
             fault: None,
             is_established: false,
             is_sealed: false,
+            carries_sealed,
             is_raw_in: false,
             is_raw_out: false,
         }
@@ -105,7 +110,7 @@ impl Guard {
                         && !self.is_established
                     {
                         self.is_established = true;
-                        self.is_sealed = established.is_sealed;
+                        self.is_sealed = established.is_sealed && self.carries_sealed;
                         self.finding = Some(Finding::Peer(established.clone()));
                     }
                     // The peer's hello came in this record.
@@ -121,6 +126,11 @@ impl Guard {
         self.hello.poll_transmit(&mut self.leaving);
         self.is_raw_out = !self.is_sealed;
         Ok(())
+    }
+
+    /// Keys for what does not go through here.
+    pub(super) fn sealing(&self) -> Result<Sealing, HelloFault> {
+        self.hello.sealing()
     }
 
     /// True if frames can be sent as far as the handshake is concerned.

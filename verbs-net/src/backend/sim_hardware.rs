@@ -183,6 +183,7 @@ impl Hardware {
             access,
             are_windows: self.keys == SimKeys::Windows,
             segments: segments.into_iter().map(|(_, segment)| segment).collect(),
+            seals: smallvec::SmallVec::new(),
         })
     }
 

@@ -2,7 +2,7 @@
 //!
 //! One machine has one device, one completion queue and one shared receive queue. A frame is one SEND, gathered from its header
 //! and the message where it lies; the receiver hands the posted buffer itself to the layer above: nothing is copied. A message
-//! longer than an eager buffer goes by rendezvous ([`rendezvous`]). Bytes on the wire: docs/wire.md, verbs.
+//! longer than an eager buffer goes by rendezvous ([`rendezvous`]). Where both ends encrypt everything, see [`sealed`]. Bytes on the wire: docs/wire.md, verbs.
 //!
 //! While polling there is no system call of ours: the descriptors are looked at after a sleep and once per [`LOOK_MS`].
 //! Bounds: `verbs/limits.rs`. **Invariant**: every work request in flight has a [`Tag`], and its memory is with the `Nic`.
@@ -11,16 +11,19 @@ mod binding;
 mod limits;
 mod link;
 mod rendezvous;
+mod sealed;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::Ipv4Addr;
 use std::os::fd::RawFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base::{Endpoint, Instant};
 use runtime::poller::{Interest, PollEvent, Poller};
 use runtime::{Arena, ArenaConfig, Buffer, Counters, LocalityHandle, SharedBuffer};
+use smallvec::SmallVec;
 use verbs_sys::{
     AsyncEvent, Completed, CompletionError, ConnectionEvent, ConnectionManager, Library, Memory, Nic,
     NicConfig, QueuePairId, RdmaError, Without,
@@ -34,6 +37,7 @@ use crate::limits::MESSAGE_MEMORY_BYTES;
 use crate::machine::TransferId;
 use crate::memory_wait::MemoryWait;
 use crate::protocol::{Action, Protocol};
+use crate::security::{Opener, Place, Seal, SealedOperation, TAG_BYTES};
 use binding::Bindings;
 use limits::{
     DOUBT_MS, EAGER_BYTES, INLINE_BYTES, LINGER_MS, LOOK_MS, POLL_ENTRIES, QUEUE_PAIRS_MAX, READ_BYTES_MAX,
@@ -101,6 +105,31 @@ struct ReadJob {
     buffers: Vec<Option<Buffer>>,
     missing: usize,
     error: Option<NetError>,
+    /// Of a sealed connection: what opens the buffers.
+    seals: Option<JobSeals>,
+}
+
+/// What opens the segments of a pull.
+struct JobSeals {
+    connection: ConnectionId,
+    cookie: u64,
+    key: u64,
+    seals: SmallVec<[Seal; 4]>,
+    opener: Rc<Opener>,
+}
+
+impl JobSeals {
+    /// Opens all segments in their places.
+    fn open(&self, buffers: &mut [Buffer]) -> Result<(), PeerMisbehaved> {
+        let (operation, name, key) = (SealedOperation::Pull, self.cookie, self.key);
+        for (index, (buffer, seal)) in buffers.iter_mut().zip(&self.seals).enumerate() {
+            // At most BULK_SEGMENTS_MAX segments.
+            let segment_index = u8::try_from(index).unwrap_or(u8::MAX);
+            let opened = self.opener.open_bulk(&Place { operation, segment_index, name, key }, seal, buffer);
+            opened.map_err(|_| PeerMisbehaved::BrokenSeal { operation, name, segment_index })?;
+        }
+        Ok(())
+    }
 }
 
 /// What it takes to start again, when a device that was taken away is back.
@@ -124,6 +153,10 @@ pub(crate) struct VerbsBackend {
     poller: Poller,
     events: Vec<PollEvent>,
     messages: MemoryWait,
+    /// For copies that are sealed; made with the first of them.
+    sealing: Option<MemoryWait>,
+    /// Connections whose frames wait for such memory.
+    starved: BTreeSet<ConnectionId>,
     links: BTreeMap<ConnectionId, Link>,
     by_pair: BTreeMap<QueuePairId, ConnectionId>,
     by_id: BTreeMap<verbs_sys::ConnectionId, ConnectionId>,
@@ -213,6 +246,8 @@ impl VerbsBackend {
             poller,
             events: Vec::new(),
             messages: MemoryWait::new(arena, locality.unparker()),
+            sealing: None,
+            starved: BTreeSet::new(),
             links: BTreeMap::new(),
             by_pair: BTreeMap::new(),
             by_id: BTreeMap::new(),
@@ -305,6 +340,7 @@ impl VerbsBackend {
         if self.messages.is_over() {
             self.refill_all(1);
         }
+        self.feed_starved(protocol);
         self.end_lingering(protocol, now);
         self.unpark(protocol, now);
         self.publish_counts();
@@ -513,25 +549,33 @@ impl VerbsBackend {
                 }
                 job.missing -= 1;
                 if job.missing == 0 {
-                    self.end_job(protocol, number);
+                    self.end_job(protocol, now, number);
                 }
             }
             Tag::Fetch { connection, bytes } => {
                 self.read_bytes = self.read_bytes.saturating_sub(bytes);
                 if let (Ok(()), Memory::Own(buffer)) = (result, memory) {
-                    self.handle_fetched(protocol, now, connection, buffer.freeze());
+                    self.handle_fetched(protocol, now, connection, buffer);
                 }
             }
         }
     }
 
-    fn end_job(&mut self, protocol: &mut Protocol, number: u64) {
+    fn end_job(&mut self, protocol: &mut Protocol, now: Instant, number: u64) {
         let Some(job) = self.jobs.remove(&number) else { return };
         let buffers: Option<Vec<Buffer>> = job.buffers.into_iter().collect();
-        let result = match (job.error, buffers) {
+        let mut result = match (job.error, buffers) {
             (None, Some(buffers)) => Ok(buffers),
             (error, _) => Err(error.unwrap_or(NetError::RemoteDropped)),
         };
+        // What nobody waits for any more may be read from memory that is in use again: nobody opens it either.
+        if let (Ok(buffers), Some(seals)) = (&mut result, &job.seals)
+            && protocol.has_transfer(job.transfer)
+            && let Err(what) = seals.open(buffers)
+        {
+            protocol.handle_misbehaviour(now, seals.connection, what);
+            result = Err(NetError::Protocol(what));
+        }
         protocol.handle_read_done(job.transfer, result);
     }
 
@@ -540,7 +584,7 @@ impl VerbsBackend {
         protocol: &mut Protocol,
         now: Instant,
         id: ConnectionId,
-        buffer: Buffer,
+        mut buffer: Buffer,
         bytes: usize,
     ) {
         if let Some(link) = self.links.get_mut(&id) {
@@ -549,6 +593,10 @@ impl VerbsBackend {
                 self.backlog.insert(id);
             }
         }
+        let bytes = match self.open_received(id, &mut buffer[..bytes]) {
+            Ok(bytes) => bytes,
+            Err(what) => return protocol.handle_misbehaviour(now, id, what),
+        };
         let message = buffer.freeze().slice(0..bytes);
         if let Err(what) = self.handle_message(protocol, now, id, message) {
             protocol.handle_misbehaviour(now, id, what);
@@ -575,7 +623,8 @@ impl VerbsBackend {
         let frame = Frame::parse(header, connection.version)?;
         let is_up = connection.phase == Phase::Up;
         let rest = message.slice(HEADER_BYTES..message.len());
-        if rendezvous::is_long(&frame.body, frame.payload_len()) {
+        let tag_bytes = if self.seals(id) { TAG_BYTES } else { 0 };
+        if rendezvous::is_long(&frame.body, frame.payload_len() + tag_bytes) {
             if !is_up {
                 let state = "before the hello is complete";
                 return Err(PeerMisbehaved::Unexpected { kind: frame.body.kind(), state });

@@ -105,13 +105,28 @@ fn strangers_are_told_what_they_lack(kind: Kind) {
         TmConfig::new(lo.endpoint(), true, 1, credential(&ours.daemon("d", FAR)), Default::default());
     let error = TransferMachine::start(&server.locality(), &lo.fabric, config).err().unwrap();
     assert!(matches!(error, StartError::NoCertificates { .. }), "{error}");
-    if kind == Kind::Verbs {
-        let options = CredentialOptions { encrypts: true, ..CredentialOptions::default() };
-        let sealing = with(&ours.daemon("d", FAR), options);
-        let config = TmConfig::new(world.endpoint(), true, 1, sealing, Default::default());
-        let error = TransferMachine::start(&server.locality(), &world.fabric, config).err().unwrap();
-        assert!(matches!(error, StartError::NoEncryption { .. }), "{error}");
-    }
+}
+
+/// Who does not ask for encryption gets it from a peer that does, over each net; who shares a secret is told what it lacks.
+fn encryption_is_for_all_if_one_side_asks(kind: Kind) {
+    let (world, ours) = (World::new(kind), Authority::new());
+    let b = world.endpoint();
+    let sealing = || CredentialOptions { encrypts: true, ..CredentialOptions::default() };
+    let mut server = world.start_as(b, 22, with(&ours.daemon("control", FAR), sealing()), true);
+    let unasked = credential(&ours.client("me", "connect,read", FAR));
+    let mut client = world.start_as(client_endpoint(b, 1), 11, unasked, false);
+    assert_eq!(say_to(&world, &mut client, &mut server), Ok(()));
+    assert_eq!((server.tm.stats().secured, server.tm.stats().sealed), (1, 1));
+    assert_eq!((client.tm.stats().secured, client.tm.stats().sealed), (1, 1));
+    let mut plain = world.start_as(client_endpoint(b, 2), 11, super::pair::TOKEN, false);
+    assert_eq!(say_to(&world, &mut plain, &mut server), refused(RefuseReason::NoCredential));
+    // The other way round: the dialling side asks.
+    let c = world.endpoint();
+    let mut other = world.start_as(c, 23, credential(&ours.daemon("server-1", FAR)), true);
+    let asking = with(&ours.client("asking", "connect,read", FAR), sealing());
+    let mut asking = world.start_as(client_endpoint(c, 3), 11, asking, false);
+    assert_eq!(say_to(&world, &mut asking, &mut other), Ok(()));
+    assert_eq!((other.tm.stats().sealed, asking.tm.stats().sealed), (1, 1));
 }
 
 fn a_revoked_credential_loses_its_connections(kind: Kind) {
@@ -180,6 +195,7 @@ macro_rules! over_each_net {
 over_each_net!(
     a_peer_has_the_rights_of_its_credential,
     strangers_are_told_what_they_lack,
+    encryption_is_for_all_if_one_side_asks,
     a_revoked_credential_loses_its_connections,
     a_credential_that_ends_takes_its_connections_along,
     nobody_takes_the_endpoint_of_another,

@@ -11,6 +11,7 @@ mod portals;
 mod rails;
 mod remote;
 mod simulated;
+mod tampered;
 mod threads;
 
 use std::time::Duration;
@@ -134,8 +135,15 @@ fn pull_moves_all_segments(kind: Kind) {
         lengths.iter().enumerate().map(|(index, bytes)| client.pattern(*bytes, index as u8)).collect();
     let descriptor = client.tm.expose_source(&parts);
     assert_eq!(descriptor.total_bytes(), lengths.iter().sum::<usize>() as u64);
+    let unbound = client.counters.copied_bytes.get();
     announce(&world, &mut client, &mut server, &[&descriptor]);
     let before = (client.counters.copied_bytes.get(), server.counters.copied_bytes.get());
+    if kind.has_remote_access() {
+        // A sealed source is a copy, made when it is told of; nothing else is copied, but of the message a little.
+        let (bytes, copied) = (descriptor.total_bytes(), before.0 - unbound);
+        let sealed = if kind.is_sealed() { bytes } else { 0 };
+        assert!((sealed..sealed + 64).contains(&copied), "{copied} copied of {bytes}");
+    }
     let deadline = world.now() + Duration::from_secs(10);
     let id = server.tm.start_pull(world.now(), peer, &travel(&descriptor), deadline);
     world.drive(&mut [&mut client, &mut server], |nodes| nodes[1].done(id).is_some());
@@ -145,7 +153,7 @@ fn pull_moves_all_segments(kind: Kind) {
         assert_pattern(part, bytes, index as u8);
         assert_eq!(part.shares_memory_with(&parts[index]), matches!(kind, Kind::Lo | Kind::Sim));
     }
-    // Sealing copies, and opening does.
+    // Over tcp sealing copies, and opening does. Over verbs the source was sealed when it was bound; what is pulled opens in its place.
     if kind != Kind::Sealed {
         assert_eq!(client.counters.copied_bytes.get(), before.0, "the source copies nothing");
         // Over tcp the destination copies at most what one read of messages takes in before the pull is known: here nothing,
@@ -184,8 +192,14 @@ fn push_fills_segments_before_the_reply(kind: Kind) {
         nodes[1].done(late).is_some() && nodes[1].done(early).is_some()
     });
     assert!(server.done(late).unwrap().unwrap().is_empty());
-    // The reply itself is a message: copied at most once. No bulk byte is copied, because sinks are exposed.
-    if kind != Kind::Sealed {
+    // The reply itself is a message: copied at most once. No bulk byte is copied, because sinks are exposed; what is sealed is, once.
+    if kind == Kind::VerbsSealed {
+        let total: usize = lengths.iter().sum();
+        assert_eq!(client.counters.copied_bytes.get(), before.0, "the sink opens in its place");
+        let copied = server.counters.copied_bytes.get() - before.1;
+        let least = (total + b"reply".len()) as u64;
+        assert!((least..least + 4096).contains(&copied), "{copied} copied of {total}, and seals");
+    } else if kind != Kind::Sealed {
         assert!(client.counters.copied_bytes.get() - before.0 <= 5);
         assert_eq!(server.counters.copied_bytes.get(), before.1);
     }
@@ -300,7 +314,7 @@ fn wrong_token_is_refused_with_the_reason(kind: Kind) {
     let mut client = world.try_start(a, 11, [0x5b; 32], true).unwrap();
     client.send(world.now(), b, b"let me in");
     world.drive(&mut [&mut client, &mut server], |nodes| !nodes[0].lost().is_empty());
-    let is_secured = matches!(kind, Kind::Secured | Kind::VerbsSecured | Kind::Sealed);
+    let is_secured = kind.is_secured();
     let reason = if is_secured { RefuseReason::Untrusted } else { RefuseReason::Token };
     assert_eq!(client.lost(), [(PeerId { endpoint: b, epoch: 0 }, NetError::Refused { reason })]);
     assert!(server.events.is_empty(), "the layer above never hears of it");
@@ -585,6 +599,9 @@ macro_rules! conformance {
         }
         mod verbs_secured {
             $(#[test] fn $test() { if super::pair::has_rdma() { super::$test(super::Kind::VerbsSecured); } })*
+        }
+        mod verbs_sealed {
+            $(#[test] fn $test() { if super::pair::has_rdma() { super::$test(super::Kind::VerbsSealed); } })*
         }
         mod pool { $(#[test] fn $test() { super::$test(super::Kind::Pool); })* }
     };

@@ -60,24 +60,35 @@ pub(super) enum Kind {
     Pool,
     /// A real RDMA device.
     Verbs,
-    /// The same with certificates.
+    /// The same with certificates, and with everything encrypted.
     VerbsSecured,
+    VerbsSealed,
 }
 
 impl Kind {
     /// On the real clock, with descriptors to wait for.
     pub(super) fn is_real(self) -> bool {
-        matches!(self, Kind::Tcp | Kind::Secured | Kind::Sealed | Kind::Verbs | Kind::VerbsSecured)
+        self.is_rdma() || matches!(self, Kind::Tcp | Kind::Secured | Kind::Sealed)
     }
 
     /// A real RDMA device is below.
     pub(super) fn is_rdma(self) -> bool {
-        matches!(self, Kind::Verbs | Kind::VerbsSecured)
+        matches!(self, Kind::Verbs | Kind::VerbsSecured | Kind::VerbsSealed)
     }
 
     /// Hardware moves the bulk.
     pub(super) fn has_remote_access(self) -> bool {
-        matches!(self, Kind::Windows | Kind::Pool | Kind::Verbs | Kind::VerbsSecured)
+        self.is_rdma() || matches!(self, Kind::Windows | Kind::Pool)
+    }
+
+    /// Everything behind the hello is encrypted.
+    pub(super) fn is_sealed(self) -> bool {
+        matches!(self, Kind::Sealed | Kind::VerbsSealed)
+    }
+
+    /// Members show certificates.
+    pub(super) fn is_secured(self) -> bool {
+        self.is_sealed() || matches!(self, Kind::Secured | Kind::VerbsSecured)
     }
 }
 
@@ -112,7 +123,9 @@ impl World {
         let fabric = match kind {
             Kind::Lo => Fabric::Lo(LoFabric::new()),
             Kind::Tcp | Kind::Secured | Kind::Sealed => Fabric::Tcp,
-            Kind::Verbs | Kind::VerbsSecured => Fabric::Verbs(VerbsFabric::open().unwrap()),
+            Kind::Verbs | Kind::VerbsSecured | Kind::VerbsSealed => {
+                Fabric::Verbs(VerbsFabric::open().unwrap())
+            }
             Kind::Sim => Fabric::Sim(SimFabric::new(seed)),
             Kind::Windows => Fabric::Sim(SimFabric::with_remote_access(seed, SimKeys::Windows)),
             Kind::Pool => Fabric::Sim(SimFabric::with_remote_access(seed, SimKeys::Pool)),
@@ -148,7 +161,7 @@ impl World {
             Kind::Sim | Kind::Windows | Kind::Pool => {
                 Endpoint { nid: Nid::new(base::NetKind::Sim, address), pid: 12345, portal: 34, tmid: 0 }
             }
-            Kind::Verbs | Kind::VerbsSecured => {
+            Kind::Verbs | Kind::VerbsSecured | Kind::VerbsSealed => {
                 let nid = Nid::new(base::NetKind::O2ib, u32::from(rdma_address().unwrap()));
                 // Ports of rdma-cm are not those of TCP: the process id keeps two runs apart.
                 let port = 10_000
@@ -206,10 +219,8 @@ impl World {
         listen: bool,
         rails: &[Nid],
     ) -> Result<Node, StartError> {
-        let security = match self.kind {
-            Kind::Secured | Kind::VerbsSecured | Kind::Sealed => credential(token, self.kind == Kind::Sealed),
-            _ => token.into(),
-        };
+        let security =
+            if self.kind.is_secured() { credential(token, self.kind.is_sealed()) } else { token.into() };
         self.try_start_with(endpoint, epoch, security, listen, rails)
     }
 
@@ -435,7 +446,15 @@ impl Node {
     /// What a retraction that was left pending gave back.
     pub(super) fn retracted(&self, wanted: BulkCookie) -> Option<Vec<SharedBuffer>> {
         self.events.iter().find_map(|event| match event {
-            Event::Retracted { cookie, parts } if *cookie == wanted => Some(parts.clone()),
+            Event::Retracted { cookie, parts } if *cookie == wanted => Some(parts.clone().unwrap()),
+            _ => None,
+        })
+    }
+
+    /// Why a retraction that was left pending gave nothing back.
+    pub(super) fn retraction_error(&self, wanted: BulkCookie) -> Option<NetError> {
+        self.events.iter().find_map(|event| match event {
+            Event::Retracted { cookie, parts: Err(error) } if *cookie == wanted => Some(error.clone()),
             _ => None,
         })
     }
@@ -499,6 +518,7 @@ pub(super) fn reclaim(
 ) -> Vec<SharedBuffer> {
     match client.tm.retract(world.now(), cookie, how) {
         Retraction::Done(parts) => parts,
+        Retraction::Broken(error) => panic!("{error}"),
         Retraction::Unknown => panic!("{cookie:?} is unknown"),
         Retraction::Pending => {
             world.drive(&mut [client, server], |nodes| nodes[0].retracted(cookie).is_some());

@@ -12,7 +12,8 @@ use rustls::{AlertDescription, CertificateError, ClientConnection, Connection, E
 
 use crate::error::RefuseReason;
 use crate::security::credential::daemon_name;
-use crate::security::{Credential, Identity};
+use crate::security::sealing::{EXPORTER_LABEL, SECRET_BYTES};
+use crate::security::{Credential, Identity, Opener, Sealer, Sealing};
 
 /// Only the hello inside TLS.
 pub(crate) const ALPN_CLEAR: &[u8] = b"clovis/1-clear";
@@ -44,6 +45,8 @@ pub(crate) trait SecureHello {
     fn poll_transmit(&mut self, into: &mut Vec<u8>);
     /// Seals bytes; they come out of [`SecureHello::poll_transmit`]. Only once established.
     fn seal(&mut self, plain: &[u8]) -> Result<(), HelloFault>;
+    /// Keys of the handshake for what does not go through [`SecureHello::seal`]. Only once established, and once: what they seal is numbered from 0.
+    fn sealing(&self) -> Result<Sealing, HelloFault>;
     /// Once the handshake is over: who the peer is.
     fn established(&self) -> Option<&Established>;
 }
@@ -87,6 +90,8 @@ fn fault_of(error: &Error) -> HelloFault {
             _ => R::Untrusted,
         },
         Error::NoCertificatesPresented => R::NoCredential,
+        // Everybody speaks both but who insists on sealing, or cannot.
+        Error::NoApplicationProtocol => R::NoEncryption,
         Error::AlertReceived(alert) => match alert {
             AlertDescription::CertificateExpired => R::Expired,
             AlertDescription::UnknownCA
@@ -96,6 +101,7 @@ fn fault_of(error: &Error) -> HelloFault {
             | AlertDescription::UnsupportedCertificate => R::Untrusted,
             AlertDescription::CertificateRequired => R::NoCredential,
             AlertDescription::CertificateRevoked => R::Revoked,
+            AlertDescription::NoApplicationProtocol => R::NoEncryption,
             _ => R::Handshake,
         },
         _ => R::Handshake,
@@ -159,6 +165,18 @@ impl SecureHello for TlsHello {
     fn seal(&mut self, plain: &[u8]) -> Result<(), HelloFault> {
         let sealed = self.connection.writer().write_all(plain);
         sealed.map_err(|_| HelloFault { reason: RefuseReason::Handshake })
+    }
+
+    fn sealing(&self) -> Result<Sealing, HelloFault> {
+        let failed = |_| HelloFault { reason: RefuseReason::Handshake };
+        let export = |seals: &[u8]| {
+            let secret = [0; SECRET_BYTES];
+            self.connection.export_keying_material(secret, EXPORTER_LABEL, Some(seals)).map_err(failed)
+        };
+        let (dialling, listening) = (export(b"dialling side")?, export(b"listening side")?);
+        let is_dialled = matches!(self.connection, Connection::Client(_));
+        let (ours, theirs) = if is_dialled { (dialling, listening) } else { (listening, dialling) };
+        Ok(Sealing { sealer: Sealer::new(&ours), opener: Opener::new(&theirs) })
     }
 
     fn established(&self) -> Option<&Established> {
@@ -237,6 +255,53 @@ mod tests {
             let (one, other) = shake(&client, &server).unwrap();
             assert!(one.established().unwrap().is_sealed && other.established().unwrap().is_sealed);
         }
+    }
+
+    #[test]
+    fn a_peer_that_cannot_seal_is_told_so() {
+        let ours = Authority::new();
+        let sealing = CredentialOptions { encrypts: true, ..options(1_000) };
+        let server = Credential::from_pem(&ours.daemon("control", FAR), sealing).unwrap();
+        let mut client = credential(&ours.client("old", "connect", FAR));
+        let mut config = (*client.dial).clone();
+        config.alpn_protocols = vec![ALPN_CLEAR.to_vec()];
+        client.dial = Arc::new(config);
+        let (mut one, mut other) = (dial(&client).unwrap(), listen(&server).unwrap());
+        assert_eq!(carry(&mut *one, &mut *other).unwrap_err().reason, RefuseReason::NoEncryption);
+        assert_eq!(
+            carry(&mut *other, &mut *one).unwrap_err().reason,
+            RefuseReason::NoEncryption,
+            "by an alert"
+        );
+    }
+
+    #[test]
+    fn both_ends_export_the_same_keys_and_no_other_connection_has_them() {
+        let ours = Authority::new();
+        let (client, server) =
+            (credential(&ours.client("me", "connect", FAR)), credential(&ours.daemon("control", FAR)));
+        let (one, other) = shake(&client, &server).unwrap();
+        assert!(dial(&client).unwrap().sealing().is_err(), "before the handshake there are none");
+        let (mut ours, mut theirs) = (one.sealing().unwrap(), other.sealing().unwrap());
+        let sealed = |sealing: &mut Sealing| {
+            let mut bytes = b"the same text".to_vec();
+            let tag = sealing.sealer.seal_message(&mut bytes).unwrap();
+            [bytes, tag.to_vec()].concat()
+        };
+        let (there, back) = (sealed(&mut ours), sealed(&mut theirs));
+        assert_ne!(there, back, "each direction has its own");
+        assert!(
+            ours.opener.open_message(&mut there.clone()).is_err(),
+            "nobody takes its own words for the peer's"
+        );
+        let (one, other) = shake(&client, &server).unwrap();
+        assert!(other.sealing().unwrap().opener.open_message(&mut there.clone()).is_err());
+        assert!(one.sealing().unwrap().opener.open_message(&mut back.clone()).is_err());
+        assert_eq!(theirs.opener.open_message(&mut there.clone()), Ok(13));
+        assert!(
+            ours.opener.open_message(&mut back.clone()).is_err(),
+            "the message before did not open: nothing opens behind it"
+        );
     }
 
     #[test]

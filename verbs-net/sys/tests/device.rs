@@ -365,3 +365,25 @@ fn nobody_listening_and_a_foreign_address_are_told_apart() {
     });
     assert!(manager.bind_device(Ipv4Addr::new(192, 0, 2, 77)).is_err());
 }
+
+/// The end of one queue pair takes completions of all out of the queue: what they say of another's exposures is not lost.
+#[test]
+fn an_exposure_that_ends_while_another_queue_pair_is_destroyed_is_told() {
+    let Some(mut pair) = Pair::connect(Without::default()) else { return };
+    let (client, server) = (&mut pair.client, &mut pair.server);
+    if !client.nic.uses_windows() {
+        return;
+    }
+    let sink = client.filled(4096, 0).freeze();
+    let (_, to) = client.expose(&sink, Access::Write);
+    client.post(vec![Work::Send { head: head(b"go"), payload: None, invalidates: None }]);
+    assert_eq!(server.message(), b"go");
+    let other = client.nic.create_queue_pair().unwrap();
+    let payload = server.filled(1024, 1).freeze();
+    server.post(vec![Work::Send { head: head(b"done"), payload: Some(payload), invalidates: Some(to.key) }]);
+    // The sender knows that it is there, so the receiver's completion is in the queue.
+    assert!(server.work(0).1.is_ok());
+    client.nic.destroy_queue_pair(other);
+    assert!(client.message().starts_with(b"done"));
+    client.concealed();
+}

@@ -24,7 +24,7 @@ pub(super) struct Channel {
 impl Channel {
     /// Bytes as they are, or behind `hello`.
     pub(super) fn new(stream: TcpStream, hello: Option<Box<dyn SecureHello>>, is_dialled: bool) -> Channel {
-        let guard = hello.map(|hello| Box::new(Guard::new(hello, is_dialled)));
+        let guard = hello.map(|hello| Box::new(Guard::new(hello, is_dialled, true)));
         Channel { stream, guard }
     }
 

@@ -3,18 +3,23 @@
 use std::collections::BTreeMap;
 
 use base::units::narrow;
+use smallvec::SmallVec;
 use verbs_sys::{Access, ExposureId, Work};
 
+use super::sealed::Room;
 use super::{Tag, VerbsBackend};
 use crate::connection::ConnectionId;
 use crate::descriptor::BulkCookie;
 use crate::exposure::{BindingScope, ExposedPart};
 use crate::protocol::Protocol;
 use crate::remote::{RemoteAccess, RemoteExposure, RemoteSegment, encode_exposure};
+use crate::security::{Place, Seal, SealedOperation};
 
 struct Bound {
     exposures: Vec<ExposureId>,
     segments: Vec<RemoteSegment>,
+    /// What opens the segments, on a sealed connection: they are copies then.
+    seals: SmallVec<[Seal; 4]>,
     is_revoked: bool,
 }
 
@@ -42,6 +47,11 @@ impl Bindings {
         Some(name)
     }
 
+    /// True if that exposure is bound for that connection.
+    pub(super) fn knows(&self, id: ConnectionId, cookie: BulkCookie) -> bool {
+        self.bound.contains_key(&(id, cookie))
+    }
+
     /// The connection is gone.
     pub(super) fn forget(&mut self, id: ConnectionId) {
         self.bound.retain(|(connection, _), _| *connection != id);
@@ -56,10 +66,11 @@ impl VerbsBackend {
         protocol: &mut Protocol,
         id: ConnectionId,
         cookies: &[BulkCookie],
+        room: &mut Room,
     ) -> Vec<u8> {
         let mut extension = Vec::new();
         for cookie in cookies {
-            if let Some(exposure) = self.bind(protocol, id, *cookie) {
+            if let Some(exposure) = self.bind(protocol, id, *cookie, room) {
                 encode_exposure(&exposure, &mut extension);
             }
         }
@@ -71,6 +82,7 @@ impl VerbsBackend {
         protocol: &mut Protocol,
         id: ConnectionId,
         cookie: BulkCookie,
+        room: &mut Room,
     ) -> Option<RemoteExposure> {
         let pair = self.links.get(&id)?.pair?;
         let view = protocol.exposure_view(cookie)?;
@@ -91,18 +103,31 @@ impl VerbsBackend {
         };
         // A resend over the same connection finds the keys of the first sending.
         if !self.bindings.bound.contains_key(&(id, cookie)) {
-            let mut bound = Bound { exposures: Vec::new(), segments: Vec::new(), is_revoked: false };
-            for part in parts {
+            let mut bound = Bound {
+                exposures: Vec::new(),
+                segments: Vec::new(),
+                seals: SmallVec::new(),
+                is_revoked: false,
+            };
+            let (is_sealed, operation) = (access == Access::Read && self.seals(id), SealedOperation::Pull);
+            for (index, mut part) in parts.into_iter().enumerate() {
+                if is_sealed {
+                    // At most BULK_SEGMENTS_MAX segments.
+                    let segment_index = u8::try_from(index).unwrap_or(u8::MAX);
+                    let place = Place { operation, segment_index, name: cookie.0, key };
+                    let copied = room.parts.pop_front();
+                    let sealed = copied.and_then(|into| self.seal_copy(protocol, id, &place, &part, into));
+                    let Some((copy, seal)) = sealed else {
+                        self.unbind_part_way(id, bound.exposures);
+                        return None;
+                    };
+                    part = copy;
+                    bound.seals.push(seal);
+                }
                 let exposed = self.nic.expose(pair, part, access);
                 let Ok((exposure, segment)) = exposed else {
                     // No window or no memory to pin: what was bound ends, and the message goes without.
-                    for exposure in bound.exposures {
-                        self.bindings.of.remove(&exposure);
-                        if self.nic.conceal(exposure).is_none() {
-                            let tag = self.tag(Tag::Invalidate);
-                            self.queue(id, tag, Work::Invalidate(exposure));
-                        }
-                    }
+                    self.unbind_part_way(id, bound.exposures);
                     return None;
                 };
                 bound.exposures.push(exposure);
@@ -128,13 +153,34 @@ impl VerbsBackend {
             cookie,
             if are_windows { BindingScope::Window } else { BindingScope::Pool },
         );
-        let segments = bound.segments.iter().copied().collect();
+        let (segments, seals) = (bound.segments.iter().copied().collect(), bound.seals.clone());
         debug_assert!(bound.segments.iter().all(|segment| narrow(u64::from(segment.bytes)) > 0));
-        Some(RemoteExposure { cookie, key, access: remote_access, are_windows, segments })
+        Some(RemoteExposure { cookie, key, access: remote_access, are_windows, segments, seals })
     }
 
-    /// The core wants an exposure's windows gone on that connection; the last `Concealed` tells it.
+    /// Not all of it could be bound: what was, ends.
+    fn unbind_part_way(&mut self, id: ConnectionId, exposures: Vec<ExposureId>) {
+        for exposure in exposures {
+            self.bindings.of.remove(&exposure);
+            if self.nic.conceal(exposure).is_none() {
+                let tag = self.tag(Tag::Invalidate);
+                self.queue(id, tag, Work::Invalidate(exposure));
+            }
+        }
+    }
+
+    /// The core wants an exposure's windows gone on that connection; the last `Concealed` tells it. Pool keys: the peer has said that it is
+    /// done, and what the device holds of the memory goes at once.
     pub(super) fn revoke(&mut self, protocol: &mut Protocol, id: ConnectionId, cookie: BulkCookie) {
+        if !self.bindings.uses_windows {
+            for exposure in
+                self.bindings.bound.remove(&(id, cookie)).map_or(Vec::new(), |bound| bound.exposures)
+            {
+                self.bindings.of.remove(&exposure);
+                drop(self.nic.conceal(exposure));
+            }
+            return protocol.handle_revoked(id, cookie);
+        }
         let Some(bound) = self.bindings.bound.get_mut(&(id, cookie)) else {
             return protocol.handle_revoked(id, cookie);
         };

@@ -4,7 +4,8 @@ use base::limits::MESSAGE_BYTES_MAX;
 
 use crate::frame::HEADER_BYTES;
 use crate::limits::{BULK_PIECE_BYTES, CREDIT_WINDOW};
-use crate::remote::EXTENSION_BYTES_MAX;
+use crate::remote::{CLEAR_EXTENSION_BYTES_MAX, EXTENSION_BYTES_MAX};
+use crate::security::TAG_BYTES;
 
 /// One receive. A frame with its payload that is longer goes by rendezvous.
 pub(super) const EAGER_BYTES: usize = 8192;
@@ -38,6 +39,13 @@ pub(super) const DOUBT_MS: u64 = 1000;
 /// A connection that ends waits this long for its last word to be acknowledged.
 pub(super) const LINGER_MS: u64 = 500;
 
-const _: () = assert!(EXTENSION_BYTES_MAX + HEADER_BYTES + 64 <= EAGER_BYTES);
-const _: () = assert!(HEADER_BYTES + EXTENSION_BYTES_MAX <= verbs_sys::work::HEAD_BYTES_MAX);
+/// Memory for copies that are sealed, of a machine that seals bulk: what 64 requests expose or push at once. Mapped when touched,
+/// pinned in pieces of 32 MiB.
+pub(super) const SEALING_BYTES: u64 = 64 << 20;
+
+const _: () = assert!(EXTENSION_BYTES_MAX + HEADER_BYTES + 64 + TAG_BYTES <= EAGER_BYTES);
+const _: () = assert!(HEADER_BYTES + CLEAR_EXTENSION_BYTES_MAX <= verbs_sys::work::HEAD_BYTES_MAX);
+// A segment is pushed as one piece, so a seal is of a segment.
+const _: () = assert!(BULK_PIECE_BYTES as u64 == base::limits::BUFFER_BYTES_MAX);
+const _: () = assert!(SEALING_BYTES >= 64 * base::limits::REQUEST_BULK_BYTES_MAX);
 const _: () = assert!(MESSAGE_BYTES_MAX <= 1 << 20 && BULK_PIECE_BYTES <= 1 << 20);

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::rc::Rc;
 use std::time::Duration;
 
 use base::units::wide;
@@ -14,12 +15,14 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::limits::{EAGER_BYTES, UNPARK_MS};
 use super::rendezvous::{self, Fetching, Offered};
-use super::{ReadJob, Tag, VerbsBackend};
+use super::sealed::{LinkSeal, Room};
+use super::{JobSeals, ReadJob, Tag, VerbsBackend};
 use crate::backend::guard::{Finding, Guard};
 use crate::connection::{ConnectionId, Outgoing, Payload};
-use crate::error::{LocalError, NetError, RefuseReason};
+use crate::error::{LocalError, NetError};
 use crate::frame::{Frame, FrameBody, HEADER_BYTES, MAGIC, VERSION, VERSION_MIN};
 use crate::protocol::Protocol;
+use crate::security::{Place, SealedOperation, TAG_BYTES};
 
 pub(super) struct Link {
     pub(super) id: verbs_sys::ConnectionId,
@@ -35,6 +38,8 @@ pub(super) struct Link {
     pub(super) next_offer: u64,
     /// Until both ends have proved who they are, where certificates are asked for.
     pub(super) guard: Option<Box<Guard>>,
+    /// Behind the hello, where both ends encrypt everything.
+    pub(super) seal: Option<Box<LinkSeal>>,
 }
 
 /// What came behind a long message.
@@ -48,6 +53,7 @@ impl Link {
     fn new(id: verbs_sys::ConnectionId, guard: Option<Box<Guard>>) -> Link {
         Link {
             guard,
+            seal: None,
             id,
             pair: None,
             is_ready: false,
@@ -134,7 +140,8 @@ impl VerbsBackend {
         match dialled {
             Ok(cm) => {
                 self.by_id.insert(cm, id);
-                self.links.insert(id, Link::new(cm, hello.map(|hello| Box::new(Guard::new(hello, true)))));
+                self.links
+                    .insert(id, Link::new(cm, hello.map(|hello| Box::new(Guard::new(hello, true, false)))));
                 self.send_handshake(id);
             }
             Err(cause) => protocol.handle_closed(now, id, NetError::Unreachable { endpoint, cause }),
@@ -230,7 +237,7 @@ impl VerbsBackend {
         };
         self.by_id.insert(cm, id);
         let guard = match protocol.listening_hello() {
-            Ok(hello) => hello.map(|hello| Box::new(Guard::new(hello, false))),
+            Ok(hello) => hello.map(|hello| Box::new(Guard::new(hello, false, false))),
             Err(fault) => {
                 self.manager.reject(cm, &[]);
                 self.by_id.remove(&cm);
@@ -363,15 +370,29 @@ impl VerbsBackend {
             }
             let Some(connection) = protocol.connection(id) else { return };
             let Some(outgoing) = connection.outbox.pop_front() else { return };
-            self.send(protocol, id, outgoing);
+            let Some(room) = self.room_for(protocol, id, &outgoing) else {
+                // What is to be sealed waits for memory, and all behind it for their turn.
+                if let Some(connection) = protocol.connection(id) {
+                    connection.outbox.push_front(outgoing);
+                }
+                self.starved.insert(id);
+                return;
+            };
+            self.send(protocol, id, outgoing, room);
         }
     }
 
-    fn send(&mut self, protocol: &mut Protocol, id: ConnectionId, mut outgoing: Outgoing) {
+    pub(super) fn send(
+        &mut self,
+        protocol: &mut Protocol,
+        id: ConnectionId,
+        mut outgoing: Outgoing,
+        mut room: Room,
+    ) {
         match (&outgoing.body, &outgoing.payload) {
             (FrameBody::PullRequest { transfer, .. }, _) => return self.start_reads(protocol, *transfer),
             (
-                FrameBody::PushData { cookie, transfer, segment_index, offset_bytes, .. },
+                FrameBody::PushData { cookie, key, transfer, segment_index, offset_bytes, .. },
                 Payload::Bytes(payload),
             ) => {
                 let segment = protocol.remote_segment(id, *cookie, usize::from(*segment_index));
@@ -381,14 +402,26 @@ impl VerbsBackend {
                 };
                 let to = Remote { address: segment.address + u64::from(*offset_bytes), key: segment.rkey };
                 let (transfer, completes) = (*transfer, outgoing.completes);
-                let from = payload.clone();
+                let (operation, segment_index) = (SealedOperation::Push, *segment_index);
+                let place = Place { operation, segment_index, name: *cookie, key: *key };
+                if !self.seals(id) {
+                    let (from, tag) = (payload.clone(), self.tag(Tag::Write { transfer, completes }));
+                    return self.queue(id, tag, Work::Write { from, to });
+                }
+                let into = room.parts.pop_front();
+                let sealed = into.and_then(|into| self.seal_copy(protocol, id, &place, payload, into));
+                let Some((from, seal)) = sealed else {
+                    let error = NetError::Local(LocalError::KeysUsedUp);
+                    return protocol.handle_transfer_failed(transfer, error);
+                };
                 let tag = self.tag(Tag::Write { transfer, completes });
-                return self.queue(id, tag, Work::Write { from, to });
+                self.queue(id, tag, Work::Write { from, to });
+                return self.note_pushed(protocol, id, &outgoing, seal);
             }
             _ => {}
         }
         let exposes = std::mem::take(&mut outgoing.exposes);
-        let extension = self.bind_all(protocol, id, &exposes);
+        let extension = self.bind_all(protocol, id, &exposes, &mut room);
         if !extension.is_empty() {
             outgoing.extend(extension);
         }
@@ -397,13 +430,18 @@ impl VerbsBackend {
             [only] if ended.are_windows => Some(only.rkey),
             _ => None,
         });
-        let is_long = rendezvous::is_long(&outgoing.body, outgoing.payload.len());
+        let tag_bytes = if self.seals(id) { TAG_BYTES } else { 0 };
+        let is_long = rendezvous::is_long(&outgoing.body, outgoing.payload.len() + tag_bytes);
         let Some(connection) = protocol.connection(id) else { return };
         let mut head: SmallVec<[u8; 128]> = SmallVec::from_slice(&connection.seal(&outgoing));
         let payload = match outgoing.payload {
             Payload::None => None,
             Payload::Hello(hello) => {
                 head.extend_from_slice(&hello[..]);
+                None
+            }
+            Payload::Small(bytes) => {
+                head.extend_from_slice(&bytes);
                 None
             }
             Payload::Bytes(bytes) => Some(bytes),
@@ -413,25 +451,29 @@ impl VerbsBackend {
             }
         };
         if let Some(message) = payload.clone().filter(|_| is_long) {
-            return self.offer(protocol, id, head, message);
+            return self.offer(protocol, id, head, message, room);
         }
         debug_assert!(head.len() >= HEADER_BYTES);
-        let Some(head) = self.seal(id, head) else { return };
-        let tag = self.tag(Tag::Frame);
-        self.queue(id, tag, Work::Send { head, payload, invalidates });
+        let guarded = self.links.get(&id).and_then(|link| link.guard.as_ref());
+        if guarded.is_some_and(|guard| !guard.is_raw_out) {
+            return self.send_hello(id, &head);
+        }
+        self.queue_send(protocol, id, head, payload, invalidates, room.send);
     }
 
     // ---- proving who is there
 
-    /// The first frame of a guarded link, sealed; others as they are. `None`: the handshake is broken, and the deadline of the hello ends it.
-    fn seal(&mut self, id: ConnectionId, head: SmallVec<[u8; 128]>) -> Option<SmallVec<[u8; 128]>> {
-        let guarded = self.links.get_mut(&id).and_then(|link| link.guard.as_mut());
-        let Some(guard) = guarded.filter(|guard| !guard.is_raw_out) else { return Some(head) };
-        guard.seal(&head).ok()?;
-        let sealed = guard.take_leaving();
-        self.counters.copied_bytes.add(wide(head.len()));
+    /// The first frame of a guarded link, in a record of the handshake's TLS. If that is broken, the deadline of the hello ends it.
+    fn send_hello(&mut self, id: ConnectionId, frame: &[u8]) {
+        let Some(guard) = self.links.get_mut(&id).and_then(|link| link.guard.as_mut()) else { return };
+        if guard.seal(frame).is_err() {
+            return;
+        }
+        let head = SmallVec::from_vec(guard.take_leaving());
+        self.counters.copied_bytes.add(wide(frame.len()));
         self.end_guard(id);
-        Some(sealed.into())
+        let tag = self.tag(Tag::Frame);
+        self.queue(id, tag, Work::Send { head, payload: None, invalidates: None });
     }
 
     /// Sends what the handshake has to say.
@@ -474,9 +516,14 @@ impl VerbsBackend {
         };
         if let Some(Finding::Peer(peer)) = finding {
             if peer.is_sealed {
-                // Hardware moves the bulk of this net, and seals nothing.
-                protocol.handle_fault(now, id, RefuseReason::Handshake);
-                return None;
+                let guard = self.links.get(&id).and_then(|link| link.guard.as_ref())?;
+                match guard.sealing() {
+                    Ok(sealing) => self.start_sealing(protocol, id, sealing),
+                    Err(fault) => {
+                        protocol.handle_fault(now, id, fault.reason);
+                        return None;
+                    }
+                }
             }
             protocol.handle_established(id, &peer);
             // The hello waited for this.
@@ -519,7 +566,17 @@ impl VerbsBackend {
         let job = self.next_tag;
         let missing = segments.len();
         let buffers = (0..missing).map(|_| None).collect();
-        self.jobs.insert(job, ReadJob { transfer, buffers, missing, error: None });
+        let opener = self.links.get(&lent.connection).and_then(|link| link.seal.as_ref());
+        let opener = opener.map(|seal| Rc::clone(&seal.opener));
+        let seals = opener.zip(protocol.remote_seals(lent.connection, lent.cookie));
+        let seals = seals.map(|(opener, (key, seals))| JobSeals {
+            connection: lent.connection,
+            cookie: lent.cookie,
+            key,
+            seals,
+            opener,
+        });
+        self.jobs.insert(job, ReadJob { transfer, buffers, missing, error: None, seals });
         for (index, (into, segment)) in lent.buffers.into_iter().zip(segments).enumerate() {
             let tag = self.tag(Tag::Read { job, index, bytes: into.len() });
             let from = Remote { address: segment.address, key: segment.rkey };

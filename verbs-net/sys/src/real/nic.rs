@@ -472,6 +472,8 @@ impl Nic {
             let receive = self.receives.remove(name);
             self.release(receive);
         }
+        // What was polled here may have ended exposures of other queue pairs.
+        ready.append(&mut self.ready);
         self.ready = ready;
         for name in exposed {
             self.end_exposure(name);
