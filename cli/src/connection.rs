@@ -144,6 +144,20 @@ impl Station {
         self.call_over(&fabric_of(to)?, file, to, fop, within)
     }
 
+    /// One call of this very process of the cluster, also if it is a control daemon under whose name several are asked.
+    pub fn call_itself<F: Fop>(
+        &mut self,
+        file: &KnownCluster,
+        to: Endpoint,
+        fop: &F,
+        within: Duration,
+    ) -> Result<F::Reply, Failure> {
+        let rpc = self.rpc(&fabric_of(to)?, file)?;
+        let options = CallOptions::until(self.now() + within);
+        let answer = self.wait(rpc.call_itself(to, fop, Bulk::none(), options))?;
+        answer.map(|answer| answer.reply).map_err(|error| Failure::new(error.to_string()))
+    }
+
     /// One call of a process of the cluster that carries bytes with it, at most 1 MiB.
     pub fn call_with_source<F: Fop>(
         &mut self,
@@ -206,6 +220,7 @@ impl Station {
         let machine = TransferMachine::start(&handle, fabric, config)
             .map_err(|error| Failure::new(format!("starting the network: {error}")))?;
         let rpc = RpcMachine::start(&handle, machine, rpc_config);
+        rpc.set_group(control, &file.further_controls());
         self.rpc = Some(rpc.clone());
         Ok(rpc)
     }
@@ -227,6 +242,7 @@ pub fn client_config(file: &KnownCluster, op_timeout: Duration) -> Result<Client
     Ok(ClientConfig {
         local: None,
         control: file.control.endpoint,
+        further_controls: file.further_controls(),
         security: file.security()?,
         epoch: new_epoch(),
         op_timeout,

@@ -3,7 +3,7 @@
 //! Must not know: objects, layouts of single objects, data. Pure and testable without I/O: [`transition`] (the table of device
 //! states), [`core`] (decisions about servers and devices), [`locks`] (named locks and fences), [`loans`] (the root of the
 //! resource manager), [`watches`] (watches and notifies), [`load`] (what the servers did in the last hour), `reconcile` (a restart with an edited file). Around it: `store` (durable, a tree of its own
-//! domain) and [`daemon`] (requests, store before answer, leases). One daemon; several with Raft are issue 6.
+//! domain), `replication` (the state on several daemons) and [`daemon`] (requests, store before answer, leases, the lead).
 //!
 //! **Invariant**: a version of the configuration that anybody was told of survives a restart. **Invariant**: a device that
 //! became Failed stays so. **Invariant**: a lock that is broken is free only after its
@@ -19,6 +19,7 @@ mod lock_service;
 pub mod locks;
 mod reconcile;
 pub mod repairs;
+mod replication;
 mod rm_service;
 mod store;
 pub mod transactions;
@@ -26,6 +27,7 @@ pub mod transition;
 mod watch_service;
 pub mod watches;
 
-pub use daemon::{Control, ControlConfig, OperatorFile};
+pub use daemon::{Control, ControlConfig, FirstStart, MemberConfig, OperatorFile, found_store};
 pub use error::ControlError;
 pub use reconcile::Difference;
+pub use replication::batch::DamagedBatch;

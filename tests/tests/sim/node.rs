@@ -254,6 +254,7 @@ fn start_server(
     let copies = ClientConfig {
         local: Some(copier_endpoint(endpoint)),
         control,
+        further_controls: Vec::new(),
         security: token().into(),
         epoch: around.epoch,
         op_timeout: OP_TIMEOUT,
@@ -296,6 +297,7 @@ fn start_client(
     let config = ClientConfig {
         local: Some(endpoint),
         control: around.configuration.control,
+        further_controls: Vec::new(),
         security: token().into(),
         epoch: around.epoch,
         op_timeout: OP_TIMEOUT,
