@@ -303,6 +303,38 @@ pub enum ControlCommand {
         #[command(subcommand)]
         action: MemberCommand,
     },
+    /// Write a copy of control's state (configuration, locks, loans, events) to a file, while it runs
+    Backup(ControlBackupArgs),
+    /// Put a backup into a new store, while no control daemon runs
+    Restore(ControlRestoreArgs),
+}
+
+/// `clovis control backup`
+#[derive(Debug, Args)]
+pub struct ControlBackupArgs {
+    /// File to write; one that is there is replaced
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Which cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis control restore`
+#[derive(Debug, Args)]
+pub struct ControlRestoreArgs {
+    /// The backup
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Which of several gets it; it is then alone, and the others join it with blank stores [default: the one of the [control] section]
+    #[arg(long, value_name = "N")]
+    pub number: Option<u64>,
+    /// Also if the cluster has gone on since: what was changed is lost, and a device that failed since is used with its old bytes
+    #[arg(long)]
+    pub force: bool,
+    /// Which cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
 }
 
 /// `clovis control member ...`
@@ -356,7 +388,7 @@ pub struct ControlRunArgs {
     #[arg(long, value_name = "FILE")]
     pub credential: Option<PathBuf>,
     /// Which of several this is [default: the one of the [control] section]
-    #[arg(long, value_name = "N")]
+    #[arg(long, env = "CLOVIS_CONTROL_NUMBER", value_name = "N")]
     pub number: Option<u64>,
     /// Its store is blank, and this is what it is to become: for one of several, once in its life
     #[arg(long, value_name = "HOW", value_enum)]

@@ -14,6 +14,7 @@ use base::{Endpoint, Fid, Instant};
 use client::{Client, ClientConfig};
 use faces::cluster_file::ClusterFile;
 use fops::Fop;
+use fops::admin::Ping;
 use rpc::addb::AddbSpace;
 use rpc::{Bulk, CallOptions, RpcConfig, RpcMachine};
 use runtime::{
@@ -153,9 +154,23 @@ impl Station {
         within: Duration,
     ) -> Result<F::Reply, Failure> {
         let rpc = self.rpc(&fabric_of(to)?, file)?;
-        let options = CallOptions::until(self.now() + within);
+        let options = CallOptions::until(self.now() + within).unreachable_max(UNREACHABLE_MAX);
         let answer = self.wait(rpc.call_itself(to, fop, Bulk::none(), options))?;
         answer.map(|answer| answer.reply).map_err(|error| Failure::new(error.to_string()))
+    }
+
+    /// The configuration version that a process of the cluster goes by.
+    pub fn version_of(
+        &mut self,
+        file: &KnownCluster,
+        of: Endpoint,
+        within: Duration,
+    ) -> Result<u64, Failure> {
+        let rpc = self.rpc(&fabric_of(of)?, file)?;
+        let options = CallOptions::until(self.now() + within).unreachable_max(UNREACHABLE_MAX);
+        let ping = Ping { payload: Vec::new() };
+        let answer = self.wait(rpc.call_itself(of, &ping, Bulk::none(), options))?;
+        answer.map(|answer| answer.config_version).map_err(|error| Failure::new(error.to_string()))
     }
 
     /// One call of a process of the cluster that carries bytes with it, at most 1 MiB.
@@ -236,6 +251,9 @@ impl Station {
         connected.map_err(|error| Failure::new(error.to_string()))
     }
 }
+
+/// How long a connection to one process of many may be tried for: one that is down must not hold up a list of all.
+const UNREACHABLE_MAX: Duration = Duration::from_millis(500);
 
 /// A client of the cluster in `file`, with an endpoint of its own choice.
 pub fn client_config(file: &KnownCluster, op_timeout: Duration) -> Result<ClientConfig, Failure> {

@@ -31,7 +31,7 @@ use fops::conf::{
     RegisterReply,
 };
 use fops::load::{LoadGet, LoadGetReply, LoadReport, LoadReportReply};
-use fops::member::{MemberChange, MemberChangeReply, MembersGet, MembersReply};
+use fops::member::{BackupGet, BackupReply, MemberChange, MemberChangeReply, MembersGet, MembersReply};
 use fops::repair::{RepairGet, RepairGetReply, RepairStatus, RepairTurn, RepairTurnReply};
 use futures_util::future::Either;
 use rpc::{Fom, RpcConfig, RpcMachine};
@@ -40,6 +40,7 @@ use runtime::{LocalityHandle, Task};
 use spdk_stob::{Backend, Domain};
 use verbs_net::{Fabric, Security, TmConfig, TransferMachine};
 
+use crate::backup::Backup;
 use crate::core::{ControlCore, Refusal, StateChange};
 use crate::error::ControlError;
 use crate::load::LoadBook;
@@ -154,6 +155,8 @@ pub(crate) struct Office {
     published: RefCell<Rc<Configuration>>,
     /// Why the last try to begin a reign failed.
     trouble: RefCell<Option<String>>,
+    /// The backup that somebody fetches, by its name: the last one that was begun.
+    copy: RefCell<Option<(u64, Vec<u8>)>>,
     shutdown: Cell<bool>,
     shutdown_rung: Notify,
 }
@@ -273,6 +276,7 @@ impl Control {
             file: config.file,
             lease: config.lease,
             trouble: RefCell::default(),
+            copy: RefCell::default(),
             shutdown: Cell::new(false),
             shutdown_rung: Notify::new(),
         });
@@ -520,6 +524,29 @@ impl Office {
                 members: Vec::new(),
             },
         }
+    }
+
+    /// A part of a backup: of one that is made now, or of the last one that was.
+    fn backup(&self, inner: &Inner, request: &BackupGet) -> Result<BackupReply, FopError> {
+        let bad = |reason: String| FopError::BadRequest { reason };
+        let now = self.rpc.locality().now();
+        let mut kept = self.copy.borrow_mut();
+        if request.copy == 0 {
+            let copy = store::copy(inner.store.log()).map_err(|error| bad(error.to_string()))?;
+            let backup = Backup::new(self.configuration.cluster, inner.unix_s(now), copy);
+            *kept = Some((self.rpc.locality().random_u64() | 1, backup.to_bytes()));
+        }
+        let Some((copy, bytes)) = kept.as_ref().filter(|(copy, _)| [0, *copy].contains(&request.copy)) else {
+            return Err(bad("another backup began since: begin again".to_owned()));
+        };
+        let from = usize::try_from(request.offset).unwrap_or(usize::MAX).min(bytes.len());
+        let end = from.saturating_add(CLUSTER_TEXT_PART_BYTES).min(bytes.len());
+        let reply =
+            BackupReply { copy: *copy, total_bytes: wide(bytes.len()), part: bytes[from..end].to_vec() };
+        if end == bytes.len() {
+            *kept = None;
+        }
+        Ok(reply)
     }
 
     /// A member comes or goes. Asked again, it looks what became of it.
@@ -775,6 +802,12 @@ impl Inner {
         let weak = Rc::downgrade(office);
         serve(inner, move |_inner: Rc<Inner>, _fom, request: MemberChange| {
             let answer = weak.upgrade().map_or_else(|| Err(stopped()), |office| office.change(&request));
+            std::future::ready(answer)
+        });
+        let weak = Rc::downgrade(office);
+        serve(inner, move |inner: Rc<Inner>, _fom, request: BackupGet| {
+            let answer =
+                weak.upgrade().map_or_else(|| Err(stopped()), |office| office.backup(&inner, &request));
             std::future::ready(answer)
         });
         lock_service::serve_all(inner);

@@ -83,6 +83,9 @@ pub enum ControlError {
         /// Of the daemon.
         number: u64,
     },
+    /// A store that a backup would go into.
+    #[error("the store has a state already: a backup is put into a blank one")]
+    NotBlank,
     /// The store of another one.
     #[error(
         "this is the store of control daemon {found} of cluster {cluster:#x}, not of daemon {number}: give each its own store"

@@ -25,6 +25,7 @@ use crate::error::ControlError;
 use crate::loans::LoanChange;
 use crate::locks::{LockChange, LockNumbers};
 use crate::replication::batch::Batch;
+use crate::replication::journal::{Position, state_of};
 use crate::replication::log::{Confirming, ReplicatedLog};
 use crate::transactions::{Kept, Transactions};
 use crate::watches::WatchChange;
@@ -59,6 +60,9 @@ const REPAIRS: TreeId = TreeId(9);
 const NEXT_FID_KEY: &[u8] = b"next-fid";
 /// The last numbers of tickets and fences, little endian.
 const LOCK_NUMBERS_KEY: &[u8] = b"lock-numbers";
+/// How far versions and numbers leap when a copy is put back: more than a cluster uses up between a copy and its loss.
+const LEAP_OF_VERSIONS: u64 = 1 << 24;
+const LEAP_OF_NUMBERS: u64 = 1 << 40;
 /// Bytes of a piece of a text.
 const PIECE_BYTES: usize = 128 << 10;
 /// Keys read at a time.
@@ -313,10 +317,64 @@ impl Store {
         log.commit(Batch::default()).await
     }
 
+    /// Where the state is, for a copy of it.
+    pub(crate) fn log(&self) -> &dyn ReplicatedLog {
+        &*self.log
+    }
+
     /// Asks whether anybody else may lead; `None` if there is nobody else.
     pub(crate) fn confirm(&self) -> Option<Confirming<'_>> {
         self.log.confirm()
     }
+}
+
+/// A copy of everything, for a backup. Errors: the state has no configuration yet.
+pub(crate) fn copy(log: &dyn ReplicatedLog) -> Result<(Position, u64, Batch), ControlError> {
+    let state = state_of(log.domain(), |tree| log.place(tree));
+    let version = configuration_in(&state)?.version;
+    Ok((log.position(), version, state))
+}
+
+/// Version of the configuration that a domain has.
+pub(crate) fn version_of(
+    domain: &Domain,
+    place: impl Fn(TreeId) -> TreeId,
+) -> Result<Option<u64>, ControlError> {
+    let value = domain.tree_get(place(TREE), KEY);
+    value.map(|value| Ok(decode(&value)?.version)).transpose()
+}
+
+/// The configuration that a copy holds.
+pub(crate) fn configuration_in(state: &Batch) -> Result<Configuration, ControlError> {
+    let value = value_in(state, KEY).ok_or(ControlError::StoreBroken)?;
+    decode(value)
+}
+
+fn value_in<'a>(state: &'a Batch, key: &[u8]) -> Option<&'a [u8]> {
+    let found = state.changes.iter().find(|change| change.tree == TREE && change.key == key)?;
+    found.value.as_deref()
+}
+
+/// Numbers that were handed out after a copy was made must not be handed out again: each goes on far behind those of the copy.
+/// Answer: the configuration's version from now on.
+pub(crate) fn leap(state: &mut Batch) -> Result<u64, ControlError> {
+    let mut configuration = configuration_in(state)?;
+    configuration.version += LEAP_OF_VERSIONS;
+    let mut value = FORMAT_VERSION.to_le_bytes().to_vec();
+    value.extend(configuration.to_bytes().map_err(ControlError::Configuration)?);
+    state.put(TREE, KEY, &value);
+    let later = |value: Option<&[u8]>, index: usize| {
+        let word = value.and_then(|value| value.get(8 * index..)?.first_chunk::<8>().copied());
+        word.map_or(0, u64::from_le_bytes).saturating_add(LEAP_OF_NUMBERS).to_le_bytes()
+    };
+    let fid = value_in(state, NEXT_FID_KEY).map(|value| later(Some(value), 0));
+    if let Some(fid) = fid {
+        state.put(TREE, NEXT_FID_KEY, &fid);
+    }
+    let numbers = value_in(state, LOCK_NUMBERS_KEY);
+    let numbers = [later(numbers, 0), later(numbers, 1)].concat();
+    state.put(TREE, LOCK_NUMBERS_KEY, &numbers);
+    Ok(configuration.version)
 }
 
 /// Opens the domain of the control daemon of a cluster; formats a blank device. Errors: not a store, of another cluster, damaged.

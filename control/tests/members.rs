@@ -18,6 +18,7 @@ use faces::{ClusterFile, Credential};
 use fops::FopError;
 use fops::conf::{ConfApply, ConfHistory, ConfText, Heartbeat, Register};
 use fops::lock::{LockMode, LockName, LockTake, LockTakeReply, OwnerId};
+use fops::member::MemberChange;
 use rpc::{Bulk, CallError, CallOptions, RpcConfig, RpcMachine};
 use runtime::clock::DriftingClock;
 use runtime::{
@@ -46,10 +47,11 @@ fn text(members: &[u64], name: &str) -> String {
          credential = \"{}\"\n[control]\nnumber = {}\nendpoint = \"{}\"\nstore = \"control\"\nstore_bytes = 33554432\n{further}\
          [pool]\nfid = \"0x6f00000000000001:1\"\nversion = \"0x7600000000000001:1\"\nlayout = \"1+0+0\"\nunit_bytes = 65536\n\
          [[server]]\nprocess = \"0x7200000000000001:1\"\nendpoints = [\"900@sim:12345:34:0\"]\n\
-         [[device]]\nfid = \"0x6b00000000000001:1\"\nserver = \"0x7200000000000001:1\"\npath = \"d\"\nsize_bytes = 1048576\n",
+         [[device]]\nfid = \"0x6b00000000000001:1\"\nserver = \"0x7200000000000001:1\"\npath = \"d\"\nsize_bytes = 1048576\n# {}\n",
         faces::cluster_file::HIDDEN,
         members[0],
         endpoint(members[0]),
+        "as long as a file of some size ".repeat(100),
     )
 }
 
@@ -107,7 +109,7 @@ fn machine(handle: &LocalityHandle, net: &SimFabric, node: u64) -> RpcMachine {
 }
 
 impl World {
-    /// `count` daemons that found a cluster, and a client that knows them all.
+    /// `count` daemons that found a cluster, or one alone, and a client that knows them all.
     fn found(seed: u64, count: u64) -> World {
         let members: Vec<u64> = (1..=count).collect();
         let net = SimFabric::new(seed);
@@ -159,7 +161,10 @@ impl World {
         let mut config = ControlConfig::new(Token::new([7; 32]), epoch, file.initial_configuration(), store);
         config.endpoint = endpoint(number);
         config.file = Some(OperatorFile { text, credential: Some(credential()), unix_s: 1000 });
-        config.member = Some(MemberConfig { number, members: file.control_members().collect(), first_start });
+        if members.len() > 1 {
+            let members = file.control_members().collect();
+            config.member = Some(MemberConfig { number, members, first_start });
+        }
         let (control, refusal) =
             (Rc::<RefCell<Option<Control>>>::default(), Rc::<RefCell<Option<String>>>::default());
         let (slot, refused, handle) = (Rc::clone(&control), Rc::clone(&refusal), locality.handle());
@@ -310,6 +315,21 @@ impl Client {
 
 const LONG: Duration = Duration::from_secs(60);
 
+fn change(number: u64, adds: bool) -> MemberChange {
+    MemberChange { number, adds }
+}
+
+/// Asks for a change of the members until it is done, as the command does.
+async fn settle(client: &Client, number: u64, adds: bool) {
+    loop {
+        let asked = client.ask(&change(number, adds), LONG).await;
+        if asked.is_ok_and(|reply| reply.is_done) {
+            return;
+        }
+        client.handle.sleep(Duration::from_millis(100)).await;
+    }
+}
+
 #[test]
 fn three_elect_one_and_go_on_without_it() {
     let mut world = World::found(1, 3);
@@ -362,6 +382,158 @@ fn a_leader_that_is_cut_off_answers_nothing_not_even_heartbeats() {
         world.pass(Duration::from_secs(3));
         assert_eq!(world.run(client.in_force(LONG)).unwrap().0, 2);
     }
+}
+
+#[test]
+fn one_that_missed_more_than_the_log_keeps_is_fed_a_copy() {
+    let mut world = World::found(20, 3);
+    let client = world.client();
+    let leader = world.elect();
+    let away = if leader == 3 { 2 } else { 3 };
+    world.kill(away, true);
+    // More bytes than the log keeps: each change carries its text.
+    for number in 1..=120 {
+        let name = format!("change {number}");
+        assert_eq!(world.run(client.apply(number, &name, LONG)).unwrap(), number + 1);
+    }
+    let notes = world.run(client.notes(LONG)).unwrap();
+    world.start(away, None);
+    world.pass(Duration::from_secs(5));
+    let leader = world.elect();
+    let third = world.members.iter().copied().find(|number| ![leader, away].contains(number)).unwrap();
+    // With the one that was fed as half of the majority, and then in the lead.
+    world.kill(leader, true);
+    assert_eq!(world.run(client.notes(LONG)).unwrap(), notes);
+    world.kill(away, true);
+    world.start(away, None);
+    world.start(leader, None);
+    world.pass(Duration::from_secs(3));
+    world.kill(third, true);
+    assert_eq!(world.run(client.notes(LONG)).unwrap(), notes);
+    let said = world.machine(away).running.as_ref().unwrap().control.borrow().as_ref().unwrap().members();
+    assert!(said.applied > 120, "{said:?}");
+}
+
+#[test]
+fn a_member_whose_disk_is_full_takes_no_part_and_says_so_and_the_others_go_on() {
+    let mut world = World::found(21, 3);
+    let client = world.client();
+    let leader = world.elect();
+    assert_eq!(world.run(client.apply(1, "before", LONG)).unwrap(), 2);
+    world.machine(leader).disk.fill_up_after(Some(0));
+    assert_eq!(world.run(client.apply(2, "after", LONG)).unwrap(), 3);
+    assert_ne!(world.elect(), leader);
+    let failure = {
+        let machine = world.machine(leader);
+        let control = machine.running.as_ref().unwrap().control.borrow();
+        control.as_ref().unwrap().store_failure()
+    };
+    assert!(failure.is_some(), "it says why");
+    // Room again, and a restart: it has what it missed.
+    world.kill(leader, true);
+    world.machine(leader).disk.fill_up_after(None);
+    world.start(leader, None);
+    world.pass(Duration::from_secs(3));
+    let other = world.elect();
+    if other != leader {
+        world.kill(other, true);
+    }
+    assert_eq!(world.run(client.in_force(LONG)).unwrap(), (3, "\"after\"".to_owned()));
+}
+
+#[test]
+fn members_come_and_go_while_changes_are_made() {
+    for seed in 0..3 {
+        let mut world = World::found(30 + seed, 3);
+        let client = world.client();
+        world.elect();
+        assert_eq!(world.run(client.apply(1, "three", LONG)).unwrap(), 2);
+        // The file in force says where the new one listens.
+        world.members.push(4);
+        let with_four = world.client();
+        let unknown = world.run(client.ask(&change(4, true), LONG)).unwrap_err();
+        assert!(unknown.to_string().contains("conf apply"), "{unknown}");
+        assert_eq!(world.run(with_four.apply(2, "four", LONG)).unwrap(), 3);
+        world.add_machine(4);
+        world.start(4, Some(FirstStart::Join));
+        world.run(settle(&client, 4, true));
+        // As a client that reads the new file knows them.
+        world.rpc.set_group(endpoint(1), &[endpoint(2), endpoint(3), endpoint(4)]);
+        let leader = world.elect();
+        // The leader goes: it hands over and is no member any more.
+        world.run(settle(&client, leader, false));
+        assert_eq!(world.run(with_four.apply(3, "without the first leader", LONG)).unwrap(), 4);
+        assert_ne!(world.elect(), leader);
+        world.kill(leader, true);
+        // Of the three that are left one may go, the new one not excepted.
+        let second = world.elect();
+        world.kill(second, true);
+        assert_eq!(world.run(with_four.in_force(LONG)).unwrap().0, 4);
+        // Nobody takes out the last ones without a majority, and the very last never goes.
+        world.start(second, None);
+        world.pass(Duration::from_secs(2));
+        let left: Vec<u64> = world.members.iter().copied().filter(|number| *number != leader).collect();
+        world.run(settle(&client, left[0], false));
+        world.run(settle(&client, left[1], false));
+        let refused = world.run(client.ask(&change(left[2], false), LONG)).unwrap_err();
+        assert!(refused.to_string().contains("the last one"), "{refused}");
+        assert_eq!(world.run(with_four.apply(4, "one is left", LONG)).unwrap(), 5);
+    }
+}
+
+#[test]
+fn one_that_was_alone_becomes_the_first_of_three_and_keeps_what_it_has() {
+    let mut world = World::found(50, 1);
+    world.elect();
+    assert_eq!(world.run(world.client().apply(1, "alone", LONG)).unwrap(), 2);
+    world.kill(1, true);
+    world.members = vec![1, 2, 3];
+    let client = world.client();
+    world.rpc.set_group(endpoint(1), &[endpoint(2), endpoint(3)]);
+    world.start(1, Some(FirstStart::Found));
+    // What it has does not name the others yet.
+    assert_eq!(world.run(client.in_force(LONG)).unwrap(), (2, "\"alone\"".to_owned()));
+    assert_eq!(world.run(client.apply(2, "three", LONG)).unwrap(), 3);
+    for number in [2, 3] {
+        world.add_machine(number);
+        world.start(number, Some(FirstStart::Join));
+        world.run(settle(&client, number, true));
+    }
+    world.kill(1, true);
+    assert_eq!(world.run(client.in_force(LONG)).unwrap(), (3, "\"three\"".to_owned()));
+    // Alone again by its file, but not by its store.
+    world.members = vec![1];
+    world.start(1, None);
+    world.pass(Duration::from_secs(1));
+    let refusal = world.machine(1).running.as_ref().unwrap().refusal.borrow().clone().unwrap();
+    assert!(refusal.contains("of several"), "{refusal}");
+}
+
+#[test]
+fn stores_that_are_not_what_they_should_be_are_refused() {
+    let mut world = World::found(40, 3);
+    world.elect();
+    let refusal = |world: &mut World, number: u64| {
+        world.pass(Duration::from_secs(1));
+        let machine = world.machine(number);
+        machine.running.as_ref().unwrap().refusal.borrow().clone().unwrap_or_default()
+    };
+    // A member that lost its store.
+    world.kill(3, true);
+    world.machine(3).disk = SimDisk::new(999, 8192, DiskFaults::default());
+    world.start(3, None);
+    assert!(refusal(&mut world, 3).contains("is blank"), "{}", refusal(&mut world, 3));
+    // Another one's.
+    world.kill(2, false);
+    let disk = world.machine(2).disk.clone();
+    world.kill(3, false);
+    world.machine(3).disk = disk;
+    world.start(3, None);
+    assert!(refusal(&mut world, 3).contains("of control daemon 2"), "{}", refusal(&mut world, 3));
+    // One that is in use.
+    world.kill(3, false);
+    world.start(2, Some(FirstStart::Found));
+    assert!(refusal(&mut world, 2).contains("without --first-start"), "{}", refusal(&mut world, 2));
 }
 
 /// A loop of changes and of one lock that is never given twice, while daemons die, stand still and are cut off and clocks run at nine to eleven tenths.

@@ -13,7 +13,7 @@ use std::rc::Rc;
 
 use base::units::{narrow, wide};
 use raft_io::{HardState, LogEntry, RaftLog, Snapshot};
-use spdk_stob::{Domain, StobError, TreeId};
+use spdk_stob::{Domain, TreeId};
 
 use crate::error::ControlError;
 use crate::replication::batch::{Batch, Change};
@@ -24,7 +24,7 @@ const META: TreeId = TreeId(31);
 /// Entries: key = index (8) and part (4), big endian.
 const LOG: TreeId = TreeId(32);
 /// Trees of control's state: 1 to this one.
-const STATE_TREES: u32 = 30;
+pub(crate) const STATE_TREES: u32 = 30;
 /// The second place of the state: the same trees, this much further on.
 const SECOND_PLACE: u32 = 100;
 /// Number of the member and id of the cluster.
@@ -138,14 +138,12 @@ impl Journal {
         domain.commit(transaction).await.map_err(ControlError::Store)
     }
 
-    /// Makes a blank domain that of a group of one, with a state that is a copy at `position`.
+    /// Makes a domain that has the state of a copy at `position`, and nothing else, that of a group of one.
     pub(crate) async fn restore(
         domain: &Domain,
         (number, cluster): (u64, u64),
         position: Position,
-        state: &Batch,
     ) -> Result<(), ControlError> {
-        commit_in_parts(domain, state.changes.clone()).await?;
         let Position { index, term } = position;
         let mut transaction = domain.begin();
         transaction.tree_put(META, VOTE_KEY, &numbers([term, 0]));
@@ -263,13 +261,15 @@ impl Journal {
         Ok(())
     }
 
+    /// The batches of the log, newest first.
+    pub(crate) fn newest_first(&self) -> impl Iterator<Item = Batch> {
+        let entries: Vec<LogEntry> = self.0.entries.borrow().iter().rev().cloned().collect();
+        entries.into_iter().filter_map(|entry| Batch::decode(&entry.command).ok())
+    }
+
     /// Everything that the state has, as it is durable now.
-    pub(crate) fn state(&self) -> Batch {
-        let mut batch = Batch::default();
-        for tree in (1..=STATE_TREES).map(TreeId) {
-            for_each(&self.0.domain, self.place(tree), |key, value| batch.put(tree, &key, &value));
-        }
-        batch
+    fn state(&self) -> Batch {
+        state_of(&self.0.domain, |tree| self.place(tree))
     }
 
     /// Up to which entry the log is to be cut now, if it has grown long.
@@ -324,6 +324,15 @@ impl Journal {
         }
         commit_in_parts(&self.0.domain, changes).await
     }
+}
+
+/// Everything that the state of a domain has, as it is durable now.
+pub(crate) fn state_of(domain: &Domain, place: impl Fn(TreeId) -> TreeId) -> Batch {
+    let mut batch = Batch::default();
+    for tree in (1..=STATE_TREES).map(TreeId) {
+        for_each(domain, place(tree), |key, value| batch.put(tree, &key, &value));
+    }
+    batch
 }
 
 fn place(tree: TreeId, second: bool) -> TreeId {
@@ -383,7 +392,7 @@ fn read_entries(domain: &Domain, base: u64) -> Result<VecDeque<LogEntry>, Contro
 }
 
 /// Makes changes durable in order, in transactions of a size that the domain takes. Cut in between, the first of them are there.
-async fn commit_in_parts(domain: &Domain, changes: Vec<Change>) -> Result<(), ControlError> {
+pub(crate) async fn commit_in_parts(domain: &Domain, changes: Vec<Change>) -> Result<(), ControlError> {
     let mut part = Batch::default();
     let mut bytes = 0;
     for change in changes {
@@ -516,9 +525,4 @@ impl RaftLog for Journal {
         }
         Ok(())
     }
-}
-
-/// True if the device is full: the daemon says so and takes no part.
-pub(crate) fn is_full(error: &ControlError) -> bool {
-    matches!(error, ControlError::Store(StobError::NoSpace { .. }))
 }

@@ -9,6 +9,7 @@ use spdk_stob::{Domain, TreeId};
 
 use crate::error::ControlError;
 use crate::replication::batch::Batch;
+use crate::replication::journal::Position;
 
 /// This daemon does not lead, or no majority says that it does. What it was about to say may not be true any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,9 @@ pub(crate) trait ReplicatedLog {
     /// Errors: the store failed; [`ControlError::NotLeading`]: it may come in force or not, and is for another daemon to say.
     fn commit(&self, batch: Batch) -> Committing<'_>;
 
+    /// The entry that the state has the effect of; 0 where there is no log.
+    fn position(&self) -> Position;
+
     /// True if other daemons have it too.
     fn is_shared(&self) -> bool;
 
@@ -54,6 +58,10 @@ impl ReplicatedLog for Alone {
     fn commit(&self, batch: Batch) -> Committing<'_> {
         let transaction = batch.transaction(&self.0, |tree| tree);
         Box::pin(async move { self.0.commit(transaction).await.map_err(ControlError::Store) })
+    }
+
+    fn position(&self) -> Position {
+        Position::default()
     }
 
     fn is_shared(&self) -> bool {

@@ -238,11 +238,6 @@ impl Member {
         view.committed == view.last
     }
 
-    /// Everything that the state has, and the entry that it has the effect of.
-    pub(crate) fn copy(&self) -> (Position, Batch) {
-        (self.journal.applied(), self.journal.state())
-    }
-
     fn tell(&self, input: Input) {
         self.inbox.borrow_mut().push_back(input);
         self.rung.notify_one();
@@ -569,6 +564,10 @@ impl ReplicatedLog for Rc<Member> {
                 Ok(Err(NotLeading)) | Err(_) => Err(ControlError::NotLeading),
             }
         })
+    }
+
+    fn position(&self) -> Position {
+        self.journal.applied()
     }
 
     fn is_shared(&self) -> bool {

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -46,11 +46,12 @@ fn edited(cluster: &RunningCluster, to: &str, pieces: &[(&str, &str)]) -> String
     path.to_str().unwrap().to_owned()
 }
 
-fn notes(cluster: &RunningCluster) -> BTreeSet<String> {
+/// What control keeps: notes by the number of their transaction.
+fn notes(cluster: &RunningCluster) -> BTreeMap<u64, String> {
     let said = cluster.run(&["conf", "history", "--json"]).succeeded();
     let value: Value = serde_json::from_str(said.text()).unwrap();
     let all = value["transactions"].as_array().unwrap().iter();
-    all.map(|one| one["note"].as_str().unwrap().to_owned()).collect()
+    all.map(|one| (one["number"].as_u64().unwrap(), one["note"].as_str().unwrap().to_owned())).collect()
 }
 
 #[test]
@@ -62,7 +63,7 @@ fn a_leader_killed_in_a_loop_of_changes_loses_nothing_acknowledged() {
     let stop = AtomicBool::new(false);
     let (acknowledged, kills) = std::thread::scope(|scope| {
         let changes = scope.spawn(|| {
-            let mut acknowledged = Vec::new();
+            let mut acknowledged = BTreeMap::new();
             for number in 0.. {
                 if stop.load(Ordering::Relaxed) {
                     break;
@@ -71,9 +72,12 @@ fn a_leader_killed_in_a_loop_of_changes_loses_nothing_acknowledged() {
                 let unit = format!("unit_bytes = {}", 4096 * (number % 16 + 1));
                 let file = edited(&cluster, "change.toml", &[("unit_bytes = 65536", &unit)]);
                 let finished = cluster.run(&["conf", "apply", &file, "-m", &note]);
-                // One that is refused or late was not acknowledged; what it says is in force already has another's note.
-                if finished.status.success() && finished.text().contains("is in force") {
-                    acknowledged.push(note);
+                // One that is refused or late was not acknowledged.
+                let said = String::from_utf8_lossy(&finished.stdout).into_owned();
+                let in_force = said.split_once("transaction ").and_then(|(_, rest)| rest.split(' ').next());
+                if let Some(number) = in_force.filter(|_| finished.status.success()) {
+                    let twice = acknowledged.insert(number.parse::<u64>().unwrap(), note);
+                    assert_eq!(twice, None, "transaction {number} was acknowledged twice");
                 }
             }
             acknowledged
@@ -96,10 +100,10 @@ fn a_leader_killed_in_a_loop_of_changes_loses_nothing_acknowledged() {
     assert_eq!(kills, 5);
     assert!(acknowledged.len() >= 5, "{acknowledged:?}");
     let kept = notes(&cluster);
-    // As many as control keeps; this loop makes fewer.
-    assert!(kept.len() < 60, "{} are kept", kept.len());
-    for note in &acknowledged {
-        assert!(kept.contains(note), "{note:?} was acknowledged; kept: {kept:?}");
+    let (oldest, newest) = (*kept.first_key_value().unwrap().0, *kept.last_key_value().unwrap().0);
+    assert!(newest >= *acknowledged.last_key_value().unwrap().0, "{acknowledged:?}; kept: {kept:?}");
+    for (number, note) in acknowledged.range(oldest..) {
+        assert_eq!(kept.get(number), Some(note), "transaction {number} was acknowledged; kept: {kept:?}");
     }
     // Whoever leads next says the same, and the data is there.
     let number = leader(&cluster);
@@ -159,6 +163,70 @@ fn a_member_is_replaced_by_one_of_another_number_and_a_blank_store_is_refused() 
     let _ = leader(&cluster);
     let shown = cluster.run(&["conf", "history"]).succeeded();
     assert!(shown.text().contains("a fourth"), "{}", shown.text());
+}
+
+fn in_force(cluster: &RunningCluster) -> String {
+    let shown = cluster.run(&["conf", "show"]).succeeded();
+    shown.text().lines().find(|line| line.starts_with("unit_bytes")).unwrap().to_owned()
+}
+
+/// Backs up, changes, loses every control daemon, and puts the backup back by force: `controls` are the names of all.
+fn lose_and_restore(cluster: &RunningCluster, controls: &[&str]) {
+    let content = cluster.scratch().join("content");
+    fs::write(&content, [9; 50_000]).unwrap();
+    let _ = cluster.run(&["cp", "--quiet", content.to_str().unwrap(), "1:1"]).succeeded();
+    let backup = cluster.scratch().join("backup");
+    let backup = backup.to_str().unwrap();
+    let change = |unit: &str| {
+        let file = edited(cluster, "change.toml", &[("unit_bytes = 65536", &format!("unit_bytes = {unit}"))]);
+        let _ = cluster.run(&["conf", "apply", &file]).succeeded();
+    };
+    change("4096");
+    let said = cluster.run(&["control", "backup", backup]).succeeded();
+    assert!(said.text().starts_with("configuration "), "{}", said.text());
+    change("8192");
+    let refused = cluster.run(&["control", "restore", backup]);
+    assert!(refused.refused().contains("runs, at"), "{}", refused.stderr);
+    controls.iter().for_each(|name| cluster.kill_hard(name));
+    // The servers run on, and know better.
+    let older = cluster.run(&["control", "restore", backup]);
+    assert!(
+        older.refused().contains("--force") && older.refused().contains("would be lost"),
+        "{}",
+        older.stderr
+    );
+    let bytes = fs::read(backup).unwrap();
+    let cut = cluster.scratch().join("cut");
+    fs::write(&cut, &bytes[..bytes.len() - 1]).unwrap();
+    let damaged = cluster.run(&["control", "restore", cut.to_str().unwrap(), "--force"]);
+    assert!(damaged.refused().contains("damaged"), "{}", damaged.stderr);
+    let no_backup = cluster.run(&["control", "restore", content.to_str().unwrap(), "--force"]);
+    assert!(no_backup.refused().contains("no backup"), "{}", no_backup.stderr);
+    let restored = cluster.run(&["control", "restore", backup, "--force"]).succeeded();
+    assert!(restored.text().contains("control.dev.before-"), "{}", restored.text());
+}
+
+#[test]
+fn a_backup_older_than_the_cluster_is_put_back_by_force_only_and_then_everybody_goes_on_with_it() {
+    for count in ["1", "3"] {
+        let arguments = [&["--control", count], &SMALL[2..]].concat();
+        let cluster = RunningCluster::start("members-backup", &arguments);
+        let all = ["control", "control-2", "control-3"];
+        lose_and_restore(&cluster, if count == "1" { &all[..1] } else { &all });
+        let config = cluster.dir().join("clovis.toml");
+        let arguments = ["control", "--config", config.to_str().unwrap()];
+        let mut control = cluster.start_saying(&arguments, "control serves", Duration::from_secs(20));
+        assert_eq!(in_force(&cluster), "unit_bytes = 4096");
+        let copy = wait::until("the data", COMMAND_LIMIT, || {
+            let back = cluster.run(&["cat", "1:1"]);
+            back.status.success().then_some(back.stdout)
+        });
+        assert!(copy.unwrap() == [9; 50_000]);
+        let _ = cluster
+            .run(&["cp", "--quiet", cluster.scratch().join("content").to_str().unwrap(), "1:2"])
+            .succeeded();
+        control.kill();
+    }
 }
 
 /// `PID:PORTAL:TMID` of an endpoint with this port (docs/wire.md#ports).
