@@ -109,7 +109,10 @@ fn silence(patient: &Patient, one: &Seen) -> Option<Finding> {
     let reason = one.answer.as_ref().err()?;
     let config = patient.config.display();
     let start = match one.process {
-        None => format!("`clovis control --config {config}`"),
+        None => match one.name.strip_prefix("control-") {
+            Some(number) => format!("`clovis control --config {config} --number {number}`"),
+            None => format!("`clovis control --config {config}`"),
+        },
         Some(process) => format!("`clovis server --config {config} --process {process}`"),
     };
     let (state, todo) = match one.process_id {
