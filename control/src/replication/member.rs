@@ -61,6 +61,18 @@ struct Partial {
     bytes: Vec<u8>,
 }
 
+/// An entry that somebody waits for: its term, and who.
+type Proposal = (u64, oneshot::Sender<Result<(), NotLeading>>);
+
+/// Who wants to know whether this member leads.
+#[derive(Default)]
+struct Questions {
+    /// Of the next question.
+    next: Vec<oneshot::Sender<bool>>,
+    /// Of the one that is under way.
+    asked: Vec<oneshot::Sender<bool>>,
+}
+
 /// Another member, as this one deals with it.
 struct Peer {
     outbox: Rc<RefCell<VecDeque<Message>>>,
@@ -90,9 +102,9 @@ pub(crate) struct Member {
     inbox: RefCell<VecDeque<Input>>,
     rung: Notify,
     /// Entries that somebody waits for.
-    proposals: RefCell<BTreeMap<u64, (u64, oneshot::Sender<Result<(), NotLeading>>)>>,
-    /// Who waits for the next question whether we lead, and for the one that is under way.
-    questions: RefCell<(Vec<oneshot::Sender<bool>>, Vec<oneshot::Sender<bool>>)>,
+    proposals: RefCell<BTreeMap<u64, Proposal>>,
+    /// Whether we lead.
+    questions: RefCell<Questions>,
     question: Cell<u64>,
     view: Cell<View>,
     /// Since when it leads in its term; `None` if it does not, or if it has not heard of a majority for too long.
@@ -447,7 +459,7 @@ impl Member {
         for (_, (_, sender)) in std::mem::take(&mut *self.proposals.borrow_mut()) {
             let _gone = sender.send(Err(NotLeading));
         }
-        let (next, asked) = std::mem::take(&mut *self.questions.borrow_mut());
+        let Questions { next, asked } = std::mem::take(&mut *self.questions.borrow_mut());
         for sender in next.into_iter().chain(asked) {
             let _gone = sender.send(false);
         }
@@ -457,7 +469,7 @@ impl Member {
     async fn ask(self: &Rc<Self>) -> Result<(), ControlError> {
         {
             let mut questions = self.questions.borrow_mut();
-            let (next, asked) = &mut *questions;
+            let Questions { next, asked } = &mut *questions;
             if next.is_empty() || !asked.is_empty() {
                 return Ok(());
             }
@@ -484,7 +496,7 @@ impl Member {
         if id != self.question.get() {
             return;
         }
-        for sender in std::mem::take(&mut self.questions.borrow_mut().1) {
+        for sender in std::mem::take(&mut self.questions.borrow_mut().asked) {
             let _gone = sender.send(true);
         }
         // The next one, if somebody came meanwhile.
@@ -576,7 +588,7 @@ impl ReplicatedLog for Rc<Member> {
 
     fn confirm(&self) -> Option<Confirming<'_>> {
         let (sender, receiver) = oneshot::channel();
-        self.questions.borrow_mut().0.push(sender);
+        self.questions.borrow_mut().next.push(sender);
         self.rung.notify_one();
         let until = self.locality.now() + SILENCE_MAX;
         Some(Box::pin(async move {
