@@ -500,7 +500,7 @@ pub fn status(args: &ClusterStatusArgs) -> Result<(), Failure> {
         ask_status(&mut Station::new("cluster-status")?, &file, Duration::from_secs(5))
     } else {
         Err(Failure::new(format!(
-            "no control daemon runs: `clovis cluster start --dir {}` starts what does not",
+            "control does not run: `clovis cluster start --dir {}` starts what does not",
             args.dir.display()
         )))
     };

@@ -583,6 +583,24 @@ fn storm(seed: u64, count: u64, rounds: u32) -> u64 {
         }
     };
     drop(world.handle.spawn("worker", worker));
+    // Asks each daemon for itself, those too that only believe that they lead: an answer is never older than what was acknowledged before.
+    let direct = machine(&world.handle, &world.net, 1001);
+    let (noted, ends, handle) = (Rc::clone(&acknowledged), Rc::clone(&stop), world.handle.clone());
+    let reader = async move {
+        let mut number = 0;
+        while !ends.get() {
+            number = number % count + 1;
+            let newest = noted.borrow().last_key_value().map_or(1, |(number, _)| *number);
+            let options = CallOptions::until(handle.now() + Duration::from_secs(3));
+            let ask = ConfText { transaction: 0, offset: 0 };
+            if let Ok(answer) = direct.call(endpoint(number), &ask, Bulk::none(), options).await {
+                let found = answer.reply.transaction;
+                assert!(found >= newest, "daemon {number} says {found} after {newest} was acknowledged");
+            }
+            handle.sleep(Duration::from_millis(15)).await;
+        }
+    };
+    drop(world.handle.spawn("reader", reader));
     let majority = usize::try_from(count / 2 + 1).unwrap();
     for _ in 0..rounds {
         let number = random.u64(1..=count);

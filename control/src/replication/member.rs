@@ -4,7 +4,7 @@
 //! from it. A member that stood still does not make up for the ticks: time in which it did not run says nothing about the others.
 //! **Invariant**: [`Member::commit`] returns when the entry is durable on a majority and its effect is durable here. **Invariant**:
 //! [`Member::confirm`] returns when a majority has said, after it was called, that this member leads.
-//! Bound: [`MESSAGES_MAX`] messages wait for each member, older ones are dropped; one is under way. Left over: a store that fails; the member then
+//! Bound: [`MESSAGES_MAX`] messages wait for each member, older ones are dropped; one is under way. [`INBOX_MAX`] wait here. Left over: a store that fails; the member then
 //! takes no part, says why, and the others go on. Thread: one locality. Rules: docs/rfd/0012, docs/ha.md#several-control-daemons. Start at [`Member::start`].
 
 use std::cell::{Cell, RefCell};
@@ -44,6 +44,8 @@ const MESSAGE_TIME: Duration = Duration::from_millis(1000);
 const UNREACHABLE_MAX: Duration = Duration::from_millis(300);
 /// Messages that wait for a member.
 const MESSAGES_MAX: usize = 32;
+/// Messages that came and wait for their step; what comes on top is dropped, as if it had been lost.
+const INBOX_MAX: usize = 256;
 /// Bytes of a message put together from its parts: a copy of the state is the longest.
 const MESSAGE_BYTES_MAX: u64 = 16 << 20;
 
@@ -308,7 +310,9 @@ impl Member {
             let last = lasts.entry(from).or_default();
             *last = reply.match_index.max(*last);
         }
-        self.tell(Input::Message(message));
+        if self.inbox.borrow().len() < INBOX_MAX {
+            self.tell(Input::Message(message));
+        }
         Ok(MemberMessageReply)
     }
 
