@@ -151,7 +151,7 @@ pub(crate) struct Office {
     file: Option<OperatorFile>,
     lease: Duration,
     started: (u64, Instant),
-    /// The last configuration that was published here.
+    /// The last configuration that was published by a reign that is over.
     published: RefCell<Rc<Configuration>>,
     /// Why the last try to begin a reign failed.
     trouble: RefCell<Option<String>>,
@@ -312,7 +312,10 @@ impl Control {
     /// The last durable configuration that was decided here; before, the one given.
     #[must_use]
     pub fn configuration(&self) -> Rc<Configuration> {
-        Rc::clone(&self.office.published.borrow())
+        match &*self.office.reign.borrow() {
+            Some(inner) => Rc::clone(&inner.published.borrow()),
+            None => Rc::clone(&self.office.published.borrow()),
+        }
     }
 
     /// Processes and devices as seen now; none if it does not decide.
@@ -598,7 +601,6 @@ impl Office {
         let mut locks = LockTable::new(now, lease, stored.grants, stored.fences, stored.lock_numbers);
         locks.adopt_tickets(loans.tickets());
         rpc.config_version().set(configuration.version);
-        *self.published.borrow_mut() = Rc::new(configuration.clone());
         let inner = Rc::new(Inner {
             epoch,
             store,
