@@ -3,7 +3,7 @@
 //! **Invariant**: nobody is told of a configuration version before it is durable: an answer that names a version waits in
 //! `settle` until the store has it, and `ConfGet` answers with the last durable one. Changes that come while one is being
 //! written go out together in the next write.
-//! One of several daemons does so only while it leads: a *reign* ([`Inner`]) begins with what the replicated log has, as after a restart, and ends
+//! One of several daemons does so only while it leads: a *reign* (`Inner`) begins with what the replicated log has, as after a restart, and ends
 //! with the lead. **Invariant**: an answer of a reign leaves only after a majority has said, once it was made, that nobody else leads.
 //! Left over: a store that fails. Then nothing changes any more, every request that waits for a version gets `NotServing`,
 //! and leases run out; an operator mends or replaces the store and starts control again.
