@@ -15,7 +15,7 @@ use base::units::MIB;
 use base::{Endpoint, Fid, LayoutWidth, Nid, endpoint};
 use client::membership;
 use faces::cluster_file::{ClusterFile, SecurityKind, Transport as FileTransport};
-use fops::admin::Shutdown;
+use fops::admin::{Ping, Shutdown};
 use fops::conf::{ClusterStatus, ClusterStatusReply};
 use serde_json::json;
 use verbs_net::VerbsFabric;
@@ -394,10 +394,13 @@ fn wait_until_ready(
                 .filter(|one| !one.alive)
                 .map(|one| server_name(one.process))
                 .collect();
-            if missing.is_empty() {
-                return Ok(status);
-            }
-            silent = format!("not registered with control: {}", missing.join(", "));
+            // Control hears of a process by the first of its localities: each has to answer for itself.
+            let unanswered = if missing.is_empty() { unanswered(&mut station, file) } else { None };
+            silent = match unanswered {
+                None if missing.is_empty() => return Ok(status),
+                None => format!("not registered with control: {}", missing.join(", ")),
+                Some(endpoint) => format!("no answer from {endpoint}"),
+            };
         }
         if station.now() > deadline {
             return Err(Failure::new(format!(
@@ -408,6 +411,15 @@ fn wait_until_ready(
         }
         station.pause(LOOK_AGAIN)?;
     }
+}
+
+/// The first endpoint of a server at which no locality answers.
+fn unanswered(station: &mut Station, file: &KnownCluster) -> Option<Endpoint> {
+    let endpoints = file.servers.iter().flat_map(|server| &server.endpoints).copied();
+    let mut silent = endpoints.filter(|endpoint| {
+        station.call(file, *endpoint, &Ping { payload: Vec::new() }, Duration::from_secs(1)).is_err()
+    });
+    silent.next()
 }
 
 fn ask_status(

@@ -39,18 +39,18 @@ impl Spin {
     const HOPELESS_FACTOR: u64 = 4;
 
     /// The purse holds this many long spins.
-    const PURSE_SPINS: u64 = 4;
+    const PURSE_SPINS: u64 = 8;
 
     /// This part of a long spin stays in the purse for trials: enough for a few wake-ups of the other side.
     const RESERVE_PART: u64 = 2;
 
     /// This part of an idle time fills the purse: where a spin caught the work, so that the core was in use anyway, and else.
-    const CAUGHT_PART: u64 = 8;
+    const CAUGHT_PART: u64 = 4;
     const MISSED_PART: u64 = 64;
 
-    /// A window for trials begins each 2^28 ns (268 ms) of the time of day and lasts 2^24 ns (17 ms).
-    const WINDOW_EACH_BITS: u32 = 28;
-    const WINDOW_BITS: u32 = 24;
+    /// A window for trials begins each 2^24 ns (17 ms) of the time of day and lasts 2^20 ns (1 ms).
+    const WINDOW_EACH_BITS: u32 = 24;
+    const WINDOW_BITS: u32 = 20;
 
     /// A turn had work at `now`.
     pub(crate) fn on_work(&mut self, now: Instant) {

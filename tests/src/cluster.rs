@@ -146,12 +146,14 @@ impl RunningCluster {
 }
 
 /// True if no process of this id runs; a dead one that its parent has not reaped yet counts as gone.
+/// True once every thread of it has ended: its first may be a zombie while others still hold its files and locks.
 fn is_gone(id: u32) -> bool {
-    match std::fs::read_to_string(format!("/proc/{id}/stat")) {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{id}/task")) else { return true };
+    threads.flatten().all(|thread| match std::fs::read_to_string(thread.path().join("stat")) {
         // "ID (NAME) STATE ...": the name may hold anything, so the state stands behind the last parenthesis.
         Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])),
         Err(_) => true,
-    }
+    })
 }
 
 #[cfg(test)]

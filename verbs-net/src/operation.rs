@@ -181,12 +181,14 @@ impl Protocol {
             }
             Delivery::Matched(found) => match (early.body, early.bytes) {
                 (FrameBody::Put { sequence, target, .. }, Some(bytes)) => {
-                    if self.portals.hands_over(found.md) {
+                    if found.hands_over {
                         self.hand_over(early.connection, early.from, sequence, target, found.md, bytes);
                     } else {
                         self.place(now, early.connection, early.from, sequence, target, found, &bytes);
                     }
-                    self.settle_descriptor(found.md);
+                    if found.may_end {
+                        self.settle_descriptor(found.md);
+                    }
                 }
                 (FrameBody::Get { sequence, operation, match_bits, .. }, _) => {
                     self.give(now, early.connection, sequence, operation, found);
@@ -202,7 +204,9 @@ impl Protocol {
                     if Some(found.md) != self.told {
                         self.emit(Event::Portal(event));
                     }
-                    self.settle_descriptor(found.md);
+                    if found.may_end {
+                        self.settle_descriptor(found.md);
+                    }
                 }
                 _ => {}
             },
@@ -255,7 +259,7 @@ impl Protocol {
         found: Match,
         bytes: &[u8],
     ) {
-        let Match { md, offset, bytes: placed, ack_disabled } = found;
+        let Match { md, offset, bytes: placed, ack_disabled, .. } = found;
         if let Some(buffer) = self.portals.writable(md)
             && let Some(into) = buffer.get_mut(offset..offset + placed)
         {

@@ -194,6 +194,10 @@ pub(crate) struct Match {
     /// Of those sent or asked for.
     pub(crate) bytes: usize,
     pub(crate) ack_disabled: bool,
+    /// The operation brings its own memory, which goes to the layer above.
+    pub(crate) hands_over: bool,
+    /// It may have been the descriptor's last: [`PortalTable::settle`] has to look.
+    pub(crate) may_end: bool,
 }
 
 /// What becomes of an operation.
@@ -227,6 +231,11 @@ impl Descriptor {
         let is_full = self.max_size != 0
             && self.memory.len().is_some_and(|length| self.local_offset + self.max_size > length);
         self.threshold == Some(0) || is_full
+    }
+
+    /// Nothing more will come to it: unlinked, or spent and to be unlinked then.
+    fn is_over(&self) -> bool {
+        self.is_ending || (self.options.contains(MdOptions::UNLINK) && self.is_spent())
     }
 
     fn take_one(&mut self) {
@@ -376,14 +385,11 @@ impl<D> PortalTable<D> {
             descriptor.take_one();
             descriptor.local_offset = offset + bytes;
             let ack_disabled = descriptor.options.contains(MdOptions::ACK_DISABLE);
-            return Delivery::Matched(Match { md: *id, offset, bytes, ack_disabled });
+            let hands_over = matches!(descriptor.memory, MdMemory::Arriving);
+            let may_end = descriptor.is_over();
+            return Delivery::Matched(Match { md: *id, offset, bytes, ack_disabled, hands_over, may_end });
         }
         if portal.is_lazy { Delivery::Later } else { Delivery::NoMatch }
-    }
-
-    /// True if PUTs to that descriptor bring their own memory.
-    pub(crate) fn hands_over(&self, id: MdId) -> bool {
-        self.descriptors.get(&id).is_some_and(|found| matches!(found.memory, MdMemory::Arriving))
     }
 
     /// A descriptor's memory, to place bytes in.
@@ -438,9 +444,7 @@ impl<D> PortalTable<D> {
     /// Takes a descriptor away if it is over: unlinked or spent, and nothing of it under way. To be called after each event of it.
     pub(crate) fn settle(&mut self, id: MdId) -> Option<Unlinked> {
         let descriptor = self.descriptors.get(&id)?;
-        let goes =
-            descriptor.is_ending || (descriptor.options.contains(MdOptions::UNLINK) && descriptor.is_spent());
-        if !goes || descriptor.pending > 0 {
+        if !descriptor.is_over() || descriptor.pending > 0 {
             return None;
         }
         let descriptor = self.descriptors.remove(&id)?;
@@ -646,7 +650,15 @@ mod tests {
                 entry.end = at + bytes;
                 entry.left = entry.left.map(|left| left - 1);
                 let ack_disabled = entry.options.contains(MdOptions::ACK_DISABLE);
-                return Delivery::Matched(Match { md: entry.id, offset: at, bytes, ack_disabled });
+                let may_end = entry.options.contains(MdOptions::UNLINK) && entry.is_spent();
+                return Delivery::Matched(Match {
+                    md: entry.id,
+                    offset: at,
+                    bytes,
+                    ack_disabled,
+                    hands_over: false,
+                    may_end,
+                });
             }
             if self.is_lazy { Delivery::Later } else { Delivery::NoMatch }
         }

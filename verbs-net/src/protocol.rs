@@ -543,6 +543,10 @@ impl Protocol {
         lane: Lane,
         waiting: Waiting,
     ) -> Result<(), (Refused, Waiting)> {
+        if let Some(id) = self.only_rail(to, lane, &waiting) {
+            self.post_message(now, id, waiting);
+            return Ok(());
+        }
         if !self.peers.contains_key(&to)
             && let Err(refused) = self.check_reachable(to)
         {

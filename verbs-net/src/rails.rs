@@ -118,6 +118,17 @@ impl Protocol {
         rails.iter().filter_map(Rail::ready).collect()
     }
 
+    /// The choice for a plain message to a peer with one rail, which most of them are; `None`: it takes a longer look.
+    pub(crate) fn only_rail(&mut self, to: Endpoint, lane: Lane, waiting: &Waiting) -> Option<ConnectionId> {
+        let [only] = &self.peers.get(&to)?.rails[..] else { return None };
+        let id = only.ready()?;
+        if waiting.follows.is_some() || !waiting.exposes.is_empty() {
+            return None;
+        }
+        let epoch = self.connection(id)?.epoch;
+        ((waiting.epoch == 0 || waiting.epoch == epoch) && self.may_send(id, lane)).then_some(id)
+    }
+
     pub(crate) fn choose_rail(&mut self, to: Endpoint, lane: Lane, waiting: &Waiting) -> Choice {
         let up = self.up_rails(to);
         let epoch = up.first().and_then(|first| self.connection(*first)).map_or(0, |first| first.epoch);

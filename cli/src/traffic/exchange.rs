@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use runtime::{Arena, SharedBuffer};
 use verbs_net::BulkDescriptor;
 
 use super::content::Check;
@@ -71,30 +72,44 @@ pub struct BadMessage {
 }
 
 impl Message {
-    /// The bytes, padded with zeros to `bytes_min`.
-    pub fn to_bytes(&self, bytes_min: usize) -> Vec<u8> {
-        let (word, status, rest) = match &self.said {
-            Said::Ping => (1, 0, Vec::new()),
-            Said::Write(descriptor) => (2, 0, descriptor.to_bytes()),
-            Said::Read(descriptor) => (3, 0, descriptor.to_bytes()),
-            Said::Answer(status) => (4, status_byte(*status), Vec::new()),
-            Said::TellUsage => (5, 0, Vec::new()),
-            Said::Usage(usage) => (6, 0, usage_bytes(usage)),
-            Said::Leave => (7, 0, Vec::new()),
-        };
-        let mut bytes = Vec::with_capacity(bytes_min.max(HEAD_BYTES + rest.len()));
-        bytes.extend_from_slice(&MAGIC.to_le_bytes());
-        bytes.extend_from_slice(&[VERSION, word, self.check.to_byte(), status]);
-        bytes.extend_from_slice(&self.number.to_le_bytes());
-        bytes.extend_from_slice(&self.seed.to_le_bytes());
-        bytes.extend_from_slice(&u32::try_from(rest.len()).unwrap_or(u32::MAX).to_le_bytes());
-        bytes.extend_from_slice(&[0; 4]);
-        bytes.extend_from_slice(&rest);
-        bytes.resize(bytes.len().max(bytes_min), 0);
-        bytes
+    /// What goes with it behind the head.
+    fn rest(&self) -> Vec<u8> {
+        match &self.said {
+            Said::Write(descriptor) | Said::Read(descriptor) => descriptor.to_bytes(),
+            Said::Usage(usage) => usage_bytes(usage),
+            // Takes no memory.
+            Said::Ping | Said::Answer(_) | Said::TellUsage | Said::Leave => Vec::new(),
+        }
     }
 
-    /// Errors: anything that [`Message::to_bytes`] does not write.
+    /// A buffer of `arena` with the bytes, padded with zeros to `bytes_min`: written where they leave from. `None`: the arena is full, or
+    /// `bytes_min` above its largest buffer.
+    pub fn to_buffer(&self, bytes_min: usize, arena: &Arena) -> Option<SharedBuffer> {
+        let (word, status) = match &self.said {
+            Said::Ping => (1, 0),
+            Said::Write(_) => (2, 0),
+            Said::Read(_) => (3, 0),
+            Said::Answer(status) => (4, status_byte(*status)),
+            Said::TellUsage => (5, 0),
+            Said::Usage(_) => (6, 0),
+            Said::Leave => (7, 0),
+        };
+        let rest = self.rest();
+        let mut buffer = arena.try_alloc(bytes_min.max(HEAD_BYTES + rest.len()))?;
+        let (head, padded) = buffer.split_first_chunk_mut::<HEAD_BYTES>()?;
+        head[0..4].copy_from_slice(&MAGIC.to_le_bytes());
+        head[4..8].copy_from_slice(&[VERSION, word, self.check.to_byte(), status]);
+        head[8..16].copy_from_slice(&self.number.to_le_bytes());
+        head[16..24].copy_from_slice(&self.seed.to_le_bytes());
+        head[24..28].copy_from_slice(&u32::try_from(rest.len()).unwrap_or(u32::MAX).to_le_bytes());
+        head[28..32].fill(0);
+        let (behind, padding) = padded.split_at_mut(rest.len());
+        behind.copy_from_slice(&rest);
+        padding.fill(0);
+        Some(buffer.freeze())
+    }
+
+    /// Errors: anything that [`Message::to_buffer`] does not write.
     pub fn parse(bytes: &[u8]) -> Result<Message, BadMessage> {
         let bad = |what| BadMessage { bytes: bytes.len(), what };
         let (head, rest) = bytes.split_first_chunk::<HEAD_BYTES>().ok_or_else(|| bad("too short"))?;
@@ -164,10 +179,19 @@ const _: () = assert!(HEAD_BYTES + USAGE_BYTES <= 256);
 
 #[cfg(test)]
 mod tests {
+    use runtime::ArenaConfig;
+
     use super::*;
 
     fn message(said: Said) -> Message {
         Message { number: 7, seed: u64::MAX, check: Check::Simple, said }
+    }
+
+    /// In a buffer that held other bytes before.
+    fn bytes_of(message: &Message, bytes_min: usize) -> Vec<u8> {
+        let arena = Arena::new(ArenaConfig { capacity_bytes: 1 << 20 }).unwrap();
+        arena.try_alloc(4096).unwrap().fill(0xa5);
+        message.to_buffer(bytes_min, &arena).unwrap().to_vec()
     }
 
     #[test]
@@ -191,8 +215,8 @@ mod tests {
         ] {
             let message = message(said);
             for bytes_min in [0, 64, 4096] {
-                let bytes = message.to_bytes(bytes_min);
-                assert!(bytes.len() >= bytes_min);
+                let bytes = bytes_of(&message, bytes_min);
+                assert!(bytes.len() >= bytes_min && !bytes.contains(&0xa5));
                 assert_eq!(Message::parse(&bytes), Ok(message.clone()));
             }
         }
@@ -200,7 +224,7 @@ mod tests {
 
     #[test]
     fn what_we_do_not_write_is_refused() {
-        let good = message(Said::Answer(Status::Done)).to_bytes(64);
+        let good = bytes_of(&message(Said::Answer(Status::Done)), 64);
         for at in [0, 3, 4, 5, 6, 7, 25] {
             let mut bad = good.clone();
             bad[at] ^= 0x40;
@@ -209,7 +233,7 @@ mod tests {
         for end in 0..HEAD_BYTES {
             assert!(Message::parse(&good[..end]).is_err());
         }
-        let usage = message(Said::Usage(Usage::default())).to_bytes(0);
+        let usage = bytes_of(&message(Said::Usage(Usage::default())), 0);
         assert!(Message::parse(&usage[..usage.len() - 8]).is_err());
     }
 }

@@ -31,8 +31,19 @@ pub struct Outbox {
 impl Outbox {
     /// Sends a message now or, in order, when the net takes it. Errors: the net will never take it.
     pub fn send(&mut self, context: &mut Context<'_>, letter: Letter) -> Result<(), Refused> {
-        self.waiting.push_back(letter);
-        self.retry(context)
+        if !self.waiting.is_empty() {
+            self.waiting.push_back(letter);
+            return self.retry(context);
+        }
+        let Letter { to, lane, exposes, invalidates, message } = letter;
+        match context.send(to, lane, exposes, invalidates, message) {
+            Ok(()) => Ok(()),
+            Err((refused, _)) if refused.is_permanent() => Err(refused),
+            Err((_, message)) => {
+                self.waiting.push_back(Letter { to, lane, exposes, invalidates, message });
+                Ok(())
+            }
+        }
     }
 
     /// Tries again. Errors: the net refused a message for good; it is dropped, and the others go on.

@@ -259,8 +259,8 @@ impl Requester {
         exposes: Option<BulkCookie>,
     ) -> Result<(), Failure> {
         let bytes_min = self.work.message_bytes.max(MESSAGE_BYTES_MIN);
-        let bytes = Message { number, seed, check: self.work.check, said }.to_bytes(bytes_min);
-        let message = context.message(&bytes)?;
+        let message = Message { number, seed, check: self.work.check, said };
+        let message = context.message(&message, bytes_min)?;
         let letter = Letter { to: self.responder, lane: Lane::Request, exposes, invalidates: None, message };
         self.outbox.send(context, letter).map_err(|refused| refused_text(&refused))
     }

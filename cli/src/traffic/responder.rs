@@ -170,7 +170,7 @@ impl Responder {
         invalidates: Option<BulkCookie>,
         bytes_min: usize,
     ) -> Result<(), Failure> {
-        let message = context.message(&message.to_bytes(bytes_min))?;
+        let message = context.message(message, bytes_min)?;
         let letter = Letter { to, lane: Lane::Reply, exposes: None, invalidates, message };
         // Refused for good: the peer is gone, and its own side hears of that.
         let _ = self.outbox.send(context, letter);

@@ -12,6 +12,7 @@ use verbs_net::{
     BulkCookie, Event, Lane, PeerId, Refused, Retract, Retraction, SendOptions, TransferMachine,
 };
 
+use super::exchange::Message;
 use super::usage::Usage;
 use crate::failure::Failure;
 
@@ -51,10 +52,9 @@ impl Context<'_> {
         Usage::now(self.counters, (self.cpu_time)())
     }
 
-    /// Bytes as a message. Errors: the arena is full, or the bytes are longer than a message may be.
-    pub fn message(&self, bytes: &[u8]) -> Result<SharedBuffer, Failure> {
-        SharedBuffer::copy_from_slice(self.arena, bytes, self.counters)
-            .ok_or_else(|| Failure::new("no memory for a message"))
+    /// A message's bytes, at least `bytes_min`. Errors: the arena is full, or they are more than a message may have.
+    pub fn message(&self, message: &Message, bytes_min: usize) -> Result<SharedBuffer, Failure> {
+        message.to_buffer(bytes_min, self.arena).ok_or_else(|| Failure::new("no memory for a message"))
     }
 
     /// One message to the net, unless it waits. `exposes`: memory that its receiver may touch; `invalidates`: memory of the receiver

@@ -3,7 +3,8 @@
 //! The mapping is cut into slabs of 1 MiB. A slab belongs to one size class (4 KiB, 8 KiB, .. 1 MiB) while any of its buffers is
 //! out; a slab whose buffers are all back may go to another class. Of several slabs with room the lowest is used
 //! first, so that use shrinks to few slabs and the others come free for large buffers. One slab of each class stays with it when its last
-//! buffer is back, until another class needs it: one buffer that comes and goes costs no change of class each time.
+//! buffer is back, until another class needs it: one buffer that comes and goes costs no change of class each time. So does the last
+//! buffer of each class that came back: it goes out first.
 //!
 //! Contents: memory is zero when first mapped; a buffer that was used before holds its old bytes. Never uninitialised; never cleared for
 //! the taker. Who shows bytes to a peer fills them first.
@@ -15,7 +16,8 @@
 //! while anybody waits `try_alloc` takes no free slab; so a wait for a large buffer is not overtaken for ever by small ones.
 //!
 //! Threads: any. One short mutex; wakers are called outside it.
-//! **Invariant**: a piece is in exactly one place: free in its slab, granted to a ticket, or inside one [`Buffer`].
+//! **Invariant**: a piece is in exactly one place: free in its slab, the recent one of its class, granted to a ticket, or inside one
+//! [`Buffer`].
 //! Start reading at [`Arena::try_alloc`].
 
 use std::collections::BTreeMap;
@@ -24,7 +26,6 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -80,7 +81,9 @@ const fn class_bytes(class: usize) -> usize {
 
 /// The smallest class that holds `len` bytes, or `None` if none does.
 fn class_of(len: usize) -> Option<usize> {
-    (0..CLASS_COUNT).find(|class| class_bytes(*class) >= len)
+    let pieces = len.max(1).div_ceil(BUFFER_BYTES_MIN).checked_next_power_of_two()?;
+    let class = pieces.trailing_zeros() as usize;
+    (class < CLASS_COUNT).then_some(class)
 }
 
 /// A set of slab numbers that answers its lowest member.
@@ -179,12 +182,17 @@ struct State {
     empty: SlabSet,
     /// By class: a slab of it, among its open ones, of which no buffer is out.
     spare: [Option<usize>; CLASS_COUNT],
+    /// By class: the piece that came back last, to go out first, as its bytes are in the cache. Its slab counts it as out.
+    /// **Invariant**: none while anybody waits.
+    recent: [Option<Piece>; CLASS_COUNT],
     /// By class: who waits, by ticket. Tickets only grow, so the first is the oldest.
     waiting: [BTreeMap<u64, Waker>; CLASS_COUNT],
     waiting_count: usize,
     /// Set aside for a ticket, not yet fetched by its future.
     granted: BTreeMap<u64, Piece>,
     next_ticket: u64,
+    /// Of buffers and runs that are out. Here, as whoever changes it has the lock anyway.
+    in_use_bytes: u64,
 }
 
 impl State {
@@ -211,9 +219,12 @@ impl State {
         true
     }
 
-    /// The slabs that their classes keep without need.
+    /// The pieces and slabs that their classes keep without need.
     fn release_spares(&mut self) {
         for class in 0..CLASS_COUNT {
+            if let Some(piece) = self.recent[class].take() {
+                self.restore(piece);
+            }
             if let Some(slab) = self.spare[class].take() {
                 self.open[class].remove(slab);
                 self.empty.insert(slab);
@@ -222,6 +233,9 @@ impl State {
     }
 
     fn take(&mut self, class: usize) -> Option<Piece> {
+        if let Some(piece) = self.recent[class].take() {
+            return Some(piece);
+        }
         if let Some(piece) = self.take_open(class) {
             return Some(piece);
         }
@@ -230,6 +244,16 @@ impl State {
     }
 
     fn give_back(&mut self, piece: Piece) {
+        if self.waiting_count == 0 && self.recent[piece.class].is_none() {
+            self.recent[piece.class] = Some(piece);
+        } else {
+            self.restore(piece);
+        }
+    }
+
+    /// Puts a piece back into its slab.
+    fn restore(&mut self, piece: Piece) {
+        assert!(self.recent[piece.class] != Some(piece), "a buffer of an arena came back twice");
         self.slabs[piece.slab].give_back(piece.slot);
         if self.slabs[piece.slab].used > 0 {
             self.open[piece.class].insert(piece.slab);
@@ -276,7 +300,7 @@ impl State {
             };
             let Some(piece) = self.take_open(class) else { break };
             let Some((ticket, waker)) = self.waiting[class].pop_first() else {
-                self.give_back(piece);
+                self.restore(piece);
                 break;
             };
             self.waiting_count -= 1;
@@ -293,7 +317,6 @@ pub(crate) struct ArenaShared {
     frozen: Mapping,
     has_huge_pages: bool,
     state: Mutex<State>,
-    in_use_bytes: AtomicU64,
 }
 
 impl ArenaShared {
@@ -303,10 +326,13 @@ impl ArenaShared {
     }
 
     pub(crate) fn give_back(&self, piece: Piece) {
-        self.in_use_bytes.fetch_sub(wide(piece.bytes()), Ordering::Relaxed);
         let woken = {
             let mut state = self.state();
+            state.in_use_bytes -= wide(piece.bytes());
             state.give_back(piece);
+            if state.waiting_count == 0 {
+                return;
+            }
             state.grant()
         };
         woken.into_iter().for_each(Waker::wake);
@@ -368,13 +394,14 @@ impl Arena {
             open: std::array::from_fn(|_| SlabSet::new(slabs)),
             empty,
             spare: [None; CLASS_COUNT],
+            recent: [None; CLASS_COUNT],
             waiting: std::array::from_fn(|_| BTreeMap::new()),
             waiting_count: 0,
             granted: BTreeMap::new(),
             next_ticket: 0,
+            in_use_bytes: 0,
         };
-        let in_use_bytes = AtomicU64::new(0);
-        let shared = ArenaShared { mapping, frozen, has_huge_pages, state: Mutex::new(state), in_use_bytes };
+        let shared = ArenaShared { mapping, frozen, has_huge_pages, state: Mutex::new(state) };
         Ok(Arena { shared: Arc::new(shared) })
     }
 
@@ -383,7 +410,13 @@ impl Arena {
     /// Its bytes are zero or old, see the module head. Takes the smallest size class that fits.
     #[must_use]
     pub fn try_alloc(&self, len: usize) -> Option<Buffer> {
-        let piece = self.shared.state().take(class_of(len)?)?;
+        let class = class_of(len)?;
+        let piece = {
+            let mut state = self.shared.state();
+            let piece = state.take(class)?;
+            state.in_use_bytes += wide(piece.bytes());
+            piece
+        };
         Some(self.buffer(piece, len))
     }
 
@@ -400,8 +433,8 @@ impl Arena {
         let end = state.slabs.len();
         let first_slab = state.empty.first_run(count, end)?;
         (first_slab..first_slab + count).for_each(|slab| state.empty.remove(slab));
+        state.in_use_bytes += wide(count * SLAB_BYTES);
         drop(state);
-        self.shared.in_use_bytes.fetch_add(wide(count * SLAB_BYTES), Ordering::Relaxed);
         Some(Run { shared: Arc::clone(&self.shared), first_slab, count })
     }
 
@@ -418,7 +451,7 @@ impl Arena {
     /// Bytes of the buffers that are out, each counted at its full capacity.
     #[must_use]
     pub fn in_use_bytes(&self) -> u64 {
-        self.shared.in_use_bytes.load(Ordering::Relaxed)
+        self.shared.state().in_use_bytes
     }
 
     /// Bytes that all buffers together may take.
@@ -458,8 +491,8 @@ impl Arena {
         Arc::ptr_eq(&self.shared, shared)
     }
 
+    /// A buffer on a piece that was just taken and counted.
     fn buffer(&self, piece: Piece, len: usize) -> Buffer {
-        self.shared.in_use_bytes.fetch_add(wide(piece.bytes()), Ordering::Relaxed);
         // SAFETY: `piece` was just taken from its slab, so no other buffer has it; its bytes were zeroed by the mapping and
         // are inside it; len <= piece.bytes() by `class_of`.
         unsafe { Buffer::from_piece(self.shared.address(piece), len, piece, Arc::clone(&self.shared)) }
@@ -489,9 +522,9 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        self.shared.in_use_bytes.fetch_sub(wide(self.bytes()), Ordering::Relaxed);
         let woken = {
             let mut state = self.shared.state();
+            state.in_use_bytes -= wide(self.bytes());
             (self.first_slab..self.first_slab + self.count).for_each(|slab| state.empty.insert(slab));
             state.grant()
         };
@@ -549,6 +582,7 @@ impl Future for Alloc {
                 }
             },
         };
+        state.in_use_bytes += wide(piece.bytes());
         drop(state);
         self.ticket = None;
         Poll::Ready(self.arena.buffer(piece, self.len))
@@ -575,7 +609,7 @@ impl Drop for Alloc {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Wake;
 
     use super::*;

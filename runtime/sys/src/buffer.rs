@@ -213,7 +213,7 @@ impl SharedBuffer {
     /// The buffer, out of its place.
     ///
     /// # Safety
-    /// The count of owners went to 0 by the caller, and with `Acquire`; nobody uses `whole` after this.
+    /// The caller was the last owner, and found that with `Acquire`; nobody uses `whole` after this.
     unsafe fn take(whole: NonNull<Frozen>) -> Buffer {
         // SAFETY: initialised until now, and read once: the caller was the last owner.
         let buffer = ManuallyDrop::into_inner(unsafe { std::ptr::read(&raw const (*whole.as_ptr()).buffer) });
@@ -279,10 +279,16 @@ impl Clone for SharedBuffer {
 
 impl Drop for SharedBuffer {
     fn drop(&mut self) {
-        // Release and acquire, as for an Arc: what other owners read of the bytes comes before their next use.
-        if self.frozen().owners.fetch_sub(1, Ordering::Release) == 1 {
+        // Release and acquire, as for an Arc: what other owners read of the bytes comes before their next use. The only owner need not
+        // count: who would make another has to be one.
+        let owners = &self.frozen().owners;
+        let is_last = owners.load(Ordering::Acquire) == 1 || {
+            let is_last = owners.fetch_sub(1, Ordering::Release) == 1;
             fence(Ordering::Acquire);
-            // SAFETY: the count went to 0 here, and the fence is an acquire; `self` ends.
+            is_last
+        };
+        if is_last {
+            // SAFETY: no owner is left but `self`, which ends, and that was found with an acquire.
             drop(unsafe { SharedBuffer::take(self.whole) });
         }
     }

@@ -2,12 +2,12 @@
 //!
 //! A guard keeps at most two records of what came and [`SEALED_BYTES_MAX`] of what is to go.
 
-use std::io::{self, IoSlice, Read as _};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::TcpStream;
 
 use runtime::Counters;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
-use super::{read_two, write_slices};
 use crate::backend::guard::{Finding, Guard};
 use crate::error::RefuseReason;
 use crate::security::{HelloFault, RECORD_BYTES_MAX, Record, SecureHello, record_at};
@@ -36,10 +36,7 @@ impl Channel {
         counters: &Counters,
     ) -> io::Result<usize> {
         let Some(guard) = &mut self.guard else {
-            return match second.len() {
-                0 => self.stream.read(first),
-                _ => read_two(&mut self.stream, first, second),
-            };
+            return read(&self.stream, first, second);
         };
         while !digest(guard)? {
             if guard.is_over() {
@@ -47,11 +44,11 @@ impl Channel {
                 return self.read(first, second, counters);
             }
             if guard.is_raw_in {
-                return read_two(&mut self.stream, first, second);
+                return read(&self.stream, first, second);
             }
             let held = guard.arrived.len();
             guard.arrived.resize(RECORD_BYTES_MAX.max(held + 1), 0);
-            let bytes = self.stream.read(&mut guard.arrived[held..]);
+            let bytes = read(&self.stream, &mut guard.arrived[held..], &mut []);
             guard.arrived.truncate(held + *bytes.as_ref().unwrap_or(&0));
             let is_over = match &bytes {
                 Ok(count) => *count == 0,
@@ -70,10 +67,10 @@ impl Channel {
 
     /// Writes what the frames have. `WouldBlock`: nothing of it now.
     pub(super) fn write(&mut self, slices: &[IoSlice<'_>], counters: &Counters) -> io::Result<usize> {
-        let Some(guard) = &mut self.guard else { return write_slices(&mut self.stream, slices) };
-        flush(guard, &mut self.stream, counters)?;
+        let Some(guard) = &mut self.guard else { return write(&self.stream, slices) };
+        flush(guard, &self.stream, counters)?;
         if guard.is_raw_out {
-            return write_slices(&mut self.stream, slices);
+            return write(&self.stream, slices);
         }
         if !guard.is_established {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -86,7 +83,7 @@ impl Channel {
         let sealed = plain.len();
         guard.seal(&plain).map_err(|fault| fail(guard, fault))?;
         counters.copied_bytes.add(sealed as u64);
-        match flush(guard, &mut self.stream, counters) {
+        match flush(guard, &self.stream, counters) {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
             _ => Ok(sealed),
         }
@@ -95,7 +92,7 @@ impl Channel {
     /// Writes what the handshake has to say. `WouldBlock` is no error: the rest stays.
     pub(super) fn flush(&mut self, counters: &Counters) -> io::Result<()> {
         let Some(guard) = &mut self.guard else { return Ok(()) };
-        match flush(guard, &mut self.stream, counters) {
+        match flush(guard, &self.stream, counters) {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
             _ => Ok(()),
         }
@@ -152,10 +149,10 @@ fn fail(guard: &mut Guard, fault: HelloFault) -> io::Error {
     io::ErrorKind::InvalidData.into()
 }
 
-fn flush(guard: &mut Guard, stream: &mut TcpStream, counters: &Counters) -> io::Result<()> {
+fn flush(guard: &mut Guard, stream: &TcpStream, counters: &Counters) -> io::Result<()> {
     while guard.left < guard.leaving.len() {
         counters.syscalls.add(1);
-        match write_slices(stream, &[IoSlice::new(&guard.leaving[guard.left..])]) {
+        match write(stream, &[IoSlice::new(&guard.leaving[guard.left..])]) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(bytes) => guard.left += bytes,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -165,4 +162,20 @@ fn flush(guard: &mut Guard, stream: &mut TcpStream, counters: &Counters) -> io::
     guard.leaving.clear();
     guard.left = 0;
     Ok(())
+}
+
+/// Reads into one place, or into two at once. By system calls of our own: those of libc are points of cancellation, which costs each of
+/// them two locked instructions in a process of several threads.
+fn read(stream: &TcpStream, first: &mut [u8], second: &mut [u8]) -> io::Result<usize> {
+    if second.is_empty() {
+        let (_, bytes) = rustix::net::recv(stream, first, RecvFlags::empty())?;
+        return Ok(bytes);
+    }
+    Ok(rustix::io::readv(stream, &mut [IoSliceMut::new(first), IoSliceMut::new(second)])?)
+}
+
+/// Writes without a signal: a program that links the library keeps its SIGPIPE as it is, which may be to die of it.
+fn write(stream: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    let mut nothing = SendAncillaryBuffer::default();
+    Ok(rustix::net::sendmsg(stream, slices, &mut nothing, SendFlags::NOSIGNAL)?)
 }

@@ -11,7 +11,7 @@ use smallvec::SmallVec;
 
 use super::channel::Channel;
 use crate::backend::guard::Finding;
-use crate::connection::{Connection, ConnectionId, Outgoing, Payload};
+use crate::connection::{Connection, ConnectionId, Outgoing, Payload, Phase};
 use crate::error::{PeerMisbehaved, RefuseReason};
 use crate::frame::{Frame, FrameBody, HEADER_BYTES, VERSION_MIN};
 use crate::hello::HELLO_BYTES;
@@ -62,17 +62,6 @@ enum Incoming {
     },
 }
 
-struct Unsent {
-    header: [u8; HEADER_BYTES],
-    outgoing: Outgoing,
-}
-
-impl Unsent {
-    fn bytes(&self) -> usize {
-        HEADER_BYTES + self.outgoing.payload.as_slice().len()
-    }
-}
-
 pub(super) struct Socket {
     pub(super) channel: Channel,
     pub(super) interest: Interest,
@@ -83,7 +72,9 @@ pub(super) struct Socket {
     /// Bytes `start..end` of the staging area are not yet understood.
     start: usize,
     end: usize,
-    unsent: VecDeque<Unsent>,
+    unsent: VecDeque<Outgoing>,
+    /// The headers of the unsent frames, in their order.
+    headers: VecDeque<[u8; HEADER_BYTES]>,
     /// Bytes of the first unsent frame that have left.
     sent_of_first: usize,
     completed: Vec<TransferId>,
@@ -101,6 +92,7 @@ impl Socket {
             start: 0,
             end: 0,
             unsent: VecDeque::new(),
+            headers: VecDeque::new(),
             sent_of_first: 0,
             completed: Vec::new(),
         }
@@ -136,12 +128,22 @@ impl Socket {
         self.unsent.len()
     }
 
+    /// True if it waits for nothing but bytes of the peer, which are as they are.
+    pub(super) fn is_at_ease(&self) -> bool {
+        self.unsent.is_empty() && !self.is_hungry && !self.is_connecting && !self.channel.is_guarded()
+    }
+
     /// Moves frames of the connection here, stamped with the credits of this moment.
     pub(super) fn take_outbox(&mut self, connection: &mut Connection) {
-        while let Some(outgoing) = connection.outbox.pop_front() {
-            let header = connection.seal(&outgoing);
-            self.unsent.push_back(Unsent { header, outgoing });
+        let mut frames = std::mem::take(&mut connection.outbox);
+        self.headers.extend(frames.iter().map(|outgoing| connection.seal(outgoing)));
+        if self.unsent.is_empty() {
+            // The usual case: what is queued moves as a whole, and the emptied queue goes back with its memory.
+            std::mem::swap(&mut self.unsent, &mut frames);
+        } else {
+            self.unsent.append(&mut frames);
         }
+        connection.outbox = frames;
     }
 
     /// Writes until everything has left or the kernel is full; answers whether anything left.
@@ -168,12 +170,21 @@ impl Socket {
     }
 
     fn write_once(&mut self, counters: &Counters) -> (usize, io::Result<usize>) {
+        if let (1, 0, Some(header), Some(outgoing)) =
+            (self.unsent.len(), self.sent_of_first, self.headers.front(), self.unsent.front())
+        {
+            // A request or an answer alone: its time counts, and there is nothing to gather.
+            let payload = outgoing.payload.as_slice();
+            let slices = [IoSlice::new(header), IoSlice::new(payload)];
+            let count = 1 + usize::from(!payload.is_empty());
+            return (HEADER_BYTES + payload.len(), self.channel.write(&slices[..count], counters));
+        }
         let most = if self.channel.sends_one_frame() { 1 } else { WRITE_SLICES / 2 };
         let mut slices: SmallVec<[IoSlice<'_>; WRITE_SLICES]> = SmallVec::new();
         let mut skip = self.sent_of_first;
         let mut asked = 0;
-        for frame in self.unsent.iter().take(most) {
-            for part in [&frame.header[..], frame.outgoing.payload.as_slice()] {
+        for (header, outgoing) in self.headers.iter().zip(&self.unsent).take(most) {
+            for part in [&header[..], outgoing.payload.as_slice()] {
                 let skipped = skip.min(part.len());
                 skip -= skipped;
                 if skipped < part.len() {
@@ -187,22 +198,30 @@ impl Socket {
 
     fn advance(&mut self, bytes: usize) {
         self.sent_of_first += bytes;
-        while let Some(first) = self.unsent.front() {
-            let whole = first.bytes();
-            if self.sent_of_first < whole {
-                return;
+        let mut whole = 0;
+        for outgoing in &self.unsent {
+            let frame_bytes = HEADER_BYTES + outgoing.payload.as_slice().len();
+            if self.sent_of_first < frame_bytes {
+                break;
             }
-            self.sent_of_first -= whole;
-            let sent = self.unsent.pop_front();
-            if let Some(transfer) = sent.and_then(|sent| sent.outgoing.completes) {
-                self.completed.push(transfer);
-            }
+            self.sent_of_first -= frame_bytes;
+            self.completed.extend(outgoing.completes);
+            whole += 1;
+        }
+        // Dropped where they are: a frame is large.
+        if whole == self.unsent.len() {
+            self.headers.clear();
+            self.unsent.clear();
+        } else {
+            self.headers.drain(..whole);
+            self.unsent.drain(..whole);
         }
     }
 
     /// After the last write: messages that have not left whole.
     pub(super) fn take_unsent_messages(&mut self) -> Vec<Outgoing> {
-        let unsent = std::mem::take(&mut self.unsent).into_iter().map(|unsent| unsent.outgoing);
+        self.headers.clear();
+        let unsent = std::mem::take(&mut self.unsent).into_iter();
         unsent.filter(|outgoing| outgoing.body.sequence().is_some()).collect()
     }
 
@@ -226,9 +245,11 @@ impl Socket {
         let (mut frames, mut reads) = (0, 0);
         self.is_hungry = false;
         loop {
-            match self.digest(protocol, now, id, counters, messages, &mut frames) {
-                Ok(()) => {}
-                Err(end) => return (frames, end),
+            // A look at a quiet socket finds nothing to digest before it has read.
+            if !(self.is_at_ease() && self.start == self.end && matches!(self.incoming, Incoming::Header))
+                && let Err(end) = self.digest(protocol, now, id, counters, messages, &mut frames)
+            {
+                return (frames, end);
             }
             if reads == READS_PER_POLL {
                 return (frames, ReadEnd::Budget);
@@ -273,8 +294,10 @@ impl Socket {
         counters: &Counters,
     ) -> io::Result<(usize, usize)> {
         // `digest` leaves bytes in the staging area only in front of a header or hello that is not complete.
-        self.staging.copy_within(self.start..self.end, 0);
-        (self.start, self.end) = (0, self.end - self.start);
+        if self.start > 0 {
+            self.staging.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
         let staged = self.end;
         match &mut self.incoming {
             Incoming::Header | Incoming::Staged(_) | Incoming::NeedsBuffer(_) => {
@@ -329,26 +352,27 @@ impl Socket {
         frames: &mut usize,
     ) -> Result<(), ReadEnd> {
         loop {
-            match std::mem::replace(&mut self.incoming, Incoming::Header) {
-                Incoming::Header => {
-                    // A peer whose answers pile up waits until they have left.
-                    let Some(connection) = protocol.connection(id) else { return Err(ReadEnd::Drained) };
-                    if connection.phase == crate::connection::Phase::Ended {
-                        return Err(ReadEnd::Drained);
-                    }
-                    if self.unsent.len() + connection.outbox.len() > OUTBOX_FRAMES_MAX {
-                        return Err(ReadEnd::Budget);
-                    }
-                    let version = connection.version;
-                    let Some(header) = self.staging[self.start..self.end].first_chunk::<HEADER_BYTES>()
-                    else {
-                        return self.check_prefix(version);
-                    };
-                    let frame = Frame::parse(header, version).map_err(ReadEnd::Misbehaved)?;
-                    self.start += HEADER_BYTES;
-                    *frames += 1;
-                    self.begin(protocol, now, id, frame)?;
+            if matches!(self.incoming, Incoming::Header) {
+                // A peer whose answers pile up waits until they have left.
+                let Some(connection) = protocol.connection(id) else { return Err(ReadEnd::Drained) };
+                if connection.phase == Phase::Ended {
+                    return Err(ReadEnd::Drained);
                 }
+                if self.unsent.len() + connection.outbox.len() > OUTBOX_FRAMES_MAX {
+                    return Err(ReadEnd::Budget);
+                }
+                let version = connection.version;
+                let Some(header) = self.staging[self.start..self.end].first_chunk::<HEADER_BYTES>() else {
+                    return self.check_prefix(version);
+                };
+                let frame = Frame::parse(header, version).map_err(ReadEnd::Misbehaved)?;
+                self.start += HEADER_BYTES;
+                *frames += 1;
+                self.begin(protocol, now, id, counters, messages, frame)?;
+                continue;
+            }
+            match std::mem::replace(&mut self.incoming, Incoming::Header) {
+                Incoming::Header => {}
                 Incoming::Staged(frame) => {
                     let bytes = &self.staging[self.start..self.end];
                     let Some(hello) = bytes.first_chunk::<HELLO_BYTES>() else {
@@ -360,24 +384,12 @@ impl Socket {
                     protocol.handle_frame(now, id, &frame, payload);
                 }
                 Incoming::NeedsBuffer(frame) => {
-                    let Some(buffer) = messages.alloc(frame.payload_len()) else {
-                        self.incoming = Incoming::NeedsBuffer(frame);
-                        self.is_hungry = true;
-                        return Err(ReadEnd::Hungry);
-                    };
-                    self.incoming = Incoming::Message { frame, buffer, done: 0 };
+                    self.begin_message(protocol, now, id, counters, messages, frame)?;
                 }
-                Incoming::Message { frame, mut buffer, mut done } => {
-                    let staged = (self.end - self.start).min(buffer.len() - done);
-                    let from = &self.staging[self.start..self.start + staged];
-                    copy_counted(counters, &mut buffer[done..done + staged], from);
-                    self.start += staged;
-                    done += staged;
-                    if done < buffer.len() {
-                        self.incoming = Incoming::Message { frame, buffer, done };
+                Incoming::Message { frame, buffer, done } => {
+                    if !self.fill(protocol, now, id, counters, frame, buffer, done) {
                         return Ok(());
                     }
-                    protocol.handle_frame(now, id, &frame, Payload::Bytes(buffer.freeze()));
                 }
                 Incoming::Bulk { frame, place, mut done } => {
                     let whole = frame.payload_len();
@@ -399,6 +411,50 @@ impl Socket {
                 }
             }
         }
+    }
+
+    /// The payload of a message follows: into a buffer of its own.
+    fn begin_message(
+        &mut self,
+        protocol: &mut Protocol,
+        now: Instant,
+        id: ConnectionId,
+        counters: &Counters,
+        messages: &mut MemoryWait,
+        frame: Frame,
+    ) -> Result<(), ReadEnd> {
+        let Some(buffer) = messages.alloc(frame.payload_len()) else {
+            self.incoming = Incoming::NeedsBuffer(frame);
+            self.is_hungry = true;
+            return Err(ReadEnd::Hungry);
+        };
+        self.fill(protocol, now, id, counters, frame, buffer, 0);
+        Ok(())
+    }
+
+    /// Moves what is staged of a message to its buffer, and hands the message over if that is all of it; else false.
+    #[allow(clippy::too_many_arguments)] // the parts of one message, each used once
+    fn fill(
+        &mut self,
+        protocol: &mut Protocol,
+        now: Instant,
+        id: ConnectionId,
+        counters: &Counters,
+        frame: Frame,
+        mut buffer: Buffer,
+        mut done: usize,
+    ) -> bool {
+        let staged = (self.end - self.start).min(buffer.len() - done);
+        let from = &self.staging[self.start..self.start + staged];
+        copy_counted(counters, &mut buffer[done..done + staged], from);
+        self.start += staged;
+        done += staged;
+        if done < buffer.len() {
+            self.incoming = Incoming::Message { frame, buffer, done };
+            return false;
+        }
+        protocol.handle_frame(now, id, &frame, Payload::Bytes(buffer.freeze()));
+        true
     }
 
     /// Less than a header: garbage is recognised by its first bytes, without waiting for the rest.
@@ -425,6 +481,8 @@ impl Socket {
         protocol: &mut Protocol,
         now: Instant,
         id: ConnectionId,
+        counters: &Counters,
+        messages: &mut MemoryWait,
         frame: Frame,
     ) -> Result<(), ReadEnd> {
         match frame.body {
@@ -434,7 +492,7 @@ impl Socket {
                 if !protocol.is_up(id) {
                     return Err(too_early(&frame));
                 }
-                self.incoming = Incoming::NeedsBuffer(frame);
+                self.begin_message(protocol, now, id, counters, messages, frame)?;
             }
             FrameBody::PullData { .. } | FrameBody::PushData { .. } => {
                 let place = protocol.begin_bulk(now, id, &frame).map_err(ReadEnd::Misbehaved)?;
@@ -444,7 +502,7 @@ impl Socket {
                 if !protocol.is_up(id) {
                     return Err(too_early(&frame));
                 }
-                self.incoming = Incoming::NeedsBuffer(frame);
+                self.begin_message(protocol, now, id, counters, messages, frame)?;
             }
             _ => protocol.handle_frame(now, id, &frame, Payload::None),
         }
