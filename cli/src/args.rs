@@ -190,6 +190,9 @@ pub struct ClusterShapeArgs {
     /// Folder of the cluster: configuration, credentials, device files, logs
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
+    /// Control daemons: 1, or 3 or 5 that have one state and go on without one or two of them [default: 1]
+    #[arg(long, value_name = "COUNT", value_parser = parse_controls)]
+    pub control: Option<u32>,
     /// Server processes [default: 4]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub servers: Option<u32>,
@@ -281,13 +284,115 @@ pub struct ClusterStatusArgs {
 
 /// `clovis control`
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct ControlArgs {
+    /// What to do; nothing: run one in the foreground.
+    #[command(subcommand)]
+    pub action: Option<ControlCommand>,
+    /// How to run it.
+    #[command(flatten)]
+    pub run: Option<ControlRunArgs>,
+}
+
+/// `clovis control ...`
+#[derive(Debug, Subcommand)]
+pub enum ControlCommand {
+    /// List, add and remove control daemons that have one state
+    Member {
+        /// Which.
+        #[command(subcommand)]
+        action: MemberCommand,
+    },
+    /// Write a copy of control's state (configuration, locks, loans, events) to a file, while it runs
+    Backup(ControlBackupArgs),
+    /// Put a backup into a new store, while no control daemon runs
+    Restore(ControlRestoreArgs),
+}
+
+/// `clovis control backup`
+#[derive(Debug, Args)]
+pub struct ControlBackupArgs {
+    /// File to write; one that is there is replaced
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Which cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis control restore`
+#[derive(Debug, Args)]
+pub struct ControlRestoreArgs {
+    /// The backup
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Which of several gets it; it is then alone, and the others join it with blank stores [default: the one of the [control] section]
+    #[arg(long, value_name = "N")]
+    pub number: Option<u64>,
+    /// Also if the cluster has gone on since: what was changed is lost, and a device that failed since is used with its old bytes
+    #[arg(long)]
+    pub force: bool,
+    /// Which cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis control member ...`
+#[derive(Debug, Subcommand)]
+pub enum MemberCommand {
+    /// Show what each control daemon says of itself and the others
+    List(MemberListArgs),
+    /// Take one in that runs, was started with --first-start join, and is in the cluster file in force
+    Add(MemberChangeArgs),
+    /// Take one out, also one that is gone for good
+    Remove(MemberChangeArgs),
+}
+
+/// `clovis control member list`
+#[derive(Debug, Args)]
+pub struct MemberListArgs {
+    /// Which cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+    /// Machine-readable
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `clovis control member add|remove`
+#[derive(Debug, Args)]
+pub struct MemberChangeArgs {
+    /// Number of the control daemon
+    pub number: u64,
+    /// Which cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// What a blank store of one of several control daemons is to become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FirstStartArg {
+    /// The cluster is new, and this daemon is one of its first
+    Found,
+    /// The cluster runs, and this daemon waits to be taken in
+    Join,
+}
+
+/// `clovis control`, running.
+#[derive(Debug, Args)]
+pub struct ControlRunArgs {
     /// The cluster's configuration file
     #[arg(long, env = "CLOVIS_CONFIG", value_name = "FILE")]
     pub config: PathBuf,
-    /// The daemon's credential [default: credentials/control.pem beside the configuration file]
+    /// The daemon's credential [default: credentials/control.pem beside the configuration file, of further ones control-N.pem]
     #[arg(long, value_name = "FILE")]
     pub credential: Option<PathBuf>,
+    /// Which of several this is [default: the one of the [control] section]
+    #[arg(long, env = "CLOVIS_CONTROL_NUMBER", value_name = "N")]
+    pub number: Option<u64>,
+    /// Its store is blank, and this is what it is to become: for one of several, once in its life
+    #[arg(long, value_name = "HOW", value_enum)]
+    pub first_start: Option<FirstStartArg>,
 }
 
 /// `clovis server`
@@ -958,6 +1063,17 @@ pub struct DeviceArgs {
     /// Cluster.
     #[command(flatten)]
     pub connect: ConnectArgs,
+}
+
+/// Parses a number of control daemons. Errors: one that gives no majority more than a smaller one does.
+fn parse_controls(text: &str) -> Result<u32, String> {
+    match text {
+        "1" | "3" | "5" => text.parse().map_err(|error| format!("{error}")),
+        _ => Err(
+            "1, 3 or 5 control daemons: an even number goes on without no more of them than one less does"
+                .to_owned(),
+        ),
+    }
 }
 
 /// Parses `64M`, `4096`, `1G`, `64KiB`: bytes with an optional binary suffix.

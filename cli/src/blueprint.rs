@@ -8,8 +8,8 @@ use base::units::{KIB, MIB};
 use base::{Endpoint, Fid, FidType, LayoutWidth, limits};
 use faces::ClusterTree;
 use faces::cluster_file::{
-    ClusterFile, ClusterId, ClusterSection, ControlSection, Credential, DeviceSection, PoolSection,
-    ProfileSection, SecurityKind, ServerSection, Transport,
+    ClusterFile, ClusterId, ClusterSection, ControlMember, ControlSection, Credential, DeviceSection,
+    PoolSection, ProfileSection, SecurityKind, ServerSection, Transport,
 };
 
 use crate::failure::Failure;
@@ -29,6 +29,8 @@ pub struct Blueprint {
     pub transport: Transport,
     /// N+K+S.
     pub width: LayoutWidth,
+    /// Control daemons.
+    pub controls: u32,
     /// Server processes.
     pub servers: u32,
     /// Localities of each server.
@@ -37,7 +39,7 @@ pub struct Blueprint {
     pub devices: u32,
     /// Bytes of each device.
     pub device_bytes: u64,
-    /// First of the ports on which the processes tell their metrics, on the loopback: of control, then of the servers.
+    /// First of the ports on which the processes tell their metrics, on the loopback: of control, of the servers, and of further control daemons.
     pub metrics_port: Option<u16>,
     /// How its members prove that they are.
     pub security: SecurityKind,
@@ -68,12 +70,26 @@ impl Blueprint {
         Ok(Some((Ipv4Addr::LOCALHOST, port).into()))
     }
 
-    /// Endpoints that [`Blueprint::draw`] takes: control's, and one for each locality of each server.
+    /// Endpoints that [`Blueprint::draw`] takes: one for each control daemon, and one for each locality of each server.
     pub const fn endpoints_count(&self) -> u32 {
-        1 + self.servers * self.localities
+        self.controls + self.servers * self.localities
     }
 
-    /// The cluster file. `endpoints`: control's first, then those of each server, one for each of its localities.
+    /// The control daemons beside the first.
+    fn further_controls(&self, endpoints: &[Endpoint]) -> Result<Vec<ControlMember>, Failure> {
+        let further = (0..).zip(endpoints).map(|(index, endpoint)| {
+            let number = u64::from(index) + 2;
+            Ok(ControlMember {
+                number,
+                endpoint: *endpoint,
+                store: PathBuf::from(format!("control-{number}.dev")),
+                metrics: self.metrics(self.servers + 1 + index)?,
+            })
+        });
+        further.collect()
+    }
+
+    /// The cluster file. `endpoints`: those of control first, then those of each server, one for each of its localities.
     ///
     /// Errors: fewer devices than the layout is wide, no randomness, or whatever else a cluster file may not say.
     pub fn draw(&self, endpoints: &[Endpoint]) -> Result<ClusterFile, Failure> {
@@ -86,8 +102,11 @@ impl Blueprint {
             )));
         }
         let (credential, id) = secrets()?;
-        let [control, servers @ ..] = endpoints else {
-            return Err(Failure::new("a cluster needs an endpoint for its control daemon"));
+        let controls = usize::try_from(self.controls).unwrap_or(usize::MAX);
+        let Some(([control, further @ ..], servers)) = endpoints.split_at_checked(controls) else {
+            return Err(Failure::new(
+                "a cluster needs an endpoint for each control daemon, and at least one",
+            ));
         };
         let process = |index: u32| Fid::new(FidType::Process, 1, u64::from(index) + 1);
         let file = ClusterFile {
@@ -105,6 +124,8 @@ impl Blueprint {
                 store: PathBuf::from("control.dev"),
                 store_bytes: CONTROL_STORE_BYTES,
                 metrics: self.metrics(0)?,
+                number: None,
+                members: self.further_controls(further)?,
             },
             pool: PoolSection {
                 fid: Fid::new(FidType::Pool, 1, 1),
@@ -164,6 +185,7 @@ mod tests {
 
     fn blueprint(devices: u32) -> Blueprint {
         Blueprint {
+            controls: 1,
             name: "test".to_owned(),
             transport: Transport::Lo,
             width: "4+2+1".parse().unwrap(),

@@ -26,9 +26,9 @@ use crate::args::{
 };
 use crate::blueprint::Blueprint;
 use crate::cluster_folder::ClusterFolder;
-use crate::connection::{Station, create_device, format_device};
+use crate::connection::{Station, create_device, format_device, open_device};
 use crate::credential;
-use crate::daemon::server_name;
+use crate::daemon::{ControlSeat, server_name};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::known_cluster::KnownCluster;
@@ -103,11 +103,12 @@ pub fn start(args: &ClusterStartArgs) -> Result<(), Failure> {
     }
     let file = known(&folder)?;
     let mut daemons = Vec::new();
-    let names = [(CONTROL_NAME.to_owned(), None)];
-    let servers = file.servers.iter().map(|server| (server_name(server.process), Some(server.process)));
-    for (name, process) in names.into_iter().chain(servers) {
+    let controls = ControlSeat::all(&file).into_iter().map(|seat| (seat.name, Role::Control(seat.number)));
+    let servers =
+        file.servers.iter().map(|server| (server_name(server.process), Role::Server(server.process)));
+    for (name, role) in controls.chain(servers) {
         if folder.running(&name).is_none() {
-            daemons.push((name.clone(), spawn(&folder, &name, process)?));
+            daemons.push((name.clone(), spawn(&folder, &name, role)?));
         }
     }
     if daemons.is_empty() {
@@ -131,7 +132,7 @@ pub fn start(args: &ClusterStartArgs) -> Result<(), Failure> {
 /// control the cluster serves as well as it can, and the message says so.
 fn give_up(folder: &ClusterFolder, daemons: &mut [(String, Child)], failure: &Failure) -> Failure {
     let dir = folder.root().display();
-    if folder.running(CONTROL_NAME).is_some() {
+    if has_control(folder) {
         return Failure::new(format!(
             "{failure}; the other processes run on: look with `clovis cluster status --dir {dir}`, end them with \
              `clovis cluster stop --dir {dir}`"
@@ -146,6 +147,20 @@ fn give_up(folder: &ClusterFolder, daemons: &mut [(String, Child)], failure: &Fa
     Failure::new(failure.to_string())
 }
 
+/// What a daemon is, by what its command line names.
+#[derive(Clone, Copy)]
+enum Role {
+    /// The number of a control daemon.
+    Control(u64),
+    /// The fid of a server.
+    Server(Fid),
+}
+
+/// True if a control daemon of the cluster runs.
+fn has_control(folder: &ClusterFolder) -> bool {
+    folder.noted().iter().any(|name| name.starts_with(CONTROL_NAME) && folder.running(name).is_some())
+}
+
 /// A folder that exists keeps its shape: flags that say otherwise are refused, not ignored.
 fn refuse_other_shape(args: &ClusterShapeArgs, file: &ClusterFile) -> Result<(), Failure> {
     let servers = u32::try_from(file.servers.len()).unwrap_or(u32::MAX);
@@ -157,6 +172,10 @@ fn refuse_other_shape(args: &ClusterShapeArgs, file: &ClusterFile) -> Result<(),
             args.dir.display()
         ))
     };
+    let controls = u32::try_from(file.control.members.len() + 1).unwrap_or(u32::MAX);
+    if let Some(wanted) = args.control.filter(|wanted| *wanted != controls) {
+        return Err(differs("control daemons:", controls.to_string(), wanted.to_string()));
+    }
     if let Some(wanted) = args.servers.filter(|wanted| *wanted != servers) {
         return Err(differs("servers:", servers.to_string(), wanted.to_string()));
     }
@@ -233,6 +252,7 @@ fn plan(args: &ClusterShapeArgs, folder: &ClusterFolder) -> Result<ClusterFile, 
             .map_or_else(|| "clovis".to_owned(), |name| name.to_string_lossy().into_owned()),
         transport,
         width: args.layout.unwrap_or(LayoutWidth::DEFAULT),
+        controls: args.control.unwrap_or(1),
         servers,
         localities: args.localities.unwrap_or(1),
         devices: servers * args.devices_per_server.unwrap_or(2),
@@ -249,14 +269,26 @@ fn plan(args: &ClusterShapeArgs, folder: &ClusterFolder) -> Result<ClusterFile, 
 fn fill(folder: &ClusterFolder, file: &ClusterFile) -> Result<(), Failure> {
     folder.create()?;
     let mut station = Station::new("format")?;
-    create_device(&folder.root().join(&file.control.store), file.control.store_bytes)?;
+    let controls = ControlSeat::all(file);
+    let founders: Vec<u64> = controls.iter().map(|seat| seat.number).collect();
+    for seat in &controls {
+        let path = folder.root().join(&seat.store);
+        create_device(&path, file.control.store_bytes)?;
+        if founders.len() > 1 {
+            let store = open_device(&path)?;
+            let locality = station.handle();
+            let member = (seat.number, file.cluster.id.0);
+            let founded = station.wait(control::found_store(&locality, store, member, &founders))?;
+            founded.map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+        }
+    }
     for device in &file.devices {
         let path = folder.root().join(&device.path);
         format_device(&mut station, &path, device.size_bytes, device.fid, file.cluster.id.0)?;
     }
     if file.cluster.security == SecurityKind::Certificates {
         let servers = file.servers.iter().map(|server| server_name(server.process));
-        let daemons = [CONTROL_NAME.to_owned()].into_iter().chain(servers);
+        let daemons = controls.into_iter().map(|seat| seat.name).chain(servers);
         credential::make_all(folder.root(), file.cluster.id.0, daemons)?;
     }
     folder.write_config(&file.to_toml().map_err(|error| Failure::new(error.to_string()))?)
@@ -315,7 +347,7 @@ impl SecurityArg {
 }
 
 /// Starts a daemon of this very binary, in a process group of its own, its output in its log.
-fn spawn(folder: &ClusterFolder, name: &str, process: Option<Fid>) -> Result<Child, Failure> {
+fn spawn(folder: &ClusterFolder, name: &str, role: Role) -> Result<Child, Failure> {
     let doing = || format!("starting {name}");
     let log_path = folder.log(name);
     let log = OpenOptions::new()
@@ -325,9 +357,9 @@ fn spawn(folder: &ClusterFolder, name: &str, process: Option<Fid>) -> Result<Chi
         .map_err(Failure::while_doing(format!("opening {}", log_path.display())))?;
     let errors = log.try_clone().map_err(Failure::while_doing(doing()))?;
     let mut command = Command::new(std::env::current_exe().map_err(Failure::while_doing(doing()))?);
-    match process {
-        None => command.arg("control"),
-        Some(process) => command.arg("server").arg("--process").arg(process.to_string()),
+    match role {
+        Role::Control(number) => command.arg("control").arg("--number").arg(number.to_string()),
+        Role::Server(process) => command.arg("server").arg("--process").arg(process.to_string()),
     };
     command.arg("--config").arg(folder.config());
     command.stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
@@ -419,7 +451,7 @@ pub fn stop(args: &ClusterDirArgs) -> Result<(), Failure> {
         };
         // A daemon that cannot be asked, or starts or stops just now, takes the signal: it ends in the same order.
         let asked = file.as_ref().is_ok_and(|file| match endpoint_of(file, &name) {
-            Some(endpoint) => station.call(file, endpoint, &Shutdown, Duration::from_secs(5)).is_ok(),
+            Some(endpoint) => station.call_itself(file, endpoint, &Shutdown, Duration::from_secs(5)).is_ok(),
             None => false,
         });
         if !asked {
@@ -440,8 +472,8 @@ pub fn stop(args: &ClusterDirArgs) -> Result<(), Failure> {
 
 /// Where the daemon of a name listens.
 fn endpoint_of(file: &ClusterFile, name: &str) -> Option<Endpoint> {
-    if name == CONTROL_NAME {
-        return Some(file.control.endpoint);
+    if let Some(seat) = ControlSeat::all(file).into_iter().find(|seat| seat.name == name) {
+        return Some(seat.endpoint);
     }
     let server = file.servers.iter().find(|server| server_name(server.process) == name)?;
     server.endpoints.first().copied()
@@ -476,11 +508,11 @@ fn gone_within(
 pub fn status(args: &ClusterStatusArgs) -> Result<(), Failure> {
     let folder = ClusterFolder::new(&args.dir)?;
     let file = known(&folder)?;
-    let answer = if folder.running(CONTROL_NAME).is_some() {
+    let answer = if has_control(&folder) {
         ask_status(&mut Station::new("cluster-status")?, &file, Duration::from_secs(5))
     } else {
         Err(Failure::new(format!(
-            "the control daemon does not run: `clovis cluster start --dir {}` starts what does not",
+            "control does not run: `clovis cluster start --dir {}` starts what does not",
             args.dir.display()
         )))
     };
@@ -505,14 +537,22 @@ fn status_tables(folder: &ClusterFolder, file: &ClusterFile, status: Option<&Clu
         ("pid", Align::Right),
         ("state", Align::Left),
     ]);
-    let control_state = if status.is_some() { "serving" } else { "no answer" };
-    processes.row([
-        CONTROL_NAME.to_owned(),
-        String::new(),
-        file.control.endpoint.to_string(),
-        pid(CONTROL_NAME),
-        control_state.to_owned(),
-    ]);
+    for seat in ControlSeat::all(file) {
+        let is_one_of_several = !file.control.members.is_empty();
+        let control_state = match (status.is_some(), folder.running(&seat.name).is_some()) {
+            (_, true) if is_one_of_several => "runs",
+            (true, _) if !is_one_of_several => "serving",
+            _ => "no answer",
+        };
+        let endpoint = seat.endpoint.to_string();
+        processes.row([
+            seat.name.clone(),
+            String::new(),
+            endpoint,
+            pid(&seat.name),
+            control_state.to_owned(),
+        ]);
+    }
     for server in &file.servers {
         let name = server_name(server.process);
         let seen =
@@ -573,6 +613,12 @@ fn status_json(folder: &ClusterFolder, file: &ClusterFile, status: &ClusterStatu
                     "pid": folder.running(&name) })
         })
         .collect();
+    let controls: Vec<_> = ControlSeat::all(file)
+        .into_iter()
+        .map(|seat| {
+            json!({ "number": seat.number, "endpoint": seat.endpoint.to_string(), "pid": folder.running(&seat.name) })
+        })
+        .collect();
     let devices: Vec<_> = status
         .devices
         .iter()
@@ -586,6 +632,7 @@ fn status_json(folder: &ClusterFolder, file: &ClusterFile, status: &ClusterStatu
         "layout": file.pool.layout.to_string(),
         "configuration_version": status.version,
         "control": { "endpoint": file.control.endpoint.to_string(), "pid": folder.running(CONTROL_NAME) },
+        "controls": controls,
         "processes": processes,
         "devices": devices,
     })

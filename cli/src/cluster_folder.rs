@@ -77,7 +77,7 @@ impl ClusterFolder {
         let mut names: Vec<String> = entries
             .filter_map(|entry| Some(entry.file_name().to_str()?.strip_suffix(".pid")?.to_owned()))
             .collect();
-        names.sort_by_key(|name| (name == "control", name.clone()));
+        names.sort_by_key(|name| (name.starts_with("control"), name.clone()));
         names
     }
 

@@ -14,6 +14,7 @@ use serde_json::json;
 
 use crate::args::{ConfApplyArgs, ConfCommand, ConfPlanArgs, ConfShowArgs, ConnectArgs};
 use crate::connection::{Station, find_cluster_file, unix_s};
+use crate::controls::{SeenControl, ask_members};
 use crate::failure::Failure;
 use crate::known_cluster::KnownCluster;
 use crate::output;
@@ -54,6 +55,14 @@ impl Desk {
     /// One call to control, which may hold its answer back for `wait`.
     pub fn ask_waiting<F: Fop>(&mut self, fop: &F, wait: Duration) -> Result<F::Reply, Failure> {
         self.station.call(&self.local, self.local.control.endpoint, fop, self.within + wait)
+    }
+
+    /// What each of several control daemons says; nothing of one alone.
+    pub fn controls(&mut self) -> Vec<SeenControl> {
+        match self.local.control.members.is_empty() {
+            true => Vec::new(),
+            false => ask_members(&mut self.station, &self.local),
+        }
     }
 
     /// The text in force, and what control says of processes and devices.

@@ -14,6 +14,7 @@ use base::{Endpoint, Fid, Instant};
 use client::{Client, ClientConfig};
 use faces::cluster_file::ClusterFile;
 use fops::Fop;
+use fops::admin::Ping;
 use rpc::addb::AddbSpace;
 use rpc::{Bulk, CallOptions, RpcConfig, RpcMachine};
 use runtime::{
@@ -144,6 +145,34 @@ impl Station {
         self.call_over(&fabric_of(to)?, file, to, fop, within)
     }
 
+    /// One call of this very process of the cluster, also if it is a control daemon under whose name several are asked.
+    pub fn call_itself<F: Fop>(
+        &mut self,
+        file: &KnownCluster,
+        to: Endpoint,
+        fop: &F,
+        within: Duration,
+    ) -> Result<F::Reply, Failure> {
+        let rpc = self.rpc(&fabric_of(to)?, file)?;
+        let options = CallOptions::until(self.now() + within).unreachable_max(UNREACHABLE_MAX);
+        let answer = self.wait(rpc.call_itself(to, fop, Bulk::none(), options))?;
+        answer.map(|answer| answer.reply).map_err(|error| Failure::new(error.to_string()))
+    }
+
+    /// The configuration version that a process of the cluster goes by.
+    pub fn version_of(
+        &mut self,
+        file: &KnownCluster,
+        of: Endpoint,
+        within: Duration,
+    ) -> Result<u64, Failure> {
+        let rpc = self.rpc(&fabric_of(of)?, file)?;
+        let options = CallOptions::until(self.now() + within).unreachable_max(UNREACHABLE_MAX);
+        let ping = Ping { payload: Vec::new() };
+        let answer = self.wait(rpc.call_itself(of, &ping, Bulk::none(), options))?;
+        answer.map(|answer| answer.config_version).map_err(|error| Failure::new(error.to_string()))
+    }
+
     /// One call of a process of the cluster that carries bytes with it, at most 1 MiB.
     pub fn call_with_source<F: Fop>(
         &mut self,
@@ -206,6 +235,7 @@ impl Station {
         let machine = TransferMachine::start(&handle, fabric, config)
             .map_err(|error| Failure::new(format!("starting the network: {error}")))?;
         let rpc = RpcMachine::start(&handle, machine, rpc_config);
+        rpc.set_group(control, &file.further_controls());
         self.rpc = Some(rpc.clone());
         Ok(rpc)
     }
@@ -222,11 +252,15 @@ impl Station {
     }
 }
 
+/// How long a connection to one process of many may be tried for: one that is down must not hold up a list of all.
+const UNREACHABLE_MAX: Duration = Duration::from_millis(500);
+
 /// A client of the cluster in `file`, with an endpoint of its own choice.
 pub fn client_config(file: &KnownCluster, op_timeout: Duration) -> Result<ClientConfig, Failure> {
     Ok(ClientConfig {
         local: None,
         control: file.control.endpoint,
+        further_controls: file.further_controls(),
         security: file.security()?,
         epoch: new_epoch(),
         op_timeout,

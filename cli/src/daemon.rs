@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use base::units::BLOCK_BYTES;
 use base::{Endpoint, Fid};
-use control::{Control, ControlConfig, OperatorFile};
+use control::{Control, ControlConfig, FirstStart, MemberConfig, OperatorFile};
 use faces::cluster_file::{ClusterFile, ServerSection};
 use faces::{About, DeviceState};
 use futures_channel::oneshot;
@@ -28,7 +28,7 @@ use signal_hook::iterator::Signals;
 use spdk_stob::is_nvme_address;
 use verbs_net::Fabric;
 
-use crate::args::{ControlArgs, CoreList, ServerArgs};
+use crate::args::{ControlRunArgs, CoreList, FirstStartArg, ServerArgs};
 use crate::connection::{
     ARENA_BYTES, Station, arena_for, client_config, create_device, device_path, fabric_of, folder_of,
     new_epoch, open_device, unix_s, unix_us,
@@ -111,19 +111,79 @@ fn counts(parts: &[Arc<Part>]) -> String {
 }
 
 /// `clovis control`
-pub fn control(args: &ControlArgs) -> Result<(), Failure> {
-    let (text, file) =
-        KnownCluster::of_daemon(&args.config, args.credential.as_deref(), |_| "control".to_owned())?;
-    let fabric = fabric_of(file.control.endpoint)?;
-    let stop = stop_signal()?;
-    let mut station = Station::for_devices("control", [file.control.store.as_path()])?;
-    station.keep_addb_in(folder_of(&args.config));
-    let endpoint = file.control.endpoint;
-    serve_control(&mut station, &fabric, (&text, &file), folder_of(&args.config), stop, || {
-        note(&format!("control serves at {endpoint}"));
+pub fn control(args: &ControlRunArgs) -> Result<(), Failure> {
+    let (text, file) = KnownCluster::of_daemon(&args.config, args.credential.as_deref(), |file| {
+        control_name(file, args.number.unwrap_or(file.first_control()))
     })?;
-    note("control has stopped");
+    let seat = ControlSeat::of(&file, args.number.unwrap_or(file.first_control()))?;
+    let seat = ControlSeat { first_start: args.first_start.map(FirstStartArg::kind), ..seat };
+    let fabric = fabric_of(seat.endpoint)?;
+    let stop = stop_signal()?;
+    let mut station = Station::for_devices(&seat.name, [seat.store.as_path()])?;
+    station.keep_addb_in(folder_of(&args.config));
+    serve_control(&mut station, &fabric, (&text, &file, &seat), folder_of(&args.config), stop, || {
+        note(&format!("{} serves at {}", seat.name, seat.endpoint));
+    })?;
+    note(&format!("{} has stopped", seat.name));
     Ok(())
+}
+
+impl FirstStartArg {
+    fn kind(self) -> FirstStart {
+        match self {
+            FirstStartArg::Found => FirstStart::Found,
+            FirstStartArg::Join => FirstStart::Join,
+        }
+    }
+}
+
+/// `control`, of which there is one in each cluster; `control-2` and so on are its further ones.
+pub fn control_name(file: &ClusterFile, number: u64) -> String {
+    if number == file.first_control() { "control".to_owned() } else { format!("control-{number}") }
+}
+
+/// One of the control daemons of a cluster file.
+#[derive(Clone, Debug)]
+pub struct ControlSeat {
+    /// For people: [`control_name`].
+    pub name: String,
+    /// Its number.
+    pub number: u64,
+    /// Where it listens.
+    pub endpoint: Endpoint,
+    /// Its store, from the folder of the cluster file.
+    pub store: PathBuf,
+    metrics: Option<SocketAddr>,
+    first_start: Option<FirstStart>,
+}
+
+impl ControlSeat {
+    /// All of them, the first one first.
+    pub fn all(file: &ClusterFile) -> Vec<ControlSeat> {
+        let seat = |number, endpoint, store: &Path, metrics| ControlSeat {
+            name: control_name(file, number),
+            number,
+            endpoint,
+            store: store.to_owned(),
+            metrics,
+            first_start: None,
+        };
+        let control = &file.control;
+        let first = seat(file.first_control(), control.endpoint, &control.store, control.metrics);
+        let further = control.members.iter();
+        let further = further.map(|one| seat(one.number, one.endpoint, &one.store, one.metrics));
+        std::iter::once(first).chain(further).collect()
+    }
+
+    /// That of a number. Errors: there is none.
+    pub fn of(file: &ClusterFile, number: u64) -> Result<ControlSeat, Failure> {
+        let seats = ControlSeat::all(file);
+        let known: Vec<String> = seats.iter().map(|seat| seat.number.to_string()).collect();
+        seats.into_iter().find(|seat| seat.number == number).ok_or_else(|| {
+            let known = known.join(", ");
+            Failure::new(format!("the cluster file has no control daemon {number}: there are {known}"))
+        })
+    }
 }
 
 /// `clovis server`
@@ -220,26 +280,41 @@ fn finish<E: std::fmt::Display>(
 pub fn serve_control(
     station: &mut Station,
     fabric: &Fabric,
-    (text, file): (&str, &KnownCluster),
+    (text, file, seat): (&str, &KnownCluster, &ControlSeat),
     folder: &Path,
     stop: oneshot::Receiver<()>,
     ready: impl FnOnce(),
 ) -> Result<(), Failure> {
-    let path = device_path(folder, &file.control.store);
+    let path = device_path(folder, &seat.store);
+    if seat.first_start.is_some() && !path.exists() && !is_nvme_address(&path) {
+        create_device(&path, file.control.store_bytes)?;
+    }
     let store = open_device(&path)?;
     let credential = file.cluster.credential;
     let epoch = new_epoch();
     file.watch_revocations(&station.handle())?;
     let mut config = ControlConfig::new(file.security()?, epoch, file.initial_configuration(), store);
+    config.endpoint = seat.endpoint;
+    if !file.control.members.is_empty() {
+        config.member = Some(MemberConfig {
+            number: seat.number,
+            members: file.control_members().collect(),
+            first_start: seat.first_start,
+        });
+    } else if seat.first_start.is_some() {
+        return Err(Failure::new(
+            "--first-start is for one of several control daemons, and the cluster file has one alone",
+        ));
+    }
     config.about = about();
-    config.rpc.addb = station.addb_of_daemon("control", Fid::default(), epoch);
-    config.rpc.on_denied = Some(denials_of("control"));
-    let process = metrics::Process { name: "control".to_owned(), fid: None };
+    config.rpc.addb = station.addb_of_daemon(&seat.name, Fid::default(), epoch);
+    config.rpc.on_denied = Some(denials_of(&seat.name));
+    let process = metrics::Process { name: seat.name.clone(), fid: None };
     let (asker, questions) = page::questions(&station.handle());
     let pages = move |path: &str, query: &str| asker.page(path, query);
     let addb = config.rpc.addb.clone().map_or_else(OnceLock::new, OnceLock::from);
     let part = Arc::new(Part { addb, counters: Arc::clone(station.handle().counters()) });
-    let exporter = exporter(file.control.metrics, process, vec![part], pages)?;
+    let exporter = exporter(seat.metrics, process, vec![part], pages)?;
     let text = ClusterFile::hide_credential(text).map_err(|error| Failure::new(error.to_string()))?;
     config.file = Some(OperatorFile { text, credential, unix_s: unix_s() });
     let handle = station.handle();
@@ -253,7 +328,7 @@ pub fn serve_control(
         serve_until(station, future::select(asked, pin!(answers)).map(drop), stop)?;
     }
     drop(exporter);
-    finish(station, "control", control.stop())
+    finish(station, &seat.name, control.stop())
 }
 
 /// Tells the metrics of this process, which are those of its localities together, where the cluster file says so, and what `further` has.
@@ -401,6 +476,7 @@ fn start_server(station: &mut Station, fabric: &Fabric, seat: &ServerSeat) -> Re
         seat.epoch,
         devices,
     );
+    config.further_controls = file.further_controls();
     config.about = about();
     config.rpc.addb = station.addb_of_daemon(&name, seat.process, seat.epoch);
     if let Some(space) = config.rpc.addb.clone() {

@@ -14,7 +14,7 @@ use verbs_net::{Fabric, LoFabric};
 
 use crate::blueprint::Blueprint;
 use crate::connection::{ARENA_BYTES, Station, client_config, create_device, format_device, new_epoch};
-use crate::daemon::{self, ServerSeat};
+use crate::daemon::{self, ControlSeat, ServerSeat};
 use crate::failure::Failure;
 use crate::known_cluster::KnownCluster;
 use crate::threads::Threads;
@@ -92,6 +92,7 @@ impl InProcess {
             width: shape.width,
             servers,
             localities: 1,
+            controls: 1,
             devices: shape.devices,
             device_bytes: shape.device_bytes,
             metrics_port: None,
@@ -161,7 +162,8 @@ fn start_daemons(
     daemons.start("control".to_owned(), move |stop, ready| {
         let text = cluster.to_toml().map_err(|error| Failure::new(error.to_string()))?;
         let mut station = threads.station(1, "control");
-        daemon::serve_control(&mut station, &Fabric::Lo(net), (&text, &cluster), &place, stop, ready)
+        let seat = ControlSeat::of(&cluster, cluster.first_control())?;
+        daemon::serve_control(&mut station, &Fabric::Lo(net), (&text, &cluster, &seat), &place, stop, ready)
     })?;
     station.wait(daemons.ready())??;
     for (index, section) in (2u32..).zip(&file.servers) {

@@ -13,6 +13,7 @@ mod cluster;
 mod cluster_folder;
 mod conf;
 mod connection;
+mod controls;
 mod credential;
 mod credit;
 mod daemon;
@@ -101,7 +102,7 @@ fn run(command: Command) -> Result<(), Failure> {
             ClusterCommand::Status(args) => cluster::status(&args),
         },
         Command::Credential { action } => credential::run(&action),
-        Command::Control(args) => daemon::control(&args),
+        Command::Control(args) => controls::run(&args),
         Command::Server(args) => daemon::server(&args),
         Command::Cp(args) => objects::copy_in(&args),
         Command::Cat(args) => objects::copy_out(&args),

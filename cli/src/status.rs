@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 
 use crate::args::StatusArgs;
 use crate::conf::Desk;
-use crate::daemon::server_name;
+use crate::controls::{self, SeenControl};
+use crate::daemon::{ControlSeat, server_name};
 use crate::failure::Failure;
 use crate::output;
 use crate::repair;
@@ -27,7 +28,8 @@ pub fn run(args: &StatusArgs) -> Result<(), Failure> {
     let load = Load::of(&desk.ask(&LoadGet { after: 0, most: 1 })?);
     // A control daemon of an earlier version knows of none.
     let repairs = repair::all(&mut desk).unwrap_or_default();
-    let picture = Picture::of(&in_force.file, &status, load, &repairs);
+    let controls = desk.controls();
+    let picture = Picture::of(&in_force.file, &status, load, &repairs).with_controls(&controls);
     if args.json {
         return output::line(&picture.json(in_force.transaction).to_string());
     }
@@ -93,6 +95,8 @@ pub struct Picture<'a> {
     status: &'a ClusterStatusReply,
     load: Option<Load>,
     repairs: &'a [RepairStatus],
+    /// What each of several control daemons says; none of one alone.
+    controls: &'a [SeenControl],
 }
 
 /// One line of the tree and what is below it.
@@ -101,15 +105,20 @@ struct Branch {
     below: Vec<Branch>,
 }
 
-impl Picture<'_> {
+impl<'a> Picture<'a> {
     /// What control says of the cluster of `file`.
-    pub fn of<'a>(
+    pub fn of(
         file: &'a ClusterFile,
         status: &'a ClusterStatusReply,
         load: Option<Load>,
         repairs: &'a [RepairStatus],
     ) -> Picture<'a> {
-        Picture { file, status, load, repairs }
+        Picture { file, status, load, repairs, controls: &[] }
+    }
+
+    /// The same with what several control daemons say.
+    pub fn with_controls(self, controls: &'a [SeenControl]) -> Picture<'a> {
+        Picture { controls, ..self }
     }
 
     fn device_state(&self, device: Fid) -> DeviceState {
@@ -212,7 +221,13 @@ impl Picture<'_> {
 
     fn tree(&self) -> Vec<Branch> {
         let control = self.file.control.endpoint;
-        let mut branches = vec![Branch { text: format!("control  serving  {control}"), below: Vec::new() }];
+        let mut branches = match self.controls {
+            [] => vec![Branch { text: format!("control  serving  {control}"), below: Vec::new() }],
+            several => {
+                let lines = several.iter().map(|one| controls::line(one, several));
+                lines.map(|text| Branch { text, below: Vec::new() }).collect()
+            }
+        };
         for node in &self.file.tree.nodes {
             let below = self.servers(Some(node.fid));
             let of_node =
@@ -248,6 +263,16 @@ impl Picture<'_> {
                 "{} devices are failed or away, and layout {layout} reads without {parity}: some objects cannot be read until \
                  servers come back",
                 failed.len() + away
+            ));
+        }
+        let silent: Vec<&ControlSeat> =
+            self.controls.iter().filter(|(_, said)| said.is_none()).map(|(seat, _)| seat).collect();
+        for seat in &silent {
+            let spare = (self.controls.len() - 1) / 2 - silent.len().min((self.controls.len() - 1) / 2);
+            advice.push(format!(
+                "{} does not answer, and {spare} more control daemons may go: start it with `clovis control --number {}` on its machine, or \
+                 `clovis cluster start`; if its store is lost, see `clovis control member --help`",
+                seat.name, seat.number
             ));
         }
         for server in &self.file.servers {
@@ -352,7 +377,7 @@ impl Picture<'_> {
                         "devices": devices.len() })
             })
         });
-        json!({
+        let mut json = json!({
             "cluster": self.file.cluster.name,
             "layout": self.file.pool.layout.to_string(),
             "configuration_version": self.status.version,
@@ -363,7 +388,11 @@ impl Picture<'_> {
             "load": self.load.map(|load| load.json()),
             "repairs": self.repairs.iter().map(repair::repair_json).collect::<Vec<_>>(),
             "advice": self.advice(),
-        })
+        });
+        if !self.controls.is_empty() {
+            json["controls"] = controls::members_json(self.controls);
+        }
+        json
     }
 }
 

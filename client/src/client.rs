@@ -35,6 +35,8 @@ pub struct ClientConfig {
     pub local: Option<Endpoint>,
     /// The control daemon.
     pub control: Endpoint,
+    /// Further control daemons with the same state, if there are several.
+    pub further_controls: Vec<Endpoint>,
     /// How it proves what it is: see [`crate::security_of`].
     pub security: Security,
     /// Incarnation: unique for each start.
@@ -65,6 +67,7 @@ impl Opened {
         let machine = TransferMachine::start(locality, fabric, tm_config)
             .map_err(|error| ClientError::Start { endpoint, reason: error.to_string() })?;
         let rpc = RpcMachine::start(locality, machine, rpc_config);
+        rpc.set_group(config.control, &config.further_controls);
         let conf = ConfClient::connect(&rpc, config.control);
         Ok(Opened { rpc, conf })
     }

@@ -3,12 +3,14 @@
 //! **Invariant**: nobody is told of a configuration version before it is durable: an answer that names a version waits in
 //! `settle` until the store has it, and `ConfGet` answers with the last durable one. Changes that come while one is being
 //! written go out together in the next write.
+//! One of several daemons does so only while it leads: a *reign* (`Inner`) begins with what the replicated log has, as after a restart, and ends
+//! with the lead. **Invariant**: an answer of a reign leaves only after a majority has said, once it was made, that nobody else leads.
 //! Left over: a store that fails. Then nothing changes any more, every request that waits for a version gets `NotServing`,
 //! and leases run out; an operator mends or replaces the store and starts control again.
 //! Bound: [`EVENTS_KEPT`] events, numbered, durable with the version that holds them and only then shown. Thread: one locality. Start at [`Control::start`].
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -29,14 +31,16 @@ use fops::conf::{
     RegisterReply,
 };
 use fops::load::{LoadGet, LoadGetReply, LoadReport, LoadReportReply};
+use fops::member::{BackupGet, BackupReply, MemberChange, MemberChangeReply, MembersGet, MembersReply};
 use fops::repair::{RepairGet, RepairGetReply, RepairStatus, RepairTurn, RepairTurnReply};
 use futures_util::future::Either;
 use rpc::{Fom, RpcConfig, RpcMachine};
 use runtime::sync::Notify;
 use runtime::{LocalityHandle, Task};
-use spdk_stob::Backend;
+use spdk_stob::{Backend, Domain};
 use verbs_net::{Fabric, Security, TmConfig, TransferMachine};
 
+use crate::backup::Backup;
 use crate::bug::Bug;
 use crate::core::{ControlCore, Refusal, StateChange};
 use crate::error::ControlError;
@@ -45,9 +49,12 @@ use crate::loans::LoanTable;
 use crate::lock_service;
 use crate::locks::LockTable;
 use crate::reconcile::reconcile;
+use crate::replication::journal::Journal;
+use crate::replication::log::{Alone, ReplicatedLog};
+use crate::replication::member::{Member, SILENCE_MAX, TICK};
 use crate::rm_service;
-use crate::store::{Changes, Store, Stored};
-use crate::transactions::{ApplyRefusal, Reason, Transactions};
+use crate::store::{self, Changes, Store, Stored, open_domain};
+use crate::transactions::{ApplyRefusal, Kept, Reason, Transactions};
 use crate::watch_service;
 use crate::watches::WatchTable;
 
@@ -78,6 +85,8 @@ pub struct ControlConfig {
     pub lease: Duration,
     /// Device of the durable state: blank, or the store of this cluster.
     pub store: Box<dyn Backend>,
+    /// What it is among several control daemons; `None` for one alone.
+    pub member: Option<MemberConfig>,
     /// What it says of itself.
     pub about: About,
     /// Limits of the rpc machine.
@@ -104,6 +113,7 @@ impl ControlConfig {
             file: None,
             lease: LEASE_DEFAULT,
             store,
+            member: None,
             about: About::default(),
             rpc: RpcConfig::default(),
             bug: None,
@@ -111,10 +121,57 @@ impl ControlConfig {
     }
 }
 
+/// What a blank store is to become among several daemons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstStart {
+    /// The cluster is new: this daemon and the others of the cluster file are its first members.
+    Found,
+    /// The cluster runs: this daemon waits to be taken in.
+    Join,
+}
+
+/// A daemon among several.
+#[derive(Clone, Debug)]
+pub struct MemberConfig {
+    /// Its number, not 0. Never used again for another store.
+    pub number: u64,
+    /// Where all of them listen, by number.
+    pub members: BTreeMap<u64, Endpoint>,
+    /// What its store is to become, if it is blank; nothing if it has to be one.
+    pub first_start: Option<FirstStart>,
+}
+
+/// What of a daemon stays while the lead comes and goes.
+pub(crate) struct Office {
+    rpc: RpcMachine,
+    epoch: u64,
+    about: About,
+    bug: Option<Bug>,
+    domain: Domain,
+    member: Option<Rc<Member>>,
+    /// While it decides: always, if it is alone.
+    reign: RefCell<Option<Rc<Inner>>>,
+    reign_tasks: RefCell<Vec<Task>>,
+    /// What a first leader begins with.
+    configuration: Configuration,
+    file: Option<OperatorFile>,
+    lease: Duration,
+    started: (u64, Instant),
+    /// The last configuration that was published by a reign that is over.
+    published: RefCell<Rc<Configuration>>,
+    /// Why the last try to begin a reign failed.
+    trouble: RefCell<Option<String>>,
+    /// The backup that somebody fetches, by its name: the last one that was begun.
+    copy: RefCell<Option<(u64, Vec<u8>)>>,
+    shutdown: Cell<bool>,
+    shutdown_rung: Notify,
+}
+
+/// A reign: the daemon while it decides.
 pub(crate) struct Inner {
     pub(crate) rpc: RpcMachine,
+    /// Of this reign: numbers that live in memory alone mean nothing in another.
     pub(crate) epoch: u64,
-    about: About,
     store: Store,
     bug: Option<Bug>,
     pub(crate) core: RefCell<ControlCore>,
@@ -159,13 +216,13 @@ pub(crate) struct Inner {
     events: RefCell<VecDeque<Event>>,
     /// Seconds since 1970 when the daemon started, and when that was; 0 if unknown.
     started: (u64, Instant),
+    /// The reign is over, or the daemon is to stop.
     pub(crate) shutdown: Cell<bool>,
-    shutdown_rung: Notify,
 }
 
 /// A running control daemon.
 pub struct Control {
-    inner: Rc<Inner>,
+    office: Rc<Office>,
     tasks: Vec<Task>,
 }
 
@@ -187,109 +244,106 @@ impl Control {
         }
         config.configuration.check().map_err(ControlError::Configuration)?;
         let cluster = config.configuration.cluster;
-        let (store, mut stored) = Store::open(locality, config.store, cluster).await?;
-        let events = stored.as_mut().map(|stored| std::mem::take(&mut stored.events)).unwrap_or_default();
-        let (grants, fences, lock_numbers) = match stored.as_mut() {
-            Some(stored) => {
-                (std::mem::take(&mut stored.grants), std::mem::take(&mut stored.fences), stored.lock_numbers)
+        let domain = open_domain(locality, config.store, cluster).await?;
+        let member = config.member.as_ref();
+        let journal = open_journal(&domain, cluster, member).await?;
+        let begun = match &journal {
+            Some(_) => None,
+            None => {
+                let log: Rc<dyn ReplicatedLog> = Rc::new(Alone(domain.clone()));
+                Some(begin(log, &config.configuration, config.file.as_ref(), config.endpoint).await?)
             }
-            None => Default::default(),
         };
-        let watches = stored.as_mut().map(|stored| std::mem::take(&mut stored.watches)).unwrap_or_default();
-        let (borrowers, loans, next_fid) = match stored.as_mut() {
-            Some(stored) => {
-                (std::mem::take(&mut stored.borrowers), std::mem::take(&mut stored.loans), stored.next_fid)
-            }
-            None => Default::default(),
-        };
-        let repairs = stored.as_mut().map(|stored| std::mem::take(&mut stored.repairs)).unwrap_or_default();
-        let started_unix_s = config.file.as_ref().map_or(0, |file| file.unix_s);
-        let Recovered { configuration, transactions, changed } =
-            recover(stored, &config.configuration, config.file.as_ref(), config.endpoint)?;
-        if changed {
-            store.save(&configuration, transactions.as_ref(), &Changes::default()).await?;
-        }
-        let config_version = Rc::new(Cell::new(configuration.version));
+        let version = begun.as_ref().map_or(0, |begun| begun.configuration.version);
+        let config_version = Rc::new(Cell::new(version));
         let tm_config =
             TmConfig::new(config.endpoint, true, config.epoch, config.security, Rc::clone(&config_version));
         let transfer_machine = TransferMachine::start(locality, fabric, tm_config)?;
         let rpc_config = RpcConfig { config_version: Rc::clone(&config_version), ..config.rpc };
         let rpc = RpcMachine::start(locality, transfer_machine, rpc_config);
-        let loans = LoanTable::new(locality.now(), config.lease, borrowers, loans, next_fid);
-        let mut locks = LockTable::new(locality.now(), config.lease, grants, fences, lock_numbers);
-        locks.adopt_tickets(loans.tickets());
-        let inner = Rc::new(Inner {
+        let mut tasks = Vec::new();
+        let endpoints = config.member.map(|member| member.members).unwrap_or_default();
+        let credential = config.file.as_ref().and_then(|file| file.credential);
+        let member = journal.map(|journal| {
+            let (member, task) = Member::start(&rpc, &domain, journal, endpoints, (cluster, credential));
+            tasks.push(task);
+            member
+        });
+        let office = Rc::new(Office {
             rpc,
             epoch: config.epoch,
             about: config.about,
-            store,
+            domain,
             bug: config.bug,
-            core: RefCell::new(
-                ControlCore::new(locality.now(), configuration.clone(), config.lease)
-                    .with_transactions(transactions)
-                    .with_repairs(repairs),
-            ),
-            repairs_stored: Cell::new(0),
-            locks: RefCell::new(locks),
-            locks_stored: Cell::new(0),
-            locks_rung: Notify::new(),
-            lock_waits: Cell::new(0),
-            watches: RefCell::new(WatchTable::new(locality.now(), config.endpoint, watches)),
-            watches_stored: Cell::new(0),
-            load: RefCell::new(LoadBook::new(locality.now())),
-            watches_rung: Notify::new(),
-            watch_waits: Cell::new(0),
-            loans: RefCell::new(loans),
-            loans_stored: Cell::new(0),
-            loans_rung: Notify::new(),
-            rm_waits: Cell::new(0),
+            member,
+            reign: RefCell::default(),
+            reign_tasks: RefCell::default(),
+            started: (config.file.as_ref().map_or(0, |file| file.unix_s), locality.now()),
+            published: RefCell::new(Rc::new(config.configuration.clone())),
+            configuration: config.configuration,
+            file: config.file,
             lease: config.lease,
-            event_waits: Cell::new(0),
-            published: RefCell::new(Rc::new(configuration)),
-            store_failed: RefCell::new(None),
-            dirty: Notify::new(),
-            settled: Notify::new(),
-            events: RefCell::new(events),
-            started: (started_unix_s, locality.now()),
+            trouble: RefCell::default(),
+            copy: RefCell::default(),
             shutdown: Cell::new(false),
             shutdown_rung: Notify::new(),
         });
-        Inner::serve_all(&inner);
-        let tasks = vec![
-            locality.spawn("control-store", write_changes(Rc::clone(&inner))),
-            locality.spawn("control-leases", run_leases(Rc::clone(&inner), config.lease)),
-            locality.spawn("control-locks", lock_service::run(Rc::clone(&inner))),
-            locality.spawn("control-watches", watch_service::run(Rc::clone(&inner))),
-            locality.spawn("control-loans", rm_service::run(Rc::clone(&inner))),
-        ];
-        Ok(Control { inner, tasks })
+        if let Some(begun) = begun {
+            office.reign(begun, config.epoch);
+        }
+        Inner::serve_all(&office);
+        if let Some(member) = &office.member {
+            tasks
+                .push(locality.spawn("control-lead", follow_the_lead(Rc::clone(&office), Rc::clone(member))));
+        }
+        Ok(Control { office, tasks })
     }
 
     /// Where it serves.
     #[must_use]
     pub fn endpoint(&self) -> Endpoint {
-        self.inner.rpc.endpoint()
+        self.office.rpc.endpoint()
     }
 
-    /// The last durable configuration.
+    /// True while it decides: one alone always does, one of several while it leads.
+    #[must_use]
+    pub fn decides(&self) -> bool {
+        self.office.reign.borrow().is_some()
+    }
+
+    /// What it knows of the control daemons.
+    #[must_use]
+    pub fn members(&self) -> MembersReply {
+        self.office.members()
+    }
+
+    /// The last durable configuration that was decided here; before, the one given.
     #[must_use]
     pub fn configuration(&self) -> Rc<Configuration> {
-        Rc::clone(&self.inner.published.borrow())
+        match &*self.office.reign.borrow() {
+            Some(inner) => Rc::clone(&inner.published.borrow()),
+            None => Rc::clone(&self.office.published.borrow()),
+        }
     }
 
-    /// Processes and devices as seen now.
+    /// Processes and devices as seen now; none if it does not decide.
     #[must_use]
     pub fn status(&self) -> ClusterStatusReply {
-        self.inner.core.borrow().status(self.inner.rpc.locality().now())
+        let now = self.office.rpc.locality().now();
+        match &*self.office.reign.borrow() {
+            Some(inner) => inner.core.borrow().status(now),
+            None => ClusterStatusReply { version: 0, processes: Vec::new(), devices: Vec::new() },
+        }
     }
 
     /// Every repair that control knows of.
     #[must_use]
     pub fn repairs(&self) -> Vec<RepairStatus> {
         let mut all: Vec<RepairStatus> = Vec::new();
+        let Some(inner) = self.office.reign.borrow().clone() else { return all };
         loop {
             let after = all.last().map(|last| last.device);
-            let reply = self.inner.repairs(&RepairGet { after });
+            let reply = inner.repairs(&RepairGet { after });
             all.extend(reply.repairs);
             if !reply.has_more {
                 return all;
@@ -297,60 +351,372 @@ impl Control {
         }
     }
 
-    /// The last [`EVENTS_KEPT`] durable events, oldest first, without a gap.
+    /// The last [`EVENTS_KEPT`] durable events, oldest first, without a gap; none if it does not decide.
     #[must_use]
     pub fn events(&self) -> Vec<Event> {
-        self.inner.events.borrow().iter().cloned().collect()
+        let reign = self.office.reign.borrow();
+        reign.iter().flat_map(|inner| inner.events.borrow().iter().cloned().collect::<Vec<_>>()).collect()
     }
 
-    /// What the servers did in the last hour.
+    /// What the servers did in the last hour, as far as it was told while it decides.
     #[must_use]
     pub fn load(&self, request: &LoadGet) -> LoadGetReply {
-        self.inner.load(request)
+        match &*self.office.reign.borrow() {
+            Some(inner) => inner.load(request),
+            None => LoadBook::new(self.office.rpc.locality().now()).get(
+                self.office.rpc.locality().now(),
+                request,
+                |_| 0,
+            ),
+        }
     }
 
-    /// Number and text of the cluster file that is in force, its credential left out; `None` if control was started without one.
+    /// Number and text of the cluster file that is in force, its credential left out; `None` if control was started without one, or does not
+    /// decide.
     #[must_use]
     pub fn cluster_text(&self) -> Option<(u64, Rc<str>)> {
-        let durable = self.inner.published.borrow().version;
-        let core = self.inner.core.borrow();
+        let reign = self.office.reign.borrow();
+        let inner = reign.as_ref()?;
+        let durable = inner.published.borrow().version;
+        let core = inner.core.borrow();
         let kept = core.transactions()?.kept().iter().rfind(|kept| kept.record.version <= durable)?;
         Some((kept.record.number, Rc::clone(&kept.text)))
     }
 
-    /// Why the store takes no more changes, if so.
+    /// Why the store takes no more changes, or a lead cannot be taken up, if so.
     #[must_use]
     pub fn store_failure(&self) -> Option<String> {
-        self.inner.store_failed.borrow().clone()
+        let reign = self.office.reign.borrow();
+        let of_reign = reign.as_ref().and_then(|inner| inner.store_failed.borrow().clone());
+        let of_member = || self.office.member.as_ref().and_then(|member| member.failure());
+        of_reign.or_else(of_member).or_else(|| self.office.trouble.borrow().clone())
     }
 
     /// The rpc machine, for its statistics.
     #[must_use]
     pub fn rpc(&self) -> &RpcMachine {
-        &self.inner.rpc
+        &self.office.rpc
     }
 
     /// Waits until somebody sent a `Shutdown` fop; then call [`Control::stop`].
     pub async fn shutdown_requested(&self) {
-        while !self.inner.shutdown.get() {
-            self.inner.shutdown_rung.notified().await;
+        while !self.office.shutdown.get() {
+            self.office.shutdown_rung.notified().await;
         }
     }
 
     /// Finishes what runs within `RpcConfig::drain_within` and closes the store. Errors: the store's last checkpoint failed, or requests still ran when their time was
     /// over; nothing acknowledged is lost.
     pub async fn stop(mut self) -> Result<(), ControlError> {
-        self.inner.shut_down();
-        let drained = self.inner.rpc.drain().await;
-        self.tasks.drain(..).for_each(Task::cancel);
-        self.inner.store.close().await.map_err(ControlError::Store)?;
+        self.office.shut_down();
+        let drained = self.office.rpc.drain().await;
+        self.end();
+        self.office.domain.clone().close().await.map_err(ControlError::Store)?;
         drained.map_err(ControlError::Undrained)
+    }
+
+    fn end(&mut self) {
+        self.tasks.drain(..).for_each(Task::cancel);
+        self.office.reign_tasks.borrow_mut().drain(..).for_each(Task::cancel);
+        if let Some(member) = &self.office.member {
+            member.stop();
+        }
     }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
-        self.tasks.drain(..).for_each(Task::cancel);
+        self.end();
+    }
+}
+
+/// Makes a blank device, or the store of a daemon that was alone, that of member `number` of a cluster whose first members are `founders`.
+///
+/// Errors: it is a store of several already, of another cluster, or the device fails.
+pub async fn found_store(
+    locality: &LocalityHandle,
+    store: Box<dyn Backend>,
+    (number, cluster): (u64, u64),
+    founders: &[u64],
+) -> Result<(), ControlError> {
+    let domain = open_domain(locality, store, cluster).await?;
+    let outcome = match Journal::owner(&domain)? {
+        Some(_) => Err(ControlError::Founded { number }),
+        None => Journal::found(&domain, (number, cluster), founders).await,
+    };
+    domain.close().await.map_err(ControlError::Store)?;
+    outcome
+}
+
+/// The durable log of a daemon of several; `None` for one alone. Errors: the store is another one's, or not what it should be.
+async fn open_journal(
+    domain: &Domain,
+    cluster: u64,
+    member: Option<&MemberConfig>,
+) -> Result<Option<Journal>, ControlError> {
+    let owner = Journal::owner(domain)?;
+    let Some(MemberConfig { number, members, first_start }) = member else {
+        return match owner {
+            None => Ok(None),
+            Some((found, _)) => Err(ControlError::NotAlone { found }),
+        };
+    };
+    let number = *number;
+    match (owner, first_start) {
+        (Some(owner), _) if owner != (number, cluster) => {
+            Err(ControlError::OtherMember { number, found: owner.0, cluster: owner.1 })
+        }
+        (Some(_), Some(_)) => Err(ControlError::Founded { number }),
+        (None, None) => Err(ControlError::NotFounded { number }),
+        (Some(_), None) => Journal::open(domain, number).map(Some),
+        (None, Some(first_start)) => {
+            let founders: Vec<u64> = match first_start {
+                FirstStart::Found => members.keys().copied().collect(),
+                FirstStart::Join => Vec::new(),
+            };
+            Journal::found(domain, (number, cluster), &founders).await?;
+            Journal::open(domain, number).map(Some)
+        }
+    }
+}
+
+/// What a reign begins with: the store's state, moved to where the cluster file says, and durable.
+struct Begun {
+    store: Store,
+    stored: Stored,
+    configuration: Configuration,
+    transactions: Option<Transactions>,
+}
+
+async fn begin(
+    log: Rc<dyn ReplicatedLog>,
+    given: &Configuration,
+    file: Option<&OperatorFile>,
+    endpoint: Endpoint,
+) -> Result<Begun, ControlError> {
+    let is_shared = log.is_shared();
+    let (store, stored) = Store::open(log)?;
+    // Of several daemons each has a file beside it, and nobody knows which is the newest: what was applied counts.
+    let in_force = stored.as_ref().filter(|_| is_shared).and_then(|stored| {
+        let (kept, _) = stored.transactions.as_ref()?;
+        kept.back().map(|last| last.text.to_string())
+    });
+    let file = file.map(|file| OperatorFile {
+        text: in_force.unwrap_or_else(|| file.text.clone()),
+        credential: file.credential,
+        unix_s: file.unix_s,
+    });
+    let (stored_configuration, stored_transactions, stored) = match stored {
+        Some(mut stored) => {
+            let (configuration, transactions) = (stored.configuration.take(), stored.transactions.take());
+            (configuration, transactions, stored)
+        }
+        None => (None, None, Stored::default()),
+    };
+    let Recovered { configuration, transactions, changed } =
+        recover(stored_configuration, stored_transactions, given, file.as_ref(), endpoint)?;
+    if changed {
+        store.save(&configuration, transactions.as_ref(), &Changes::default()).await?;
+    }
+    Ok(Begun { store, stored, configuration, transactions })
+}
+
+impl Office {
+    fn members(&self) -> MembersReply {
+        match &self.member {
+            Some(member) => member.status(),
+            None => MembersReply {
+                own: 0,
+                term: 0,
+                leader: 0,
+                committed: 0,
+                applied: 0,
+                last: 0,
+                members: Vec::new(),
+            },
+        }
+    }
+
+    /// A part of a backup: of one that is made now, or of the last one that was.
+    fn backup(&self, inner: &Inner, request: &BackupGet) -> Result<BackupReply, FopError> {
+        let bad = |reason: String| FopError::BadRequest { reason };
+        let now = self.rpc.locality().now();
+        let mut kept = self.copy.borrow_mut();
+        if request.copy == 0 {
+            let copy = store::copy(inner.store.log()).map_err(|error| bad(error.to_string()))?;
+            let backup = Backup::new(self.configuration.cluster, inner.unix_s(now), copy);
+            *kept = Some((self.rpc.locality().random_u64() | 1, backup.to_bytes()));
+        }
+        let Some((copy, bytes)) = kept.as_ref().filter(|(copy, _)| [0, *copy].contains(&request.copy)) else {
+            return Err(bad("another backup began since: begin again".to_owned()));
+        };
+        let from = usize::try_from(request.offset).unwrap_or(usize::MAX).min(bytes.len());
+        let end = from.saturating_add(CLUSTER_TEXT_PART_BYTES).min(bytes.len());
+        let reply =
+            BackupReply { copy: *copy, total_bytes: wide(bytes.len()), part: bytes[from..end].to_vec() };
+        if end == bytes.len() {
+            *kept = None;
+        }
+        Ok(reply)
+    }
+
+    /// A member comes or goes. Asked again, it looks what became of it.
+    fn change(&self, request: &MemberChange) -> Result<MemberChangeReply, FopError> {
+        let refuse = |reason: String| Err(FopError::NotPermitted { reason });
+        let MemberChange { number, adds } = *request;
+        let Some(member) = &self.member else {
+            return refuse(
+                "this control daemon is alone by its cluster file: one of several is started with [[control.member]] sections".to_owned(),
+            );
+        };
+        let status = member.status();
+        let found = status.members.iter().find(|one| one.number == number);
+        let is_voter = found.is_some_and(|one| one.is_voter);
+        let voters = status.members.iter().filter(|one| one.is_voter).count();
+        if adds && !is_voter && !member.knows(number) {
+            return refuse(format!(
+                "control daemon {number} is not in the cluster file in force: add its [[control.member]] section with `clovis conf apply` first"
+            ));
+        }
+        if !adds && is_voter && voters == 1 {
+            return refuse(format!(
+                "control daemon {number} is the last one: nobody would be left to decide"
+            ));
+        }
+        // A change counts once it is on a majority, which `committed` shows: the library takes no second one before.
+        let is_done = if adds { is_voter } else { found.is_none() } && member.is_settled();
+        if !is_done {
+            member.wish_change(number, adds);
+        }
+        Ok(MemberChangeReply { is_done })
+    }
+
+    /// From now on nobody waits for anything.
+    fn shut_down(&self) {
+        self.shutdown.set(true);
+        if let Some(inner) = &*self.reign.borrow() {
+            inner.shut_down();
+        }
+    }
+
+    /// Decides from now on. `epoch`: of this reign.
+    fn reign(&self, begun: Begun, epoch: u64) {
+        let Begun { store, stored, configuration, transactions } = begun;
+        let (rpc, lease) = (self.rpc.clone(), self.lease);
+        let locality = rpc.locality().clone();
+        let now = locality.now();
+        let loans = LoanTable::new(now, lease, stored.borrowers, stored.loans, stored.next_fid);
+        let mut locks = LockTable::new(now, lease, stored.grants, stored.fences, stored.lock_numbers);
+        locks.adopt_tickets(loans.tickets());
+        rpc.config_version().set(configuration.version);
+        let inner = Rc::new(Inner {
+            epoch,
+            store,
+            bug: self.bug,
+            core: RefCell::new(
+                ControlCore::new(now, configuration.clone(), lease)
+                    .with_transactions(transactions)
+                    .with_repairs(stored.repairs),
+            ),
+            repairs_stored: Cell::new(0),
+            locks: RefCell::new(locks),
+            locks_stored: Cell::new(0),
+            locks_rung: Notify::new(),
+            lock_waits: Cell::new(0),
+            watches: RefCell::new(WatchTable::new(now, rpc.endpoint(), stored.watches)),
+            watches_stored: Cell::new(0),
+            load: RefCell::new(LoadBook::new(now)),
+            watches_rung: Notify::new(),
+            watch_waits: Cell::new(0),
+            loans: RefCell::new(loans),
+            loans_stored: Cell::new(0),
+            loans_rung: Notify::new(),
+            rm_waits: Cell::new(0),
+            lease,
+            event_waits: Cell::new(0),
+            published: RefCell::new(Rc::new(configuration)),
+            store_failed: RefCell::new(None),
+            dirty: Notify::new(),
+            settled: Notify::new(),
+            events: RefCell::new(stored.events),
+            started: self.started,
+            shutdown: Cell::new(self.shutdown.get()),
+            rpc,
+        });
+        *self.reign_tasks.borrow_mut() = vec![
+            locality.spawn("control-store", write_changes(Rc::clone(&inner))),
+            locality.spawn("control-leases", run_leases(Rc::clone(&inner), lease)),
+            locality.spawn("control-locks", lock_service::run(Rc::clone(&inner))),
+            locality.spawn("control-watches", watch_service::run(Rc::clone(&inner))),
+            locality.spawn("control-loans", rm_service::run(Rc::clone(&inner))),
+        ];
+        *self.reign.borrow_mut() = Some(inner);
+    }
+
+    /// Decides no more. Whoever waits is told to ask who leads.
+    fn abdicate(&self) {
+        self.reign_tasks.borrow_mut().drain(..).for_each(Task::cancel);
+        if let Some(inner) = self.reign.take() {
+            *self.published.borrow_mut() = Rc::clone(&inner.published.borrow());
+            *inner.store_failed.borrow_mut() = Some("another control daemon leads".to_owned());
+            inner.shut_down();
+        }
+    }
+
+    fn not_leader(&self) -> FopError {
+        FopError::NotLeader { leader: self.member.as_ref().and_then(|member| member.other_leader()) }
+    }
+
+    fn is_reign(&self, inner: &Rc<Inner>) -> bool {
+        self.reign.borrow().as_ref().is_some_and(|reign| Rc::ptr_eq(reign, inner))
+    }
+
+    /// The answer of a reign, if nobody else can have led when it was made.
+    async fn vouch<T>(&self, inner: &Rc<Inner>, answer: Result<T, FopError>) -> Result<T, FopError> {
+        let Some(confirming) = inner.store.confirm() else { return answer };
+        if self.is_reign(inner) && confirming.await.is_ok() && self.is_reign(inner) {
+            answer
+        } else {
+            Err(self.not_leader())
+        }
+    }
+}
+
+/// Takes up the lead when this member has it, and gives it up when it has not. Ends with the daemon.
+async fn follow_the_lead(office: Rc<Office>, member: Rc<Member>) {
+    let locality = office.rpc.locality().clone();
+    let mut reigns = 0u64;
+    loop {
+        let Some(term) = member.reigns() else {
+            member.changed.notified().await;
+            continue;
+        };
+        let log: Rc<dyn ReplicatedLog> = Rc::new(Rc::clone(&member));
+        let endpoint = office.rpc.endpoint();
+        let beginning = async {
+            Store::draw_a_line(&log).await?;
+            begin(log, &office.configuration, office.file.as_ref(), endpoint).await
+        };
+        // What a try that took too long has put into the log stands before the line of the next one.
+        let begun = locality.timeout_at(locality.now() + 2 * SILENCE_MAX, beginning).await;
+        match begun {
+            Ok(Ok(begun)) if member.reigns() == Some(term) => {
+                reigns += 1;
+                *office.trouble.borrow_mut() = None;
+                // Differs from that of every other reign of this process, and as epochs do from those of others.
+                office.reign(begun, office.epoch.wrapping_add(reigns << 32));
+                while member.reigns() == Some(term) {
+                    member.changed.notified().await;
+                }
+                office.abdicate();
+            }
+            Ok(Ok(_) | Err(ControlError::NotLeading)) | Err(_) => locality.sleep(TICK).await,
+            Ok(Err(error)) => {
+                // The others cannot do it better: it is the same state. Looked at again, as a new version of the file may mend it.
+                *office.trouble.borrow_mut() = Some(error.to_string());
+                locality.sleep(SILENCE_MAX).await;
+            }
+        }
     }
 }
 
@@ -363,15 +729,12 @@ struct Recovered {
 
 /// What the daemon starts with: the store's state, moved to where the cluster file says.
 fn recover(
-    stored: Option<Stored>,
+    stored: Option<Configuration>,
+    stored_transactions: Option<(VecDeque<Kept>, u64)>,
     given: &Configuration,
     file: Option<&OperatorFile>,
     endpoint: Endpoint,
 ) -> Result<Recovered, ControlError> {
-    let (stored, stored_transactions) = match stored {
-        Some(stored) => (Some(stored.configuration), stored.transactions),
-        None => (None, None),
-    };
     let version = stored.as_ref().map_or(given.version, |stored| stored.version);
     let mut given = given.clone();
     let mut changed = false;
@@ -408,7 +771,8 @@ fn not_permitted(refusal: &ApplyRefusal) -> FopError {
 }
 
 impl Inner {
-    fn serve_all(inner: &Rc<Inner>) {
+    fn serve_all(office: &Rc<Office>) {
+        let inner = office;
         serve(inner, |inner: Rc<Inner>, _fom, request: ConfGet| async move { inner.conf_get(&request) });
         serve(
             inner,
@@ -446,20 +810,32 @@ impl Inner {
         });
         serve(inner, |inner: Rc<Inner>, _fom, request: RepairGet| async move { Ok(inner.repairs(&request)) });
         serve(inner, |inner: Rc<Inner>, _fom, request: LoadGet| async move { Ok(inner.load(&request)) });
+        let weak = Rc::downgrade(office);
+        serve(inner, move |_inner: Rc<Inner>, _fom, request: MemberChange| {
+            let answer = weak.upgrade().map_or_else(|| Err(stopped()), |office| office.change(&request));
+            std::future::ready(answer)
+        });
+        let weak = Rc::downgrade(office);
+        serve(inner, move |inner: Rc<Inner>, _fom, request: BackupGet| {
+            let answer =
+                weak.upgrade().map_or_else(|| Err(stopped()), |office| office.backup(&inner, &request));
+            std::future::ready(answer)
+        });
         lock_service::serve_all(inner);
         watch_service::serve_all(inner);
         rm_service::serve_all(inner);
-        inner.rpc.serve_net_faults();
-        serve(inner, |inner: Rc<Inner>, _fom, request: Ping| async move {
-            Ok(PingReply { payload: request.payload, epoch: inner.epoch })
+        office.rpc.serve_net_faults();
+        serve_always(office, |office, request: Ping| {
+            Ok(PingReply { payload: request.payload, epoch: office.epoch })
         });
-        serve(inner, |inner: Rc<Inner>, _fom, _request: ProcessGet| async move {
-            let store = Some(inner.store.space());
-            Ok(ProcessGetReply { store, ..inner.about.reply(inner.epoch) })
+        serve_always(office, |office, _request: ProcessGet| {
+            let store = Some(store::space(&office.domain));
+            Ok(ProcessGetReply { store, ..office.about.reply(office.epoch) })
         });
-        serve(inner, |inner: Rc<Inner>, _fom, _request: Shutdown| async move {
-            inner.shut_down();
-            inner.shutdown_rung.notify_waiters();
+        serve_always(office, |office, _request: MembersGet| Ok(office.members()));
+        serve_always(office, |office, _request: Shutdown| {
+            office.shut_down();
+            office.shutdown_rung.notify_waiters();
             Ok(ShutdownReply)
         });
     }
@@ -755,22 +1131,41 @@ impl Drop for Waits<'_> {
     }
 }
 
-/// Serves one fop with a handler that sees the daemon, as long as there is one.
-pub(crate) fn serve<F, Handler, Answer>(inner: &Rc<Inner>, handler: Handler)
+/// Serves one fop with a handler that sees the reign, as long as there is one.
+pub(crate) fn serve<F, Handler, Answer>(office: &Rc<Office>, handler: Handler)
 where
     F: fops::Fop,
     Handler: Fn(Rc<Inner>, Fom, F) -> Answer + 'static,
     Answer: Future<Output = Result<F::Reply, FopError>> + 'static,
 {
     // Weak: the machine owns its handlers, and the daemon owns the machine.
-    let weak = Rc::downgrade(inner);
-    inner.rpc.serve(move |fom: Fom, request: F| match weak.upgrade() {
-        Some(inner) => Either::Left(handler(inner, fom, request)),
-        None => {
-            let stopped = FopError::NotServing { reason: "control is stopped".to_owned() };
-            Either::Right(std::future::ready(Err(stopped)))
-        }
+    let weak = Rc::downgrade(office);
+    office.rpc.serve(move |fom: Fom, request: F| {
+        let Some(office) = weak.upgrade() else {
+            return Either::Right(std::future::ready(Err(stopped())));
+        };
+        let Some(inner) = office.reign.borrow().clone() else {
+            return Either::Right(std::future::ready(Err(office.not_leader())));
+        };
+        let answer = handler(Rc::clone(&inner), fom, request);
+        Either::Left(async move { office.vouch(&inner, answer.await).await })
     });
+}
+
+/// Serves one fop that each daemon answers for itself, whether it leads or not.
+fn serve_always<F: fops::Fop>(
+    office: &Rc<Office>,
+    handler: impl Fn(&Rc<Office>, F) -> Result<F::Reply, FopError> + 'static,
+) {
+    let weak = Rc::downgrade(office);
+    office.rpc.serve(move |_fom: Fom, request: F| {
+        let answer = weak.upgrade().map_or_else(|| Err(stopped()), |office| handler(&office, request));
+        std::future::ready(answer)
+    });
+}
+
+fn stopped() -> FopError {
+    FopError::NotServing { reason: "control is stopped".to_owned() }
 }
 
 /// Writes each new version to the store, then publishes it. Ends when the store fails.

@@ -16,13 +16,13 @@ use fops::lock::{
 };
 use rpc::{Fom, Hold};
 
-use crate::daemon::{Inner, Waits, serve};
+use crate::daemon::{Inner, Office, Waits, serve};
 use crate::locks::LockRefusal;
 
 /// Time between two tries of what found no room.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
 
-pub(crate) fn serve_all(inner: &Rc<Inner>) {
+pub(crate) fn serve_all(inner: &Rc<Office>) {
     serve(
         inner,
         |inner: Rc<Inner>, fom: Fom, request: LockTake| async move { inner.take(&fom, &request).await },

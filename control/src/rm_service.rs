@@ -17,13 +17,13 @@ use fops::rm::{
 };
 use rpc::Fom;
 
-use crate::daemon::{Inner, Waits, serve};
+use crate::daemon::{Inner, Office, Waits, serve};
 use crate::loans::LoanRefusal;
 
 /// Time between two tries of what found no room, or waits for a lease that ends without a bell.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
 
-pub(crate) fn serve_all(inner: &Rc<Inner>) {
+pub(crate) fn serve_all(inner: &Rc<Office>) {
     serve(inner, |inner: Rc<Inner>, fom: Fom, request: RmBegin| async move {
         inner.begin_borrower(&fom, &request).await
     });

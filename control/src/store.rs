@@ -19,11 +19,14 @@ use fops::repair::RepairRecord;
 use fops::rm::{BorrowerId, BorrowerRecord, LoanRecord};
 use fops::watch::{WatchRecord, WatcherId};
 use runtime::LocalityHandle;
-use spdk_stob::{Backend, Domain, FormatParams, StobError, TreeId};
+use spdk_stob::{Backend, Domain, FormatParams, TreeId};
 
 use crate::error::ControlError;
 use crate::loans::LoanChange;
 use crate::locks::{LockChange, LockNumbers};
+use crate::replication::batch::Batch;
+use crate::replication::journal::{Position, state_of};
+use crate::replication::log::{Confirming, ReplicatedLog};
 use crate::transactions::{Kept, Transactions};
 use crate::watches::WatchChange;
 
@@ -38,7 +41,7 @@ const FORMAT_VERSION_1: u32 = 1;
 /// Mark of the cluster file that was last read at a start.
 const SEEN_KEY: &[u8] = b"seen";
 /// The tree of transactions: key = number and part, big endian; part 0 is the record, the others pieces of the text.
-const TRANSACTIONS: TreeId = TreeId(2);
+pub(crate) const TRANSACTIONS: TreeId = TreeId(2);
 /// The tree of events: key = number, big endian; value = the encoded event.
 const EVENTS: TreeId = TreeId(3);
 /// The tree of held locks: key = `lock_key`; value = the encoded grant.
@@ -57,6 +60,9 @@ const REPAIRS: TreeId = TreeId(9);
 const NEXT_FID_KEY: &[u8] = b"next-fid";
 /// The last numbers of tickets and fences, little endian.
 const LOCK_NUMBERS_KEY: &[u8] = b"lock-numbers";
+/// How far versions and numbers leap when a copy is put back: more than a cluster uses up between a copy and its loss.
+const LEAP_OF_VERSIONS: u64 = 1 << 24;
+const LEAP_OF_NUMBERS: u64 = 1 << 40;
 /// Bytes of a piece of a text.
 const PIECE_BYTES: usize = 128 << 10;
 /// Keys read at a time.
@@ -64,14 +70,15 @@ const PAGE: usize = 16;
 
 /// The open store.
 pub(crate) struct Store {
-    domain: Domain,
+    log: Rc<dyn ReplicatedLog>,
     /// Numbers of the transactions that are in it, with the keys of each.
     saved: RefCell<BTreeSet<(u64, u32)>>,
 }
 
 /// What a store had when it was opened.
+#[derive(Default)]
 pub(crate) struct Stored {
-    pub(crate) configuration: Configuration,
+    pub(crate) configuration: Option<Configuration>,
     /// Transactions, oldest first, and the mark of the file last read; nothing if none was ever stored.
     pub(crate) transactions: Option<(VecDeque<Kept>, u64)>,
     /// Oldest first, at most [`EVENTS_KEPT`].
@@ -98,21 +105,12 @@ pub(crate) struct Changes {
 }
 
 impl Store {
-    /// Opens the store of a cluster and reads what it has; formats a blank one.
-    ///
-    /// Errors: not a store, of another cluster, damaged, or written by a newer program.
-    pub(crate) async fn open(
-        locality: &LocalityHandle,
-        backend: Box<dyn Backend>,
-        cluster: u64,
-    ) -> Result<(Store, Option<Stored>), ControlError> {
-        let device = Fid::new(FidType::Root, 0, cluster);
-        let params = FormatParams { device, cluster };
-        let domain = Domain::open_or_format(locality, backend, params).await.map_err(ControlError::Store)?;
-        let store = Store { domain, saved: RefCell::default() };
-        let stored = match store.domain.tree_get(TREE, KEY) {
+    /// Reads what the log's state has; nothing if it has none yet. Errors: damaged, or written by a newer program.
+    pub(crate) fn open(log: Rc<dyn ReplicatedLog>) -> Result<(Store, Option<Stored>), ControlError> {
+        let store = Store { log, saved: RefCell::default() };
+        let stored = match store.get(TREE, KEY) {
             Some(value) => Some(Stored {
-                configuration: decode(&value)?,
+                configuration: Some(decode(&value)?),
                 transactions: store.read_transactions()?,
                 events: store.read_events()?,
                 grants: store.read_all(LOCKS)?,
@@ -129,6 +127,14 @@ impl Store {
         Ok((store, stored))
     }
 
+    fn get(&self, tree: TreeId, key: &[u8]) -> Option<Vec<u8>> {
+        self.log.domain().tree_get(self.log.place(tree), key)
+    }
+
+    fn range(&self, tree: TreeId, from: Bound<&[u8]>, limit: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+        self.log.domain().tree_range(self.log.place(tree), from, limit)
+    }
+
     /// Durable when it returns: the configuration, the transactions that are new or no longer kept, new events, and what
     /// changed of locks, fences, watches, loans and repairs.
     pub(crate) async fn save(
@@ -140,11 +146,11 @@ impl Store {
         let Changes { events, locks: (lock_changes, lock_numbers), watches, loans, repairs } = changes;
         let mut value = FORMAT_VERSION.to_le_bytes().to_vec();
         value.extend(configuration.to_bytes().map_err(ControlError::Configuration)?);
-        let mut transaction = self.domain.begin();
-        transaction.tree_put(TREE, KEY, &value);
+        let mut batch = Batch::default();
+        batch.put(TREE, KEY, &value);
         let mut saved = self.saved.borrow().clone();
         if let Some(transactions) = transactions {
-            transaction.tree_put(TREE, SEEN_KEY, &transactions.seen().to_le_bytes());
+            batch.put(TREE, SEEN_KEY, &transactions.seen().to_le_bytes());
             for kept in transactions.kept() {
                 let number = kept.record.number;
                 if saved.contains(&(number, 0)) {
@@ -153,44 +159,44 @@ impl Store {
                 let record = codec::encode(&kept.record).map_err(ControlError::Record)?;
                 let pieces = kept.text.as_bytes().chunks(PIECE_BYTES);
                 for (part, piece) in (0..).zip([record.as_slice()].into_iter().chain(pieces)) {
-                    transaction.tree_put(TRANSACTIONS, &key_of(number, part), piece);
+                    batch.put(TRANSACTIONS, &key_of(number, part), piece);
                     saved.insert((number, part));
                 }
             }
             let oldest = transactions.kept().front().map_or(0, |kept| kept.record.number);
             let gone: Vec<(u64, u32)> = saved.range(..(oldest, 0)).copied().collect();
             for (number, part) in gone {
-                transaction.tree_delete(TRANSACTIONS, &key_of(number, part));
+                batch.delete(TRANSACTIONS, &key_of(number, part));
                 saved.remove(&(number, part));
             }
         }
         for event in events {
             let value = codec::encode(event).map_err(ControlError::Record)?;
-            transaction.tree_put(EVENTS, &event.number.to_be_bytes(), &value);
+            batch.put(EVENTS, &event.number.to_be_bytes(), &value);
             let gone = event.number.saturating_sub(base::units::wide(EVENTS_KEPT));
             if gone > 0 {
-                transaction.tree_delete(EVENTS, &gone.to_be_bytes());
+                batch.delete(EVENTS, &gone.to_be_bytes());
             }
         }
         if !lock_changes.is_empty() {
             let numbers = [lock_numbers.epoch.to_le_bytes(), lock_numbers.fence.to_le_bytes()].concat();
-            transaction.tree_put(TREE, LOCK_NUMBERS_KEY, &numbers);
+            batch.put(TREE, LOCK_NUMBERS_KEY, &numbers);
         }
         for change in lock_changes {
             match change {
                 LockChange::PutGrant(grant) => {
                     let value = codec::encode(grant).map_err(ControlError::Record)?;
-                    transaction.tree_put(LOCKS, &lock_key(&grant.lock, grant.ticket.owner), &value);
+                    batch.put(LOCKS, &lock_key(&grant.lock, grant.ticket.owner), &value);
                 }
                 LockChange::DropGrant(lock, owner) => {
-                    transaction.tree_delete(LOCKS, &lock_key(lock, *owner));
+                    batch.delete(LOCKS, &lock_key(lock, *owner));
                 }
                 LockChange::PutFence(fence) => {
                     let value = codec::encode(fence).map_err(ControlError::Record)?;
-                    transaction.tree_put(FENCES, &fence.number.to_be_bytes(), &value);
+                    batch.put(FENCES, &fence.number.to_be_bytes(), &value);
                 }
                 LockChange::DropFence(number) => {
-                    transaction.tree_delete(FENCES, &number.to_be_bytes());
+                    batch.delete(FENCES, &number.to_be_bytes());
                 }
                 LockChange::Numbers => {}
             }
@@ -199,10 +205,10 @@ impl Store {
             match change {
                 WatchChange::Put(watch) => {
                     let value = codec::encode(watch).map_err(ControlError::Record)?;
-                    transaction.tree_put(WATCHES, &watch_key(watch.watcher, watch.cookie), &value);
+                    batch.put(WATCHES, &watch_key(watch.watcher, watch.cookie), &value);
                 }
                 WatchChange::Drop(watcher, cookie) => {
-                    transaction.tree_delete(WATCHES, &watch_key(*watcher, *cookie));
+                    batch.delete(WATCHES, &watch_key(*watcher, *cookie));
                 }
             }
         }
@@ -210,34 +216,34 @@ impl Store {
             match change {
                 LoanChange::PutBorrower(record) => {
                     let value = codec::encode(record).map_err(ControlError::Record)?;
-                    transaction.tree_put(BORROWERS, &record.borrower.0.to_be_bytes(), &value);
+                    batch.put(BORROWERS, &record.borrower.0.to_be_bytes(), &value);
                 }
                 LoanChange::DropBorrower(borrower) => {
-                    transaction.tree_delete(BORROWERS, &borrower.0.to_be_bytes());
+                    batch.delete(BORROWERS, &borrower.0.to_be_bytes());
                 }
                 LoanChange::PutLoan(record) => {
                     let value = codec::encode(record).map_err(ControlError::Record)?;
-                    transaction.tree_put(LOANS, &loan_key(record.borrower, record.number), &value);
+                    batch.put(LOANS, &loan_key(record.borrower, record.number), &value);
                 }
                 LoanChange::DropLoan(borrower, number) => {
-                    transaction.tree_delete(LOANS, &loan_key(*borrower, *number));
+                    batch.delete(LOANS, &loan_key(*borrower, *number));
                 }
                 LoanChange::NextFid(next) => {
-                    transaction.tree_put(TREE, NEXT_FID_KEY, &next.to_le_bytes());
+                    batch.put(TREE, NEXT_FID_KEY, &next.to_le_bytes());
                 }
             }
         }
         for record in repairs {
             let value = codec::encode(record).map_err(ControlError::Record)?;
-            transaction.tree_put(REPAIRS, &record.device.to_key_bytes(), &value);
+            batch.put(REPAIRS, &record.device.to_key_bytes(), &value);
         }
-        self.domain.commit(transaction).await.map_err(ControlError::Store)?;
+        self.log.commit(batch).await?;
         *self.saved.borrow_mut() = saved;
         Ok(())
     }
 
     fn read_events(&self) -> Result<VecDeque<Event>, ControlError> {
-        let all = self.domain.tree_range(EVENTS, Bound::Unbounded, EVENTS_KEPT);
+        let all = self.range(EVENTS, Bound::Unbounded, EVENTS_KEPT);
         all.iter().map(|(_, value)| codec::decode(value).map_err(ControlError::Record)).collect()
     }
 
@@ -247,7 +253,7 @@ impl Store {
         let mut after: Option<Vec<u8>> = None;
         loop {
             let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-            let page = self.domain.tree_range(tree, from, PAGE);
+            let page = self.range(tree, from, PAGE);
             let Some((last, _)) = page.last() else { return Ok(values) };
             after = Some(last.clone());
             for (_, value) in &page {
@@ -257,12 +263,12 @@ impl Store {
     }
 
     fn read_next_fid(&self) -> Result<u64, ControlError> {
-        let Some(value) = self.domain.tree_get(TREE, NEXT_FID_KEY) else { return Ok(0) };
+        let Some(value) = self.get(TREE, NEXT_FID_KEY) else { return Ok(0) };
         value.try_into().map(u64::from_le_bytes).map_err(|_| ControlError::StoreBroken)
     }
 
     fn read_lock_numbers(&self) -> Result<LockNumbers, ControlError> {
-        let Some(value) = self.domain.tree_get(TREE, LOCK_NUMBERS_KEY) else {
+        let Some(value) = self.get(TREE, LOCK_NUMBERS_KEY) else {
             return Ok(LockNumbers::default());
         };
         let numbers = value.split_first_chunk::<8>().and_then(|(epoch, rest)| {
@@ -273,7 +279,7 @@ impl Store {
     }
 
     fn read_transactions(&self) -> Result<Option<(VecDeque<Kept>, u64)>, ControlError> {
-        let Some(seen) = self.domain.tree_get(TREE, SEEN_KEY) else { return Ok(None) };
+        let Some(seen) = self.get(TREE, SEEN_KEY) else { return Ok(None) };
         let broken = || ControlError::StoreBroken;
         let seen = u64::from_le_bytes(seen.try_into().map_err(|_| broken())?);
         let mut records: Vec<(ConfTransaction, Vec<u8>)> = Vec::new();
@@ -281,7 +287,7 @@ impl Store {
         let mut after: Option<Vec<u8>> = None;
         loop {
             let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-            let page = self.domain.tree_range(TRANSACTIONS, from, PAGE);
+            let page = self.range(TRANSACTIONS, from, PAGE);
             let Some((last, _)) = page.last() else { break };
             after = Some(last.clone());
             for (key, value) in page {
@@ -306,16 +312,96 @@ impl Store {
         Ok(Some((kept, seen)))
     }
 
-    /// How full it is.
-    pub(crate) fn space(&self) -> StoreSpace {
-        let info = self.domain.info();
-        StoreSpace { blocks: info.blocks_total, free_blocks: info.blocks_free }
+    /// Begins a reign: everything that earlier leaders may have left in the log has its effect when this returns, or never will.
+    pub(crate) async fn draw_a_line(log: &Rc<dyn ReplicatedLog>) -> Result<(), ControlError> {
+        log.commit(Batch::default()).await
     }
 
-    /// Ends with a checkpoint.
-    pub(crate) async fn close(&self) -> Result<(), StobError> {
-        self.domain.clone().close().await
+    /// Where the state is, for a copy of it.
+    pub(crate) fn log(&self) -> &dyn ReplicatedLog {
+        &*self.log
     }
+
+    /// Asks whether anybody else may lead; `None` if there is nobody else.
+    pub(crate) fn confirm(&self) -> Option<Confirming<'_>> {
+        self.log.confirm()
+    }
+}
+
+/// A copy of everything, for a backup. Errors: the state has no configuration yet.
+pub(crate) fn copy(log: &dyn ReplicatedLog) -> Result<(Position, u64, Batch), ControlError> {
+    let state = state_of(log.domain(), |tree| log.place(tree));
+    let version = configuration_in(&state)?.version;
+    Ok((log.position(), version, state))
+}
+
+/// Version of the configuration that a domain has.
+pub(crate) fn version_of(
+    domain: &Domain,
+    place: impl Fn(TreeId) -> TreeId,
+) -> Result<Option<u64>, ControlError> {
+    let value = domain.tree_get(place(TREE), KEY);
+    value.map(|value| Ok(decode(&value)?.version)).transpose()
+}
+
+/// The configuration that a copy holds.
+pub(crate) fn configuration_in(state: &Batch) -> Result<Configuration, ControlError> {
+    let value = value_in(state, KEY).ok_or(ControlError::StoreBroken)?;
+    decode(value)
+}
+
+fn value_in<'a>(state: &'a Batch, key: &[u8]) -> Option<&'a [u8]> {
+    let found = state.changes.iter().find(|change| change.tree == TREE && change.key == key)?;
+    found.value.as_deref()
+}
+
+/// Numbers that were handed out after a copy was made must not be handed out again: each goes on far behind those of the copy.
+/// Answer: the configuration's version from now on.
+pub(crate) fn leap(state: &mut Batch) -> Result<u64, ControlError> {
+    let mut configuration = configuration_in(state)?;
+    configuration.version += LEAP_OF_VERSIONS;
+    let mut value = FORMAT_VERSION.to_le_bytes().to_vec();
+    value.extend(configuration.to_bytes().map_err(ControlError::Configuration)?);
+    state.put(TREE, KEY, &value);
+    let later = |value: Option<&[u8]>, index: usize| {
+        let word = value.and_then(|value| value.get(8 * index..)?.first_chunk::<8>().copied());
+        word.map_or(0, u64::from_le_bytes).saturating_add(LEAP_OF_NUMBERS).to_le_bytes()
+    };
+    let fid = value_in(state, NEXT_FID_KEY).map(|value| later(Some(value), 0));
+    if let Some(fid) = fid {
+        state.put(TREE, NEXT_FID_KEY, &fid);
+    }
+    let numbers = value_in(state, LOCK_NUMBERS_KEY);
+    let numbers = [later(numbers, 0), later(numbers, 1)].concat();
+    state.put(TREE, LOCK_NUMBERS_KEY, &numbers);
+    Ok(configuration.version)
+}
+
+/// Opens the domain of the control daemon of a cluster; formats a blank device. Errors: not a store, of another cluster, damaged.
+pub(crate) async fn open_domain(
+    locality: &LocalityHandle,
+    backend: Box<dyn Backend>,
+    cluster: u64,
+) -> Result<Domain, ControlError> {
+    let device = Fid::new(FidType::Root, 0, cluster);
+    let params = FormatParams { device, cluster };
+    Domain::open_or_format(locality, backend, params).await.map_err(ControlError::Store)
+}
+
+/// How full it is.
+pub(crate) fn space(domain: &Domain) -> StoreSpace {
+    let info = domain.info();
+    StoreSpace { blocks: info.blocks_total, free_blocks: info.blocks_free }
+}
+
+/// The cluster file in force by the durable state, its credential left out; `None` if there is none.
+pub(crate) fn text_in_force(place: impl Fn(TreeId) -> TreeId, domain: &Domain) -> Option<String> {
+    let keys = domain.tree_range(place(TRANSACTIONS), Bound::Unbounded, usize::MAX);
+    let (newest, _) = keys.last().and_then(|(key, _)| number_of(key))?;
+    let pieces = keys
+        .into_iter()
+        .filter(|(key, _)| number_of(key).is_some_and(|(number, part)| number == newest && part > 0));
+    String::from_utf8(pieces.flat_map(|(_, piece)| piece).collect()).ok()
 }
 
 /// Object (16 zeros: the cluster), then the name, a zero byte (no name has one), then the owner.

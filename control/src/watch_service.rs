@@ -16,13 +16,13 @@ use fops::watch::{
 };
 use rpc::Fom;
 
-use crate::daemon::{Inner, Waits, serve};
+use crate::daemon::{Inner, Office, Waits, serve};
 use crate::watches::{NotifyStart, WatchRefusal};
 
 /// Shortest time between two looks at the table's deadlines.
 const TRY_AGAIN: Duration = Duration::from_millis(10);
 
-pub(crate) fn serve_all(inner: &Rc<Inner>) {
+pub(crate) fn serve_all(inner: &Rc<Office>) {
     serve(inner, |inner: Rc<Inner>, fom: Fom, request: WatchRegister| async move {
         inner.register_watch(&fom, &request).await
     });

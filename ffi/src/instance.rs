@@ -177,6 +177,7 @@ impl Shared {
 struct Wish {
     local: Endpoint,
     control: Endpoint,
+    further_controls: Vec<Endpoint>,
     profile: Fid,
     process: Fid,
     layout_id: u32,
@@ -245,7 +246,7 @@ unsafe fn wish_of(config: *const Config) -> Result<Wish, BadConfig> {
         )));
     }
     let local = endpoint_of("cc_local_addr", local)?;
-    let (security, path) = membership()?;
+    let (security, path, controls) = membership()?;
     let op_timeout = match std::env::var("CLOVIS_OP_TIMEOUT") {
         Ok(text) => match text.parse::<u64>() {
             Ok(seconds) if seconds > 0 => Duration::from_secs(seconds),
@@ -270,6 +271,7 @@ unsafe fn wish_of(config: *const Config) -> Result<Wish, BadConfig> {
     Ok(Wish {
         local,
         control,
+        further_controls: controls.into_iter().filter(|one| *one != control).collect(),
         profile: fid_of("cc_profile", profile)?,
         process,
         layout_id: config.layout_id,
@@ -302,7 +304,8 @@ fn claim(local: Endpoint) -> Claim {
 /// How the program proves that it belongs to the cluster. The cluster file is the one that CLOVIS_CONFIG names, else clovis.toml here, else
 /// that of the cluster folder in which the program lies (`D/bin/program`); the credential the one that CLOVIS_CREDENTIAL names, else the
 /// administrator's beside the cluster file.
-fn membership() -> Result<(Security, PathBuf), BadConfig> {
+/// Third: where the control daemons of that file listen.
+fn membership() -> Result<(Security, PathBuf, Vec<Endpoint>), BadConfig> {
     let path = match std::env::var_os("CLOVIS_CONFIG") {
         Some(path) => PathBuf::from(path),
         None => {
@@ -325,7 +328,8 @@ fn membership() -> Result<(Security, PathBuf), BadConfig> {
         ClusterFile::parse(&text).map_err(|error| BadConfig(format!("{}: {error}", path.display())))?;
     let named = std::env::var_os("CLOVIS_CREDENTIAL").map(PathBuf::from);
     let security = client::security_of(&file, &path, named.as_deref());
-    Ok((security.map_err(|error| BadConfig(error.to_string()))?, path))
+    let controls = file.control_members().map(|(_, endpoint)| endpoint).collect();
+    Ok((security.map_err(|error| BadConfig(error.to_string()))?, path, controls))
 }
 
 /// One locality for each instance; programs have threads of their own. `CLOVIS_SPIN=off`: it never spins, so that counting tools see work only.
@@ -404,6 +408,7 @@ fn run(wish: Wish, report: &mpsc::SyncSender<Started>) {
     let config = ClientConfig {
         local: (!wish.is_dynamic).then_some(wish.local),
         control: wish.control,
+        further_controls: wish.further_controls,
         security: wish.security,
         epoch: new_epoch(),
         op_timeout: wish.op_timeout,

@@ -27,6 +27,7 @@ pub mod error;
 pub mod fom;
 mod fom_tasks;
 pub mod formation;
+mod group;
 pub mod holds;
 pub mod inline;
 pub mod item;

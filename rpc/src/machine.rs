@@ -42,6 +42,7 @@ use crate::error::{CallError, Cause};
 use crate::fom::{Fom, FomInner, InlineBytes, InlineSource};
 use crate::fom_tasks::{Assignment, Desk, FomTasks};
 use crate::formation::{Formation, FormationStats, Formed, Priority, Shape};
+use crate::group::Group;
 use crate::holds::Holds;
 use crate::inline::{self, Inline};
 use crate::item::{HEADER_BYTES, Header, Kind, SessionId, Status, Xid, reads};
@@ -161,6 +162,8 @@ struct Inner {
     addb: Ring,
     figures: RefCell<Figures>,
     discoveries: Discoveries,
+    /// Peers of which one leads, if this machine knows any.
+    group: RefCell<Option<Rc<Group>>>,
 }
 
 #[derive(Default)]
@@ -315,6 +318,7 @@ impl RpcMachine {
             addb: Ring::new(config.addb.as_ref(), config.addb_records, locality.index(), tm.endpoint()),
             figures: RefCell::default(),
             discoveries: Discoveries::default(),
+            group: RefCell::default(),
             tm: RefCell::new(tm),
             config,
         };
@@ -432,6 +436,10 @@ impl RpcMachine {
     #[must_use]
     pub fn addb(&self) -> &Ring {
         &self.0.addb
+    }
+
+    pub(crate) fn group(&self) -> &RefCell<Option<Rc<Group>>> {
+        &self.0.group
     }
 
     pub(crate) fn discoveries(&self) -> &Discoveries {
@@ -570,7 +578,23 @@ impl RpcMachine {
     /// `bulk` is exposed to the server while the request lives and taken back before this returns or when its future is
     /// dropped. At most once while the server lives; over a restart of the server as [`Fop::REPEAT`] allows.
     /// Waits for a slot when as many requests to that peer are in flight as its session has slots.
+    /// If `to` is the name of a group ([`RpcMachine::set_group`]), the member of it that leads is asked.
     pub async fn call<F: Fop>(
+        &self,
+        to: Endpoint,
+        fop: &F,
+        bulk: Bulk,
+        options: CallOptions,
+    ) -> Result<Answer<F::Reply>, CallError> {
+        match self.group_of(to) {
+            None => self.call_itself(to, fop, bulk, options).await,
+            // On the heap: a call of a single peer is not to carry what a group needs.
+            Some(group) => Box::pin(self.call_group(&group, fop, bulk, options)).await,
+        }
+    }
+
+    /// As [`RpcMachine::call`], of this very peer, also if its endpoint is the name of a group.
+    pub async fn call_itself<F: Fop>(
         &self,
         to: Endpoint,
         fop: &F,

@@ -48,6 +48,8 @@ pub struct ServerConfig {
     pub process: Fid,
     /// The control daemon.
     pub control: Endpoint,
+    /// Further control daemons with the same state, if there are several.
+    pub further_controls: Vec<Endpoint>,
     /// How it proves what it is, and what it asks of others.
     pub security: Security,
     /// This start of the process, not 0; the same for all its localities.
@@ -89,6 +91,7 @@ impl ServerConfig {
             rails: Vec::new(),
             process,
             control,
+            further_controls: Vec::new(),
             security: security.into(),
             epoch,
             devices,
@@ -139,6 +142,7 @@ impl Server {
         let slot = StateSlot::default();
         serve_all(&rpc, &slot);
         config.about.serve(&rpc, epoch);
+        rpc.set_group(control, &config.further_controls);
         let conf = ConfClient::connect(&rpc, control);
         let configuration = conf.fetch(deadline).await?;
         if configuration.process(process).is_none() {

@@ -31,6 +31,7 @@ fn serve(sender: &mpsc::Sender<MailSender<Arc<Shared>>>) -> Result<(), Failure> 
     let config = ClientConfig {
         local: None,
         control: file.control.endpoint,
+        further_controls: file.further_controls(),
         security: security_of(&file, &path, None)?,
         epoch: fastrand::u64(1..),
         op_timeout: Duration::from_secs(30),

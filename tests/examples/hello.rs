@@ -18,6 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let config = ClientConfig {
         local: None,
         control: file.control.endpoint,
+        further_controls: file.further_controls(),
         security: security_of(&file, &path, None)?,
         epoch: fastrand::u64(1..),
         op_timeout: Duration::from_secs(30),

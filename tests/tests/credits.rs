@@ -50,6 +50,7 @@ impl Node {
         let config = ClientConfig {
             local: Some(endpoint(Transport::Sim, node)),
             control: cluster.endpoint(0),
+            further_controls: Vec::new(),
             security: Token::new([7; 32]).into(),
             epoch: 1,
             op_timeout: Duration::from_secs(20),

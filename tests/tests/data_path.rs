@@ -144,6 +144,7 @@ impl World {
         let config = ClientConfig {
             local: None,
             control: endpoint(0),
+            further_controls: Vec::new(),
             security: token().into(),
             epoch: 5 + u64::from(read_verify),
             op_timeout: Duration::from_secs(20),

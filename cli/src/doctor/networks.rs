@@ -43,8 +43,12 @@ fn is_down(interface: &InterfaceAddress) -> bool {
 fn own_endpoints(file: &ClusterFile, interfaces: &[InterfaceAddress]) -> Finding {
     const CHECK: &str = "addresses of the cluster";
     let servers = file.servers.iter().flat_map(|server| &server.endpoints);
-    let all: Vec<Ipv4Addr> =
-        [&file.control.endpoint].into_iter().chain(servers).filter_map(address_of).collect();
+    let all: Vec<Ipv4Addr> = file
+        .control_members()
+        .map(|(_, endpoint)| endpoint)
+        .chain(servers.copied())
+        .filter_map(|one| address_of(&one))
+        .collect();
     let interface = |address: &Ipv4Addr| interfaces.iter().find(|one| one.address == *address);
     let here = all.iter().filter(|address| address.is_loopback() || interface(address).is_some()).count();
     let seen = format!("{here} of {} endpoints of control and servers are on this machine", all.len());

@@ -12,7 +12,7 @@ use super::finding::{Finding, Verdict};
 use super::machine;
 use crate::cluster_folder::ClusterFolder;
 use crate::connection::{Station, unix_us};
-use crate::daemon::server_name;
+use crate::daemon::{ControlSeat, server_name};
 
 /// Questions to each process: the one that was answered fastest tells most of its clock.
 const QUESTIONS: usize = 4;
@@ -48,7 +48,8 @@ pub fn ask_all(station: &mut Station, patient: &Patient, within: Duration) -> Ve
     let servers = file.servers.iter().filter_map(|server| {
         Some((server_name(server.process), Some(server.process), *server.endpoints.first()?))
     });
-    let all = [("control".to_owned(), None, file.control.endpoint)].into_iter().chain(servers);
+    let controls = ControlSeat::all(file).into_iter().map(|seat| (seat.name, None, seat.endpoint));
+    let all = controls.chain(servers);
     all.map(|(name, process, endpoint)| Seen {
         process_id: folder.as_ref().and_then(|folder| folder.running(&name)),
         answer: ask(station, patient, endpoint, within),
@@ -62,11 +63,11 @@ pub fn ask_all(station: &mut Station, patient: &Patient, within: Duration) -> Ve
 fn ask(station: &mut Station, patient: &Patient, to: Endpoint, within: Duration) -> Result<Answer, String> {
     // The first question makes the connection, and shows whether there is anybody.
     let ping = Ping { payload: Vec::new() };
-    station.call(&patient.file, to, &ping, within).map_err(|failure| failure.to_string())?;
+    station.call_itself(&patient.file, to, &ping, within).map_err(|failure| failure.to_string())?;
     let mut answer = Answer { told: None, apart: None };
     for _ in 0..QUESTIONS {
         let left_us = unix_us();
-        let Ok(told) = station.call(&patient.file, to, &ProcessGet, within) else { break };
+        let Ok(told) = station.call_itself(&patient.file, to, &ProcessGet, within) else { break };
         let came_us = unix_us();
         let apart = told.unix_us.map(|there_us| Apart::of(left_us, there_us, came_us));
         if answer.apart.is_none_or(|best| apart.is_some_and(|apart| apart.error_us < best.error_us)) {
@@ -108,7 +109,10 @@ fn silence(patient: &Patient, one: &Seen) -> Option<Finding> {
     let reason = one.answer.as_ref().err()?;
     let config = patient.config.display();
     let start = match one.process {
-        None => format!("`clovis control --config {config}`"),
+        None => match one.name.strip_prefix("control-") {
+            Some(number) => format!("`clovis control --config {config} --number {number}`"),
+            None => format!("`clovis control --config {config}`"),
+        },
         Some(process) => format!("`clovis server --config {config} --process {process}`"),
     };
     let (state, todo) = match one.process_id {

@@ -57,7 +57,9 @@ pub(super) fn targets(file: &ClusterFile, target: &str) -> Result<Vec<Endpoint>,
         return Ok(vec![endpoint]);
     }
     let nid: Nid = target.parse().map_err(|error| Failure::new(format!("{error}")))?;
-    let all = std::iter::once(file.control.endpoint)
+    let all = file
+        .control_members()
+        .map(|(_, endpoint)| endpoint)
         .chain(file.servers.iter().flat_map(|server| server.endpoints.iter().copied()));
     let here: Vec<Endpoint> = all.filter(|endpoint| endpoint.nid == nid).collect();
     if here.is_empty() {

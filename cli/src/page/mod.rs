@@ -100,7 +100,10 @@ fn status(
     known: &mut Option<(u64, ClusterFile)>,
 ) -> Value {
     let Some((transaction, text)) = control.cluster_text() else {
-        return json!({ "error": "control was started without a cluster file" });
+        return json!({ "error": match control.decides() {
+            true => "control was started without a cluster file",
+            false => "this control daemon does not lead: look at the page of the one that does (`clovis control member list`)",
+        } });
     };
     let file = match known.take().filter(|(number, _)| *number == transaction) {
         Some((_, file)) => file,

@@ -166,6 +166,7 @@ impl World {
         ClientConfig {
             local: None,
             control: endpoint(0),
+            further_controls: Vec::new(),
             security: TOKEN.into(),
             epoch: 77,
             op_timeout: Duration::from_secs(20),

@@ -13,7 +13,9 @@ use base::{Blame, Blamed, Endpoint, Fid, FidType, LayoutWidth, NetKind, Nid};
 
 use crate::cluster_file::{ClusterFile, SecurityKind, Transport};
 use crate::cluster_tree::{PartKind, SERVICES, check_tree};
-use crate::limits::{CLUSTER_FILE_BYTES_MAX, DEVICES_MAX, LOCALITIES_MAX, REPAIR_RATE_MIN, SERVERS_MAX};
+use crate::limits::{
+    CLUSTER_FILE_BYTES_MAX, CONTROLS_MAX, DEVICES_MAX, LOCALITIES_MAX, REPAIR_RATE_MIN, SERVERS_MAX,
+};
 
 /// Why a cluster file is refused: where and what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -147,6 +149,20 @@ pub enum ConfigProblem {
         /// The path.
         path: PathBuf,
     },
+    /// No number of a control daemon.
+    #[error("{number} is no number of a control daemon: take one from 1 on that none had before")]
+    ControlNumber {
+        /// As written.
+        number: u64,
+    },
+    /// Two control daemons of one number.
+    #[error(
+        "control daemon {number} is there twice (the first is 1 if it has no number): give each its own, and never one that was in use before"
+    )]
+    DoubledControl {
+        /// Their number.
+        number: u64,
+    },
     /// An endpoint twice.
     #[error("endpoint {endpoint} is there twice; each locality and the control daemon need their own")]
     DoubledEndpoint {
@@ -279,6 +295,8 @@ pub enum ConfigProblem {
 pub(crate) enum Place {
     /// A key of a single section.
     Key(&'static str),
+    /// A key of the n-th `[[control.member]]`.
+    Control(usize, &'static str),
     /// A key of the n-th `[[server]]`.
     Server(usize, &'static str),
     /// The m-th endpoint of the n-th `[[server]]`.
@@ -293,6 +311,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Place::Key(key) => f.write_str(key),
+            Place::Control(index, key) => write!(f, "control.member[{index}].{key}"),
             Place::Server(index, key) => write!(f, "server[{index}].{key}"),
             Place::ServerEndpoint(index, locality) => write!(f, "server[{index}].endpoints[{locality}]"),
             Place::Device(index, key) => write!(f, "device[{index}].{key}"),
@@ -359,7 +378,10 @@ fn check_metrics(file: &ClusterFile) -> Result<(), Fault> {
     let of_servers = file.servers.iter().enumerate().filter_map(|(index, server)| {
         server.metrics.map(|address| (Place::Server(index, "metrics"), address))
     });
-    for (place, address) in of_control.into_iter().chain(of_servers) {
+    let of_members = file.control.members.iter().enumerate().filter_map(|(index, member)| {
+        member.metrics.map(|address| (Place::Control(index, "metrics"), address))
+    });
+    for (place, address) in of_control.into_iter().chain(of_members).chain(of_servers) {
         if address.port() == 0 {
             return Err(fault(place, ConfigProblem::NoMetricsPort { address }));
         }
@@ -379,6 +401,7 @@ pub(crate) fn check(file: &ClusterFile) -> Result<(), Fault> {
     check_sections(file)?;
     let mut endpoints = Endpoints { transport: file.cluster.transport, seen: BTreeMap::new() };
     endpoints.add(Place::Key("control.endpoint"), file.control.endpoint)?;
+    check_control_members(file, &mut endpoints)?;
     check_servers(file, &mut endpoints)?;
     check_metrics(file)?;
     check_devices(file)?;
@@ -430,6 +453,40 @@ fn check_security(file: &ClusterFile) -> Result<(), Fault> {
     }
 }
 
+/// Their numbers, endpoints and how many they are; paths are checked with those of devices.
+fn check_control_members(file: &ClusterFile, endpoints: &mut Endpoints) -> Result<(), Fault> {
+    let first = file.first_control();
+    let is_number = |number: u64| number > 0 && number < u64::MAX;
+    if !is_number(first) {
+        return Err(fault(Place::Key("control.number"), ConfigProblem::ControlNumber { number: first }));
+    }
+    let mut numbers = BTreeMap::from([(first, Place::Key("control.number"))]);
+    for (index, member) in file.control.members.iter().enumerate() {
+        let place = Place::Control(index, "number");
+        let number = member.number;
+        if !is_number(number) {
+            return Err(fault(place, ConfigProblem::ControlNumber { number }));
+        }
+        if let Some(other) = numbers.insert(number, place.clone()) {
+            return Err(Fault {
+                place,
+                other: Some(other),
+                problem: ConfigProblem::DoubledControl { number },
+            });
+        }
+        if member.store.as_os_str().is_empty() {
+            return Err(fault(Place::Control(index, "store"), ConfigProblem::NoPath));
+        }
+        endpoints.add(Place::Control(index, "endpoint"), member.endpoint)?;
+    }
+    let count = numbers.len();
+    if count > CONTROLS_MAX {
+        let problem = ConfigProblem::TooMany { what: "control.member", count, max: CONTROLS_MAX };
+        return Err(fault(Place::Control(count - 2, "number"), problem));
+    }
+    Ok(())
+}
+
 fn check_servers(file: &ClusterFile, endpoints: &mut Endpoints) -> Result<(), Fault> {
     let count = file.servers.len();
     if count == 0 {
@@ -472,6 +529,13 @@ fn check_devices(file: &ClusterFile) -> Result<(), Fault> {
     // A path names a file of one host, and a host is known by its nid.
     let mut paths: BTreeMap<(Nid, &Path), Place> = BTreeMap::new();
     paths.insert((file.control.endpoint.nid, &file.control.store), Place::Key("control.store"));
+    for (index, member) in file.control.members.iter().enumerate() {
+        let place = Place::Control(index, "store");
+        if let Some(other) = paths.insert((member.endpoint.nid, &member.store), place.clone()) {
+            let problem = ConfigProblem::DoubledPath { path: member.store.clone() };
+            return Err(Fault { place, other: Some(other), problem });
+        }
+    }
     for (index, device) in file.devices.iter().enumerate() {
         let place = Place::Device(index, "fid");
         check_fid(place.clone(), device.fid, FidType::Device)?;

@@ -97,6 +97,17 @@ fn values(file: &ClusterFile) -> BTreeMap<Key, String> {
     if let Some(metrics) = control.metrics {
         add(Section::Control, none, "metrics", 0, metrics.to_string());
     }
+    if let Some(number) = control.number {
+        add(Section::Control, none, "number", 0, number.to_string());
+    }
+    for member in &control.members {
+        let index = usize::try_from(member.number).unwrap_or(usize::MAX);
+        add(Section::Control, none, "member.endpoint", index, member.endpoint.to_string());
+        add(Section::Control, none, "member.store", index, member.store.display().to_string());
+        if let Some(metrics) = member.metrics {
+            add(Section::Control, none, "member.metrics", index, metrics.to_string());
+        }
+    }
     add(Section::Pool, none, "fid", 0, pool.fid.to_string());
     add(Section::Pool, none, "version", 0, pool.version.to_string());
     add(Section::Pool, none, "layout", 0, pool.layout.to_string());
@@ -196,7 +207,10 @@ fn words((section, fid, key, index): Key) -> String {
     };
     match section {
         Section::Cluster => format!("cluster.{key}"),
-        Section::Control => format!("control.{key}"),
+        Section::Control => match key.strip_prefix("member.") {
+            Some(key) => format!("control.member {index} {key}"),
+            None => format!("control.{key}"),
+        },
         Section::Pool => format!("pool.{key}"),
         Section::Profile => format!("profile.{key}"),
         Section::Server => of_fid("server"),

@@ -220,6 +220,26 @@ pub struct ControlSection {
     /// Where it tells its metrics to whoever asks; nowhere if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<SocketAddr>,
+    /// Its number among several; 1 if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub number: Option<u64>,
+    /// Further control daemons, which have the same state: none, or so many that they are three or five together.
+    #[serde(rename = "member", skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<ControlMember>,
+}
+
+/// `[[control.member]]`: one more control daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ControlMember {
+    /// Its number: not 0, and never used again for another store.
+    pub number: u64,
+    /// Where it listens.
+    pub endpoint: Endpoint,
+    /// File of its durable state; relative to the folder of the cluster file. As large as the first one's.
+    pub store: PathBuf,
+    /// Where it tells its metrics to whoever asks; nowhere if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
 }
 
 /// `[pool]`: the pool and its layout.
@@ -407,6 +427,24 @@ impl ClusterFile {
         }
     }
 
+    /// Number of the control daemon of the `[control]` section.
+    #[must_use]
+    pub fn first_control(&self) -> u64 {
+        self.control.number.unwrap_or(1)
+    }
+
+    /// Number and endpoint of each control daemon: of one, or of several that have one state.
+    pub fn control_members(&self) -> impl Iterator<Item = (u64, Endpoint)> + '_ {
+        let further = self.control.members.iter().map(|member| (member.number, member.endpoint));
+        std::iter::once((self.first_control(), self.control.endpoint)).chain(further)
+    }
+
+    /// Endpoints of the control daemons beside the first.
+    #[must_use]
+    pub fn further_controls(&self) -> Vec<Endpoint> {
+        self.control.members.iter().map(|member| member.endpoint).collect()
+    }
+
     /// The server with this process fid.
     #[must_use]
     pub fn server(&self, process: Fid) -> Option<&ServerSection> {
@@ -505,6 +543,20 @@ struct RawControl {
     store_bytes: Spanned<u64>,
     #[serde(default)]
     metrics: Option<Spanned<SocketAddr>>,
+    #[serde(default)]
+    number: Option<Spanned<u64>>,
+    #[serde(default, rename = "member")]
+    members: Vec<RawControlMember>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawControlMember {
+    number: Spanned<u64>,
+    endpoint: Spanned<Endpoint>,
+    store: Spanned<PathBuf>,
+    #[serde(default)]
+    metrics: Option<Spanned<SocketAddr>>,
 }
 
 #[derive(Deserialize)]
@@ -586,6 +638,18 @@ impl RawFile {
                 store: self.control.store.into_inner(),
                 store_bytes: self.control.store_bytes.into_inner(),
                 metrics: self.control.metrics.map(Spanned::into_inner),
+                number: self.control.number.map(Spanned::into_inner),
+                members: self
+                    .control
+                    .members
+                    .into_iter()
+                    .map(|member| ControlMember {
+                        number: member.number.into_inner(),
+                        endpoint: member.endpoint.into_inner(),
+                        store: member.store.into_inner(),
+                        metrics: member.metrics.map(Spanned::into_inner),
+                    })
+                    .collect(),
             },
             pool: PoolSection {
                 fid: self.pool.fid.into_inner(),
@@ -652,6 +716,17 @@ impl Spans {
         add(Place::Key("control.store_bytes"), raw.control.store_bytes.span());
         if let Some(metrics) = &raw.control.metrics {
             add(Place::Key("control.metrics"), metrics.span());
+        }
+        if let Some(number) = &raw.control.number {
+            add(Place::Key("control.number"), number.span());
+        }
+        for (index, member) in raw.control.members.iter().enumerate() {
+            add(Place::Control(index, "number"), member.number.span());
+            add(Place::Control(index, "endpoint"), member.endpoint.span());
+            add(Place::Control(index, "store"), member.store.span());
+            if let Some(metrics) = &member.metrics {
+                add(Place::Control(index, "metrics"), metrics.span());
+            }
         }
         add(Place::Key("pool.fid"), raw.pool.fid.span());
         add(Place::Key("pool.version"), raw.pool.version.span());

@@ -7,6 +7,8 @@ use base::units::wide;
 
 /// Server processes of a cluster.
 pub const SERVERS_MAX: usize = 256;
+/// Control daemons: five, and two that come in place of others.
+pub const CONTROLS_MAX: usize = 7;
 /// Devices of a cluster.
 pub const DEVICES_MAX: usize = 768;
 

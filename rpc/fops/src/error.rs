@@ -1,6 +1,6 @@
 //! What a server answers instead of a reply: one enum for all services, sorted by blame.
 
-use base::{Blame, Blamed, BlockExtent, Fid};
+use base::{Blame, Blamed, BlockExtent, Endpoint, Fid};
 use bincode::{Decode, Encode};
 
 /// A refusal or failure that travels back to the requester.
@@ -116,6 +116,12 @@ pub enum FopError {
         /// The newest epoch that is refused.
         fenced: u64,
     },
+    /// One of several control daemons, and not the one that leads. It was not run.
+    #[error("this control daemon does not lead{}", leader.map_or_else(|| ", and knows of none that does".to_owned(), |leader| format!(": {leader} does")))]
+    NotLeader {
+        /// Who does, as far as known.
+        leader: Option<Endpoint>,
+    },
 }
 
 impl Blamed for FopError {
@@ -135,6 +141,7 @@ impl Blamed for FopError {
             | FopError::Stale { .. }
             | FopError::Bulk { .. }
             | FopError::NotServing { .. }
+            | FopError::NotLeader { .. }
             | FopError::ReplyGone => Blame::Environment,
             FopError::Internal { .. } => Blame::Us,
         }
@@ -147,6 +154,7 @@ impl Blamed for FopError {
                 | FopError::Stale { .. }
                 | FopError::Bulk { .. }
                 | FopError::NotServing { .. }
+                | FopError::NotLeader { .. }
                 | FopError::DamagedInTransit { .. }
         )
     }

@@ -4,7 +4,7 @@
 //! belong to `rpc`. Bytes are pinned by golden tests; docs/wire.md lists the opcodes.
 //!
 //! Start at [`Fop`]; the bodies are grouped by the service that answers them: [`conf`], [`object`], [`component`], [`lock`],
-//! [`watch`], [`rm`], [`repair`], [`admin`].
+//! [`watch`], [`rm`], [`repair`], [`member`], [`admin`].
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -14,6 +14,7 @@ pub mod conf;
 mod error;
 pub mod load;
 pub mod lock;
+pub mod member;
 pub mod object;
 pub mod repair;
 mod rights;
@@ -121,6 +122,14 @@ pub enum Opcode {
     RepairTurn = 110,
     /// [`repair::RepairGet`]
     RepairGet = 111,
+    /// [`member::MemberMessage`]
+    MemberMessage = 120,
+    /// [`member::MembersGet`]
+    MembersGet = 121,
+    /// [`member::MemberChange`]
+    MemberChange = 122,
+    /// [`member::BackupGet`]
+    BackupGet = 123,
 }
 
 impl Opcode {
@@ -173,6 +182,10 @@ impl Opcode {
         Opcode::LoadGet,
         Opcode::RepairTurn,
         Opcode::RepairGet,
+        Opcode::MemberMessage,
+        Opcode::MembersGet,
+        Opcode::MemberChange,
+        Opcode::BackupGet,
     ];
 
     /// The one with this number.

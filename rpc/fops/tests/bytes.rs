@@ -5,7 +5,7 @@
 
 use base::{BlockExtent, Endpoint, Fid, LayoutWidth};
 use fops::codec::{CodecError, Decode, Encode, decode, encode, encode_into};
-use fops::{FopError, admin, component, conf, load, lock, object, repair, rm, watch};
+use fops::{FopError, admin, component, conf, load, lock, member, object, repair, rm, watch};
 use proptest::prelude::*;
 
 type RawFid = (u64, u64);
@@ -190,6 +190,46 @@ fn bodies_of_repairs() {
              0400000000000000 0500000000000000 0600000000000000 01"
         ),
     );
+}
+
+#[test]
+fn bodies_of_members() {
+    let endpoint: Endpoint = "127.0.0.1@tcp2:12345:34:5".parse().unwrap();
+    pinned(
+        member::MemberMessage { cluster: 1, from: 2, to: 3, message: 4, offset: 5, total_bytes: 6 },
+        agreed!((u64, u64, u64, u64, u64, u64): (1, 2, 3, 4, 5, 6)),
+        "0100000000000000 0200000000000000 0300000000000000 0400000000000000 0500000000000000 0600000000000000",
+    );
+    pinned(member::MemberMessageReply, Vec::new(), "");
+    pinned(member::MembersGet, Vec::new(), "");
+    let status = member::MemberStatus {
+        number: 8,
+        endpoint: Some(endpoint),
+        is_voter: true,
+        silent_ms: None,
+        last: Some(9),
+    };
+    pinned(
+        member::MembersReply {
+            own: 1,
+            term: 2,
+            leader: 3,
+            committed: 4,
+            applied: 5,
+            last: 6,
+            members: vec![status],
+        },
+        agreed!((u64, u64, u64, u64, u64, u64, Vec<(u64, Option<(((u32, u16), u32), u32, u16, u16)>, bool, Option<u64>, Option<u64>)>):
+            (1, 2, 3, 4, 5, 6, vec![(8, Some((((1, 2), 0x7f00_0001), 12345, 34, 5)), true, None, Some(9))])),
+        "0100000000000000 0200000000000000 0300000000000000 0400000000000000 0500000000000000 0600000000000000 \
+         0100000000000000 0800000000000000 01 01000000 0200 0100007f 39300000 2200 0500 01 00 01 0900000000000000",
+    );
+    pinned(
+        member::MemberChange { number: 4, adds: true },
+        agreed!((u64, bool): (4, true)),
+        "0400000000000000 01",
+    );
+    pinned(member::MemberChangeReply { is_done: false }, agreed!(bool: false), "00");
 }
 
 #[test]
@@ -857,6 +897,12 @@ fn bodies_of_locks() {
         FopError::Fenced { epoch: 5, fenced: 6 },
         agreed!((u32, u64, u64): (15, 5, 6)),
         "0f000000 0500000000000000 0600000000000000",
+    );
+    let leader: Endpoint = "127.0.0.1@tcp2:12345:34:5".parse().unwrap();
+    pinned(
+        FopError::NotLeader { leader: Some(leader) },
+        agreed!((u32, Option<(((u32, u16), u32), u32, u16, u16)>): (16, Some((((1, 2), 0x7f00_0001), 12345, 34, 5)))),
+        "10000000 01 01000000 0200 0100007f 39300000 2200 0500",
     );
 }
 

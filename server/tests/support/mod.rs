@@ -218,6 +218,8 @@ pub fn cluster_file(shape: &Shape) -> ClusterFile {
             store: "store".into(),
             store_bytes: 16 << 20,
             metrics: None,
+            number: None,
+            members: Vec::new(),
         },
         pool: PoolSection {
             fid: Fid::new(FidType::Pool, 1, 1),

@@ -13,6 +13,7 @@ mod doctor;
 mod installed;
 mod interruptions;
 mod localities;
+mod members;
 mod metrics;
 mod net;
 mod objects;

@@ -407,6 +407,7 @@ fn start_server(
     let copies = ClientConfig {
         local: Some(copier_endpoint(endpoint)),
         control,
+        further_controls: Vec::new(),
         security: token().into(),
         epoch: around.epoch,
         op_timeout: OP_TIMEOUT,
@@ -449,6 +450,7 @@ fn start_client(
     let config = ClientConfig {
         local: Some(endpoint),
         control: around.configuration.control,
+        further_controls: Vec::new(),
         security: token().into(),
         epoch: around.epoch,
         op_timeout: OP_TIMEOUT,
