@@ -271,7 +271,12 @@ unsafe fn wish_of(config: *const Config) -> Result<Wish, BadConfig> {
     Ok(Wish {
         local,
         control,
-        further_controls: controls.into_iter().filter(|one| *one != control).collect(),
+        // Those of the file belong together. Another one that the program names stands alone.
+        further_controls: if controls.contains(&control) {
+            controls.into_iter().filter(|one| *one != control).collect()
+        } else {
+            Vec::new()
+        },
         profile: fid_of("cc_profile", profile)?,
         process,
         layout_id: config.layout_id,
