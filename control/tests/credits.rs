@@ -2,12 +2,11 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)] // test code, helpers included
 
+mod support;
+
 use std::collections::BTreeSet;
-use std::future::Future;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use base::{Endpoint, Fid, FidType, Instant};
@@ -22,6 +21,8 @@ use rpc::{RpcConfig, RpcMachine};
 use runtime::{Arena, ArenaConfig, Counters, Locality, LocalityConfig, LocalityHandle, SimulatedClock};
 use spdk_stob::{SimDisk, SimFaults as DiskFaults};
 use verbs_net::{Fabric, SimFabric, SimFaults, TmConfig, Token, TransferMachine};
+
+use support::World as _;
 
 const LOST_AFTER: Duration = Duration::from_millis(3750);
 const NO_WAIT: Duration = Duration::ZERO;
@@ -75,6 +76,30 @@ struct Node {
     place: usize,
     locality: LocalityHandle,
     borrower: Borrower,
+}
+
+impl support::World for World {
+    fn clock(&self) -> &SimulatedClock {
+        &self.clock
+    }
+
+    fn turn(&mut self, end: Instant) {
+        let now = self.clock.now();
+        let mut next = end;
+        for _ in 0..2 {
+            let mut progressed = false;
+            next = end;
+            for locality in self.localities.iter_mut().flatten() {
+                let turn = locality.turn(now);
+                progressed |= turn.progressed;
+                next = next.min(turn.next_deadline.unwrap_or(Instant::NEVER));
+            }
+            if progressed {
+                return;
+            }
+        }
+        self.clock.advance_to(next.max(now + Duration::from_nanos(1)));
+    }
 }
 
 impl World {
@@ -140,44 +165,6 @@ impl World {
     fn kill(&mut self, node: &Node) {
         self.localities[node.place] = None;
         self.net.crash(endpoint(node.node));
-    }
-
-    fn turn(&mut self, end: Instant) {
-        let now = self.clock.now();
-        let mut next = end;
-        for _ in 0..2 {
-            let mut progressed = false;
-            next = end;
-            for locality in self.localities.iter_mut().flatten() {
-                let turn = locality.turn(now);
-                progressed |= turn.progressed;
-                next = next.min(turn.next_deadline.unwrap_or(Instant::NEVER));
-            }
-            if progressed {
-                return;
-            }
-        }
-        self.clock.advance_to(next.max(now + Duration::from_nanos(1)));
-    }
-
-    fn run<T>(&mut self, future: impl Future<Output = T>) -> T {
-        let mut future = pin!(future);
-        let mut context = Context::from_waker(Waker::noop());
-        let end = self.clock.now() + Duration::from_secs(300);
-        loop {
-            if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
-                return value;
-            }
-            assert!(self.clock.now() < end, "not done in time");
-            self.turn(end);
-        }
-    }
-
-    fn pass(&mut self, duration: Duration) {
-        let end = self.clock.now() + duration;
-        while self.clock.now() < end {
-            self.turn(end);
-        }
     }
 
     /// Tries or waits for the thing.

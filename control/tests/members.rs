@@ -3,13 +3,12 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)] // test code, helpers included
 
+mod support;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use base::{Endpoint, Instant};
@@ -26,6 +25,8 @@ use runtime::{
 };
 use spdk_stob::{SimDisk, SimFaults as DiskFaults};
 use verbs_net::{Fabric, SimFabric, SimFaults, TmConfig, Token, TransferMachine};
+
+use support::World as _;
 
 fn endpoint(node: u64) -> Endpoint {
     format!("{node}@sim:12345:34:0").parse().unwrap()
@@ -106,6 +107,38 @@ fn machine(handle: &LocalityHandle, net: &SimFabric, node: u64) -> RpcMachine {
     let tm = TmConfig::new(endpoint(node), false, 1, Token::new([7; 32]), version);
     let tm = TransferMachine::start(handle, &Fabric::Sim(net.clone()), tm).unwrap();
     RpcMachine::start(handle, tm, config)
+}
+
+impl support::World for World {
+    fn clock(&self) -> &SimulatedClock {
+        &self.clock
+    }
+
+    fn turn(&mut self, end: Instant) {
+        let now = self.clock.now();
+        let mut next = end;
+        for _ in 0..2 {
+            let mut progressed = false;
+            next = end;
+            let turn = self.locality.turn(now);
+            progressed |= turn.progressed;
+            next = next.min(turn.next_deadline.unwrap_or(Instant::NEVER));
+            for machine in &mut self.machines {
+                let Some(running) = &mut machine.running else { continue };
+                if machine.paused_until > now {
+                    next = next.min(machine.paused_until);
+                    continue;
+                }
+                let turn = running.locality.turn(machine.clock.shows(now));
+                progressed |= turn.progressed;
+                next = next.min(machine.clock.first_time_of(turn.next_deadline.unwrap_or(Instant::NEVER)));
+            }
+            if progressed {
+                return;
+            }
+        }
+        self.clock.advance_to(next.max(now + Duration::from_nanos(1)));
+    }
 }
 
 impl World {
@@ -207,52 +240,6 @@ impl World {
         for (one, other) in one.iter().flat_map(|one| other.iter().map(move |other| (*one, *other))) {
             self.net.partition(endpoint(one), endpoint(other));
             self.net.partition(endpoint(other), endpoint(one));
-        }
-    }
-
-    fn turn(&mut self, end: Instant) {
-        let now = self.clock.now();
-        let mut next = end;
-        for _ in 0..2 {
-            let mut progressed = false;
-            next = end;
-            let turn = self.locality.turn(now);
-            progressed |= turn.progressed;
-            next = next.min(turn.next_deadline.unwrap_or(Instant::NEVER));
-            for machine in &mut self.machines {
-                let Some(running) = &mut machine.running else { continue };
-                if machine.paused_until > now {
-                    next = next.min(machine.paused_until);
-                    continue;
-                }
-                let turn = running.locality.turn(machine.clock.shows(now));
-                progressed |= turn.progressed;
-                next = next.min(machine.clock.first_time_of(turn.next_deadline.unwrap_or(Instant::NEVER)));
-            }
-            if progressed {
-                return;
-            }
-        }
-        self.clock.advance_to(next.max(now + Duration::from_nanos(1)));
-    }
-
-    fn run<T>(&mut self, future: impl Future<Output = T>) -> T {
-        let mut future = pin!(future);
-        let mut context = Context::from_waker(Waker::noop());
-        let end = self.clock.now() + Duration::from_secs(300);
-        loop {
-            if let Poll::Ready(value) = future.as_mut().poll(&mut context) {
-                return value;
-            }
-            assert!(self.clock.now() < end, "not done in time");
-            self.turn(end);
-        }
-    }
-
-    fn pass(&mut self, duration: Duration) {
-        let end = self.clock.now() + duration;
-        while self.clock.now() < end {
-            self.turn(end);
         }
     }
 
