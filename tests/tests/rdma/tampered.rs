@@ -46,9 +46,10 @@ fn what_is_changed_on_the_wire_is_refused_by_name() {
 
 /// A cluster over RDMA whose processes all have the stand-in in front, its users' commands too.
 struct Cluster {
+    /// First, as it is dropped first: it needs the folder.
+    _stop: Cleanup,
     scratch: tempfile::TempDir,
     words: String,
-    _stop: Cleanup,
 }
 
 impl Cluster {
@@ -57,7 +58,7 @@ impl Cluster {
         let words = format!("tap={}", scratch.path().join("tap").display());
         let mut stop = standin::command(binary::clovis(), "");
         stop.args(["cluster", "stop", "--dir"]).arg(scratch.path().join("cluster"));
-        let cluster = Cluster { scratch, words, _stop: Cleanup::at_end(stop) };
+        let cluster = Cluster { _stop: Cleanup::at_end(stop), scratch, words };
         let dir = cluster.path("cluster");
         let mut arguments = vec!["cluster", "start", "--dir", dir.to_str().unwrap()];
         arguments.extend(["--transport", "verbs", "--security", "certificates", "--device-size", "16M"]);
