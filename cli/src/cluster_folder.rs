@@ -13,12 +13,12 @@
 //! A pid file counts only while a process with that id and that start time exists, so that a reused id is never signalled.
 
 use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::{OpenOptionsExt as _, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
 use crate::interrupt::remove_folder;
+use crate::whole_file;
 
 /// Paths inside a cluster's folder.
 #[derive(Clone, Debug)]
@@ -147,19 +147,7 @@ impl ClusterFolder {
 
     /// Writes clovis.toml as a whole or not at all, readable by its owner only (it holds the credential).
     pub fn write_config(&self, text: &str) -> Result<(), Failure> {
-        let path = self.config();
-        let draft = self.root.join("clovis.toml.new");
-        let doing = || format!("writing {}", path.display());
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&draft)
-            .map_err(Failure::while_doing(doing()))?;
-        file.write_all(text.as_bytes()).map_err(Failure::while_doing(doing()))?;
-        file.sync_all().map_err(Failure::while_doing(doing()))?;
-        fs::rename(&draft, &path).map_err(Failure::while_doing(doing()))
+        whole_file::replace(&self.config(), text.as_bytes())
     }
 
     /// Notes that `name` runs as `process_id`.

@@ -16,7 +16,7 @@ use faces::cluster_file::ClusterFile;
 use fops::Fop;
 use fops::admin::Ping;
 use rpc::addb::AddbSpace;
-use rpc::{Bulk, CallOptions, RpcConfig, RpcMachine};
+use rpc::{Answer, Bulk, CallOptions, RpcConfig, RpcMachine};
 use runtime::{
     Arena, ArenaConfig, Counters, Crowd, Locality, LocalityConfig, LocalityHandle, MonotonicClock,
     SharedBuffer,
@@ -153,10 +153,7 @@ impl Station {
         fop: &F,
         within: Duration,
     ) -> Result<F::Reply, Failure> {
-        let rpc = self.rpc(&fabric_of(to)?, file)?;
-        let options = CallOptions::until(self.now() + within).unreachable_max(UNREACHABLE_MAX);
-        let answer = self.wait(rpc.call_itself(to, fop, Bulk::none(), options))?;
-        answer.map(|answer| answer.reply).map_err(|error| Failure::new(error.to_string()))
+        self.answer_of(file, to, fop, within).map(|answer| answer.reply)
     }
 
     /// The configuration version that a process of the cluster goes by.
@@ -166,11 +163,22 @@ impl Station {
         of: Endpoint,
         within: Duration,
     ) -> Result<u64, Failure> {
+        let ping = Ping { payload: Vec::new() };
+        self.answer_of(file, of, &ping, within).map(|answer| answer.config_version)
+    }
+
+    /// What this very process answers.
+    fn answer_of<F: Fop>(
+        &mut self,
+        file: &KnownCluster,
+        of: Endpoint,
+        fop: &F,
+        within: Duration,
+    ) -> Result<Answer<F::Reply>, Failure> {
         let rpc = self.rpc(&fabric_of(of)?, file)?;
         let options = CallOptions::until(self.now() + within).unreachable_max(UNREACHABLE_MAX);
-        let ping = Ping { payload: Vec::new() };
-        let answer = self.wait(rpc.call_itself(of, &ping, Bulk::none(), options))?;
-        answer.map(|answer| answer.config_version).map_err(|error| Failure::new(error.to_string()))
+        let answer = self.wait(rpc.call_itself(of, fop, Bulk::none(), options))?;
+        answer.map_err(|error| Failure::new(error.to_string()))
     }
 
     /// One call of a process of the cluster that carries bytes with it, at most 1 MiB.

@@ -2,9 +2,7 @@
 //!
 //! A change of the members is asked for again until it is done, so a command that was cut short, or met a change of the lead, is given again.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,6 +21,7 @@ use crate::failure::Failure;
 use crate::known_cluster::KnownCluster;
 use crate::output;
 use crate::table::{Align, Table, bytes_text};
+use crate::whole_file;
 
 /// How often it is asked whether a change is done.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -188,10 +187,7 @@ fn back_up(args: &ControlBackupArgs) -> Result<(), Failure> {
             Err(_) => {}
         }
     };
-    let doing = || format!("writing {}", args.file.display());
-    let beside = args.file.with_extension("new");
-    write_new(&beside, &bytes).map_err(Failure::while_doing(doing()))?;
-    fs::rename(&beside, &args.file).map_err(Failure::while_doing(doing()))?;
+    whole_file::replace(&args.file, &bytes)?;
     output::line(&format!(
         "configuration {} of cluster {:#x} is in {}, {}",
         backup.version(),
@@ -213,13 +209,6 @@ fn fetch(station: &mut Station, file: &KnownCluster, within: Duration) -> Result
             return Ok(bytes);
         }
     }
-}
-
-/// For its owner alone, and on the disk when this returns.
-fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 fn restore(args: &ControlRestoreArgs) -> Result<(), Failure> {

@@ -42,6 +42,7 @@ mod table;
 mod threads;
 mod traffic;
 mod watch;
+mod whole_file;
 
 use std::process::ExitCode;
 

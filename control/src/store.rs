@@ -144,10 +144,8 @@ impl Store {
         changes: &Changes,
     ) -> Result<(), ControlError> {
         let Changes { events, locks: (lock_changes, lock_numbers), watches, loans, repairs } = changes;
-        let mut value = FORMAT_VERSION.to_le_bytes().to_vec();
-        value.extend(configuration.to_bytes().map_err(ControlError::Configuration)?);
         let mut batch = Batch::default();
-        batch.put(TREE, KEY, &value);
+        batch.put(TREE, KEY, &encode(configuration)?);
         let mut saved = self.saved.borrow().clone();
         if let Some(transactions) = transactions {
             batch.put(TREE, SEEN_KEY, &transactions.seen().to_le_bytes());
@@ -360,9 +358,7 @@ fn value_in<'a>(state: &'a Batch, key: &[u8]) -> Option<&'a [u8]> {
 pub(crate) fn leap(state: &mut Batch) -> Result<u64, ControlError> {
     let mut configuration = configuration_in(state)?;
     configuration.version += LEAP_OF_VERSIONS;
-    let mut value = FORMAT_VERSION.to_le_bytes().to_vec();
-    value.extend(configuration.to_bytes().map_err(ControlError::Configuration)?);
-    state.put(TREE, KEY, &value);
+    state.put(TREE, KEY, &encode(&configuration)?);
     let later = |value: Option<&[u8]>, index: usize| {
         let word = value.and_then(|value| value.get(8 * index..)?.first_chunk::<8>().copied());
         word.map_or(0, u64::from_le_bytes).saturating_add(LEAP_OF_NUMBERS).to_le_bytes()
@@ -436,6 +432,12 @@ fn key_of(number: u64, part: u32) -> [u8; 12] {
 fn number_of(key: &[u8]) -> Option<(u64, u32)> {
     let (number, part) = key.split_first_chunk::<8>()?;
     Some((u64::from_be_bytes(*number), u32::from_be_bytes(part.try_into().ok()?)))
+}
+
+fn encode(configuration: &Configuration) -> Result<Vec<u8>, ControlError> {
+    let mut value = FORMAT_VERSION.to_le_bytes().to_vec();
+    value.extend(configuration.to_bytes().map_err(ControlError::Configuration)?);
+    Ok(value)
 }
 
 fn decode(value: &[u8]) -> Result<Configuration, ControlError> {

@@ -97,6 +97,20 @@ pub(crate) struct Owed {
 pub(crate) type Exposes = SmallVec<[BulkCookie; EXPOSES_MAX]>;
 
 impl Outgoing {
+    /// A frame that exposes, ends and completes nothing.
+    pub(crate) fn new(body: FrameBody, payload: Payload) -> Outgoing {
+        Outgoing {
+            body,
+            payload,
+            completes: None,
+            exposes: Exposes::new(),
+            invalidates: None,
+            is_damaged: false,
+            follows: None,
+            resends: 0,
+        }
+    }
+
     /// The same frame once more.
     pub(crate) fn twin(&self) -> Outgoing {
         let (payload, exposes) = (self.payload.clone(), self.exposes.clone());

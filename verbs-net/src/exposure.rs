@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 
 use crate::connection::ConnectionId;
 use crate::descriptor::{BulkCookie, BulkDescriptor};
-use crate::error::{LocalError, NakReason, NetError, PeerMisbehaved};
+use crate::error::{LocalError, NakReason, NetError};
 use crate::limits::EXPOSURES_MAX;
 use crate::remote::{PushSeal, RemoteAccess};
 use crate::security::{Opener, Place, Seal, SealedOperation};
@@ -455,20 +455,18 @@ fn open_all(mut parts: Vec<SharedBuffer>, cookie: BulkCookie, key: u64, seals: &
     let operation = SealedOperation::Push;
     for SegmentSeal { segment_index, seal, opener, connection } in seals {
         let segment_index = *segment_index;
-        let broken = |connection| {
-            let what = PeerMisbehaved::BrokenSeal { operation, name: cookie.0, segment_index };
-            BrokenSink { error: NetError::Protocol(what), connection: Some(connection) }
-        };
+        let place = Place { operation, segment_index, name: cookie.0, key };
+        let broken =
+            || BrokenSink { error: NetError::Protocol(place.broken()), connection: Some(*connection) };
         let index = usize::from(segment_index);
         if index >= parts.len() {
-            return Err(broken(*connection));
+            return Err(broken());
         }
         let mut part = parts.remove(index).try_unshare().map_err(|_| BrokenSink {
             error: NetError::Local(LocalError::StillShared { segment_index }),
             connection: None,
         })?;
-        let place = Place { operation, segment_index, name: cookie.0, key };
-        opener.open_bulk(&place, seal, &mut part).map_err(|_| broken(*connection))?;
+        opener.open_bulk(&place, seal, &mut part).map_err(|_| broken())?;
         parts.insert(index, part.freeze());
     }
     Ok(parts)

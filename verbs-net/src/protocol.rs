@@ -355,20 +355,7 @@ impl Protocol {
 
     /// Queues a frame and puts the connection on the list to flush.
     fn post(&mut self, id: ConnectionId, body: FrameBody, payload: Payload, completes: Option<TransferId>) {
-        let exposes = Exposes::new();
-        self.post_outgoing(
-            id,
-            Outgoing {
-                body,
-                payload,
-                completes,
-                exposes,
-                invalidates: None,
-                is_damaged: false,
-                follows: None,
-                resends: 0,
-            },
-        );
+        self.post_outgoing(id, Outgoing { completes, ..Outgoing::new(body, payload) });
     }
 
     fn post_outgoing(&mut self, id: ConnectionId, outgoing: Outgoing) {
@@ -547,10 +534,6 @@ impl Protocol {
         lane: Lane,
         waiting: Waiting,
     ) -> Result<(), (Refused, Waiting)> {
-        if let Some(id) = self.only_rail(to, lane, &waiting) {
-            self.post_message(now, id, waiting);
-            return Ok(());
-        }
         if !self.peers.contains_key(&to)
             && let Err(refused) = self.check_reachable(to)
         {
@@ -624,16 +607,7 @@ impl Protocol {
         let Waiting { body, payload, exposes, invalidates, follows, resends, .. } = waiting;
         let body = body.renumbered(sequence);
         self.on_posted(id, &body);
-        let outgoing = Outgoing {
-            body,
-            payload,
-            completes: None,
-            exposes,
-            invalidates,
-            is_damaged: false,
-            follows,
-            resends,
-        };
+        let outgoing = Outgoing { exposes, invalidates, follows, resends, ..Outgoing::new(body, payload) };
         self.post_outgoing(id, outgoing);
     }
 

@@ -119,7 +119,7 @@ impl Protocol {
     }
 
     /// The choice for a plain message to a peer with one rail, which most of them are; `None`: it takes a longer look.
-    pub(crate) fn only_rail(&mut self, to: Endpoint, lane: Lane, waiting: &Waiting) -> Option<ConnectionId> {
+    fn only_rail(&mut self, to: Endpoint, lane: Lane, waiting: &Waiting) -> Option<ConnectionId> {
         let [only] = &self.peers.get(&to)?.rails[..] else { return None };
         let id = only.ready()?;
         if waiting.follows.is_some() || !waiting.exposes.is_empty() {
@@ -130,6 +130,9 @@ impl Protocol {
     }
 
     pub(crate) fn choose_rail(&mut self, to: Endpoint, lane: Lane, waiting: &Waiting) -> Choice {
+        if let Some(id) = self.only_rail(to, lane, waiting) {
+            return Choice::Rail(id);
+        }
         let up = self.up_rails(to);
         let epoch = up.first().and_then(|first| self.connection(*first)).map_or(0, |first| first.epoch);
         let mut only = None;

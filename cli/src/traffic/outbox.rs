@@ -35,15 +35,8 @@ impl Outbox {
             self.waiting.push_back(letter);
             return self.retry(context);
         }
-        let Letter { to, lane, exposes, invalidates, message } = letter;
-        match context.send(to, lane, exposes, invalidates, message) {
-            Ok(()) => Ok(()),
-            Err((refused, _)) if refused.is_permanent() => Err(refused),
-            Err((_, message)) => {
-                self.waiting.push_back(Letter { to, lane, exposes, invalidates, message });
-                Ok(())
-            }
-        }
+        self.waiting.extend(hand_over(context, letter)?);
+        Ok(())
     }
 
     /// Tries again. Errors: the net refused a message for good; it is dropped, and the others go on.
@@ -57,14 +50,15 @@ impl Outbox {
                 self.waiting.push_back(letter);
                 continue;
             }
-            let Letter { to, lane, exposes, invalidates, message } = letter;
-            if let Err((refused, message)) = context.send(to, lane, exposes, invalidates, message) {
-                if refused.is_permanent() {
-                    refused_for_good.get_or_insert(refused);
-                    continue;
+            match hand_over(context, letter) {
+                Ok(None) => {}
+                Ok(Some(letter)) => {
+                    blocked.push(letter.to);
+                    self.waiting.push_back(letter);
                 }
-                blocked.push(to);
-                self.waiting.push_back(Letter { to, lane, exposes, invalidates, message });
+                Err(refused) => {
+                    refused_for_good.get_or_insert(refused);
+                }
             }
         }
         refused_for_good.map_or(Ok(()), Err)
@@ -78,5 +72,15 @@ impl Outbox {
     /// Drops everything.
     pub fn clear(&mut self) {
         self.waiting.clear();
+    }
+}
+
+/// One letter to the net. It comes back if it has to wait. Errors: the net will never take it.
+fn hand_over(context: &mut Context<'_>, letter: Letter) -> Result<Option<Letter>, Refused> {
+    let Letter { to, lane, exposes, invalidates, message } = letter;
+    match context.send(to, lane, exposes, invalidates, message) {
+        Ok(()) => Ok(None),
+        Err((refused, _)) if refused.is_permanent() => Err(refused),
+        Err((_, message)) => Ok(Some(Letter { to, lane, exposes, invalidates, message })),
     }
 }

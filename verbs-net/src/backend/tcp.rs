@@ -22,7 +22,7 @@ use runtime::poller::{Interest, PollEvent, Poller};
 use runtime::{Arena, ArenaConfig, Counters, LocalityHandle};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use crate::backend::tcp::socket::{ReadEnd, Socket};
+use crate::backend::tcp::socket::{Inward, ReadEnd, Socket};
 use crate::connection::{Connection, ConnectionId, Phase};
 use crate::error::{LocalError, NetError, StartError};
 use crate::limits::{MESSAGE_MEMORY_BYTES, OUTBOX_FRAMES_MAX};
@@ -63,13 +63,13 @@ pub(crate) struct TcpBackend {
 #[derive(Default)]
 struct Hot {
     socket: Option<ConnectionId>,
-    /// Reads of it since epoll was asked: all of them, and those since the last that found something.
+    /// Reads of it since epoll was asked: those that found something, and those that have found nothing since the last one.
     reads: u32,
     empty_reads: u32,
 }
 
 impl Hot {
-    /// The others wait while it is read, so epoll is asked after so many reads, or as soon as so many in a row found nothing.
+    /// The others wait while it is read, so epoll is asked after so many reads with something, or as soon as so many in a row found nothing.
     const READS_MAX: u32 = 8;
     const EMPTY_READS_MAX: u32 = 8;
 
@@ -270,15 +270,10 @@ impl TcpBackend {
         if socket.is_connecting {
             return 0;
         }
-        let (frames, end) =
-            socket.read(protocol, now, id, &self.counters, &mut self.messages, &mut self.scratch);
+        let (counters, messages) = (&*self.counters, &mut self.messages);
+        let mut inward = Inward { protocol: &mut *protocol, now, id, counters, messages };
+        let (frames, end) = socket.read(&mut inward, &mut self.scratch);
         match end {
-            // The usual end of a look at a socket that is looked at again and again.
-            ReadEnd::Drained
-                if frames == 0 && socket.is_at_ease() && socket.interest == Interest::READABLE =>
-            {
-                return 0;
-            }
             ReadEnd::Drained | ReadEnd::Budget => {}
             ReadEnd::Hungry => self.hungry.push(id),
             ReadEnd::Closed => protocol.handle_closed(now, id, NetError::RemoteDropped),

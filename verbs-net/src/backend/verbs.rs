@@ -125,8 +125,8 @@ impl JobSeals {
         for (index, (buffer, seal)) in buffers.iter_mut().zip(&self.seals).enumerate() {
             // At most BULK_SEGMENTS_MAX segments.
             let segment_index = u8::try_from(index).unwrap_or(u8::MAX);
-            let opened = self.opener.open_bulk(&Place { operation, segment_index, name, key }, seal, buffer);
-            opened.map_err(|_| PeerMisbehaved::BrokenSeal { operation, name, segment_index })?;
+            let place = Place { operation, segment_index, name, key };
+            self.opener.open_bulk(&place, seal, buffer).map_err(|_| place.broken())?;
         }
         Ok(())
     }

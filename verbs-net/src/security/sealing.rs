@@ -19,6 +19,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use base::limits::BUFFER_BYTES_MAX;
 
+use crate::error::PeerMisbehaved;
+
 /// Bytes that a direction's secret has.
 pub(crate) const SECRET_BYTES: usize = 32;
 /// Bytes that sealing adds to a message.
@@ -114,6 +116,12 @@ struct Bound {
 }
 
 impl Place {
+    /// What came in this place is not what the peer sealed for it.
+    pub(crate) const fn broken(&self) -> PeerMisbehaved {
+        let Place { operation, name, segment_index, .. } = *self;
+        PeerMisbehaved::BrokenSeal { operation, name, segment_index }
+    }
+
     fn bound(&self, bytes: usize) -> Bound {
         Bound {
             operation: self.operation as u8,

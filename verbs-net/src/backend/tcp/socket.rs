@@ -43,9 +43,17 @@ pub(super) enum ReadEnd {
     Misbehaved(PeerMisbehaved),
 }
 
-/// What the next bytes belong to.
+/// Whose bytes are read, and where they go.
+pub(super) struct Inward<'a> {
+    pub(super) protocol: &'a mut Protocol,
+    pub(super) now: Instant,
+    pub(super) id: ConnectionId,
+    pub(super) counters: &'a Counters,
+    pub(super) messages: &'a mut MemoryWait,
+}
+
+/// What the next bytes belong to, if not to a header.
 enum Incoming {
-    Header,
     /// A hello or another payload that is small enough for the staging area.
     Staged(Frame),
     /// A message that waits for its buffer.
@@ -67,7 +75,8 @@ pub(super) struct Socket {
     pub(super) interest: Interest,
     pub(super) is_connecting: bool,
     pub(super) is_hungry: bool,
-    incoming: Incoming,
+    /// `None`: a header comes.
+    incoming: Option<Incoming>,
     staging: Box<[u8; STAGING_BYTES]>,
     /// Bytes `start..end` of the staging area are not yet understood.
     start: usize,
@@ -87,7 +96,7 @@ impl Socket {
             interest,
             is_connecting,
             is_hungry: false,
-            incoming: Incoming::Header,
+            incoming: None,
             staging: Box::new([0; STAGING_BYTES]),
             start: 0,
             end: 0,
@@ -233,21 +242,13 @@ impl Socket {
     // ---- in
 
     /// Reads and handles what is there; answers the number of frames.
-    pub(super) fn read(
-        &mut self,
-        protocol: &mut Protocol,
-        now: Instant,
-        id: ConnectionId,
-        counters: &Counters,
-        messages: &mut MemoryWait,
-        scratch: &mut [u8],
-    ) -> (usize, ReadEnd) {
+    pub(super) fn read(&mut self, inward: &mut Inward<'_>, scratch: &mut [u8]) -> (usize, ReadEnd) {
         let (mut frames, mut reads) = (0, 0);
         self.is_hungry = false;
         loop {
             // A look at a quiet socket finds nothing to digest before it has read.
-            if !(self.is_at_ease() && self.start == self.end && matches!(self.incoming, Incoming::Header))
-                && let Err(end) = self.digest(protocol, now, id, counters, messages, &mut frames)
+            if !(self.is_at_ease() && self.start == self.end && self.incoming.is_none())
+                && let Err(end) = self.digest(inward, &mut frames)
             {
                 return (frames, end);
             }
@@ -255,11 +256,11 @@ impl Socket {
                 return (frames, ReadEnd::Budget);
             }
             reads += 1;
-            counters.syscalls.add(1);
-            let expects_bulk = protocol.expects_bulk(id);
-            let result = self.read_once(protocol, expects_bulk, scratch, counters);
+            inward.counters.syscalls.add(1);
+            let expects_bulk = inward.protocol.expects_bulk(inward.id);
+            let result = self.read_once(inward, expects_bulk, scratch);
             match self.channel.take_finding() {
-                Some(Finding::Peer(peer)) => protocol.handle_established(id, &peer),
+                Some(Finding::Peer(peer)) => inward.protocol.handle_established(inward.id, &peer),
                 // Without an identity its hello is refused.
                 Some(Finding::Plain) | None => {}
             }
@@ -268,7 +269,7 @@ impl Socket {
                 Ok((bytes, asked)) => {
                     if bytes < asked && !self.channel.is_guarded() {
                         // A short read: the kernel has no more, so do not ask again for EAGAIN.
-                        let end = self.digest(protocol, now, id, counters, messages, &mut frames);
+                        let end = self.digest(inward, &mut frames);
                         return (frames, end.err().unwrap_or(ReadEnd::Drained));
                     }
                 }
@@ -288,10 +289,9 @@ impl Socket {
     /// One read: the rest of a payload to where it belongs, then the header behind it (or more, if only messages come).
     fn read_once(
         &mut self,
-        protocol: &mut Protocol,
+        inward: &mut Inward<'_>,
         expects_bulk: bool,
         scratch: &mut [u8],
-        counters: &Counters,
     ) -> io::Result<(usize, usize)> {
         // `digest` leaves bytes in the staging area only in front of a header or hello that is not complete.
         if self.start > 0 {
@@ -300,29 +300,29 @@ impl Socket {
         }
         let staged = self.end;
         match &mut self.incoming {
-            Incoming::Header | Incoming::Staged(_) | Incoming::NeedsBuffer(_) => {
+            None | Some(Incoming::Staged(_) | Incoming::NeedsBuffer(_)) => {
                 let wanted = match &self.incoming {
-                    Incoming::Staged(frame) => frame.payload_len(),
+                    Some(Incoming::Staged(frame)) => frame.payload_len(),
                     _ => HEADER_BYTES,
                 };
                 let limit = if expects_bulk { wanted } else { STAGING_BYTES };
-                let bytes = self.channel.read(&mut self.staging[staged..limit], &mut [], counters)?;
+                let bytes = self.channel.read(&mut self.staging[staged..limit], &mut [], inward.counters)?;
                 self.end += bytes;
                 Ok((bytes, limit - staged))
             }
-            Incoming::Message { buffer, done, .. } => {
+            Some(Incoming::Message { buffer, done, .. }) => {
                 let limit = if expects_bulk { HEADER_BYTES } else { STAGING_BYTES };
                 let rest = &mut buffer[*done..];
                 let asked = rest.len() + limit;
                 let rest_len = rest.len();
-                let bytes = self.channel.read(rest, &mut self.staging[..limit], counters)?;
+                let bytes = self.channel.read(rest, &mut self.staging[..limit], inward.counters)?;
                 *done += bytes.min(rest_len);
                 self.end = bytes.saturating_sub(rest_len);
                 Ok((bytes, asked))
             }
-            Incoming::Bulk { frame, place, done } => {
+            Some(Incoming::Bulk { frame, place, done }) => {
                 let whole = frame.payload_len();
-                let rest = match protocol.bulk_slice(place, *done, whole) {
+                let rest = match inward.protocol.bulk_slice(place, *done, whole) {
                     Some(rest) => rest,
                     None => {
                         *place = BulkPlace::Drain;
@@ -333,7 +333,7 @@ impl Socket {
                 let rest_len = rest.len();
                 let ends_payload = rest_len == whole - *done;
                 let limit = if ends_payload { HEADER_BYTES } else { 0 };
-                let bytes = self.channel.read(rest, &mut self.staging[..limit], counters)?;
+                let bytes = self.channel.read(rest, &mut self.staging[..limit], inward.counters)?;
                 *done += bytes.min(rest_len);
                 self.end = bytes.saturating_sub(rest_len);
                 Ok((bytes, rest_len + limit))
@@ -342,19 +342,13 @@ impl Socket {
     }
 
     /// Understands what has been read, as far as it goes.
-    fn digest(
-        &mut self,
-        protocol: &mut Protocol,
-        now: Instant,
-        id: ConnectionId,
-        counters: &Counters,
-        messages: &mut MemoryWait,
-        frames: &mut usize,
-    ) -> Result<(), ReadEnd> {
+    fn digest(&mut self, inward: &mut Inward<'_>, frames: &mut usize) -> Result<(), ReadEnd> {
         loop {
-            if matches!(self.incoming, Incoming::Header) {
+            let Some(incoming) = self.incoming.take() else {
                 // A peer whose answers pile up waits until they have left.
-                let Some(connection) = protocol.connection(id) else { return Err(ReadEnd::Drained) };
+                let Some(connection) = inward.protocol.connection(inward.id) else {
+                    return Err(ReadEnd::Drained);
+                };
                 if connection.phase == Phase::Ended {
                     return Err(ReadEnd::Drained);
                 }
@@ -368,26 +362,25 @@ impl Socket {
                 let frame = Frame::parse(header, version).map_err(ReadEnd::Misbehaved)?;
                 self.start += HEADER_BYTES;
                 *frames += 1;
-                self.begin(protocol, now, id, counters, messages, frame)?;
+                self.begin(inward, frame)?;
                 continue;
-            }
-            match std::mem::replace(&mut self.incoming, Incoming::Header) {
-                Incoming::Header => {}
+            };
+            match incoming {
                 Incoming::Staged(frame) => {
                     let bytes = &self.staging[self.start..self.end];
                     let Some(hello) = bytes.first_chunk::<HELLO_BYTES>() else {
-                        self.incoming = Incoming::Staged(frame);
+                        self.incoming = Some(Incoming::Staged(frame));
                         return Ok(());
                     };
                     let payload = Payload::Hello(Box::new(*hello));
                     self.start += HELLO_BYTES;
-                    protocol.handle_frame(now, id, &frame, payload);
+                    inward.protocol.handle_frame(inward.now, inward.id, &frame, payload);
                 }
                 Incoming::NeedsBuffer(frame) => {
-                    self.begin_message(protocol, now, id, counters, messages, frame)?;
+                    self.begin_message(inward, frame)?;
                 }
                 Incoming::Message { frame, buffer, done } => {
-                    if !self.fill(protocol, now, id, counters, frame, buffer, done) {
+                    if !self.fill(inward, frame, buffer, done) {
                         return Ok(());
                     }
                 }
@@ -397,63 +390,45 @@ impl Socket {
                     if staged > 0 {
                         // Bulk that came with a read for messages: the first piece after a quiet time, at most STAGING_BYTES.
                         let from = &self.staging[self.start..self.start + staged];
-                        if let Some(to) = protocol.bulk_slice(&place, done, done + staged) {
-                            copy_counted(counters, to, from);
+                        if let Some(to) = inward.protocol.bulk_slice(&place, done, done + staged) {
+                            copy_counted(inward.counters, to, from);
                         }
                         self.start += staged;
                         done += staged;
                     }
                     if done < whole {
-                        self.incoming = Incoming::Bulk { frame, place, done };
+                        self.incoming = Some(Incoming::Bulk { frame, place, done });
                         return Ok(());
                     }
-                    protocol.end_bulk(id, &place, frame.payload_bytes);
+                    inward.protocol.end_bulk(inward.id, &place, frame.payload_bytes);
                 }
             }
         }
     }
 
     /// The payload of a message follows: into a buffer of its own.
-    fn begin_message(
-        &mut self,
-        protocol: &mut Protocol,
-        now: Instant,
-        id: ConnectionId,
-        counters: &Counters,
-        messages: &mut MemoryWait,
-        frame: Frame,
-    ) -> Result<(), ReadEnd> {
-        let Some(buffer) = messages.alloc(frame.payload_len()) else {
-            self.incoming = Incoming::NeedsBuffer(frame);
+    fn begin_message(&mut self, inward: &mut Inward<'_>, frame: Frame) -> Result<(), ReadEnd> {
+        let Some(buffer) = inward.messages.alloc(frame.payload_len()) else {
+            self.incoming = Some(Incoming::NeedsBuffer(frame));
             self.is_hungry = true;
             return Err(ReadEnd::Hungry);
         };
-        self.fill(protocol, now, id, counters, frame, buffer, 0);
+        self.fill(inward, frame, buffer, 0);
         Ok(())
     }
 
     /// Moves what is staged of a message to its buffer, and hands the message over if that is all of it; else false.
-    #[allow(clippy::too_many_arguments)] // the parts of one message, each used once
-    fn fill(
-        &mut self,
-        protocol: &mut Protocol,
-        now: Instant,
-        id: ConnectionId,
-        counters: &Counters,
-        frame: Frame,
-        mut buffer: Buffer,
-        mut done: usize,
-    ) -> bool {
+    fn fill(&mut self, inward: &mut Inward<'_>, frame: Frame, mut buffer: Buffer, mut done: usize) -> bool {
         let staged = (self.end - self.start).min(buffer.len() - done);
         let from = &self.staging[self.start..self.start + staged];
-        copy_counted(counters, &mut buffer[done..done + staged], from);
+        copy_counted(inward.counters, &mut buffer[done..done + staged], from);
         self.start += staged;
         done += staged;
         if done < buffer.len() {
-            self.incoming = Incoming::Message { frame, buffer, done };
+            self.incoming = Some(Incoming::Message { frame, buffer, done });
             return false;
         }
-        protocol.handle_frame(now, id, &frame, Payload::Bytes(buffer.freeze()));
+        inward.protocol.handle_frame(inward.now, inward.id, &frame, Payload::Bytes(buffer.freeze()));
         true
     }
 
@@ -476,35 +451,23 @@ impl Socket {
     }
 
     /// A header is complete: where does its payload go?
-    fn begin(
-        &mut self,
-        protocol: &mut Protocol,
-        now: Instant,
-        id: ConnectionId,
-        counters: &Counters,
-        messages: &mut MemoryWait,
-        frame: Frame,
-    ) -> Result<(), ReadEnd> {
+    fn begin(&mut self, inward: &mut Inward<'_>, frame: Frame) -> Result<(), ReadEnd> {
         match frame.body {
-            FrameBody::Hello | FrameBody::HelloAck => self.incoming = Incoming::Staged(frame),
-            FrameBody::Put { .. } => {
+            FrameBody::Hello | FrameBody::HelloAck => self.incoming = Some(Incoming::Staged(frame)),
+            // A Put has one, says its parse.
+            FrameBody::Put { .. } | FrameBody::Reply { .. } if frame.payload_bytes > 0 => {
                 // Before memory is spent on it: a stranger has no right to any.
-                if !protocol.is_up(id) {
+                if !inward.protocol.is_up(inward.id) {
                     return Err(too_early(&frame));
                 }
-                self.begin_message(protocol, now, id, counters, messages, frame)?;
+                self.begin_message(inward, frame)?;
             }
             FrameBody::PullData { .. } | FrameBody::PushData { .. } => {
-                let place = protocol.begin_bulk(now, id, &frame).map_err(ReadEnd::Misbehaved)?;
-                self.incoming = Incoming::Bulk { frame, place, done: 0 };
+                let place =
+                    inward.protocol.begin_bulk(inward.now, inward.id, &frame).map_err(ReadEnd::Misbehaved)?;
+                self.incoming = Some(Incoming::Bulk { frame, place, done: 0 });
             }
-            FrameBody::Reply { .. } if frame.payload_bytes > 0 => {
-                if !protocol.is_up(id) {
-                    return Err(too_early(&frame));
-                }
-                self.begin_message(protocol, now, id, counters, messages, frame)?;
-            }
-            _ => protocol.handle_frame(now, id, &frame, Payload::None),
+            _ => inward.protocol.handle_frame(inward.now, inward.id, &frame, Payload::None),
         }
         Ok(())
     }

@@ -207,9 +207,7 @@ impl VerbsBackend {
         if let (Some(seal), Some(found)) = (fetched.seal, &link.seal) {
             let place = place_of(fetched.number);
             if found.opener.open_bulk(&place, &seal, &mut message).is_err() {
-                let Place { operation, name, segment_index, .. } = place;
-                let what = PeerMisbehaved::BrokenSeal { operation, name, segment_index };
-                return protocol.handle_misbehaviour(now, id, what);
+                return protocol.handle_misbehaviour(now, id, place.broken());
             }
         }
         let message = message.freeze();

@@ -21,7 +21,7 @@ use verbs_sys::work::HEAD_BYTES_MAX;
 use super::limits::{EAGER_BYTES, SEALING_BYTES};
 use super::rendezvous::{OFFER_BYTES, is_long};
 use super::{Tag, VerbsBackend};
-use crate::connection::{ConnectionId, Exposes, Outgoing, Payload};
+use crate::connection::{ConnectionId, Outgoing, Payload};
 use crate::error::{LocalError, NetError, PeerMisbehaved};
 use crate::exposure::ExposedPart;
 use crate::frame::{FrameBody, HEADER_BYTES};
@@ -204,16 +204,7 @@ impl VerbsBackend {
         }
         let payload = Payload::Small(encode_push_seals(&std::mem::take(seals)));
         let body = FrameBody::PushSeals { cookie, key, transfer };
-        let told = Outgoing {
-            body,
-            payload,
-            completes: None,
-            exposes: Exposes::new(),
-            invalidates: None,
-            is_damaged: false,
-            follows: None,
-            resends: 0,
-        };
+        let told = Outgoing::new(body, payload);
         self.send(protocol, id, told, Room::default());
     }
 
