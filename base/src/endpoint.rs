@@ -5,6 +5,7 @@
 
 use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::SocketAddrV4;
 use std::str::FromStr;
 
@@ -34,7 +35,7 @@ const _: () = assert!(
 );
 
 /// Address of one transfer machine. Ordered by its fields, in their order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
+#[derive(Clone, Copy, Debug, Eq, Encode, Decode)]
 pub struct Endpoint {
     /// Network id.
     pub nid: Nid,
@@ -44,6 +45,20 @@ pub struct Endpoint {
     pub portal: u16,
     /// Transfer machine id, at most [`TMID_MAX`].
     pub tmid: u16,
+}
+
+impl PartialEq for Endpoint {
+    /// One comparison of numbers, as in its order.
+    fn eq(&self, other: &Endpoint) -> bool {
+        self.order_key() == other.order_key()
+    }
+}
+
+impl Hash for Endpoint {
+    /// Two steps of a hash and not one for each field.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u128(self.order_key());
+    }
 }
 
 impl Ord for Endpoint {

@@ -215,6 +215,12 @@ impl Bulk {
         Bulk::default()
     }
 
+    /// True if there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.source.is_empty() && self.sink.is_empty()
+    }
+
     /// Bytes for the server to pull.
     #[must_use]
     pub fn from_source(source: Vec<SharedBuffer>) -> Bulk {

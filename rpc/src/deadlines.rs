@@ -1,13 +1,13 @@
 //! What is due when: times with names, of which the earliest is asked for again and again and most are called off before they come.
 //!
-//! A heap. What is called off stays in it until it comes to the top or until more than half of the heap is of that kind: then all of it goes at once. So a
-//! time that is set and called off costs no search, and in steady state nothing is allocated. Who sets a time keeps it: an entry counts
-//! while `is_set` says so.
+//! A line for times that are set in their order, as those of one interval are, and a heap for all others. What is called off stays where it is until it
+//! comes to the front or until more than half of all is of that kind: then all of it goes at once. So a time that is set and called off costs no
+//! search, and in steady state nothing is allocated. Who sets a time keeps it: an entry counts while `is_set` says so.
 //!
 //! Bound: twice the times that are set, and [`SLACK`]. Deterministic: by time, then by name.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 
 use base::Instant;
 
@@ -17,8 +17,10 @@ const SLACK: usize = 64;
 /// Times with names.
 #[derive(Debug)]
 pub struct Deadlines<K> {
+    /// Sorted.
+    line: VecDeque<(Instant, K)>,
     heap: BinaryHeap<Reverse<(Instant, K)>>,
-    /// Entries of the heap that count.
+    /// Entries that count.
     set_count: usize,
 }
 
@@ -26,14 +28,19 @@ impl<K: Copy + Ord> Deadlines<K> {
     /// Nothing is due.
     #[must_use]
     pub const fn new() -> Deadlines<K> {
-        Deadlines { heap: BinaryHeap::new(), set_count: 0 }
+        Deadlines { line: VecDeque::new(), heap: BinaryHeap::new(), set_count: 0 }
     }
 
     /// `name` is due at `at`. Nothing comes of it at [`Instant::NEVER`].
     pub fn set(&mut self, at: Instant, name: K) {
-        if at != Instant::NEVER {
+        if at == Instant::NEVER {
+            return;
+        }
+        self.set_count += 1;
+        if self.line.back().is_none_or(|last| *last <= (at, name)) {
+            self.line.push_back((at, name));
+        } else {
             self.heap.push(Reverse((at, name)));
-            self.set_count += 1;
         }
     }
 
@@ -43,22 +50,23 @@ impl<K: Copy + Ord> Deadlines<K> {
             return;
         }
         self.set_count = self.set_count.saturating_sub(1);
-        while let Some(Reverse((at, name))) = self.heap.peek().copied()
+        while let Some((at, name)) = self.first()
             && !is_set(at, name)
         {
-            self.heap.pop();
+            self.pop_first();
         }
-        if self.heap.len() > 2 * self.set_count + SLACK {
+        if self.line.len() + self.heap.len() > 2 * self.set_count + SLACK {
+            self.line.retain(|(at, name)| is_set(*at, *name));
             self.heap.retain(|Reverse((at, name))| is_set(*at, *name));
         }
     }
 
     /// Takes the earliest name that is due at `now`.
     pub fn take_due(&mut self, now: Instant, is_set: impl Fn(Instant, K) -> bool) -> Option<K> {
-        while let Some(Reverse((at, name))) = self.heap.peek().copied()
+        while let Some((at, name)) = self.first()
             && at <= now
         {
-            self.heap.pop();
+            self.pop_first();
             if is_set(at, name) {
                 self.set_count = self.set_count.saturating_sub(1);
                 return Some(name);
@@ -70,7 +78,25 @@ impl<K: Copy + Ord> Deadlines<K> {
     /// When something may be due next.
     #[must_use]
     pub fn next(&self) -> Option<Instant> {
-        self.heap.peek().map(|Reverse((at, _))| *at)
+        self.first().map(|(at, _)| at)
+    }
+
+    fn first(&self) -> Option<(Instant, K)> {
+        let (line, heap) = (self.line.front().copied(), self.heap.peek().map(|Reverse(first)| *first));
+        match (line, heap) {
+            (Some(line), Some(heap)) => Some(line.min(heap)),
+            (line, heap) => line.or(heap),
+        }
+    }
+
+    /// Takes out what [`Deadlines::first`] gives.
+    fn pop_first(&mut self) {
+        let heap = self.heap.peek().map(|Reverse(first)| first);
+        if self.line.front().is_some_and(|line| heap.is_none_or(|heap| line <= heap)) {
+            self.line.pop_front();
+        } else {
+            self.heap.pop();
+        }
     }
 }
 
@@ -113,8 +139,9 @@ mod tests {
                 }
             }
             assert!(
-                deadlines.heap.len() <= 2 * set.len() + SLACK + 1,
-                "{} for {}",
+                deadlines.line.len() + deadlines.heap.len() <= 2 * set.len() + SLACK + 1,
+                "{} and {} for {}",
+                deadlines.line.len(),
                 deadlines.heap.len(),
                 set.len()
             );

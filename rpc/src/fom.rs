@@ -14,9 +14,9 @@ use std::time::Duration;
 use base::{Instant, Right};
 use fops::{FopError, codec};
 use runtime::{SharedBuffer, copy_counted};
-use verbs_net::{BulkDescriptor, LocalError, NetError, PeerId};
+use verbs_net::{BulkCookie, BulkDescriptor, LocalError, NetError, PeerId};
 
-use crate::addb::Phase;
+use crate::addb::{Phase, Steps};
 use crate::inline::{Inline, inline_bytes};
 use crate::limits;
 use crate::machine::RpcMachine;
@@ -35,22 +35,56 @@ pub(crate) struct FomInner {
     pub(crate) config_version: u64,
     pub(crate) request_id: u64,
     pub(crate) opcode: u16,
+    /// On the heap: most requests have none, and a fom is moved from hand to hand before it runs.
+    pub(crate) bulk: Option<Box<RequestBulk>>,
+    /// `None`: one-way.
+    pub(crate) ticket: Option<Ticket>,
+    /// When it arrived.
+    pub(crate) since: Instant,
+    /// When it got its place among the foms.
+    pub(crate) begun: Instant,
+    /// At the watchdog.
+    pub(crate) place: FomPlace,
+}
+
+/// How far a fom came when its task began it.
+#[derive(Clone, Copy)]
+pub(crate) struct Begun {
+    at_once: Steps,
+    /// Without `authenticate`, which has a record of its own then.
+    later: Steps,
+}
+
+impl Begun {
+    /// It may not do that, or not now.
+    pub(crate) const REFUSED: Begun = Begun {
+        at_once: Steps::new(&[Phase::Authenticate], Phase::Authorise),
+        later: Steps::new(&[], Phase::Authorise),
+    };
+    /// Its body is not one.
+    pub(crate) const UNREADABLE: Begun = Begun {
+        at_once: Steps::new(&[Phase::Authenticate, Phase::Authorise], Phase::Decode),
+        later: Steps::new(&[Phase::Authorise], Phase::Decode),
+    };
+    /// Its handler begins.
+    pub(crate) const RUNS: Begun = Begun {
+        at_once: Steps::new(&[Phase::Authenticate, Phase::Authorise, Phase::Decode], Phase::Run),
+        later: Steps::new(&[Phase::Authorise, Phase::Decode], Phase::Run),
+    };
+}
+
+/// The memory of a fom that ended.
+pub(crate) struct FomRoom(Rc<FomInner>);
+
+/// What a request's bulk is, and what of it the reply brings.
+pub(crate) struct RequestBulk {
     pub(crate) source: Option<BulkDescriptor>,
     /// A source that came with the request.
     pub(crate) inline: Option<InlineSource>,
     pub(crate) sink: Option<BulkDescriptor>,
     /// What the reply brings for the sink.
     pub(crate) answer: RefCell<InlineAnswer>,
-    /// `None`: one-way.
-    pub(crate) ticket: Option<Ticket>,
-    /// When it arrived.
-    pub(crate) since: Instant,
-    /// At the watchdog.
-    pub(crate) place: FomPlace,
 }
-
-/// The memory of a fom that ended.
-pub(crate) struct FomRoom(Rc<FomInner>);
 
 /// Bulk that came inside of a request.
 pub(crate) struct InlineSource {
@@ -110,9 +144,30 @@ impl Fom {
     /// Its memory, for the next: without what it held of others' memory. `None`: somebody else still holds the fom.
     pub(crate) fn into_room(mut self) -> Option<FomRoom> {
         let inner = Rc::get_mut(&mut self.0)?;
-        (inner.source, inner.inline, inner.sink) = (None, None, None);
-        inner.answer.take();
+        inner.bulk = None;
         Some(FomRoom(self.0))
+    }
+
+    fn source(&self) -> Option<&BulkDescriptor> {
+        self.0.bulk.as_ref()?.source.as_ref()
+    }
+
+    fn inline(&self) -> Option<&InlineSource> {
+        self.0.bulk.as_ref()?.inline.as_ref()
+    }
+
+    pub(crate) fn sink(&self) -> Option<&BulkDescriptor> {
+        self.0.bulk.as_ref()?.sink.as_ref()
+    }
+
+    /// The exposure that ends with the reply: a sink before a source, as it is what the requester waits for.
+    pub(crate) fn concluded(&self) -> Option<BulkCookie> {
+        self.sink().or(self.source()).map(BulkDescriptor::cookie)
+    }
+
+    /// What the reply brings for the sink: taken out.
+    pub(crate) fn take_answer(&self) -> InlineAnswer {
+        self.0.bulk.as_ref().map(|bulk| bulk.answer.take()).unwrap_or_default()
     }
 
     /// Who asks: authenticated by the transfer machine.
@@ -156,7 +211,21 @@ impl Fom {
     /// The request enters a phase.
     pub fn phase(&self, phase: Phase) {
         let at = self.0.machine.locality().now();
-        self.0.machine.record_phase(at, self.0.place, phase, self.0.request_id, self.0.opcode);
+        self.0.machine.enter_phase(at, self.0.place, phase);
+        self.0.machine.addb().phase(at, phase, self.0.request_id, self.0.opcode, 0);
+    }
+
+    /// The fom's task begins: `authenticate` it passed when it got its place, the other phases now. One record, unless it had to wait for its task.
+    pub(crate) fn begin(&self, begun: Begun) {
+        let FomInner { machine, place, request_id, opcode, begun: begun_at, .. } = &*self.0;
+        let now = machine.locality().now();
+        machine.enter_phase(now, *place, begun.later.last);
+        let mut steps = begun.at_once;
+        if now != *begun_at {
+            machine.addb().phase(*begun_at, Phase::Authenticate, *request_id, *opcode, 0);
+            steps = begun.later;
+        }
+        machine.addb().steps(now, steps, *request_id, *opcode, 0);
     }
 
     /// The handler holds the request back on purpose until `until` at the latest, for news or for a lock: while what this gives lives the requester
@@ -194,25 +263,25 @@ impl Fom {
     /// Bytes that [`Fom::pull`] will bring: 0 if the request has no source.
     #[must_use]
     pub fn bulk_source_bytes(&self) -> u64 {
-        match &self.0.inline {
+        match self.inline() {
             Some(source) => source.inline.total_bytes(),
-            None => self.0.source.as_ref().map_or(0, BulkDescriptor::total_bytes),
+            None => self.source().map_or(0, BulkDescriptor::total_bytes),
         }
     }
 
     /// Lengths of the segments that [`Fom::pull`] will bring.
     #[must_use]
     pub fn source_segment_lengths(&self) -> &[u32] {
-        match &self.0.inline {
+        match self.inline() {
             Some(source) => &source.inline.lengths,
-            None => self.0.source.as_ref().map_or(&[], BulkDescriptor::segment_lengths),
+            None => self.source().map_or(&[], BulkDescriptor::segment_lengths),
         }
     }
 
     /// Lengths of the segments that [`Fom::push`] can fill.
     #[must_use]
     pub fn sink_segment_lengths(&self) -> &[u32] {
-        self.0.sink.as_ref().map_or(&[], BulkDescriptor::segment_lengths)
+        self.sink().map_or(&[], BulkDescriptor::segment_lengths)
     }
 
     /// Moves the request's bulk here: one buffer per segment of its source. Nothing if it has none. What came inside of the request is copied into
@@ -220,10 +289,10 @@ impl Fom {
     ///
     /// Errors: `Bulk`, when the transfer fails or the deadline passes.
     pub async fn pull(&self) -> Result<Vec<SharedBuffer>, FopError> {
-        if let Some(source) = &self.0.inline {
+        if let Some(source) = self.inline() {
             return Ok(self.unpack(source).await);
         }
-        let Some(source) = &self.0.source else { return Ok(Vec::new()) };
+        let Some(source) = self.source() else { return Ok(Vec::new()) };
         let mut tries = Tries::new(self);
         loop {
             let transfer = self.0.machine.start_pull(self.0.peer, source, tries.try_until());
@@ -262,9 +331,8 @@ impl Fom {
             return Ok(());
         }
         let lengths = self.sink_segment_lengths();
-        let (Some(sink), Some(lengths)) =
-            (&self.0.sink, lengths.get(first_segment..).and_then(|rest| rest.get(..parts.len())))
-        else {
+        let wanted = lengths.get(first_segment..).and_then(|rest| rest.get(..parts.len()));
+        let (Some(bulk), Some(sink), Some(lengths)) = (&self.0.bulk, self.sink(), wanted) else {
             let reason = format!(
                 "the request has a sink of {} segments, and segments {first_segment} to {} are to be filled",
                 lengths.len(),
@@ -279,7 +347,7 @@ impl Fom {
             }
         }
         let bytes_max = self.0.machine.inline_bytes_to(self.0.peer.endpoint);
-        if self.0.ticket.is_some() && self.0.answer.borrow_mut().try_add(first_segment, &parts, bytes_max) {
+        if self.0.ticket.is_some() && bulk.answer.borrow_mut().try_add(first_segment, &parts, bytes_max) {
             return Ok(());
         }
         self.transfer(sink, first_segment, parts).await
@@ -287,8 +355,8 @@ impl Fom {
 
     /// The reply has no room for what was meant to travel with it.
     pub(crate) async fn push_instead(&self) -> Result<(), FopError> {
-        let InlineAnswer { first_segment, parts } = std::mem::take(&mut *self.0.answer.borrow_mut());
-        match &self.0.sink {
+        let InlineAnswer { first_segment, parts } = self.take_answer();
+        match self.sink() {
             Some(sink) if !parts.is_empty() => self.transfer(sink, first_segment, parts).await,
             _ => Ok(()),
         }

@@ -327,7 +327,9 @@ impl<P> Queues<P> {
                 if !take(&mut room, &entry.shape, limits, items_max) {
                     break 'urgent;
                 }
-                parcels.extend(queue.pop_front().map(|entry| entry.parcel));
+                if let Some(entry) = queue.pop_front() {
+                    parcels.push(entry.parcel);
+                }
             }
         }
         let is_full =

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use base::checksum::{crc32c, crc32c_of_parts};
+use base::checksum::{crc32c, crc32c_blanking};
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -287,7 +287,7 @@ impl Header {
             return Err(PeerMisbehaved::Version { got: raw.version, known: VERSION });
         }
         let claimed = raw.crc32c.get();
-        let sum = crc32c_of_parts(&[&item[..CRC_RANGE.start], &[0; 4], &item[CRC_RANGE.end..]]);
+        let sum = crc32c_blanking::<4>(item, CRC_RANGE.start);
         if claimed != sum {
             return Err(PeerMisbehaved::Checksum { claimed, computed: sum });
         }

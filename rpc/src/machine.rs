@@ -27,19 +27,19 @@ use base::{Endpoint, Instant, LookupMap, Right, Rights};
 use fops::codec::{self, CodecError};
 use fops::{Fop, FopError, Opcode, Repeat};
 use runtime::sync::Notify;
-use runtime::{Buffer, Driver, LocalityHandle, SharedBuffer, copy_counted};
+use runtime::{Buffer, CountedCopies, Driver, LocalityHandle, SharedBuffer, copy_counted};
 use smallvec::SmallVec;
 use verbs_net::{
     BulkCookie, BulkDescriptor, Event, Lane, NetError, PeerId, Refused, Retract, Retraction, SendOptions,
     TransferId, TransferMachine,
 };
 
-use crate::addb::{Event as AddbEvent, Phase, Record, Ring, Side};
+use crate::addb::{Event as AddbEvent, Phase, Record, Ring, Side, Steps};
 use crate::bug::Bug;
 use crate::config::{Answer, Bulk, CallOptions, RpcConfig};
 use crate::discovery::Discoveries;
 use crate::error::{CallError, Cause};
-use crate::fom::{Fom, FomInner, InlineBytes, InlineSource};
+use crate::fom::{Begun, Fom, FomInner, InlineBytes, InlineSource, RequestBulk};
 use crate::fom_tasks::{Assignment, Desk, FomTasks};
 use crate::formation::{Formation, FormationStats, Formed, Priority, Shape};
 use crate::group::Group;
@@ -240,6 +240,9 @@ enum Message {
     Taken,
 }
 
+/// How a call ended. The error on the heap: a record is moved, and an error is rare.
+type CallEnd = Result<(Header, SharedBuffer), Box<CallError>>;
+
 struct CallRecord {
     peer: Endpoint,
     operation: &'static str,
@@ -250,7 +253,9 @@ struct CallRecord {
     formation_wait: Duration,
     /// When it was made.
     since: Instant,
-    result: Option<Result<(Header, SharedBuffer), CallError>>,
+    /// It had to wait for a slot, and ADDB has been told that it was made.
+    waits: bool,
+    result: Option<CallEnd>,
     waker: Option<Waker>,
 }
 
@@ -275,9 +280,7 @@ struct Request {
     /// When it arrived.
     since: Instant,
     deadline: Instant,
-    source: Option<BulkDescriptor>,
-    inline: Option<Inline>,
-    sink: Option<BulkDescriptor>,
+    bulk: Option<Box<RequestBulk>>,
     bytes: SharedBuffer,
 }
 
@@ -477,16 +480,9 @@ impl RpcMachine {
         }
     }
 
-    pub(crate) fn record_phase(
-        &self,
-        at: Instant,
-        place: FomPlace,
-        phase: Phase,
-        request_id: u64,
-        opcode: u16,
-    ) {
+    /// A fom is at another phase.
+    pub(crate) fn enter_phase(&self, at: Instant, place: FomPlace, phase: Phase) {
         self.0.watchdog.borrow_mut().enter(at, place, phase);
-        self.0.addb.phase(at, phase, request_id, opcode, 0);
     }
 
     /// A message was given up.
@@ -549,13 +545,22 @@ impl RpcMachine {
         loop {
             let Assignment { fom, item, body } = desk.next().await;
             let fom = Fom::in_room(fom, room.take());
-            let begun = self.begin_fom(&fom, is_always).and_then(|()| {
-                fom.phase(Phase::Decode);
-                let request = codec::decode::<F>(&item[body])
-                    .map_err(|error| FopError::BadRequest { reason: format!("{}: {error}", F::NAME) })?;
-                fom.phase(Phase::Run);
-                Ok(handler(fom.clone(), request))
-            });
+            let begun = match self.begin_fom(&fom, is_always) {
+                Ok(()) => match codec::decode::<F>(&item[body]) {
+                    Ok(request) => {
+                        fom.begin(Begun::RUNS);
+                        Ok(handler(fom.clone(), request))
+                    }
+                    Err(error) => {
+                        fom.begin(Begun::UNREADABLE);
+                        Err(FopError::BadRequest { reason: format!("{}: {error}", F::NAME) })
+                    }
+                },
+                Err(error) => {
+                    fom.begin(Begun::REFUSED);
+                    Err(error)
+                }
+            };
             drop(item); // the request's memory goes back before it waits for anything
             let result = match begun {
                 Ok(running) => match running.await {
@@ -564,7 +569,6 @@ impl RpcMachine {
                 },
                 Err(error) => Err(error),
             };
-            fom.phase(Phase::Reply);
             self.finish_fom(&fom, result).await;
             room = fom.into_room();
             if !tasks.is_kept(&desk) {
@@ -604,11 +608,16 @@ impl RpcMachine {
         if self.service_state() == ServiceState::Stopped {
             return Err(CallError::Draining);
         }
-        check_bulk(F::NAME, &bulk)?;
-        let inline = self.inline_source(to, &bulk);
-        let exposed = Exposed::new(self, bulk, inline.is_some());
-        let source_bytes = inline.unwrap_or(exposed.source_bytes.len());
-        let front = HEADER_BYTES + source_bytes + exposed.sink_bytes.len();
+        let (mut inline, mut exposed) = (None, None);
+        if !bulk.is_empty() {
+            check_bulk(F::NAME, &bulk)?;
+            inline = self.inline_source(to, &bulk);
+            exposed = Some(Exposed::new(self, bulk, inline.is_some()));
+        }
+        let (source_bytes, sink_bytes) =
+            exposed.as_ref().map_or((0, 0), |exposed| (exposed.source_bytes.len(), exposed.sink_bytes.len()));
+        let source_bytes = inline.unwrap_or(source_bytes);
+        let front = HEADER_BYTES + source_bytes + sink_bytes;
         let begun = self.0.locality.now();
         let encoded = match self.try_encode(front, fop) {
             Some(encoded) => encoded,
@@ -631,27 +640,34 @@ impl RpcMachine {
         let mut header = Header::control(Kind::Request { opcode: F::OPCODE as u16 }, SessionId(0), 0, Xid(0));
         header.is_inline = inline.is_some();
         header.source_bytes = short(source_bytes);
-        header.sink_bytes = short(exposed.sink_bytes.len());
+        header.sink_bytes = short(sink_bytes);
         header.body_bytes = length(item.len() - front);
         header.request_id = self.next_request_id();
-        if header.is_inline {
-            self.0.figures.borrow_mut().inline_requests += 1;
-            self.write_inline(&mut item[header.source_range()], 0, &exposed.inline_source);
-        } else {
-            item[header.source_range()].copy_from_slice(&exposed.source_bytes);
+        let mut exposes = Cookies::new();
+        if let Some(exposed) = &exposed {
+            if header.is_inline {
+                self.0.figures.borrow_mut().inline_requests += 1;
+                self.write_inline(&mut item[header.source_range()], 0, &exposed.inline_source);
+            } else {
+                item[header.source_range()].copy_from_slice(&exposed.source_bytes);
+            }
+            item[header.sink_range()].copy_from_slice(&exposed.sink_bytes);
+            exposes = exposed.cookies();
         }
-        item[header.sink_range()].copy_from_slice(&exposed.sink_bytes);
 
-        let exposes = exposed.cookies();
         let since = self.0.locality.now();
-        let (header, bytes) = self.submit(to, F::NAME, F::REPEAT, header, item, exposes, options).await?;
-        // Of a push that was changed on its way nothing is left.
-        let mut sink = exposed.take_back().await.map_err(|error| CallError::Net {
-            peer: to,
-            operation: F::NAME,
-            age: self.0.locality.now() - since,
-            error,
-        })?;
+        let submitted = self.submit(to, F::NAME, F::REPEAT, header, item, exposes, options);
+        let (header, bytes) = submitted.await.map_err(|error| *error)?;
+        let mut sink = Vec::new();
+        if let Some(exposed) = exposed {
+            // Of a push that was changed on its way nothing is left.
+            sink = exposed.take_back().await.map_err(|error| CallError::Net {
+                peer: to,
+                operation: F::NAME,
+                age: self.0.locality.now() - since,
+                error,
+            })?;
+        }
         self.see_config_version(header.config_version);
         let body = &bytes[header.body_range()];
         let wrong = |reason: String| CallError::BadReply { peer: to, operation: F::NAME, reason };
@@ -765,15 +781,17 @@ impl RpcMachine {
         name: &'static str,
         reply: &R,
     ) -> Result<Buffer, FopError> {
-        let source_bytes = fom.0.answer.borrow().item_bytes();
+        let answer = fom.0.bulk.as_ref().map(|bulk| &bulk.answer);
+        let source_bytes = answer.map_or(0, |answer| answer.borrow().item_bytes());
         let internal = |error: CodecError| FopError::Internal {
             reason: format!("the reply to {name} does not encode: {error}"),
         };
         match self.encode(HEADER_BYTES + source_bytes, reply).await {
             Ok(mut item) if source_bytes > 0 => {
-                let answer = fom.0.answer.borrow();
-                let room = &mut item[HEADER_BYTES..HEADER_BYTES + source_bytes];
-                self.write_inline(room, short(answer.first_segment), &answer.parts);
+                if let Some(answer) = answer.map(RefCell::borrow) {
+                    let room = &mut item[HEADER_BYTES..HEADER_BYTES + source_bytes];
+                    self.write_inline(room, short(answer.first_segment), &answer.parts);
+                }
                 self.0.figures.borrow_mut().inline_replies += 1;
                 Ok(item)
             }
@@ -845,8 +863,8 @@ impl RpcMachine {
     ) -> CallWait {
         let now = self.0.locality.now();
         let CallOptions { deadline, unreachable_max, priority, formation_wait } = options;
-        let id =
-            self.0.requester.borrow_mut().submit(now, CallSpec { to, repeat, deadline, unreachable_max });
+        let spec = CallSpec { to, repeat, deadline, unreachable_max };
+        let (id, waits) = self.0.requester.borrow_mut().submit(now, spec);
         let message = Message::Fresh(item);
         let record = CallRecord {
             peer: to,
@@ -857,10 +875,13 @@ impl RpcMachine {
             priority,
             formation_wait,
             since: now,
+            waits,
             result: None,
             waker: None,
         };
-        self.0.addb.phase(now, Phase::Submit, header.request_id, opcode_of(header.kind), 0);
+        if waits {
+            self.0.addb.phase(now, Phase::Submit, header.request_id, opcode_of(header.kind), 0);
+        }
         self.0.calls.borrow_mut().insert(id, record);
         CallWait { machine: self.clone(), id, is_done: false }
     }
@@ -894,7 +915,9 @@ impl RpcMachine {
         loop {
             let next = self.0.requester.borrow_mut().poll_failure();
             let Some((id, failure)) = next else { break };
-            self.end_call(id, failure.kind.number(), |record| Err(self.call_error(record, failure)));
+            self.end_call(id, failure.kind.number(), |record| {
+                Err(Box::new(self.call_error(record, failure)))
+            });
         }
     }
 
@@ -904,11 +927,11 @@ impl RpcMachine {
         let mut calls = self.0.calls.borrow_mut();
         let record = calls.get_mut(&call)?;
         let mut wait = Duration::ZERO; // a resend has waited enough
-        let mut phase = Phase::Resend;
+        let mut is_first = false;
         let mut item = match std::mem::replace(&mut record.message, Message::Taken) {
             Message::Fresh(item) => {
                 wait = record.formation_wait;
-                phase = Phase::Send;
+                is_first = true;
                 item
             }
             Message::Sent(shared) => match shared.try_unshare() {
@@ -940,19 +963,20 @@ impl RpcMachine {
         let shared = item.freeze();
         record.message = Message::Sent(shared.clone());
         let (exposes, request_id) = (record.exposes.clone(), record.header.request_id);
-        self.0.addb.phase(now, phase, request_id, opcode_of(record.header.kind), 0);
+        let opcode = opcode_of(record.header.kind);
+        const SEND: Steps = Steps::new(&[Phase::Submit], Phase::Send);
+        match (is_first, record.waits) {
+            (true, false) => self.0.addb.steps(now, SEND, request_id, opcode, 0),
+            (true, true) => self.0.addb.phase(now, Phase::Send, request_id, opcode, 0),
+            (false, _) => self.0.addb.phase(now, Phase::Resend, request_id, opcode, 0),
+        }
         let call = Some((call, place.session));
         let parcel = Parcel { message: shared, exposes, invalidates: None, request_id, call, follows: None };
         Some(((record.priority, now + wait), parcel))
     }
 
     /// `failure`: the number of what went wrong, if something did.
-    fn end_call(
-        &self,
-        id: CallId,
-        failure: u32,
-        result: impl FnOnce(&CallRecord) -> Result<(Header, SharedBuffer), CallError>,
-    ) {
+    fn end_call(&self, id: CallId, failure: u32, result: impl FnOnce(&CallRecord) -> CallEnd) {
         let mut calls = self.0.calls.borrow_mut();
         let Some(record) = calls.get_mut(&id) else { return };
         let result = result(record);
@@ -1127,15 +1151,19 @@ impl RpcMachine {
         packet::write_header(&mut room, short(parcels.len()));
         let mut at = PACKET_HEADER_BYTES;
         let mut exposes = Cookies::new();
+        // Formation puts one item that concludes an exposure into a packet.
+        let (mut invalidates, mut follows) = (None, None);
+        let mut copies = CountedCopies::new(self.0.locality.counters());
         for parcel in parcels {
             let range = packet::write_length(&mut room, at, parcel.message.len());
             at = range.end;
-            copy_counted(self.0.locality.counters(), &mut room[range], &parcel.message);
-            exposes.extend_from_slice(&parcel.exposes);
+            copies.copy(&mut room[range], &parcel.message);
+            if !parcel.exposes.is_empty() {
+                exposes.extend_from_slice(&parcel.exposes);
+            }
+            invalidates = invalidates.or(parcel.invalidates);
+            follows = follows.or(parcel.follows);
         }
-        // Formation puts one item that concludes an exposure into a packet.
-        let invalidates = parcels.iter().find_map(|parcel| parcel.invalidates);
-        let follows = parcels.iter().find_map(|parcel| parcel.follows);
         let request_id = parcels.first().map_or(0, |parcel| parcel.request_id);
         Parcel { message: room.freeze(), exposes, invalidates, request_id, call: None, follows }
     }
@@ -1296,20 +1324,10 @@ impl RpcMachine {
             Kind::OneWay { .. } => {
                 if self.has_room() && self.service_state() == ServiceState::Running {
                     let deadline = now + Duration::from_millis(header.time_left_ms.into());
-                    let (source, inline, sink) = (None, None, None);
+                    let (ticket, bulk) = (None, None);
                     self.start_or_queue(
                         now,
-                        Request {
-                            ticket: None,
-                            peer: from,
-                            header,
-                            since: now,
-                            deadline,
-                            source,
-                            inline,
-                            sink,
-                            bytes,
-                        },
+                        Request { ticket, peer: from, header, since: now, deadline, bulk, bytes },
                     );
                 }
             }
@@ -1432,25 +1450,14 @@ impl RpcMachine {
         header: Header,
         bytes: SharedBuffer,
     ) -> Result<(), PeerMisbehaved> {
-        let mut source = None;
-        let mut inline = None;
-        if header.is_inline {
-            let found = Inline::parse(&bytes[header.source_range()])?;
-            if found.first_segment != 0 {
-                let value = wide(found.first_segment);
-                return Err(PeerMisbehaved::Field { name: "first segment of a source", value });
-            }
-            inline = Some(found);
-        } else {
-            source = parse_descriptor(&bytes[header.source_range()])?;
-        }
-        let sink = parse_descriptor(&bytes[header.sink_range()])?;
+        let bulk = parse_bulk(&header, &bytes)?;
+        let sink = bulk.as_ref().and_then(|bulk| bulk.sink.as_ref());
         let has_room = self.has_room();
         let mut decision = self.0.responder.borrow_mut().handle_request(now, from, &header, has_room)?;
-        if matches!(decision, Decision::Resend(_)) && self.must_repeat(from, &header, sink.as_ref()) {
+        if matches!(decision, Decision::Resend(_)) && self.must_repeat(from, &header, sink) {
             // Without room the requester asks again.
             let ticket = has_room.then(|| self.0.responder.borrow_mut().repeat(from, &header)).flatten();
-            if let (Some(_), Some(sink)) = (&ticket, &sink) {
+            if let (Some(_), Some(sink)) = (&ticket, sink) {
                 self.0.tm.borrow_mut().forget_pushes(from, sink.cookie());
             }
             decision = ticket.map_or(Decision::Ignore, Decision::Execute);
@@ -1460,10 +1467,10 @@ impl RpcMachine {
             let ticket = Some(ticket);
             self.start_or_queue(
                 now,
-                Request { ticket, peer: from, header, since: now, deadline, source, inline, sink, bytes },
+                Request { ticket, peer: from, header, since: now, deadline, bulk, bytes },
             );
         } else {
-            let follows = sink.as_ref().map(BulkDescriptor::cookie);
+            let follows = sink.map(BulkDescriptor::cookie);
             self.answer_without_running(now, from, &header, decision, follows);
         }
         Ok(())
@@ -1647,11 +1654,7 @@ impl RpcMachine {
     }
 
     fn start_fom(&self, now: Instant, request: Request) {
-        let Request { ticket, peer, header, since, deadline, source, inline, sink, bytes } = request;
-        let inline = inline.map(|inline| InlineSource {
-            inline,
-            bytes: RefCell::new(InlineBytes::Item(bytes.slice(header.source_range()))),
-        });
+        let Request { ticket, peer, header, since, deadline, bulk, bytes } = request;
         if deadline <= now {
             // Nobody waits for it any more. Its slot says so to whoever asks.
             self.0.figures.borrow_mut().expired += 1;
@@ -1675,15 +1678,12 @@ impl RpcMachine {
             config_version: header.config_version,
             request_id: header.request_id,
             opcode,
-            source,
-            inline,
-            sink,
-            answer: RefCell::default(),
+            bulk,
             ticket,
             since,
+            begun: now,
             place,
         };
-        self.record_phase(now, place, phase, header.request_id, opcode);
         let next = Assignment { fom, item: bytes, body: header.body_range() };
         let served = self.0.handlers.borrow().get(&opcode).map(|served| Rc::clone(&served.start));
         match served {
@@ -1693,11 +1693,11 @@ impl RpcMachine {
                 drop(self.0.locality.spawn("fom of a type that is not served", async move {
                     let fom = Fom::in_room(next.fom, None);
                     let reason = format!("opcode {opcode} is not served at {}", machine.endpoint());
+                    fom.begin(Begun::REFUSED);
                     let refusal = match machine.begin_fom(&fom, false) {
                         Ok(()) => FopError::BadRequest { reason },
                         Err(error) => error,
                     };
-                    fom.phase(Phase::Reply);
                     machine.finish_fom(&fom, Err(refusal)).await;
                 }));
             }
@@ -1709,7 +1709,6 @@ impl RpcMachine {
         if !is_always || self.service_state() == ServiceState::Stopped {
             self.0.service.borrow().admit()?;
         }
-        fom.phase(Phase::Authorise);
         // Who may do everything, as all may that share a secret, is not held up by the table.
         let may_all = self.0.tm.borrow().rights(fom.peer()) == Rights::ALL;
         if !may_all && let Some(opcode) = Opcode::from_number(fom.0.opcode) {
@@ -1719,7 +1718,7 @@ impl RpcMachine {
             authorise(fom.peer(), fom.0.opcode)?;
         }
         let too_large = |bytes: u64| bytes > REQUEST_BULK_BYTES_MAX;
-        let sink_bytes = fom.0.sink.as_ref().map_or(0, BulkDescriptor::total_bytes);
+        let sink_bytes = fom.sink().map_or(0, BulkDescriptor::total_bytes);
         if too_large(fom.bulk_source_bytes()) || too_large(sink_bytes) {
             let reason = format!(
                 "a request names {} bytes of source and {sink_bytes} of sink; at most {REQUEST_BULK_BYTES_MAX} each",
@@ -1743,13 +1742,14 @@ impl RpcMachine {
             let message = match result {
                 Ok(mut item) => {
                     let config_version = self.config_version().get();
-                    let source_bytes = std::mem::take(&mut *fom.0.answer.borrow_mut()).item_bytes();
+                    let source_bytes = fom.take_answer().item_bytes();
                     let body_bytes = length(item.len() - HEADER_BYTES - source_bytes);
                     let (is_inline, source_bytes) = (source_bytes > 0, short(source_bytes));
                     Header { is_inline, source_bytes, body_bytes, config_version, ..reply }.seal(&mut item);
                     Some(item.freeze())
                 }
                 Err(error) => {
+                    fom.phase(Phase::Reply); // by itself: it may have to wait for memory
                     let failed = Header { kind: kind(Status::Failed), ..reply };
                     let small = self.seal_error(self.alloc(SMALL_ITEM_BYTES).await, failed, &error);
                     match small {
@@ -1763,14 +1763,13 @@ impl RpcMachine {
                 }
             };
             let now = self.0.locality.now();
-            let follows = fom.0.sink.as_ref().map(BulkDescriptor::cookie);
+            let follows = fom.sink().map(BulkDescriptor::cookie);
             self.0.holds.borrow_mut().answered(now, ticket, follows);
             if let Some(message) = message
                 && self.0.responder.borrow_mut().finish(now, ticket, message.clone())
             {
-                // A sink before a source: it is what the requester waits for. A resent reply names none: the requester's own
-                // invalidation or the end of the connection takes care of that.
-                let invalidates = fom.0.sink.as_ref().or(fom.0.source.as_ref()).map(BulkDescriptor::cookie);
+                // A resent reply names none: the requester's own invalidation or the end of the connection takes care of that.
+                let invalidates = fom.concluded();
                 let (exposes, request_id) = (Cookies::new(), fom.request_id());
                 let parcel = Parcel { message, exposes, invalidates, request_id, call: None, follows: None };
                 let _ = self.send(now, ticket.peer, true, parcel); // lost: the resend finds it in the cache
@@ -1778,7 +1777,11 @@ impl RpcMachine {
         }
         let now = self.0.locality.now();
         let opcode = fom.0.opcode;
-        self.0.addb.phase(now, Phase::Done, fom.request_id(), opcode, status);
+        const DONE: Steps = Steps::new(&[Phase::Reply], Phase::Done);
+        match status {
+            0 => self.0.addb.steps(now, DONE, fom.request_id(), opcode, status),
+            _ => self.0.addb.phase(now, Phase::Done, fom.request_id(), opcode, status),
+        }
         self.0.addb.ended(now, Side::Server, opcode, fom.0.since);
         self.0.watchdog.borrow_mut().end(fom.0.place);
         if !is_leaked {
@@ -1874,6 +1877,27 @@ fn too_long<T: codec::Encode>(front: usize, body: &T) -> CodecError {
         Ok(bytes) => CodecError::TooLong { bytes: front + bytes.len() },
         Err(error) => error,
     }
+}
+
+/// What a request says of bulk; `None` of most.
+fn parse_bulk(header: &Header, item: &SharedBuffer) -> Result<Option<Box<RequestBulk>>, PeerMisbehaved> {
+    if header.source_bytes == 0 && header.sink_bytes == 0 && !header.is_inline {
+        return Ok(None);
+    }
+    let mut bulk = RequestBulk { source: None, inline: None, sink: None, answer: RefCell::default() };
+    if header.is_inline {
+        let bytes = item.slice(header.source_range());
+        let inline = Inline::parse(&bytes)?;
+        if inline.first_segment != 0 {
+            let value = wide(inline.first_segment);
+            return Err(PeerMisbehaved::Field { name: "first segment of a source", value });
+        }
+        bulk.inline = Some(InlineSource { inline, bytes: RefCell::new(InlineBytes::Item(bytes)) });
+    } else {
+        bulk.source = parse_descriptor(&item[header.source_range()])?;
+    }
+    bulk.sink = parse_descriptor(&item[header.sink_range()])?;
+    Ok(Some(Box::new(bulk)))
 }
 
 fn parse_descriptor(bytes: &[u8]) -> Result<Option<BulkDescriptor>, PeerMisbehaved> {
@@ -2013,7 +2037,7 @@ struct CallWait {
 }
 
 impl Future for CallWait {
-    type Output = Result<(Header, SharedBuffer), CallError>;
+    type Output = CallEnd;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let mut calls = self.machine.0.calls.borrow_mut();

@@ -156,7 +156,7 @@ impl Pair {
     ) -> CallId {
         let deadline = self.now + Duration::from_secs(seconds);
         let spec = CallSpec { to: self.server_peer.endpoint, repeat, deadline, unreachable_max };
-        let id = self.client.submit(self.now, spec);
+        let (id, _) = self.client.submit(self.now, spec);
         self.tags.insert(id, tag);
         self.pump();
         id

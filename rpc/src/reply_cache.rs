@@ -79,7 +79,7 @@ struct Slot<B> {
 }
 
 /// A reply's place in the order of age. Stale once its slot has moved on.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Kept {
     seq: u64,
     session: SessionId,
@@ -268,13 +268,13 @@ impl<B: Clone + AsRef<[u8]>> ReplyCache<B> {
     /// The request ran: keeps its reply, if the bounds allow. False if the session is gone: nobody waits for the reply.
     pub fn finish(&mut self, now: Instant, session: SessionId, slot: u16, xid: Xid, reply: B) -> bool {
         let bytes = reply.as_ref().len();
-        match self.slots.get(&session).and_then(|slots| slots.get(usize::from(slot))) {
-            Some(entry) if entry.last_xid == xid || self.broken => {}
-            _ => return false,
-        }
+        let entry = self.slots.get_mut(&session).and_then(|slots| slots.get_mut(usize::from(slot)));
+        let Some(entry) = entry.filter(|entry| entry.last_xid == xid || self.broken) else { return false };
         let seq = self.next_seq;
         self.next_seq += 1;
-        self.set(session, slot, xid, SlotState::Done { kept: Some((reply, seq)) });
+        entry.last_xid = xid;
+        let before = std::mem::replace(&mut entry.state, SlotState::Done { kept: Some((reply, seq)) });
+        self.forget(&before);
         self.kept_count += 1;
         self.kept_bytes += bytes;
         self.order.push_back(Kept {
@@ -325,12 +325,15 @@ impl<B: Clone + AsRef<[u8]>> ReplyCache<B> {
     /// Lets go of at most `count_max` places at the old end whose lifetime is over or whose slot went on.
     fn walk(&mut self, now: Instant, count_max: usize) {
         for _ in 0..count_max {
-            let Some(oldest) = self.order.pop_front() else { break };
-            if oldest.until > now && self.is_kept(&oldest) {
-                self.order.push_front(oldest);
+            let Some(oldest) = self.order.front().copied() else { break };
+            let is_kept = self.is_kept(&oldest);
+            if is_kept && oldest.until > now {
                 break;
             }
-            self.drop_reply(now, &oldest);
+            self.order.pop_front();
+            if is_kept {
+                self.drop_reply(now, &oldest);
+            }
         }
     }
 

@@ -258,6 +258,37 @@ struct Session {
     free: Vec<u16>,
 }
 
+impl Session {
+    /// Nothing was heard of it for so long that the server may have ended it.
+    fn is_stale(&self, now: Instant) -> bool {
+        now.since(self.last_heard) > self.lifetime / 2
+    }
+
+    /// Puts a call into a free slot; what to send for it.
+    fn take_slot(
+        &mut self,
+        now: Instant,
+        id: CallId,
+        call: &mut Call,
+        limits: &RequesterLimits,
+    ) -> Option<Transmit> {
+        let index = self.free.last().copied()?;
+        let slot = self.slots.get_mut(usize::from(index))?;
+        self.free.pop();
+        slot.last_xid = slot.last_xid.next();
+        slot.call = Some(id);
+        call.state = CallState::InSlot {
+            slot: index,
+            xid: slot.last_xid,
+            next_send: now + limits.resend_interval,
+            interval: (limits.resend_interval * 2).min(limits.resend_interval_max),
+        };
+        call.sends = 1;
+        let (to, session, xid) = (self.server, self.id, slot.last_xid);
+        Some(Transmit::Request { call: id, to, session, slot: index, xid, deadline: call.spec.deadline })
+    }
+}
+
 /// The wish for a session, repeated until it is answered.
 #[derive(Clone, Copy, Debug)]
 struct Wish {
@@ -334,8 +365,8 @@ impl Requester {
         self.calls.count(is_orphan)
     }
 
-    /// Takes a call. It is sent as soon as there is a session with a free slot.
-    pub fn submit(&mut self, now: Instant, spec: CallSpec) -> CallId {
+    /// Takes a call. It is sent as soon as there is a session with a free slot; true if it may have to wait for one.
+    pub fn submit(&mut self, now: Instant, spec: CallSpec) -> (CallId, bool) {
         let id = CallId(self.next_call);
         self.next_call += 1;
         self.stats.calls += 1;
@@ -344,23 +375,33 @@ impl Requester {
             (Some(_), Some(max)) => now + max, // it gets its own attempt, not the rest of somebody else's
             _ => Instant::NEVER,
         };
+        let mut call = Call {
+            spec,
+            submitted_at: now,
+            state: CallState::Waiting,
+            sends: 0,
+            resends: 0,
+            sent_before: false,
+            unreachable_at,
+            timer: Instant::NEVER,
+        };
+        // The usual case by itself: a session that was heard of lately, with a free slot.
+        if peer.waiting.is_empty()
+            && !peer.unconfirmed
+            && let Some(session) = peer.session.as_mut().filter(|session| !session.is_stale(now))
+            && let Some(transmit) = session.take_slot(now, id, &mut call, &self.limits)
+        {
+            call.timer = next_time(&call);
+            self.due.set(call.timer, id);
+            self.transmits.push_back(transmit);
+            self.calls.insert(id, call);
+            return (id, false);
+        }
         peer.waiting.push_back(id);
-        self.calls.insert(
-            id,
-            Call {
-                spec,
-                submitted_at: now,
-                state: CallState::Waiting,
-                sends: 0,
-                resends: 0,
-                sent_before: false,
-                unreachable_at,
-                timer: Instant::NEVER,
-            },
-        );
+        self.calls.insert(id, call);
         self.advance(now, spec.to);
         self.arm(id); // not sent yet: its deadline is what comes next
-        id
+        (id, true)
     }
 
     /// True if calls were made to `peer`: what the network says of others is of no interest here.
@@ -483,7 +524,8 @@ impl Requester {
         from: PeerId,
         header: &Header,
     ) -> Result<ReplyFor, PeerMisbehaved> {
-        let Some(Named { slot, free, last_heard, is_last }) = named_slot(&mut self.peers, from, header)?
+        let Some(Named { slot, free, last_heard, is_last, needs_more }) =
+            named_slot(&mut self.peers, from, header)?
         else {
             self.stats.late_replies += 1;
             return Ok(ReplyFor::Nobody);
@@ -493,8 +535,8 @@ impl Requester {
             self.stats.late_replies += 1;
             return Ok(ReplyFor::Nobody);
         };
-        let orphan = self.calls.get(&id).is_some_and(|call| matches!(call.state, CallState::Orphan { .. }));
-        if !orphan && header.kind == (Kind::Reply { status: Status::Dropped }) {
+        let is_dropped = header.kind == (Kind::Reply { status: Status::Dropped });
+        if is_dropped && !self.calls.get(&id).is_some_and(is_orphan) {
             return Err(PeerMisbehaved::Field {
                 name: "status of a request that was not cancelled",
                 value: 2,
@@ -503,9 +545,11 @@ impl Requester {
         slot.call = None;
         free.push(header.slot);
         *last_heard = now;
-        self.remove(id);
-        self.advance(now, from.endpoint);
-        if orphan {
+        let call = self.remove(id);
+        if needs_more {
+            self.advance(now, from.endpoint);
+        }
+        if call.as_ref().is_some_and(is_orphan) {
             self.stats.late_replies += 1;
             return Ok(ReplyFor::Orphan(id));
         }
@@ -687,7 +731,7 @@ impl Requester {
         }
         let calls = &self.calls;
         if let Some(session) = peer.session.as_ref().filter(|_| !peer.unconfirmed)
-            && now.since(session.last_heard) > session.lifetime / 2
+            && session.is_stale(now)
             && session.slots.iter().filter_map(|slot| slot.call.and_then(|id| calls.get(&id))).all(is_orphan)
         {
             // Idle for so long that the server may have ended it: a new one is cheaper than doubt.
@@ -702,32 +746,12 @@ impl Requester {
             return;
         }
         let Some(session) = peer.session.as_mut() else { return };
-        while let Some(slot_index) = session.free.last().copied() {
-            let Some(id) = peer.waiting.pop_front() else { break };
-            let (Some(call), Some(slot)) =
-                (self.calls.get_mut(&id), session.slots.get_mut(usize::from(slot_index)))
-            else {
-                continue;
-            };
-            session.free.pop();
-            slot.last_xid = slot.last_xid.next();
-            slot.call = Some(id);
-            let interval = self.limits.resend_interval;
-            call.state = CallState::InSlot {
-                slot: slot_index,
-                xid: slot.last_xid,
-                next_send: now + interval,
-                interval: (interval * 2).min(self.limits.resend_interval_max),
-            };
-            call.sends = 1;
-            self.transmits.push_back(Transmit::Request {
-                call: id,
-                to: session.server,
-                session: session.id,
-                slot: slot_index,
-                xid: slot.last_xid,
-                deadline: call.spec.deadline,
-            });
+        while !session.free.is_empty()
+            && let Some(id) = peer.waiting.pop_front()
+        {
+            let Some(call) = self.calls.get_mut(&id) else { continue };
+            let Some(transmit) = session.take_slot(now, id, call, &self.limits) else { break };
+            self.transmits.push_back(transmit);
             let at = next_time(call);
             set_timer(&mut self.due, &mut self.calls, id, at);
         }
@@ -1013,6 +1037,8 @@ struct Named<'a> {
     last_heard: &'a mut Instant,
     /// It is about the slot's last request, not about an earlier one.
     is_last: bool,
+    /// Calls wait for a slot, or the session waits for its server's word.
+    needs_more: bool,
 }
 
 /// The slot that an item names which says what became of a request. `None`: of a session that is over. Errors: nobody sent such a request there.
@@ -1021,8 +1047,10 @@ fn named_slot<'a>(
     from: PeerId,
     header: &Header,
 ) -> Result<Option<Named<'a>>, PeerMisbehaved> {
-    let session = peers.get_mut(&from.endpoint).and_then(|peer| peer.session.as_mut());
-    let Some(session) = session.filter(|session| session.id == header.session) else { return Ok(None) };
+    let Some(peer) = peers.get_mut(&from.endpoint) else { return Ok(None) };
+    let needs_more = peer.unconfirmed || !peer.waiting.is_empty();
+    let session = peer.session.as_mut().filter(|session| session.id == header.session);
+    let Some(session) = session else { return Ok(None) };
     if session.server != from {
         return Err(PeerMisbehaved::ForeignSession { session: header.session.0 });
     }
@@ -1036,5 +1064,5 @@ fn named_slot<'a>(
         let (slot, last) = (header.slot, slot.last_xid.0);
         return Err(PeerMisbehaved::UnknownReply { slot, last, got: header.xid.0 });
     }
-    Ok(Some(Named { slot, free, last_heard, is_last: distance == 0 }))
+    Ok(Some(Named { slot, free, last_heard, is_last: distance == 0, needs_more }))
 }

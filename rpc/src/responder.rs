@@ -417,8 +417,7 @@ impl<B: Clone + AsRef<[u8]>> Responder<B> {
 
     /// A request ran. True if its reply should be sent: its session still lives.
     pub fn finish(&mut self, now: Instant, ticket: Ticket, reply: B) -> bool {
-        self.stopped(ticket);
-        if let Some(session) = self.sessions.get_mut(&ticket.session) {
+        if let Some(session) = self.stopped(ticket) {
             session.last_heard = now; // the client may count its time from this reply
         }
         self.cache.finish(now, ticket.session, ticket.slot, ticket.xid, reply)
@@ -486,10 +485,11 @@ impl<B: Clone + AsRef<[u8]>> Responder<B> {
         (self.next_sweep != Instant::NEVER).then_some(self.next_sweep)
     }
 
-    fn stopped(&mut self, ticket: Ticket) {
-        if let Some(session) = self.sessions.get_mut(&ticket.session) {
-            session.running_count = session.running_count.saturating_sub(1);
-        }
+    /// A request does not run any more; its session, if it still lives.
+    fn stopped(&mut self, ticket: Ticket) -> Option<&mut Session> {
+        let session = self.sessions.get_mut(&ticket.session)?;
+        session.running_count = session.running_count.saturating_sub(1);
+        Some(session)
     }
 
     /// Ends a session whose client is gone or has gone on.

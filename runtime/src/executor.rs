@@ -22,8 +22,8 @@ type BoxedTask = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Where a task's future is.
 enum Stage {
-    /// In the table.
-    Waiting(BoxedTask),
+    /// In the table, with its waker: lent to the poll, so that a poll counts no references.
+    Waiting(BoxedTask, Waker),
     /// Being polled.
     Polling,
     /// Being polled, and cancelled meanwhile: dropped when the poll returns.
@@ -34,7 +34,6 @@ struct Entry {
     name: &'static str,
     stage: Stage,
     signal: Arc<TaskWaker>,
-    waker: Waker,
     polls: u64,
     since: Instant,
 }
@@ -84,9 +83,8 @@ impl Tasks {
         let waker = Waker::from(Arc::clone(&signal));
         place.entry = Some(Entry {
             name,
-            stage: Stage::Waiting(future),
+            stage: Stage::Waiting(future, waker),
             signal: Arc::clone(&signal),
-            waker,
             polls: 0,
             since: now,
         });
@@ -141,7 +139,7 @@ pub(crate) fn poll_task(locality: &LocalityShared, id: TaskId) {
         entry.signal.queued.store(false, Ordering::SeqCst);
         entry.polls += 1;
         match std::mem::replace(&mut entry.stage, Stage::Polling) {
-            Stage::Waiting(future) => (future, entry.waker.clone()),
+            Stage::Waiting(future, waker) => (future, waker),
             other => {
                 entry.stage = other;
                 return;
@@ -154,10 +152,10 @@ pub(crate) fn poll_task(locality: &LocalityShared, id: TaskId) {
         let mut tasks = locality.tasks.borrow_mut();
         match (outcome, tasks.entry(id)) {
             (Poll::Pending, Some(entry)) if matches!(entry.stage, Stage::Polling) => {
-                entry.stage = Stage::Waiting(future);
+                entry.stage = Stage::Waiting(future, waker);
                 None
             }
-            _ => Some((tasks.remove(id), future)),
+            _ => Some((tasks.remove(id), future, waker)),
         }
     };
     drop(leftover); // outside the borrow: its drop may call us
@@ -188,7 +186,7 @@ impl Task {
         let removed = {
             let mut tasks = locality.tasks.borrow_mut();
             match tasks.entry(id) {
-                Some(entry) if matches!(entry.stage, Stage::Waiting(_)) => tasks.remove(id),
+                Some(entry) if matches!(entry.stage, Stage::Waiting(..)) => tasks.remove(id),
                 Some(entry) => {
                     entry.stage = Stage::Cancelled;
                     None

@@ -35,7 +35,8 @@ pub use locality::{Locality, LocalityConfig, LocalityHandle, StopFlag, Turn};
 pub use mailbox::{MailReceiver, MailSender, mailbox};
 pub use parking::Unparker;
 pub use runtime_sys::{
-    Alloc, Arena, ArenaConfig, Buffer, Counter, Counters, CountingAllocator, Lender, Run, SharedBuffer,
-    Words, allocated_bytes, allocations, arena, copy_counted, counters, poller, process, ring, wall_clock,
+    Alloc, Arena, ArenaConfig, Buffer, CountedCopies, Counter, Counters, CountingAllocator, Lender, Run,
+    SharedBuffer, Words, allocated_bytes, allocations, arena, copy_counted, counters, poller, process, ring,
+    wall_clock,
 };
 pub use timers::{Elapsed, Sleep};

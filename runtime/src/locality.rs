@@ -159,6 +159,7 @@ impl Locality {
         let now = now.max(shared.now.get());
         shared.now.set(now);
         let mut handled = 0;
+        let own = shared.parking.own_turn();
 
         // First: completions free the credits and buffers that all below need.
         let mut index = 0;
@@ -177,9 +178,9 @@ impl Locality {
 
         // Bounded: busy tasks cannot starve the devices.
         let mut is_root_woken = false;
-        handled += usize::from(shared.parking.take(&mut self.ready));
+        handled += usize::from(shared.parking.take(&mut self.ready) | own.take(&mut self.ready));
         for _ in 0..limits::TASK_POLLS_PER_TURN {
-            if self.ready.is_empty() && !shared.parking.take(&mut self.ready) {
+            if self.ready.is_empty() && !own.take(&mut self.ready) && !shared.parking.take(&mut self.ready) {
                 break;
             }
             let Some(id) = self.ready.pop_front() else { break };
@@ -201,6 +202,8 @@ impl Locality {
             index += 1;
         }
         next_deadline = earlier(next_deadline, shared.timers.borrow().next_deadline());
+        own.take(&mut self.ready);
+        drop(own);
         (Turn { progressed: handled > 0 || self.is_woken(), next_deadline }, is_root_woken)
     }
 

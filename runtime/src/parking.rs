@@ -5,8 +5,11 @@
 //! sequentially consistent, so at least one of the two sees the other: either the locality does not wait, or the waker writes the eventfd.
 //! **Invariant**: whoever turns `notified` from false to true does the look at `sleeping`; others need not, as the locality clears
 //! `notified` before it reads the queue.
+//! What a locality's own code wakes while it is turned needs none of this: it goes into a list of the thread ([`Turning`]), without a lock, and into
+//! the locality's queue in the order of the wakes.
 //! **Invariant**: the eventfd exists before `sleeping` is ever set. A locality that never sleeps (a simulation) has none.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
@@ -36,6 +39,55 @@ impl TaskId {
     }
 }
 
+/// The locality that a thread turns now, and what it woke of itself. No state of a node: between turns it is empty.
+#[derive(Default)]
+struct Turning {
+    /// The place of its [`Parking`], which lives as long as the turn; 0 between turns.
+    whose: usize,
+    woken: VecDeque<TaskId>,
+}
+
+thread_local! {
+    static TURNING: RefCell<Turning> = const { RefCell::new(Turning { whose: 0, woken: VecDeque::new() }) };
+}
+
+/// While this lives, what the thread wakes of the locality stays on the thread.
+pub(crate) struct OwnTurn<'a> {
+    parking: &'a Parking,
+    /// Of a locality in whose turn this one is turned.
+    outer: Option<Turning>,
+}
+
+impl OwnTurn<'_> {
+    /// Moves what was woken to the end of `into`; true if there was something.
+    pub(crate) fn take(&self, into: &mut VecDeque<TaskId>) -> bool {
+        TURNING.with_borrow_mut(|turning| {
+            let is_any = !turning.woken.is_empty();
+            if into.is_empty() {
+                std::mem::swap(&mut turning.woken, into);
+            } else {
+                into.append(&mut turning.woken);
+            }
+            is_any
+        })
+    }
+}
+
+impl Drop for OwnTurn<'_> {
+    fn drop(&mut self) {
+        let left: Vec<TaskId> = TURNING.with_borrow_mut(|turning| {
+            let left = turning.woken.drain(..).collect();
+            turning.whose = 0;
+            if let Some(outer) = self.outer.take() {
+                *turning = outer;
+            }
+            left
+        });
+        // Only a turn that a panic ended leaves something.
+        left.into_iter().for_each(|id| self.parking.push(id));
+    }
+}
+
 /// What a locality shares with the threads that wake it.
 pub(crate) struct Parking {
     ready: Mutex<VecDeque<TaskId>>,
@@ -56,15 +108,43 @@ impl Parking {
         })
     }
 
+    /// The locality's turn begins, on this thread.
+    pub(crate) fn own_turn(&self) -> OwnTurn<'_> {
+        let outer = TURNING.with_borrow_mut(|turning| {
+            let outer = (turning.whose != 0).then(|| std::mem::take(turning));
+            turning.whose = self.place();
+            outer
+        });
+        OwnTurn { parking: self, outer }
+    }
+
+    /// Names this one among all that live.
+    fn place(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
     /// Queues a task. Any thread.
     fn push(&self, id: TaskId) {
+        // Without the thread's list (the thread is ending) the lock does as well.
+        let is_own = TURNING.try_with(|turning| {
+            let mut turning = turning.borrow_mut();
+            let is_own = turning.whose == self.place();
+            if is_own {
+                turning.woken.push_back(id);
+            }
+            is_own
+        });
+        if is_own == Ok(true) {
+            return;
+        }
         self.ready.lock().unwrap_or_else(PoisonError::into_inner).push_back(id);
         self.notify();
     }
 
     /// Lets the locality turn once more, and wakes it if it sleeps. Any thread.
     fn notify(&self) {
-        if self.notified.swap(true, Ordering::SeqCst) {
+        // A look first, as many are told at once: whoever is seen to have set it did so since the locality last looked.
+        if self.is_notified() || self.notified.swap(true, Ordering::SeqCst) {
             return; // somebody else did, since the locality last looked: that one wakes it
         }
         if self.sleeping.swap(false, Ordering::SeqCst)

@@ -96,8 +96,10 @@ fn took(steps: &[Step<'_>], step: &Step<'_>) -> Option<Duration> {
             other.record.phase().is_some_and(|other| other.is_at_server() == phase.is_at_server())
         })
         .find(|other| {
+            // Steps of one record have one number, and follow each other by their phase's.
             let ahead = other.record.sequence.wrapping_sub(step.record.sequence);
-            ahead != 0 && ahead < u32::MAX / 2
+            let is_later = other.record.what.number() > step.record.what.number();
+            ahead < u32::MAX / 2 && (ahead != 0 || is_later)
         })?;
     Some(Duration::from_nanos(next.time_ns.saturating_sub(step.time_ns)))
 }

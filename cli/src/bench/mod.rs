@@ -15,6 +15,7 @@ mod peer;
 mod report;
 mod round_trip;
 mod rpc;
+mod serving;
 mod stob;
 
 use std::path::{Path, PathBuf};
@@ -50,6 +51,9 @@ pub struct BenchArgs {
     /// Only asks null requests: what `bench rpc` runs under callgrind
     #[arg(long, value_name = "COUNT,RECORDS", hide = true)]
     pub null_requests: Option<String>,
+    /// Only serves echoes at this endpoint, to one client: what `bench rpc` asks where a peer has two processes
+    #[arg(long, value_name = "ENDPOINT", hide = true)]
+    pub serve_echoes: Option<String>,
 }
 
 /// What can be measured.
@@ -104,6 +108,9 @@ fn announce(what: &str) {
 pub fn run(args: &BenchArgs) -> Result<(), Failure> {
     if let Some(order) = &args.null_requests {
         return rpc::null_requests(order);
+    }
+    if let Some(at) = &args.serve_echoes {
+        return rpc::serve_echoes(at);
     }
     let plan = Plan {
         pairs: args.pairs.unwrap_or(if args.quick { 3 } else { 11 }),

@@ -4,8 +4,7 @@
 //! 64-byte message, the responder pulls (or pushes) it and answers by a message, and the requester exposes the next: what a
 //! write (or a read) does to the net, with [`WINDOW`] requests in flight. iperf3 writes the same number of bytes.
 
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use base::units::{MIB, wide};
@@ -13,10 +12,11 @@ use runtime::Waiting;
 use verbs_net::{Fabric, Token};
 
 use super::machine::{ProcessTimes, Quiet};
-use super::pairs::{SAMPLE_TIME_MIN, Sample, Taken, take};
+use super::pairs::{Sample, Taken, long_enough, take};
 use super::peer::{find_program, output};
 use super::report::{Comparison, Costs, Figure, Peer};
 use super::round_trip::PingPong;
+use super::serving::Serving;
 use super::{Plan, announce};
 use crate::failure::Failure;
 use crate::traffic::{self, COUNT_NAMES, Check, Found, Kind, MESSAGE_BYTES_DEFAULT, Until, Usage, Work};
@@ -74,24 +74,15 @@ fn round_trips_beside(plan: &Plan, peer: PingPong) -> Result<Comparison, Failure
         u64::try_from(lasting.as_nanos() / one.as_nanos()).unwrap_or(u64::MAX).clamp(1_000, 5_000_000);
     let quiet = Quiet::start();
     let mut costs = Costs::default();
-    // The speed of a virtual machine varies: what took less time than expected is repeated until it is long enough to count.
-    let long_enough = |mut once: Box<dyn FnMut() -> Result<Sample, Failure> + '_>| {
-        let mut sum = once()?;
-        while !plan.is_quick && sum.took < SAMPLE_TIME_MIN {
-            let more = once()?;
-            sum = Sample { bytes: sum.bytes + more.bytes, took: sum.took + more.took };
-        }
-        Ok(sum)
-    };
     let ours = || {
-        long_enough(Box::new(|| {
+        long_enough(plan.is_quick, || {
             let (sample, cost) = ping(timed)?;
             costs.add(cost);
             Ok(sample)
-        }))
+        })
     };
     let absent = peer.find().err();
-    let beside = absent.is_none().then_some(|| long_enough(Box::new(|| peer.sample(lasting, one))));
+    let beside = absent.is_none().then_some(|| long_enough(plan.is_quick, || peer.sample(lasting, one)));
     let Taken { pairs, alone } = take(plan.pairs, ours, beside)?;
     Ok(Comparison {
         what: row_of(peer),
@@ -192,44 +183,6 @@ fn parse_selftest(text: &str) -> Option<(Sample, Costs)> {
     Some((Sample { bytes, took }, Costs::of(&usage, bytes)))
 }
 
-/// The server of a peer, or of ours, for one client.
-struct Serving {
-    process: Running,
-    words: BufReader<ChildStdout>,
-    who: &'static str,
-}
-
-impl Serving {
-    /// Starts it; it has said `word` when this returns.
-    fn start(command: &mut Command, word: &str, who: &'static str) -> Result<Serving, Failure> {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
-        let mut process = Running(child.map_err(Failure::while_doing(format!("starting {who}")))?);
-        let words = process.0.stdout.take().ok_or_else(|| Failure::new(format!("{who} has no output")))?;
-        let mut words = BufReader::new(words);
-        let mut line = String::new();
-        while !line.contains(word) {
-            line.clear();
-            let count = words
-                .read_line(&mut line)
-                .map_err(Failure::while_doing(format!("reading what {who} says")))?;
-            if count == 0 {
-                return Err(Failure::new(format!("{who} ended before it said {word:?}")));
-            }
-        }
-        Ok(Serving { process, words, who })
-    }
-
-    /// Waits for its end, after its client.
-    fn end(mut self) -> Result<(), Failure> {
-        // Its pipe must not fill up while it ends.
-        let mut rest = Vec::new();
-        let read = self.words.read_to_end(&mut rest);
-        read.map_err(Failure::while_doing(format!("reading what {} says", self.who)))?;
-        let waited = self.process.0.wait();
-        waited.map(drop).map_err(Failure::while_doing(format!("waiting for {}", self.who)))
-    }
-}
-
 /// Runs both sides until the requester is done: what it found, and the costs of both.
 fn sample(kind: Kind, untimed: u64, timed: u64, concurrency: u32) -> Result<(Found, Costs), Failure> {
     let work = Work {
@@ -257,17 +210,6 @@ fn sample(kind: Kind, untimed: u64, timed: u64, concurrency: u32) -> Result<(Fou
 fn iperf_version() -> Result<String, Failure> {
     let text = output(Command::new("iperf3").arg("--version"))?;
     Ok(text.split_whitespace().take(2).collect::<Vec<_>>().join(" "))
-}
-
-/// Ends a peer that is still running when something else failed.
-pub(super) struct Running(pub(super) Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It has usually ended by itself; then there is nothing to end.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// One stream, one way, `bytes` in all: rate as the receiver saw it, CPU time of both processes.

@@ -187,6 +187,19 @@ pub struct Taken {
     pub alone: Vec<Sample>,
 }
 
+/// Repeats a run until its sample is long enough to count, as the speed of a virtual machine varies; once only for a `quick` look.
+pub fn long_enough(
+    quick: bool,
+    mut once: impl FnMut() -> Result<Sample, Failure>,
+) -> Result<Sample, Failure> {
+    let mut sum = once()?;
+    while !quick && sum.took < SAMPLE_TIME_MIN {
+        let more = once()?;
+        sum = Sample { bytes: sum.bytes + more.bytes, took: sum.took + more.took };
+    }
+    Ok(sum)
+}
+
 /// As [`interleave`] if there is a peer; else `count` samples of our side.
 pub fn take(
     count: u32,

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use runtime::MonotonicClock;
 
-use super::net::{MESSAGE_BYTES, Running};
+use super::net::MESSAGE_BYTES;
 use super::pairs::Sample;
 use super::peer::{Absent, find_program, output};
 use super::report::Peer;
+use super::serving::Running;
 use crate::failure::Failure;
 use crate::traffic::free_endpoint;
 

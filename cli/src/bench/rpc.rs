@@ -1,9 +1,10 @@
-//! The rpc machine with a handler that does nothing: rates, latencies and costs over `lo` and TCP loopback, beside ucx, beside an echo over
-//! tarpc, and formation beside itself switched off.
+//! The rpc machine with a handler that does nothing: rates, latencies and costs over `lo` and TCP loopback, beside ucx, beside echoes over
+//! tonic and tarpc, and formation beside itself switched off.
 //!
 //! A request is a ping whose payload comes back. Rows beside programs of others carry [`ECHO_BYTES`] of it; figures of the null request carry
-//! none, so that they tell of rpc alone. Latency and the rate beside tarpc are taken on two threads, as in a cluster; costs of one request are
-//! taken with both sides in one thread, turned in turns, so that no spinning and no sleep is in them and every allocation is seen.
+//! none, so that they tell of rpc alone. Round trips beside ucx are between two processes, as ucx has them; latency and the rates beside echoes are
+//! taken on two threads, as in a cluster; costs of one request with both sides in one thread, turned in turns, so that no spinning and no sleep is
+//! in them and every allocation is seen.
 //! Instructions: this binary under callgrind, with two counts of requests, so that what is not a request falls out.
 
 use std::cell::{Cell, RefCell};
@@ -27,10 +28,11 @@ use runtime::{
 use verbs_net::{Fabric, LoFabric, Token};
 
 use super::machine::Quiet;
-use super::pairs::{Sample, Taken, median, take};
+use super::pairs::{Sample, Taken, long_enough, median, take};
 use super::peer::{find_program, output};
 use super::report::{Comparison, Costs, Figure, Peer};
 use super::round_trip::PingPong;
+use super::serving::Serving;
 use super::{Plan, announce};
 use crate::failure::Failure;
 use crate::traffic::station::{locality, requester_endpoint};
@@ -41,7 +43,7 @@ const ECHO_BYTES: usize = 64;
 /// Requests in flight where many are: a session's slots.
 const DEPTH: u32 = 64;
 /// The issue's targets.
-const TARPC_TARGET: f64 = 3.0;
+const ECHO_TARGET: f64 = 3.0;
 const FORMATION_TARGET: f64 = 2.0;
 const PART_OF_INSTRUCTIONS_MAX: f64 = 2.0;
 /// A longer wait is recorded as this one.
@@ -153,31 +155,54 @@ impl Found {
     }
 }
 
-/// Measures everything.
+/// Measures every row that the plan wants.
 pub fn run(plan: &Plan) -> Result<(Vec<Comparison>, Vec<Figure>), Failure> {
     let mut figures = Vec::new();
-    for (net, name) in [(Net::Lo, "lo"), (Net::Tcp, "TCP loopback")] {
+    let nets = [(Net::Lo, "lo"), (Net::Tcp, "TCP loopback")];
+    for (net, name) in
+        nets.into_iter().filter(|(_, name)| plan.wants(&format!("rpc over {name}, null requests")))
+    {
         announce(&format!("null requests over {name}"));
         figures.extend(null_figures(plan, net, name)?);
     }
-    for (net, name) in [(Net::Lo, "lo"), (Net::Tcp, "TCP loopback")] {
+    for (net, name) in nets {
         for (way, word) in [(Way::In, "writes"), (Way::Out, "reads")] {
-            announce(&format!("{word} over {name}, bulk inside of the item and by itself"));
-            figures.push(cut_off(plan, (net, name), (way, word))?);
+            if plan.wants(&cut_off_row(name, word)) {
+                announce(&format!("{word} over {name}, bulk inside of the item and by itself"));
+                figures.push(cut_off(plan, (net, name), (way, word))?);
+            }
         }
     }
-    announce("instructions of a null request");
-    figures.extend(instruction_figures(plan)?);
+    if plan.wants("rpc over lo, instructions of a null request") {
+        announce("instructions of a null request");
+        figures.extend(instruction_figures(plan)?);
+    }
     let mut comparisons = Vec::new();
-    for peer in [PingPong::Ucx, PingPong::UcxActive] {
+    for peer in [PingPong::Ucx, PingPong::UcxActive].into_iter().filter(|peer| plan.wants(&ucx_row(*peer))) {
         announce(peer.name());
         comparisons.push(beside_ucx(plan, peer)?);
     }
-    announce("an echo over tarpc");
-    comparisons.push(beside_tarpc(plan)?);
-    announce("formation on and off");
-    comparisons.push(formation(plan)?);
+    for peer in [EchoPeer::Tonic, EchoPeer::Tarpc].into_iter().filter(|peer| plan.wants(&peer.row())) {
+        announce(&format!("an echo over {}", peer.name()));
+        comparisons.push(beside_echo(plan, peer)?);
+    }
+    if plan.wants(&formation_row()) {
+        announce("formation on and off");
+        comparisons.push(formation(plan)?);
+    }
     Ok((comparisons, figures))
+}
+
+fn cut_off_row(name: &str, word: &str) -> String {
+    format!("rpc over {name}, {word}: cut-off of bulk inside of the item")
+}
+
+fn ucx_row(peer: PingPong) -> String {
+    format!("rpc over TCP loopback, {ECHO_BYTES} B there and back, {}", peer.name())
+}
+
+fn formation_row() -> String {
+    format!("rpc over TCP loopback, {ECHO_BYTES} B, {DEPTH} in flight, formation")
 }
 
 // ---------------------------------------------------------------- figures
@@ -250,7 +275,7 @@ fn cut_off(plan: &Plan, (net, name): (Net, &str), (way, word): (Way, &str)) -> R
         Net::Tcp => rpc::limits::INLINE_BYTES_TCP,
     };
     Ok(Figure {
-        what: format!("rpc over {name}, {word}: cut-off of bulk inside of the item"),
+        what: cut_off_row(name, word),
         value: float(wide(best)),
         unit: "B",
         under: None,
@@ -346,21 +371,24 @@ fn count_for(lasting: Duration, look: &Found, of: impl Fn(&Found) -> Duration) -
 
 fn beside_ucx(plan: &Plan, peer: PingPong) -> Result<Comparison, Failure> {
     let load = Load::new(Net::Tcp, ECHO_BYTES, 1);
-    let look = two_threads(load, UNTIMED, 5_000)?;
+    let look = two_processes(load, UNTIMED, 5_000)?;
     let timed = count_for(plan.sample_time(), &look, |found| found.took);
     let one = look.took / 5_000;
     let quiet = Quiet::start();
     let mut costs = Costs::default();
     let ours = || {
-        let found = two_threads(load, UNTIMED, timed)?;
-        costs.add(found.costs());
-        Ok(found.sample())
+        long_enough(plan.is_quick, || {
+            let found = two_processes(load, UNTIMED, timed)?;
+            costs.add(found.costs());
+            Ok(found.sample())
+        })
     };
     let absent = peer.find().err();
-    let beside = absent.is_none().then_some(|| peer.sample(plan.sample_time(), one));
+    let beside =
+        absent.is_none().then_some(|| long_enough(plan.is_quick, || peer.sample(plan.sample_time(), one)));
     let Taken { pairs, alone } = take(plan.pairs, ours, beside)?;
     Ok(Comparison {
-        what: format!("rpc over TCP loopback, {ECHO_BYTES} B there and back, {}", peer.name()),
+        what: ucx_row(peer),
         peer: peer.or_absent(absent),
         target: Some(peer.target()),
         pairs,
@@ -369,40 +397,74 @@ fn beside_ucx(plan: &Plan, peer: PingPong) -> Result<Comparison, Failure> {
         peer_costs: None,
         others: quiet.others(),
         note: format!(
-            "one call at a time with {ECHO_BYTES} B of payload there and back, at most once, rates count {ECHO_BYTES} B for each; ours: two threads; the \
-             peer: two processes that poll, a message without session, slots and replies"
+            "one call at a time with {ECHO_BYTES} B of payload there and back, at most once, rates count {ECHO_BYTES} B for each; two \
+             processes of ours and of the peer's, which polls; its message has no session, slots and replies"
         ),
         is_quick: plan.is_quick,
     })
 }
 
-fn beside_tarpc(plan: &Plan) -> Result<Comparison, Failure> {
+/// A program of hw-ci/peers that asks itself for echoes, as we do.
+#[derive(Clone, Copy, Debug)]
+enum EchoPeer {
+    /// gRPC.
+    Tonic,
+    /// Frames of its own.
+    Tarpc,
+}
+
+impl EchoPeer {
+    fn name(self) -> &'static str {
+        match self {
+            EchoPeer::Tonic => "tonic",
+            EchoPeer::Tarpc => "tarpc",
+        }
+    }
+
+    fn row(self) -> String {
+        format!("rpc over TCP loopback, {ECHO_BYTES} B echo, {DEPTH} in flight, by CPU time, {}", self.name())
+    }
+
+    /// Says where the program is.
+    fn variable(self) -> &'static str {
+        match self {
+            EchoPeer::Tonic => "CLOVIS_TONIC_PEER",
+            EchoPeer::Tarpc => "CLOVIS_TARPC_PEER",
+        }
+    }
+}
+
+fn beside_echo(plan: &Plan, peer: EchoPeer) -> Result<Comparison, Failure> {
     let load = Load::new(Net::Tcp, ECHO_BYTES, DEPTH);
     let look = two_threads(load, UNTIMED, 20_000)?;
     let timed = count_for(plan.sample_time(), &look, |found| found.usage.cpu);
     let quiet = Quiet::start();
     let (mut costs, mut peer_costs) = (Costs::default(), Costs::default());
     let ours = || {
-        let found = two_threads(load, UNTIMED, timed)?;
-        costs.add(found.costs());
-        Ok(found.sample_of_cpu())
+        long_enough(plan.is_quick, || {
+            let found = two_threads(load, UNTIMED, timed)?;
+            costs.add(found.costs());
+            Ok(found.sample_of_cpu())
+        })
     };
-    let program = std::env::var_os("CLOVIS_TARPC_PEER").map(PathBuf::from).filter(|path| path.is_file());
+    let program = std::env::var_os(peer.variable()).map(PathBuf::from).filter(|path| path.is_file());
     let beside = program.as_ref().map(|program| {
         || {
-            let (sample, cost) = tarpc(program, plan.sample_time())?;
-            peer_costs.add(cost);
-            Ok(sample)
+            long_enough(plan.is_quick, || {
+                let (sample, cost) = echoes(program, plan.sample_time())?;
+                peer_costs.add(cost);
+                Ok(sample)
+            })
         }
     });
     let Taken { pairs, alone } = take(plan.pairs, ours, beside)?;
     Ok(Comparison {
-        what: format!("rpc over TCP loopback, {ECHO_BYTES} B echo, {DEPTH} in flight, by CPU time"),
+        what: peer.row(),
         peer: match program {
-            Some(_) => Peer::Ran("tarpc".to_owned()),
-            None => Peer::Absent("./dev bench rpc builds it (CLOVIS_TARPC_PEER)".to_owned()),
+            Some(_) => Peer::Ran(peer.name().to_owned()),
+            None => Peer::Absent(format!("./dev bench rpc builds it ({})", peer.variable())),
         },
-        target: Some(TARPC_TARGET),
+        target: Some(ECHO_TARGET),
         pairs,
         alone,
         costs,
@@ -418,14 +480,14 @@ fn beside_tarpc(plan: &Plan) -> Result<Comparison, Failure> {
 }
 
 /// One run of the peer: rate by its CPU time.
-fn tarpc(program: &Path, lasting: Duration) -> Result<(Sample, Costs), Failure> {
+fn echoes(program: &Path, lasting: Duration) -> Result<(Sample, Costs), Failure> {
     let numbers = [lasting.as_millis().to_string(), DEPTH.to_string(), ECHO_BYTES.to_string()];
     let text = output(Command::new(program).args(numbers))?;
-    parse_tarpc(&text).ok_or_else(|| Failure::new(format!("{} printed {text:?}", program.display())))
+    parse_echoes(&text).ok_or_else(|| Failure::new(format!("{} printed {text:?}", program.display())))
 }
 
 /// Requests, nanoseconds, nanoseconds of CPU.
-fn parse_tarpc(text: &str) -> Option<(Sample, Costs)> {
+fn parse_echoes(text: &str) -> Option<(Sample, Costs)> {
     let numbers: Vec<u64> = text.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
     let [requests, _, cpu_ns] = numbers[..] else { return None };
     let sample = Sample { bytes: requests * wide(ECHO_BYTES), took: Duration::from_nanos(cpu_ns) };
@@ -443,18 +505,22 @@ fn formation(plan: &Plan) -> Result<Comparison, Failure> {
     let quiet = Quiet::start();
     let (mut costs, mut peer_costs) = (Costs::default(), Costs::default());
     let ours = || {
-        let found = two_threads(on, UNTIMED, count_on)?;
-        costs.add(found.costs());
-        Ok(found.sample())
+        long_enough(plan.is_quick, || {
+            let found = two_threads(on, UNTIMED, count_on)?;
+            costs.add(found.costs());
+            Ok(found.sample())
+        })
     };
     let beside = Some(|| {
-        let found = two_threads(off, UNTIMED, count_off)?;
-        peer_costs.add(found.costs());
-        Ok(found.sample())
+        long_enough(plan.is_quick, || {
+            let found = two_threads(off, UNTIMED, count_off)?;
+            peer_costs.add(found.costs());
+            Ok(found.sample())
+        })
     });
     let Taken { pairs, alone } = take(plan.pairs, ours, beside)?;
     Ok(Comparison {
-        what: format!("rpc over TCP loopback, {ECHO_BYTES} B, {DEPTH} in flight, formation"),
+        what: formation_row(),
         peer: Peer::Ran("ours, formation off".to_owned()),
         target: Some(FORMATION_TARGET),
         pairs,
@@ -648,8 +714,36 @@ struct Sides {
 impl Sides {
     fn new(load: Load) -> Result<Sides, Failure> {
         let (to, own) = load.endpoints()?;
+        Ok(Sides::between(load, to, own))
+    }
+
+    fn between(load: Load, to: Endpoint, own: Endpoint) -> Sides {
         let crowd = Crowd::that_waits(Waiting::Adaptive);
-        Ok(Sides { load, counters: Default::default(), crowd, lo: LoFabric::new(), to, own })
+        Sides { load, counters: Default::default(), crowd, lo: LoFabric::new(), to, own }
+    }
+
+    /// Asks requests, of which `timed` count, and waits for their answers as a program does.
+    fn ask(
+        &self,
+        locality: &mut Locality,
+        client: &RpcMachine,
+        clock: &MonotonicClock,
+        (untimed, timed): (u64, u64),
+    ) -> Result<Found, Failure> {
+        let asking = Asking::new(client, self.to, *clock, &self.load)?;
+        let mut phase = |count: u64, lanes_before: u64| -> Result<(), Failure> {
+            let _lanes = asking.begin(count, self.load.depth);
+            let done = asking.ended.reached(lanes_before + u64::from(self.load.depth));
+            locality.block_on(clock, done).map_err(Failure::while_doing("waiting for answers"))?;
+            asking.outcome()
+        };
+        phase(untimed, 0)?;
+        asking.waited_ns.borrow_mut().reset();
+        let before = Began::now(clock, self, process::cpu_time);
+        phase(timed, self.load.depth.into())?;
+        let after = Began::now(clock, self, process::cpu_time);
+        let waited_ns = asking.waited_ns.borrow().clone();
+        Ok(before.found(after, timed, waited_ns))
     }
 
     fn server(&self) -> Result<(Locality, RpcMachine), Failure> {
@@ -707,11 +801,67 @@ fn one_thread(load: Load, untimed: u64, timed: u64) -> Result<Found, Failure> {
     Ok(before.found(after, requests, waited_ns))
 }
 
+/// What a client process asks last: the server tells what it used, and ends.
+const LAST_WORD: &[u8] = b"that was all";
+
+/// `clovis bench rpc --serve-echoes ENDPOINT`: says `serves`, then, after the last word of its client, the counts and nanoseconds of CPU that it used.
+pub fn serve_echoes(at: &str) -> Result<(), Failure> {
+    let to: Endpoint = at.parse().map_err(|error| Failure::new(format!("--serve-echoes {at}: {error}")))?;
+    let clock = MonotonicClock::start();
+    let sides = Sides::between(Load::new(Net::Tcp, ECHO_BYTES, 1), to, to);
+    let (mut locality, machine) = sides.server()?;
+    let is_over = Rc::new(CountWaiter::default());
+    let over = Rc::clone(&is_over);
+    machine.serve(move |_fom, ping: Ping| {
+        if ping.payload == LAST_WORD {
+            over.add(1);
+        }
+        std::future::ready(Ok(PingReply { payload: ping.payload, epoch: 1 }))
+    });
+    println!("serves");
+    // The last answer leaves with the turn in which its request came.
+    locality.block_on(&clock, is_over.reached(1)).map_err(Failure::while_doing("waiting for requests"))?;
+    let usage = Usage::now(&sides.counters[0], process::cpu_time());
+    let counts = usage.counts().map(|count| count.to_string()).join(" ");
+    println!("{counts} {}", usage.cpu.as_nanos());
+    Ok(())
+}
+
+/// What [`serve_echoes`] says at its end.
+fn parse_usage(text: &str) -> Option<Usage> {
+    let numbers: Vec<u64> = text.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+    let (cpu_ns, counts) = numbers.split_last()?;
+    Some(Usage::from_counts(counts.try_into().ok()?, Duration::from_nanos(*cpu_ns)))
+}
+
+/// Client and server in a process each, as peers have them. What the server used has its start in it.
+fn two_processes(load: Load, untimed: u64, timed: u64) -> Result<Found, Failure> {
+    let program = std::env::current_exe().map_err(Failure::while_doing("looking for this program"))?;
+    let (to, own) = load.endpoints()?;
+    let mut command = Command::new(program);
+    command.args(["bench", "rpc", "--serve-echoes", &to.to_string()]);
+    let server = Serving::start(&mut command, "serves", "the server of echoes")?;
+    let clock = MonotonicClock::start();
+    let sides = Sides::between(load, to, own);
+    let (mut locality, client) = sides.client()?;
+    let mut found = sides.ask(&mut locality, &client, &clock, (untimed, timed))?;
+    let last = Ping { payload: LAST_WORD.to_vec() };
+    let options = CallOptions::until(locality.handle().now() + REQUEST_WITHIN);
+    let said = client.call(to, &last, Bulk::none(), options);
+    let said =
+        locality.block_on(&clock, said).map_err(Failure::while_doing("waiting for the last answer"))?;
+    said.map_err(|error| Failure::new(format!("the server of echoes: {error}")))?;
+    let text = server.end()?;
+    let of_server = parse_usage(&text)
+        .ok_or_else(|| Failure::new(format!("the server of echoes said {text:?} at its end")))?;
+    found.usage = found.usage.plus(&of_server);
+    Ok(found)
+}
+
 /// Client and server on a thread each, spinning and sleeping as they do in a cluster.
 fn two_threads(load: Load, untimed: u64, timed: u64) -> Result<Found, Failure> {
     let (clock, stop) = (MonotonicClock::start(), StopFlag::new());
     let sides = Sides::new(load)?;
-    let to = sides.to;
     std::thread::scope(|scope| {
         let (ready, is_ready) = std::sync::mpsc::channel();
         let (sides, clock, stop) = (&sides, &clock, &stop);
@@ -727,20 +877,7 @@ fn two_threads(load: Load, untimed: u64, timed: u64) -> Result<Found, Failure> {
         let serves = is_ready.recv().is_ok();
         let asked = || {
             let (mut locality, client) = sides.client()?;
-            let asking = Asking::new(&client, to, *clock, &load)?;
-            let mut phase = |count: u64, lanes_before: u64| -> Result<(), Failure> {
-                let _lanes = asking.begin(count, load.depth);
-                let done = asking.ended.reached(lanes_before + u64::from(load.depth));
-                locality.block_on(clock, done).map_err(Failure::while_doing("waiting for answers"))?;
-                asking.outcome()
-            };
-            phase(untimed, 0)?;
-            asking.waited_ns.borrow_mut().reset();
-            let before = Began::now(clock, sides, process::cpu_time);
-            phase(timed, load.depth.into())?;
-            let after = Began::now(clock, sides, process::cpu_time);
-            let waited_ns = asking.waited_ns.borrow().clone();
-            Ok(Some(before.found(after, timed, waited_ns)))
+            sides.ask(&mut locality, &client, clock, (untimed, timed)).map(Some)
         };
         let asked = if serves { asked() } else { Ok(None) };
         stop.stop();
@@ -808,9 +945,13 @@ mod tests {
 
     #[test]
     fn what_others_print_is_understood_or_refused() {
-        let (sample, costs) = parse_tarpc("1000 5000 8000\n").unwrap();
+        let (sample, costs) = parse_echoes("1000 5000 8000\n").unwrap();
         assert_eq!((sample.bytes, sample.took, costs.bytes), (64_000, Duration::from_nanos(8000), 64_000));
-        assert_eq!((parse_tarpc("1000 5000").is_none(), parse_tarpc("1 2 x").is_none()), (true, true));
+        assert_eq!((parse_echoes("1000 5000").is_none(), parse_echoes("1 2 x").is_none()), (true, true));
+        let usage = parse_usage("1 2 3 4 5 6 7000\n").unwrap();
+        assert_eq!((usage.counts(), usage.cpu.as_nanos()), ([1, 2, 3, 4, 5, 6], 7000));
+        assert!(parse_usage("1 2 3").is_none() && parse_usage("").is_none());
+        assert!(serve_echoes("nowhere").is_err());
         assert_eq!(parse_callgrind("==7== \n==7== Collected : 12345\n"), Some(12_345));
         assert_eq!(parse_callgrind("==7== no such thing"), None);
         for order in ["", "5", "x,1", "5,-1"] {

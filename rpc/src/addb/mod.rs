@@ -22,7 +22,7 @@ pub mod space;
 pub use header::{Header, Origin};
 pub use histogram::{Histogram, Side};
 pub use phase::{Event, Phase};
-pub use record::{Record, What};
+pub use record::{Record, Steps, What};
 pub use ring::Ring;
 pub use snapshot::{Snapshot, SnapshotError};
 pub use space::AddbSpace;

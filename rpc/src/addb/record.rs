@@ -14,8 +14,13 @@ pub const RECORD_WORDS: usize = 4;
 /// Bytes of a record.
 pub const RECORD_BYTES: usize = 8 * RECORD_WORDS;
 
-/// The one kind of record there is: a step or an event.
+/// A step or an event.
 const KIND_STEP: u8 = 1;
+/// A step, and others that the request passed at the same instant: the lowest byte of its value is that of the step, and bit 8 + n says that the phase
+/// whose number is n + 1 lower was passed.
+const KIND_STEPS: u8 = 2;
+/// Phases below a step's that its record can say were passed.
+const PASSED_MAX: u8 = 24;
 
 /// A record as it stands in a file.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -84,8 +89,8 @@ pub struct Record {
 pub enum Place {
     /// Never written.
     Blank,
-    /// A record.
-    Record(Record),
+    /// A record; the second value says what was passed at the same instant, see [`Record::with_passed`].
+    Record(Record, u32),
     /// Half written, overwritten just now, or damaged.
     Damaged,
     /// Whole, and of a kind or with a number that this program does not know.
@@ -126,31 +131,79 @@ impl Record {
             (_, Some(event)) => What::Event(event),
             _ => return Place::Unknown,
         };
-        if raw.kind != KIND_STEP {
-            return Place::Unknown;
-        }
-        Place::Record(Record {
+        let (value, passed) = match raw.kind {
+            KIND_STEP => (raw.value.get(), 0),
+            KIND_STEPS => (raw.value.get() & 0xff, raw.value.get() >> 8),
+            _ => return Place::Unknown,
+        };
+        let record = Record {
             sequence,
             request_id: raw.request_id.get(),
             opcode: raw.opcode.get(),
             what,
             at: Instant::from_nanos(raw.at_ns.get()),
-            value: raw.value.get(),
-        })
+            value,
+        };
+        Place::Record(record, passed)
+    }
+
+    /// The steps that one record tells of, in their order: those that were `passed` at its instant, then its own. They have one number.
+    pub(crate) fn with_passed(self, passed: u32) -> impl Iterator<Item = Record> {
+        let number = self.what.number();
+        let before = (1..=PASSED_MAX).rev().filter(move |back| passed >> (back - 1) & 1 == 1);
+        let before = before.filter_map(move |back| {
+            let phase = Phase::from_number(number.checked_sub(back)?)?;
+            Some(Record { what: What::Phase(phase), value: 0, ..self })
+        });
+        before.chain([self])
     }
 }
 
 /// The last word of a record, as the ring's writer makes it.
 #[inline]
 pub(crate) fn meaning(number: u8, opcode: u16, value: u32) -> u64 {
-    u64::from(KIND_STEP) | u64::from(number) << 8 | u64::from(opcode) << 16 | u64::from(value) << 32
+    pack(KIND_STEP, number, opcode, value)
+}
+
+/// Steps of one instant that one record tells of.
+#[derive(Clone, Copy, Debug)]
+pub struct Steps {
+    /// What was passed, in this order.
+    pub(crate) passed: &'static [Phase],
+    /// What was entered.
+    pub(crate) last: Phase,
+    mask: u32,
+}
+
+impl Steps {
+    /// Each phase has a lower number than those behind it, by [`PASSED_MAX`] at most; anything else is a bug that the compiler finds.
+    #[must_use]
+    pub const fn new(passed: &'static [Phase], last: Phase) -> Steps {
+        let (mut mask, mut index) = (0, 0);
+        while index < passed.len() {
+            let back = last as u8 - passed[index] as u8;
+            assert!(back >= 1 && back <= PASSED_MAX);
+            mask |= 1_u32 << (7 + back);
+            index += 1;
+        }
+        Steps { passed, last, mask }
+    }
+
+    /// The last word of their record. `value`: of the last step, below 256.
+    #[inline]
+    pub(crate) fn meaning(self, opcode: u16, value: u32) -> u64 {
+        debug_assert!(value < 256, "{value} with {self:?}");
+        pack(KIND_STEPS, self.last as u8, opcode, value | self.mask)
+    }
+}
+
+#[inline]
+fn pack(kind: u8, number: u8, opcode: u16, value: u32) -> u64 {
+    u64::from(kind) | u64::from(number) << 8 | u64::from(opcode) << 16 | u64::from(value) << 32
 }
 
 fn pack_meaning(raw: &RawRecord) -> u64 {
-    u64::from(raw.kind)
-        | u64::from(raw.number) << 8
-        | u64::from(raw.opcode.get()) << 16
-        | u64::from(raw.value.get()) << 32
+    pack(raw.kind, raw.number, raw.opcode.get(), raw.value.get())
 }
 
 /// The first word of a record: the lower half of its number, and the check above it. `words`: the other three.
@@ -203,7 +256,20 @@ mod tests {
             at: Instant::from_nanos(1_000_000_007),
             value: 9,
         };
-        assert_eq!(Record::parse(&example(), 5, 8), Place::Record(expected));
+        assert_eq!(Record::parse(&example(), 5, 8), Place::Record(expected, 0));
+    }
+
+    #[test]
+    fn steps_of_one_instant_come_out_one_by_one() {
+        const STEPS: Steps = Steps::new(&[Phase::Authorise, Phase::Decode], Phase::Run);
+        let written = bytes(5, [7, 9, STEPS.meaning(32, 1)]);
+        assert_eq!(written[24..], [2, 5, 32, 0, 1, 0b11, 0, 0]);
+        let Place::Record(record, passed) = Record::parse(&written, 5, 8) else { panic!("no record") };
+        let steps: Vec<_> = record.with_passed(passed).map(|step| (step.phase(), step.value)).collect();
+        let wanted = [(Phase::Authorise, 0), (Phase::Decode, 0), (Phase::Run, 1)];
+        assert_eq!(steps, wanted.map(|(phase, value)| (Some(phase), value)));
+        // Bits that name no phase are passed over.
+        assert_eq!(record.with_passed(u32::MAX).count(), 5);
     }
 
     const GOLDEN_CHECK: [u8; 4] = [118, 71, 65, 192];
@@ -239,6 +305,6 @@ mod tests {
         assert_eq!(Record::parse(&[0; RECORD_BYTES], 3, 8), Place::Blank);
         assert_eq!(Record::parse(&example(), 4, 8), Place::Damaged, "it belongs to place 5");
         assert_eq!(Record::parse(&bytes(5, [1, 2, meaning(60, 3, 4)]), 5, 8), Place::Unknown);
-        assert_eq!(Record::parse(&bytes(5, [1, 2, meaning(2, 3, 4) + 1]), 5, 8), Place::Unknown);
+        assert_eq!(Record::parse(&bytes(5, [1, 2, meaning(2, 3, 4) + 2]), 5, 8), Place::Unknown);
     }
 }

@@ -12,7 +12,7 @@ use base::{Endpoint, Instant};
 use crate::addb::header::{COUNTERS_WORD, ENDED_WORD, HISTOGRAMS_WORD, Shape};
 use crate::addb::histogram::{self, HISTOGRAM_WORDS, Histogram, Key, Side};
 use crate::addb::phase::{Event, NUMBERS_MAX, Phase};
-use crate::addb::record::{Place, RECORD_BYTES, RECORD_WORDS, Record, head, meaning};
+use crate::addb::record::{Place, RECORD_BYTES, RECORD_WORDS, Record, Steps, head, meaning};
 use crate::addb::space::AddbSpace;
 
 /// Opcodes with a histogram of their own, of each side; fops' numbers are below.
@@ -68,22 +68,30 @@ impl Ring {
     /// The request enters a phase. `value`: see [`Phase`].
     #[inline]
     pub fn phase(&self, at: Instant, phase: Phase, request_id: u64, opcode: u16, value: u32) {
-        self.add(at, phase as u8, request_id, opcode, value);
+        self.add(at, phase as u8, request_id, meaning(phase as u8, opcode, value));
+    }
+
+    /// The request passes several phases at one instant: one record for all of them. `value`: of the last, below 256.
+    #[inline]
+    pub fn steps(&self, at: Instant, steps: Steps, request_id: u64, opcode: u16, value: u32) {
+        self.add(at, steps.last as u8, request_id, steps.meaning(opcode, value));
+        let Some(space) = &self.space else { return };
+        steps.passed.iter().for_each(|passed| count(space.words(), *passed as u8));
     }
 
     /// Something else happened; `request_id` and `opcode` are 0 if it belongs to no request.
     pub fn event(&self, at: Instant, event: Event, request_id: u64, opcode: u16, value: u32) {
-        self.add(at, event as u8, request_id, opcode, value);
+        self.add(at, event as u8, request_id, meaning(event as u8, opcode, value));
     }
 
     #[inline]
-    fn add(&self, at: Instant, number: u8, request_id: u64, opcode: u16, value: u32) {
+    fn add(&self, at: Instant, number: u8, request_id: u64, meaning: u64) {
         let Some(space) = &self.space else { return };
         let words = space.words();
         let sequence = self.next.get();
         self.next.set(sequence.wrapping_add(1));
         let start = self.records_word + (sequence & self.mask) * RECORD_WORDS;
-        let body = [request_id, at.as_nanos(), meaning(number, opcode, value)];
+        let body = [request_id, at.as_nanos(), meaning];
         if let Some([first, second, third, fourth]) = words.get(start..start + RECORD_WORDS) {
             // In any order: the check finds a record of which only some are stored.
             first.store(head(wide(sequence), body).to_le(), Ordering::Relaxed);
@@ -91,9 +99,7 @@ impl Ring {
             third.store(body[1].to_le(), Ordering::Relaxed);
             fourth.store(body[2].to_le(), Ordering::Relaxed);
         }
-        if let Some(counter) = words.get(COUNTERS_WORD + usize::from(number)) {
-            counter.store(histogram::raised(counter, 1), Ordering::Relaxed);
-        }
+        count(words, number);
     }
 
     /// A request of this opcode ended that began at `since`.
@@ -171,10 +177,11 @@ impl Ring {
                 let index = sequence & self.mask;
                 let start = self.records_word + index * RECORD_WORDS;
                 match Record::parse(&record_bytes(space.words().get(start..)?)?, index, self.mask + 1) {
-                    Place::Record(record) => Some(record),
+                    Place::Record(record, passed) => Some(record.with_passed(passed)),
                     _ => None,
                 }
             })
+            .flatten()
             .collect()
     }
 
@@ -182,6 +189,14 @@ impl Ring {
     #[must_use]
     pub fn space(&self) -> Option<&AddbSpace> {
         self.space.as_ref()
+    }
+}
+
+/// One more of a phase or event.
+#[inline]
+fn count(words: &[AtomicU64], number: u8) {
+    if let Some(counter) = words.get(COUNTERS_WORD + usize::from(number)) {
+        counter.store(histogram::raised(counter, 1), Ordering::Relaxed);
     }
 }
 
@@ -234,6 +249,21 @@ mod tests {
         }
         let ids: Vec<u64> = ring.records().iter().map(|record| record.request_id).collect();
         assert_eq!((ids, ring.written(), ring.count(Phase::Run)), (vec![2, 3, 4, 5], 6, 6));
+        let snapshot = Snapshot::parse(&ring.space().unwrap().to_bytes()).unwrap();
+        assert_eq!(snapshot.records, ring.records());
+    }
+
+    #[test]
+    fn phases_of_one_instant_take_one_place_and_count_each() {
+        let ring = Ring::new(None, 4, 0, endpoint());
+        ring.phase(at(1), Phase::Authenticate, 7, 16, 0);
+        ring.steps(at(2), Steps::new(&[Phase::Authorise, Phase::Decode], Phase::Run), 7, 16, 0);
+        ring.steps(at(3), Steps::new(&[Phase::Reply], Phase::Done), 7, 16, 1);
+        let found: Vec<_> = ring.records().iter().map(|one| (one.phase().unwrap(), one.value)).collect();
+        let phases = [Phase::Authenticate, Phase::Authorise, Phase::Decode, Phase::Run, Phase::Reply];
+        assert_eq!(found[..5], phases.map(|phase| (phase, 0)));
+        assert_eq!((found[5], ring.written()), ((Phase::Done, 1), 3));
+        assert!(phases.iter().all(|phase| ring.count(*phase) == 1));
         let snapshot = Snapshot::parse(&ring.space().unwrap().to_bytes()).unwrap();
         assert_eq!(snapshot.records, ring.records());
     }

@@ -115,7 +115,7 @@ impl Snapshot {
         for (index, one) in records.as_chunks::<RECORD_BYTES>().0.iter().take(shape.records).enumerate() {
             match Record::parse(one, index, shape.records) {
                 Place::Blank => {}
-                Place::Record(record) => snapshot.records.push(record),
+                Place::Record(record, passed) => snapshot.records.extend(record.with_passed(passed)),
                 Place::Damaged => snapshot.damaged += 1,
                 Place::Unknown => snapshot.unknown += 1,
             }
@@ -125,10 +125,10 @@ impl Snapshot {
     }
 
     /// Puts the records into their order. Numbers go round at 2^32, which is far more than a ring holds: seen from any of them, the others
-    /// are ahead or behind by less than half of that.
+    /// are ahead or behind by less than half of that. Steps of one record keep theirs.
     fn sort(&mut self) {
         let from = self.records.first().map_or(0, |record| record.sequence);
-        self.records.sort_unstable_by_key(|record| record.sequence.wrapping_sub(from).cast_signed());
+        self.records.sort_by_key(|record| record.sequence.wrapping_sub(from).cast_signed());
     }
 
     /// How often a phase was entered.

@@ -3,8 +3,8 @@
 //! The mapping is cut into slabs of 1 MiB. A slab belongs to one size class (4 KiB, 8 KiB, .. 1 MiB) while any of its buffers is
 //! out; a slab whose buffers are all back may go to another class. Of several slabs with room the lowest is used
 //! first, so that use shrinks to few slabs and the others come free for large buffers. One slab of each class stays with it when its last
-//! buffer is back, until another class needs it: one buffer that comes and goes costs no change of class each time. So does the last
-//! buffer of each class that came back: it goes out first.
+//! buffer is back, until another class needs it: one buffer that comes and goes costs no change of class each time. So do the last
+//! 256 KiB of buffers of each class that came back: the last of them goes out first.
 //!
 //! Contents: memory is zero when first mapped; a buffer that was used before holds its old bytes. Never uninitialised; never cleared for
 //! the taker. Who shows bytes to a peer fills them first.
@@ -16,7 +16,7 @@
 //! while anybody waits `try_alloc` takes no free slab; so a wait for a large buffer is not overtaken for ever by small ones.
 //!
 //! Threads: any. One short mutex; wakers are called outside it.
-//! **Invariant**: a piece is in exactly one place: free in its slab, the recent one of its class, granted to a ticket, or inside one
+//! **Invariant**: a piece is in exactly one place: free in its slab, among the recent ones of its class, granted to a ticket, or inside one
 //! [`Buffer`].
 //! Start reading at [`Arena::try_alloc`].
 
@@ -44,6 +44,9 @@ pub const BUFFER_BYTES_MIN: usize = 4096;
 const CLASS_COUNT: usize = 9;
 /// Buffers of the smallest class in one slab.
 const SLOTS_MAX: usize = SLAB_BYTES / BUFFER_BYTES_MIN;
+
+/// Bytes of each class that stay at hand, at least one buffer.
+const RECENT_BYTES: usize = 256 << 10;
 
 const _: () = assert!(BUFFER_BYTES_MIN << (CLASS_COUNT - 1) == SLAB_BYTES);
 const _: () = assert!(SLAB_BYTES as u64 == BUFFER_BYTES_MAX);
@@ -77,6 +80,12 @@ impl Piece {
 
 const fn class_bytes(class: usize) -> usize {
     BUFFER_BYTES_MIN << class
+}
+
+/// Most buffers of a class that stay at hand.
+const fn recent_max(class: usize) -> usize {
+    let count = RECENT_BYTES / class_bytes(class);
+    if count == 0 { 1 } else { count }
 }
 
 /// The smallest class that holds `len` bytes, or `None` if none does.
@@ -182,9 +191,9 @@ struct State {
     empty: SlabSet,
     /// By class: a slab of it, among its open ones, of which no buffer is out.
     spare: [Option<usize>; CLASS_COUNT],
-    /// By class: the piece that came back last, to go out first, as its bytes are in the cache. Its slab counts it as out.
+    /// By class: the pieces that came back last, to go out first, as their bytes are in the cache. Their slabs count them as out.
     /// **Invariant**: none while anybody waits.
-    recent: [Option<Piece>; CLASS_COUNT],
+    recent: [Vec<Piece>; CLASS_COUNT],
     /// By class: who waits, by ticket. Tickets only grow, so the first is the oldest.
     waiting: [BTreeMap<u64, Waker>; CLASS_COUNT],
     waiting_count: usize,
@@ -222,7 +231,7 @@ impl State {
     /// The pieces and slabs that their classes keep without need.
     fn release_spares(&mut self) {
         for class in 0..CLASS_COUNT {
-            if let Some(piece) = self.recent[class].take() {
+            while let Some(piece) = self.recent[class].pop() {
                 self.restore(piece);
             }
             if let Some(slab) = self.spare[class].take() {
@@ -233,7 +242,7 @@ impl State {
     }
 
     fn take(&mut self, class: usize) -> Option<Piece> {
-        if let Some(piece) = self.recent[class].take() {
+        if let Some(piece) = self.recent[class].pop() {
             return Some(piece);
         }
         if let Some(piece) = self.take_open(class) {
@@ -244,8 +253,10 @@ impl State {
     }
 
     fn give_back(&mut self, piece: Piece) {
-        if self.waiting_count == 0 && self.recent[piece.class].is_none() {
-            self.recent[piece.class] = Some(piece);
+        let recent = &mut self.recent[piece.class];
+        if self.waiting_count == 0 && recent.len() < recent_max(piece.class) {
+            debug_assert!(!recent.contains(&piece), "a buffer of an arena came back twice");
+            recent.push(piece);
         } else {
             self.restore(piece);
         }
@@ -253,7 +264,7 @@ impl State {
 
     /// Puts a piece back into its slab.
     fn restore(&mut self, piece: Piece) {
-        assert!(self.recent[piece.class] != Some(piece), "a buffer of an arena came back twice");
+        debug_assert!(!self.recent[piece.class].contains(&piece), "a buffer of an arena came back twice");
         self.slabs[piece.slab].give_back(piece.slot);
         if self.slabs[piece.slab].used > 0 {
             self.open[piece.class].insert(piece.slab);
@@ -394,7 +405,7 @@ impl Arena {
             open: std::array::from_fn(|_| SlabSet::new(slabs)),
             empty,
             spare: [None; CLASS_COUNT],
-            recent: [None; CLASS_COUNT],
+            recent: std::array::from_fn(|class| Vec::with_capacity(recent_max(class))),
             waiting: std::array::from_fn(|_| BTreeMap::new()),
             waiting_count: 0,
             granted: BTreeMap::new(),

@@ -25,5 +25,5 @@ pub mod words;
 pub use allocations::{CountingAllocator, allocated_bytes, allocations};
 pub use arena::{Alloc, Arena, ArenaConfig, Run};
 pub use buffer::{Buffer, Lender, SharedBuffer};
-pub use counters::{Counter, Counters, copy_counted};
+pub use counters::{CountedCopies, Counter, Counters, copy_counted};
 pub use words::Words;
