@@ -7,6 +7,7 @@
 mod addb;
 mod command_line;
 mod conf;
+mod cooperation;
 mod credits;
 mod devices;
 mod doctor;
@@ -25,4 +26,5 @@ mod refusals;
 mod replacements;
 mod security;
 mod states;
+mod upgrade;
 mod watches;
