@@ -13,6 +13,7 @@ use faces::rm::HoldError;
 use faces::{
     ConfClient, ConfError, GrantedLock, HeldLock, LockError, LockWish, NotifyOutcome, TakeProgress, Watcher,
 };
+use fops::FopError;
 use fops::lock::{LockMode, LockName, OwnerId, Ticket};
 use fops::object::{ObjectRecord, OpenMode, generation_of};
 use fops::rm::{RmCredit, RmResource};
@@ -30,6 +31,9 @@ use crate::transfer;
 
 /// Upper half of the ids that control hands out. Ids that users choose have another.
 pub const ALLOCATED_OBJECTS: u64 = 1 << 55;
+
+/// Pause before a control daemon that does not serve yet, or no more, is asked again.
+const CONNECT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How to connect.
 #[derive(Clone)]
@@ -82,9 +86,18 @@ impl Opened {
         bug: Option<Bug>,
     ) -> Result<Client, ClientError> {
         let Opened { rpc, conf } = self;
-        let configuration = match conf.fetch(locality.now() + config.op_timeout).await {
-            Ok(configuration) => configuration,
-            Err(error) => return Err(connect_error(config.control, &error)),
+        let deadline = locality.now() + config.op_timeout;
+        let configuration = loop {
+            match conf.fetch(deadline).await {
+                Ok(configuration) => break configuration,
+                // It stops or starts: a rolling upgrade is not to be seen by whoever connects in its midst.
+                Err(ConfError::Refused { source: FopError::NotServing { .. }, .. })
+                    if locality.now() + CONNECT_PAUSE < deadline =>
+                {
+                    locality.sleep(CONNECT_PAUSE).await;
+                }
+                Err(error) => return Err(connect_error(config.control, &error)),
+            }
         };
         Ok(Client { store: Rc::new(Store::new(locality.clone(), rpc, conf, configuration, (config, bug))) })
     }

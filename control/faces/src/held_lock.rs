@@ -366,8 +366,8 @@ async fn ask(
         return codec::decode(&ack.payload).map(Asked::Said).map_err(|_| strange());
     }
     let missed = outcome.missed.iter().find(|missed| (missed.watch.watcher, missed.watch.cookie) == to);
-    // Neither: it left between the two questions, so that nobody was told.
-    Ok(missed.map_or(Asked::Nobody, |missed| Asked::Missed(missed.why)))
+    // Neither: it left between the two questions, or after it was told, if control was restarted meanwhile.
+    Ok(Asked::Missed(missed.map_or(MissedWhy::Left, |missed| missed.why)))
 }
 
 /// Has a request run by the program that holds a lock, under that lock, at most once. `owner`: by which one; `None`: there is one. `within`: at most
@@ -714,7 +714,7 @@ impl HeldLock {
             };
             match event {
                 WatchEvent::Notified(notified) => {
-                    if let Some(call) = self.decide(cooperation, notified).await {
+                    if let Some(call) = self.decide(cooperation, notified) {
                         return call;
                     }
                 }
@@ -725,13 +725,18 @@ impl HeldLock {
     }
 
     /// What the program has to be asked; everything else is answered here.
-    async fn decide(&self, cooperation: &Cooperation, notified: Notified) -> Option<LockCall> {
+    fn decide(&self, cooperation: &Cooperation, notified: Notified) -> Option<LockCall> {
         let shared = Rc::clone(&self.shared);
+        // In a task of its own: who asks for what comes next may give up at any moment. An answer that is lost is the asker's affair.
+        let say = |notified, action| {
+            let answering = async move { drop(answer(notified, action, "", &[]).await) };
+            drop(self.shared.conf.rpc().locality().spawn("lock-answer", answering));
+        };
         let me = (cooperation.watcher.id(), cooperation.calls.cookie());
         let ask = codec::decode::<HolderAsk>(notified.payload()).ok();
         let Some(HolderAsk { wish, .. }) = ask.filter(|ask| ask.to == me && ask.lock == *self.lock()) else {
-            // Not for us, or of a version that knows more. An answer that is lost is the asker's affair.
-            let _heard = answer(notified, TenureAction::SayNotHere, "", &[]).await;
+            // Not for us, or of a version that knows more.
+            say(notified, TenureAction::SayNotHere);
             return None;
         };
         match wish {
@@ -740,7 +745,7 @@ impl HeldLock {
                 if action == TenureAction::AskProgram {
                     return Some(LockCall::Release(ReleaseCall { shared, notified, owner, mode, why }));
                 }
-                let _heard = answer(notified, action, "", &[]).await;
+                say(notified, action);
             }
             HolderWish::Run { within_ms, payload } => {
                 let deadline = notified.arrived_at() + Duration::from_millis(u64::from(within_ms));
@@ -753,7 +758,7 @@ impl HeldLock {
                     let notified = Some(notified);
                     return Some(LockCall::Run(RunCall { shared, notified, payload, deadline }));
                 }
-                let _heard = answer(notified, action, "", &[]).await;
+                say(notified, action);
             }
         }
         None

@@ -413,6 +413,32 @@ fn a_restart_of_control_in_the_middle_runs_nothing_twice() {
     }
 }
 
+/// The holder dies with a request, and control too; another process of the same owner, with the same grant, is asked in its place: it was not meant.
+#[test]
+fn a_request_of_a_dead_process_is_not_run_by_the_next_one_of_its_owner() {
+    let (mut cluster, first) = held(30, OnDeath::Hold, Ok(ms(0)), ms(5000));
+    let asker = conf(&cluster);
+    let outcome: Rc<RefCell<Option<String>>> = Rc::default();
+    let put = Rc::clone(&outcome);
+    let _asking = cluster.client.locality().spawn("asker", async move {
+        let said = ask_holder(&asker, &lock(), None, b"word", ms(20_000)).await;
+        *put.borrow_mut() = Some(said.map_err(|error| error.to_string()).unwrap_err());
+    });
+    cluster.wait_until("it runs", |_| first.has_said("runs word"));
+    first.kill(&mut cluster);
+    let mut next = Process::start(&mut cluster, 102);
+    next.holds(wish(1, OnDeath::Hold), Ok(ms(0)), ms(0));
+    cluster.wait_until("the next one", |_| next.has_said("cooperates"));
+    cluster.kill_control();
+    cluster.sim().crash(endpoint(Transport::Sim, 0));
+    cluster.start_control().unwrap();
+    cluster.wait_until("the outcome", |_| outcome.borrow().is_some());
+    let said = outcome.borrow().clone().unwrap();
+    assert!(said.contains("may have been run"), "{said}");
+    assert_eq!(next.said(), ["has 1", "cooperates"], "the same grant, and nothing to do");
+    assert_eq!(ask(&mut cluster, "more", ms(5000)).unwrap(), "did more");
+}
+
 #[test]
 fn lost_and_doubled_messages_neither_lose_nor_double_a_request() {
     for seed in 0..8 {

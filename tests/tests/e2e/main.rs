@@ -11,6 +11,7 @@ mod cooperation;
 mod credits;
 mod devices;
 mod doctor;
+mod earlier;
 mod installed;
 mod interruptions;
 mod localities;

@@ -110,6 +110,7 @@ type Written = Arc<Mutex<BTreeMap<String, (u64, usize)>>>;
 
 /// Clients at work: each writes its objects anew in turn, with the binary that is in use at that moment, and reads one of them back.
 struct Workload {
+    /// Read for as long as a round takes: who may write to it has the clients stand still.
     binary: Arc<RwLock<PathBuf>>,
     written: Written,
     rounds: Arc<AtomicU64>,
@@ -136,7 +137,7 @@ impl Workload {
                     if is_over.load(Ordering::Relaxed) {
                         break;
                     }
-                    let binary = binary.read().unwrap().clone();
+                    let binary = binary.read().unwrap();
                     let began = Instant::now();
                     write_and_read(&cluster, &binary, &written, worker, round);
                     longest = longest.max(began.elapsed());
@@ -159,6 +160,12 @@ impl Workload {
     fn clients_are(&self, binary: &Path) {
         *self.binary.write().unwrap() = binary.to_owned();
         self.go_on();
+    }
+
+    /// While nobody writes: everything that was acknowledged is there, and each version lists and reads it.
+    fn check(&self, cluster: &MixedCluster, binaries: [&Path; 2]) {
+        let _still = self.binary.write().unwrap();
+        check_all(cluster, binaries, &self.written);
     }
 
     /// Longest round, and how many there were.
@@ -189,7 +196,6 @@ fn check_object(cluster: &MixedCluster, binary: &Path, written: &Written, object
     assert!(read.stdout == content::bytes(seed, count), "{object} is not what was acknowledged");
 }
 
-/// Everything that was acknowledged is there, and each version lists and reads it.
 fn check_all(cluster: &MixedCluster, binaries: [&Path; 2], written: &Written) {
     let objects: Vec<String> = written.lock().unwrap().keys().cloned().collect();
     for binary in binaries {
@@ -269,7 +275,7 @@ fn a_rolling_upgrade_and_the_way_back_lose_nothing() {
             assert!(told.text().contains("heard"), "{}", told.text());
             assert!(holder.is_running() && watcher.is_running(), "{}{}", holder.said(), watcher.said());
         }
-        check_all(&cluster, both, &workload.written);
+        workload.check(&cluster, both);
     }
     let (written, (longest, rounds)) = (Arc::clone(&workload.written), workload.end());
     check_all(&cluster, both, &written);
