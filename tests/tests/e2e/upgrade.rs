@@ -27,7 +27,6 @@ const LAYOUT: [&str; 8] =
 
 /// A cluster whose daemons are of either binary.
 struct MixedCluster {
-    _stop: Cleanup,
     folder: tempfile::TempDir,
 }
 
@@ -114,6 +113,8 @@ struct Workload {
     binary: Arc<RwLock<PathBuf>>,
     written: Written,
     rounds: Arc<AtomicU64>,
+    /// Commands of the earlier version that began in the moment in which control stopped, and had to be begun again.
+    refused: Arc<AtomicU64>,
     is_over: Arc<AtomicBool>,
     workers: Vec<JoinHandle<Duration>>,
 }
@@ -124,6 +125,7 @@ impl Workload {
             binary: Arc::new(RwLock::new(binary.to_owned())),
             written: Written::default(),
             rounds: Arc::default(),
+            refused: Arc::default(),
             is_over: Arc::default(),
             workers: Vec::new(),
         };
@@ -131,6 +133,7 @@ impl Workload {
             let cluster = Arc::clone(cluster);
             let (binary, written) = (Arc::clone(&workload.binary), Arc::clone(&workload.written));
             let (rounds, is_over) = (Arc::clone(&workload.rounds), Arc::clone(&workload.is_over));
+            let refused = Arc::clone(&workload.refused);
             workload.workers.push(std::thread::spawn(move || {
                 let mut longest = Duration::ZERO;
                 for round in 0.. {
@@ -139,7 +142,7 @@ impl Workload {
                     }
                     let binary = binary.read().unwrap();
                     let began = Instant::now();
-                    write_and_read(&cluster, &binary, &written, worker, round);
+                    write_and_read(&cluster, (&binary, &refused), &written, worker, round);
                     longest = longest.max(began.elapsed());
                     rounds.fetch_add(1, Ordering::Relaxed);
                 }
@@ -152,9 +155,11 @@ impl Workload {
     /// Some more rounds of each client, so that each step is worked on.
     fn go_on(&self) {
         let wanted = self.rounds.load(Ordering::Relaxed) + 3 * WORKERS;
-        let is_further = || (self.rounds.load(Ordering::Relaxed) >= wanted).then_some(());
-        wait::until("further rounds of the clients", 2 * LIMIT, is_further)
-            .unwrap_or_else(|error| panic!("{error}; has a client failed?"));
+        let is_further = || {
+            assert!(!self.workers.iter().any(JoinHandle::is_finished), "a client has failed, see above");
+            (self.rounds.load(Ordering::Relaxed) >= wanted).then_some(())
+        };
+        wait::until("further rounds of the clients", 2 * LIMIT, is_further).unwrap();
     }
 
     fn clients_are(&self, binary: &Path) {
@@ -168,15 +173,21 @@ impl Workload {
         check_all(cluster, binaries, &self.written);
     }
 
-    /// Longest round, and how many there were.
-    fn end(self) -> (Duration, u64) {
+    /// Longest round, how many there were, and how many commands had to be begun again.
+    fn end(self) -> (Duration, u64, u64) {
         self.is_over.store(true, Ordering::Relaxed);
         let longest = self.workers.into_iter().map(|worker| worker.join().unwrap()).max().unwrap();
-        (longest, self.rounds.load(Ordering::Relaxed))
+        (longest, self.rounds.load(Ordering::Relaxed), self.refused.load(Ordering::Relaxed))
     }
 }
 
-fn write_and_read(cluster: &MixedCluster, binary: &Path, written: &Written, worker: u64, round: u64) {
+fn write_and_read(
+    cluster: &MixedCluster,
+    (binary, refused): (&Path, &AtomicU64),
+    written: &Written,
+    worker: u64,
+    round: u64,
+) {
     let object = format!("{}:{}", worker + 1, round % OBJECTS);
     let seed = worker << 32 | round;
     // From a few bytes to some groups.
@@ -184,15 +195,34 @@ fn write_and_read(cluster: &MixedCluster, binary: &Path, written: &Written, work
     let file = cluster.folder.path().join(format!("worker-{worker}"));
     std::fs::write(&file, content::bytes(seed, count)).unwrap();
     let words = ["cp", file.to_str().unwrap(), &object, "--quiet", "--timeout", "40"];
-    let _ = cluster.run(binary, &words).succeeded();
+    let _ = run_client(cluster, (binary, refused), &words);
     written.lock().unwrap().insert(object, (seed, count));
     let back = format!("{}:{}", worker + 1, (round / 2) % OBJECTS);
-    check_object(cluster, binary, written, &back);
+    check_object(cluster, (binary, refused), written, &back);
 }
 
-fn check_object(cluster: &MixedCluster, binary: &Path, written: &Written, object: &str) {
+/// A command that has to work. One of an earlier version is refused if it asks control for the first time just while that stops: nothing was done by then, and
+/// it is begun again. This version waits by itself.
+fn run_client(cluster: &MixedCluster, (binary, refused): (&Path, &AtomicU64), words: &[&str]) -> Finished {
+    loop {
+        let finished = cluster.run(binary, words);
+        let is_stopping =
+            finished.stderr.contains("no configuration") && finished.stderr.contains("has stopped");
+        if finished.status.success() || !is_stopping || binary == binary::clovis() {
+            return finished.succeeded();
+        }
+        refused.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn check_object(
+    cluster: &MixedCluster,
+    (binary, refused): (&Path, &AtomicU64),
+    written: &Written,
+    object: &str,
+) {
     let Some((seed, count)) = written.lock().unwrap().get(object).copied() else { return };
-    let read = cluster.run(binary, &["cat", object, "--timeout", "40"]).succeeded();
+    let read = run_client(cluster, (binary, refused), &["cat", object, "--timeout", "40"]);
     assert!(read.stdout == content::bytes(seed, count), "{object} is not what was acknowledged");
 }
 
@@ -202,7 +232,7 @@ fn check_all(cluster: &MixedCluster, binaries: [&Path; 2], written: &Written) {
         let listed = cluster.run(binary, &["ls"]).succeeded();
         for object in &objects {
             assert!(listed.text().contains(object.as_str()), "{object} in\n{}", listed.text());
-            check_object(cluster, binary, written, object);
+            check_object(cluster, (binary, &AtomicU64::new(0)), written, object);
         }
     }
 }
@@ -228,7 +258,9 @@ fn a_rolling_upgrade_and_the_way_back_lose_nothing() {
     let folder = clovis_tests::folder("upgrade");
     let mut stop = Command::new(this);
     stop.args(["cluster", "stop", "--dir"]).arg(folder.path().join("cluster"));
-    let cluster = Arc::new(MixedCluster { _stop: Cleanup::at_end(stop), folder });
+    // Not the clients' to keep, who may be at work while this ends.
+    let _stop = Cleanup::at_end(stop);
+    let cluster = Arc::new(MixedCluster { folder });
     cluster.start(earlier);
     let daemons = cluster.daemons();
     assert_eq!((daemons.len(), daemons[0].as_str()), (4, "control"), "{daemons:?}");
@@ -254,8 +286,10 @@ fn a_rolling_upgrade_and_the_way_back_lose_nothing() {
         // Control, servers, clients; and back in the other order.
         let mut steps: Vec<Option<&str>> = daemons.iter().map(|name| Some(name.as_str())).collect();
         steps.push(None);
-        if way == "back" {
-            steps.reverse();
+        match way {
+            // Once more, with clients of this version at work.
+            "forward" => steps.push(Some(&daemons[0])),
+            _ => steps.reverse(),
         }
         for step in steps {
             match step {
@@ -277,10 +311,10 @@ fn a_rolling_upgrade_and_the_way_back_lose_nothing() {
         }
         workload.check(&cluster, both);
     }
-    let (written, (longest, rounds)) = (Arc::clone(&workload.written), workload.end());
+    let (written, (longest, rounds, refused)) = (Arc::clone(&workload.written), workload.end());
     check_all(&cluster, both, &written);
     say(format!(
-        "{rounds} rounds of {WORKERS} clients, the longest {:.1} s; {} objects as acknowledged",
+        "{rounds} rounds of {WORKERS} clients, the longest {:.1} s, {refused} commands of the earlier version begun again; {} objects as acknowledged",
         longest.as_secs_f64(),
         written.lock().unwrap().len()
     ));
