@@ -100,10 +100,9 @@ fn wait_for(
     let mut is_told = false;
     let mut last = None;
     let mut taking = pin!(client.take_lock(wish, wait, |progress| match progress {
-        TakeProgress::Busy(busy) => {
-            if !std::mem::replace(&mut is_told, true) {
-                eprintln!("clovis: {}; waiting", failed(busy, &lock));
-            }
+        TakeProgress::Busy(busy) if !is_told => {
+            is_told = true;
+            eprintln!("clovis: {}; waiting", failed(busy, &lock));
         }
         TakeProgress::Said { holder, said } => {
             let said = Some((holder, said.clone()));
