@@ -165,6 +165,7 @@ fn conf(cluster: &Cluster) -> ConfClient {
     ConfClient::connect(&cluster.client, endpoint(Transport::Sim, 0))
 }
 
+#[expect(clippy::result_large_err, reason = "a test's helper")]
 fn ask(cluster: &mut Cluster, word: &str, within: Duration) -> Result<String, LockError> {
     let conf = conf(cluster);
     let answer = cluster.turner.run(ask_holder(&conf, &lock(), None, word.as_bytes(), within));

@@ -11,10 +11,12 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use base::Instant;
 use clovis_tests::processes::{self, Cleanup, Finished, Process};
 use clovis_tests::{binary, content, wait};
+use runtime::MonotonicClock;
 
 /// Longest that one command may take: a daemon that is replaced holds up whoever needs it.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -79,7 +81,7 @@ impl MixedCluster {
     /// Ends a daemon in order, and starts it anew with `binary`. Answer: how long it was away.
     fn replace(&self, daemon: &str, binary: &Path) -> Duration {
         let pid = self.pid(daemon);
-        let began = Instant::now();
+        let clock = MonotonicClock::start();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
         let gone = || (!Path::new(&format!("/proc/{pid}/exe")).exists()).then_some(());
         wait::until(&format!("the end of {daemon}"), LIMIT, gone)
@@ -87,7 +89,7 @@ impl MixedCluster {
         self.start(binary);
         let runs = std::fs::read_link(format!("/proc/{}/exe", self.pid(daemon))).unwrap();
         assert_eq!(runs, binary.canonicalize().unwrap(), "{daemon}");
-        began.elapsed()
+        clock.now().since(Instant::ZERO)
     }
 
     /// What docs/upgrade.md has checked between two steps: everything is online, and `status` of either version says so.
@@ -141,9 +143,9 @@ impl Workload {
                         break;
                     }
                     let binary = binary.read().unwrap();
-                    let began = Instant::now();
+                    let clock = MonotonicClock::start();
                     write_and_read(&cluster, (&binary, &refused), &written, worker, round);
-                    longest = longest.max(began.elapsed());
+                    longest = longest.max(clock.now().since(Instant::ZERO));
                     rounds.fetch_add(1, Ordering::Relaxed);
                 }
                 longest
