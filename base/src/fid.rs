@@ -47,6 +47,10 @@ pub enum FidType {
     Object = b'G',
     /// Index, as a user sees it.
     Index = b'x',
+    /// What control tells of a named lock: something to watch, nothing that is kept (docs/watch.md).
+    LockNews = b'l',
+    /// Where one holder of a named lock is asked: the same.
+    LockHolder = b'h',
 }
 
 /// Identifier of anything in a cluster: 128 bits, the top byte gives the type.

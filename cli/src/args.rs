@@ -60,7 +60,7 @@ pub enum Command {
     Doctor(crate::doctor::DoctorArgs),
     /// List changes of states, in their order
     Events(EventsArgs),
-    /// Watch an object: print what others notify on it, and acknowledge it
+    /// Watch an object (what others notify on it), a lock or the configuration; or show who watches
     Watch(WatchArgs),
     /// Tell everybody who watches an object something, and show who acknowledged it
     Notify(NotifyArgs),
@@ -610,7 +610,17 @@ pub struct EventsArgs {
 #[derive(Debug, Args)]
 pub struct WatchArgs {
     /// Object id, HI:LO, whether it is there or not
-    pub object: ObjectId,
+    #[arg(required_unless_present_any = ["lock", "configuration", "list"])]
+    pub object: Option<ObjectId>,
+    /// Print what becomes of this lock, of the object if one is named
+    #[arg(long, value_name = "NAME", conflicts_with = "configuration")]
+    pub lock: Option<String>,
+    /// Print each new version of the configuration
+    #[arg(long, conflicts_with = "object")]
+    pub configuration: bool,
+    /// Show who watches, and end: an object, a lock, the configuration, or everything
+    #[arg(long)]
+    pub list: bool,
     /// Who watches, for people: 1 to 64 bytes (default: watch-PID)
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -694,8 +704,10 @@ pub struct CreditHoldArgs {
 pub enum LockCommand {
     /// Show who holds which lock: since when, from where, why
     List(LockListArgs),
-    /// Take a lock; it stays taken when this command ends, unless --on-death fence
+    /// Take a lock; it stays taken when this command ends, unless --on-death fence or --cooperative
     Take(LockTakeArgs),
+    /// Have a request run by the program that holds a lock, and print its answer
+    Ask(LockAskArgs),
     /// Give a lock back
     Release(LockReleaseArgs),
     /// Take a lock away from its owner, whose writes every server refuses from then on
@@ -744,6 +756,15 @@ pub struct LockTakeArgs {
     /// What happens when the holder dies; with `fence` this command is the holder, and stays until it is interrupted
     #[arg(long, value_enum, default_value_t = OnDeathArg::Hold)]
     pub on_death: OnDeathArg,
+    /// Stay, and give it back when somebody else wants it
+    #[arg(long)]
+    pub cooperative: bool,
+    /// Do not give it back to those who ask, and tell them this: at most 200 bytes
+    #[arg(long, value_name = "REASON", requires = "cooperative")]
+    pub refuse: Option<String>,
+    /// Run requests of others (clovis lock ask) by this shell command: the request is its input, what it prints (at most 500 bytes) the answer, CLOVIS_TICKET the ticket
+    #[arg(long, value_name = "COMMAND", requires = "cooperative")]
+    pub run: Option<String>,
     /// What for, shown to others
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub why: String,
@@ -753,6 +774,32 @@ pub struct LockTakeArgs {
     /// Cluster.
     #[command(flatten)]
     pub connect: ConnectArgs,
+}
+
+/// `clovis lock ask`
+#[derive(Debug, Args)]
+pub struct LockAskArgs {
+    /// Lock.
+    #[command(flatten)]
+    pub lock: LockNameArgs,
+    /// The request: at most 16 KB
+    #[arg(default_value = "")]
+    pub request: String,
+    /// Hexadecimal number of the owner who is to run it, if several hold the lock
+    #[arg(long, value_name = "OWNER")]
+    pub owner: Option<OwnerId>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// The cluster's configuration file
+    #[arg(long, env = "CLOVIS_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Credential to show [default: credentials/admin.pem beside the configuration file]
+    #[arg(long, env = "CLOVIS_CREDENTIAL", value_name = "FILE")]
+    pub credential: Option<PathBuf>,
+    /// Seconds to wait for the answer
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=25))]
+    pub timeout: u64,
 }
 
 /// What happens to a lock whose holder died.

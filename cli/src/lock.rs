@@ -1,48 +1,42 @@
-//! `clovis lock list|take|release|break`: named locks at the control daemon.
+//! `clovis lock list|release|break`: named locks at the control daemon. `take` and `ask` are in `holder.rs`.
 //!
 //! A lock belongs to an owner id, not to a process: what one command takes another may release, and it stays taken over crashes of both.
-//! With `--on-death fence` the command is the holder: it renews until it is interrupted, then releases. Rules: docs/locks.md.
+//! Rules: docs/locks.md.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use base::ObjectId;
+use base::{Fid, ObjectId};
 use fops::lock::{
     BreakState, FenceWait, LockBreak, LockBreakReply, LockEntry, LockList, LockMode, LockName, LockRelease,
-    LockRenew, LockTake, LockTakeReply, OnDeath, OwnerId, Ticket,
+    OnDeath,
 };
+use fops::news::of_holder;
 use serde_json::{Value, json};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::args::{
-    LockBreakArgs, LockCommand, LockListArgs, LockNameArgs, LockReleaseArgs, LockTakeArgs, OnDeathArg,
-};
+use crate::args::{LockBreakArgs, LockCommand, LockListArgs, LockNameArgs, LockReleaseArgs};
 use crate::conf::{Desk, time_text};
 use crate::failure::Failure;
+use crate::holder;
 use crate::output;
 use crate::table::{Align, Table};
+use crate::watch::all_watches;
 
-/// How long one request waits at control; who waits longer asks again, and keeps its place.
-const WAIT_MS: u32 = 4_000;
-/// Pause before a question that control could not let wait.
+/// Pause between two questions how far a break is.
 const PAUSE: Duration = Duration::from_millis(200);
-/// Renewals in a lease.
-const RENEWALS_PER_LEASE: u32 = 5;
-/// Longest time until an interruption is noticed.
-const NOTICE: Duration = Duration::from_millis(200);
-
 /// `clovis lock`
 pub fn run(command: &LockCommand) -> Result<(), Failure> {
     match command {
         LockCommand::List(args) => list(args),
-        LockCommand::Take(args) => take(args),
+        LockCommand::Take(args) => holder::take(args),
+        LockCommand::Ask(args) => holder::ask(args),
         LockCommand::Release(args) => release(args),
         LockCommand::Break(args) => break_lock(args),
     }
 }
 
-fn name_of(args: &LockNameArgs) -> LockName {
+/// The lock that the arguments name.
+pub fn name_of(args: &LockNameArgs) -> LockName {
     LockName { object: args.object.map(ObjectId::fid), name: args.name.clone() }
 }
 
@@ -52,7 +46,7 @@ fn object_text(lock: &LockName) -> Option<String> {
 }
 
 /// A lock in a sentence.
-fn lock_text(lock: &LockName) -> String {
+pub fn lock_text(lock: &LockName) -> String {
     match object_text(lock) {
         Some(object) => format!("lock {} of object {object}", lock.name),
         None => format!("lock {}", lock.name),
@@ -71,14 +65,28 @@ fn list(args: &LockListArgs) -> Result<(), Failure> {
             break;
         }
     }
+    // Who can be asked for a lock watches for that. A control daemon of an earlier version does not tell.
+    let watched = all_watches(&mut desk, None).ok();
+    let watched: Option<BTreeSet<Fid>> =
+        watched.map(|watches| watches.into_iter().map(|watch| watch.object).collect());
+    let locks: Vec<(LockEntry, Option<bool>)> = locks
+        .into_iter()
+        .map(|entry| {
+            let topic = of_holder(&entry.grant.lock, entry.grant.ticket.owner);
+            let cooperates = watched.as_ref().map(|watched| watched.contains(&topic));
+            (entry, cooperates)
+        })
+        .collect();
     if args.json {
-        let locks: Vec<Value> = locks.iter().map(entry_json).collect();
+        let locks: Vec<Value> =
+            locks.iter().map(|(entry, cooperates)| entry_json(entry, *cooperates)).collect();
         return output::line(&json!({ "locks": locks }).to_string());
     }
     output::print(&list_text(&locks))
 }
 
-fn mode_word(mode: LockMode) -> &'static str {
+/// How it is held.
+pub fn mode_word(mode: LockMode) -> &'static str {
     match mode {
         LockMode::Shared => "shared",
         LockMode::Exclusive => "exclusive",
@@ -100,7 +108,7 @@ fn state_word(entry: &LockEntry) -> &'static str {
     }
 }
 
-fn list_text(locks: &[LockEntry]) -> String {
+fn list_text(locks: &[(LockEntry, Option<bool>)]) -> String {
     let mut table = Table::new(&[
         ("LOCK", Align::Left),
         ("OBJECT", Align::Left),
@@ -109,12 +117,13 @@ fn list_text(locks: &[LockEntry]) -> String {
         ("MODE", Align::Left),
         ("ON DEATH", Align::Left),
         ("STATE", Align::Left),
+        ("COOPERATIVE", Align::Left),
         ("WAITING", Align::Right),
         ("SINCE", Align::Left),
         ("FROM", Align::Left),
         ("WHY", Align::Left),
     ]);
-    for entry in locks {
+    for (entry, cooperates) in locks {
         let grant = &entry.grant;
         table.row([
             grant.lock.name.clone(),
@@ -124,6 +133,7 @@ fn list_text(locks: &[LockEntry]) -> String {
             mode_word(grant.mode).to_owned(),
             on_death_word(grant.on_death).to_owned(),
             state_word(entry).to_owned(),
+            cooperates.map_or("?", |cooperates| if cooperates { "yes" } else { "no" }).to_owned(),
             entry.waiting.to_string(),
             time_text(grant.since_unix_s),
             grant.from.to_string(),
@@ -134,7 +144,7 @@ fn list_text(locks: &[LockEntry]) -> String {
     table.render()
 }
 
-fn entry_json(entry: &LockEntry) -> Value {
+fn entry_json(entry: &LockEntry, cooperates: Option<bool>) -> Value {
     let grant = &entry.grant;
     let breaking = grant.breaking.as_ref().map(
         |breaking| json!({ "fence": breaking.fence, "by": breaking.by.to_string(), "why": breaking.why }),
@@ -143,131 +153,7 @@ fn entry_json(entry: &LockEntry) -> Value {
             "owner": grant.ticket.owner.to_string(), "epoch": grant.ticket.epoch, "mode": mode_word(grant.mode),
             "on_death": on_death_word(grant.on_death), "state": state_word(entry), "waiting": entry.waiting,
             "since_unix_s": grant.since_unix_s, "from": grant.from.to_string(), "why": grant.why,
-            "silent_ms": entry.silent_ms, "breaking": breaking })
-}
-
-fn take(args: &LockTakeArgs) -> Result<(), Failure> {
-    let mut desk = Desk::open(&args.connect)?;
-    let owner = args.owner.unwrap_or_else(|| OwnerId(fastrand::Rng::new().u128(1..)));
-    let wait_ms = if args.try_once { 0 } else { WAIT_MS };
-    let wish = LockTake {
-        lock: name_of(&args.lock),
-        owner,
-        mode: if args.shared { LockMode::Shared } else { LockMode::Exclusive },
-        on_death: match args.on_death {
-            OnDeathArg::Hold => OnDeath::Hold,
-            OnDeathArg::Fence => OnDeath::Fence,
-        },
-        why: args.why.clone(),
-        wait_ms,
-    };
-    let interrupted = Arc::new(AtomicBool::new(false));
-    if args.on_death == OnDeathArg::Fence {
-        // From before the lock is taken: an interrupted holder gives it back.
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            signal_hook::flag::register(signal, Arc::clone(&interrupted))
-                .map_err(Failure::while_doing("listening to signals"))?;
-        }
-    }
-    let mut told = false;
-    let (epoch, lease_ms) = loop {
-        let asked_at = desk.station.now();
-        match desk.ask_waiting(&wish, Duration::from_millis(wait_ms.into()))? {
-            LockTakeReply::Granted { epoch, lease_ms } => break (epoch, lease_ms),
-            LockTakeReply::Busy { holders, ahead } => {
-                let busy = busy_text(&wish.lock, &holders, ahead);
-                if args.try_once {
-                    return Err(Failure::new(busy));
-                }
-                if interrupted.load(Ordering::Relaxed) {
-                    return Err(Failure::new("interrupted while it waited; the lock is not taken"));
-                }
-                if !std::mem::replace(&mut told, true) {
-                    eprintln!("clovis: {busy}; waiting");
-                }
-                // Control wakes who waits there. Only one that it could not let wait has to ask from time to time.
-                if desk.station.now() < asked_at + Duration::from_millis(u64::from(wait_ms)) {
-                    desk.station.pause(PAUSE)?;
-                }
-            }
-        }
-    };
-    let ticket = Ticket { owner, epoch };
-    output::line(&if args.json {
-        json!({ "owner": owner.to_string(), "epoch": epoch, "ticket": ticket.to_string() }).to_string()
-    } else {
-        ticket.to_string()
-    })?;
-    match wish.on_death {
-        OnDeath::Hold => Ok(()),
-        OnDeath::Fence => stay(&mut desk, wish.lock, ticket, Duration::from_millis(lease_ms), &interrupted),
-    }
-}
-
-fn busy_text(lock: &LockName, holders: &[OwnerId], ahead: u32) -> String {
-    let holders: Vec<String> = holders.iter().map(OwnerId::to_string).collect();
-    let mut text = match holders.is_empty() {
-        true => format!("{} is about to pass on", lock_text(lock)),
-        false => format!("{} is held by {}", lock_text(lock), holders.join(", ")),
-    };
-    if ahead > 0 {
-        text.push_str(&format!(", {ahead} wait before"));
-    }
-    text
-}
-
-/// Renews until it is interrupted, then releases.
-fn stay(
-    desk: &mut Desk,
-    lock: LockName,
-    ticket: Ticket,
-    lease: Duration,
-    interrupted: &AtomicBool,
-) -> Result<(), Failure> {
-    let renew = LockRenew { lock, ticket };
-    let mut told = false;
-    desk.within = lease;
-    // The command asked for the lock just before; it counts from the first renewal that it sends.
-    let mut renewed_at = desk.station.now();
-    loop {
-        if interrupted.load(Ordering::Relaxed) {
-            let LockRenew { lock, ticket: Ticket { owner, epoch } } = renew;
-            let reply = desk.ask(&LockRelease { lock, owner, epoch })?;
-            return match reply.released {
-                true => Ok(()),
-                false => Err(Failure::new(format!("ticket {ticket} was fenced before the release"))),
-            };
-        }
-        let sent_at = desk.station.now();
-        match desk.ask(&renew) {
-            Ok(reply) if !reply.held => {
-                return Err(Failure::new(format!(
-                    "{} is lost: ticket {ticket} is fenced",
-                    lock_text(&renew.lock)
-                )));
-            }
-            Ok(reply) => {
-                renewed_at = sent_at;
-                if reply.waiting > 0 && !std::mem::replace(&mut told, true) {
-                    eprintln!("clovis: {} wait for {}", reply.waiting, lock_text(&renew.lock));
-                }
-            }
-            Err(failure) if desk.station.now() >= renewed_at + lease => {
-                return Err(Failure::new(format!(
-                    "{} may be lost: it was not renewed for {} s: {failure}",
-                    lock_text(&renew.lock),
-                    lease.as_secs_f32()
-                )));
-            }
-            // Asked again, until the lease is over.
-            Err(_) => {}
-        }
-        let next_at = sent_at + lease / RENEWALS_PER_LEASE;
-        while desk.station.now() < next_at && !interrupted.load(Ordering::Relaxed) {
-            let left = next_at.since(desk.station.now());
-            desk.station.pause(left.min(NOTICE))?;
-        }
-    }
+            "silent_ms": entry.silent_ms, "cooperative": cooperates, "breaking": breaking })
 }
 
 fn release(args: &LockReleaseArgs) -> Result<(), Failure> {
@@ -353,7 +239,7 @@ fn break_json(reply: &LockBreakReply) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use fops::lock::{LockBreaking, LockGrant};
+    use fops::lock::{LockBreaking, LockGrant, OwnerId, Ticket};
 
     use super::*;
 
@@ -380,18 +266,19 @@ mod tests {
 
     #[test]
     fn the_list_says_who_since_when_from_where_and_why() {
-        let text = list_text(&[entry()]);
+        let text = list_text(&[(entry(), Some(true))]);
         let row = text.lines().nth(1).unwrap();
         let owner = OwnerId(0xab).to_string();
-        for word in ["writer", "1:2", &owner, "7", "exclusive", "hold", "held", "2", "10.0.0.7@tcp", "backup"]
+        for word in
+            ["writer", "1:2", &owner, "7", "exclusive", "hold", "held", "yes", "2", "10.0.0.7@tcp", "backup"]
         {
             assert!(row.contains(word), "{word} in {row}");
         }
         let mut broken = entry();
         let by = broken.grant.from;
         broken.grant.breaking = Some(LockBreaking { fence: 1, by, why: "it hangs".to_owned() });
-        assert_eq!(entry_json(&broken)["state"], "breaking");
-        assert_eq!(entry_json(&broken)["breaking"]["why"], "it hangs");
-        assert_eq!(entry_json(&LockEntry { fenced: true, ..entry() })["state"], "fenced");
+        assert_eq!(entry_json(&broken, None)["state"], "breaking");
+        assert_eq!(entry_json(&broken, None)["breaking"]["why"], "it hangs");
+        assert_eq!(entry_json(&LockEntry { fenced: true, ..entry() }, Some(true))["state"], "fenced");
     }
 }

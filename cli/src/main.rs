@@ -21,6 +21,7 @@ mod device;
 mod doctor;
 mod events;
 mod failure;
+mod holder;
 mod in_process;
 mod interrupt;
 mod known_cluster;

@@ -3,19 +3,25 @@
 //! The watcher acknowledges what it has printed, in that order, so that who notifies knows that it was said. It goes on over a restart of
 //! control. A notify that somebody missed ends with status 1 and their names.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use base::ObjectId;
+use base::{Fid, FidType, ObjectId};
 use client::{Notified, NotifyOutcome, Watch, WatchEvent};
-use fops::watch::{MissedWhy, NotifyMissed};
+use fops::codec;
+use fops::lock::LockName;
+use fops::news::{CONFIGURATION, ConfigurationNews, LockNews, of_lock};
+use fops::watch::{MissedWhy, NotifyMissed, WatchEntry, WatchList};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::args::{ConnectArgs, NotifyArgs, WatchArgs};
+use crate::conf::Desk;
 use crate::connection::{Station, connect};
 use crate::failure::Failure;
+use crate::lock::{lock_text, mode_word};
 use crate::output;
 use crate::table::{Align, Table};
 
@@ -26,6 +32,9 @@ const ANSWER_WITHIN_S: u64 = 30;
 
 /// `clovis watch`
 pub fn watch(args: &WatchArgs) -> Result<(), Failure> {
+    if args.list {
+        return list(args);
+    }
     let interrupted = Arc::new(AtomicBool::new(false));
     // From before the watch is registered: an interrupted watcher ends it.
     for signal in [SIGINT, SIGTERM, SIGHUP] {
@@ -37,8 +46,9 @@ pub fn watch(args: &WatchArgs) -> Result<(), Failure> {
     let (mut station, client, _) = connect(&args.connect, false)?;
     let watcher = client.watcher(&name, Duration::from_secs(u64::from(args.lease)));
     let deadline = station.now() + within;
-    let watch = station.wait(watcher.watch(args.object.fid(), deadline))?.map_err(failed)?;
-    eprintln!("clovis: watching {} as {name}", args.object);
+    let topic = Topic::of(args);
+    let watch = station.wait(watcher.watch(topic.fid(), deadline))?.map_err(failed)?;
+    eprintln!("clovis: watching {topic} as {name}");
     let mut left = args.count.unwrap_or(u64::MAX);
     while left > 0 {
         let Some(event) = next(&mut station, &watch, &interrupted)? else { break };
@@ -50,11 +60,7 @@ pub fn watch(args: &WatchArgs) -> Result<(), Failure> {
             })?;
             continue;
         };
-        output::line(&if args.json {
-            notified_json(args.object, &notified).to_string()
-        } else {
-            format!("{}  {}", notified.from(), payload_text(notified.payload()))
-        })?;
+        output::line(&topic.line(&notified, args.json))?;
         match station.wait(notified.ack(args.reply.as_bytes()))? {
             Ok(true) => {}
             Ok(false) => eprintln!("clovis: the notifier no longer waited"),
@@ -64,6 +70,152 @@ pub fn watch(args: &WatchArgs) -> Result<(), Failure> {
     }
     let deadline = station.now() + within;
     station.wait(watch.end(deadline))?.map_err(failed)
+}
+
+/// What is watched.
+enum Topic {
+    Object(ObjectId),
+    Lock(LockName),
+    Configuration,
+}
+
+impl fmt::Display for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Topic::Object(object) => object.fmt(f),
+            Topic::Lock(lock) => f.write_str(&lock_text(lock)),
+            Topic::Configuration => f.write_str("the configuration"),
+        }
+    }
+}
+
+impl Topic {
+    /// Of a command that names something.
+    fn of(args: &WatchArgs) -> Topic {
+        match (args.object, &args.lock) {
+            (object, Some(name)) => {
+                Topic::Lock(LockName { object: object.map(ObjectId::fid), name: name.clone() })
+            }
+            (Some(object), None) => Topic::Object(object),
+            (None, None) => Topic::Configuration,
+        }
+    }
+
+    fn fid(&self) -> Fid {
+        match self {
+            Topic::Object(object) => object.fid(),
+            Topic::Lock(lock) => of_lock(lock),
+            Topic::Configuration => CONFIGURATION,
+        }
+    }
+
+    fn line(&self, notified: &Notified, json: bool) -> String {
+        let strange = || "news of another version of Clovis".to_owned();
+        match self {
+            Topic::Object(object) if json => notified_json(*object, notified).to_string(),
+            Topic::Object(_) => format!("{}  {}", notified.from(), payload_text(notified.payload())),
+            Topic::Lock(_) => match codec::decode::<LockNews>(notified.payload()) {
+                Ok(news) if json => news_json(&news).to_string(),
+                Ok(news) => news_text(&news),
+                Err(_) => strange(),
+            },
+            Topic::Configuration => match codec::decode::<ConfigurationNews>(notified.payload()) {
+                Ok(news) if json => json!({ "version": news.version }).to_string(),
+                Ok(news) => format!("version {}", news.version),
+                Err(_) => strange(),
+            },
+        }
+    }
+}
+
+fn news_text(news: &LockNews) -> String {
+    match news {
+        LockNews::Taken { grant } => {
+            let (mode, from) = (mode_word(grant.mode), grant.from);
+            let why: String = grant.why.chars().filter(|letter| !letter.is_control()).collect();
+            format!("taken by {} ({mode}) from {from}  {why}", grant.ticket).trim_end().to_owned()
+        }
+        LockNews::Released { ticket, .. } => format!("released by {ticket}"),
+        LockNews::Breaking { ticket, by, why, .. } => {
+            let why: String = why.chars().filter(|letter| !letter.is_control()).collect();
+            format!("breaking from {ticket} by {by}  {why}").trim_end().to_owned()
+        }
+        LockNews::Broken { ticket, .. } => format!("broken from {ticket}"),
+    }
+}
+
+fn news_json(news: &LockNews) -> Value {
+    match news {
+        LockNews::Taken { grant } => {
+            json!({ "event": "taken", "ticket": grant.ticket.to_string(), "mode": mode_word(grant.mode),
+                    "from": grant.from.to_string(), "why": grant.why })
+        }
+        LockNews::Released { ticket, .. } => json!({ "event": "released", "ticket": ticket.to_string() }),
+        LockNews::Breaking { ticket, by, why, .. } => {
+            json!({ "event": "breaking", "ticket": ticket.to_string(), "by": by.to_string(), "why": why })
+        }
+        LockNews::Broken { ticket, .. } => json!({ "event": "broken", "ticket": ticket.to_string() }),
+    }
+}
+
+/// Every watch that control knows, of one object or of all.
+pub fn all_watches(desk: &mut Desk, object: Option<Fid>) -> Result<Vec<WatchEntry>, Failure> {
+    let (mut watches, mut after) = (Vec::new(), None);
+    loop {
+        let reply = desk.ask(&WatchList { object, after })?;
+        after = reply.watches.last().map(|last| (last.watch.watcher, last.watch.cookie));
+        watches.extend(reply.watches);
+        if !reply.more || after.is_none() {
+            return Ok(watches);
+        }
+    }
+}
+
+/// `clovis watch --list`
+fn list(args: &WatchArgs) -> Result<(), Failure> {
+    let mut desk = Desk::open(&args.connect)?;
+    let is_one = args.object.is_some() || args.lock.is_some() || args.configuration;
+    let watches = all_watches(&mut desk, is_one.then(|| Topic::of(args).fid()))?;
+    if args.json {
+        let watches: Vec<Value> = watches.iter().map(entry_json).collect();
+        return output::line(&json!({ "watches": watches }).to_string());
+    }
+    let mut table = Table::new(&[
+        ("WATCHER", Align::Left),
+        ("WATCHES", Align::Left),
+        ("FROM", Align::Left),
+        ("LEASE", Align::Right),
+        ("HEARD", Align::Right),
+        ("WAITING", Align::Right),
+    ]);
+    for entry in &watches {
+        table.row([
+            entry.watch.name.chars().filter(|letter| !letter.is_control()).collect(),
+            watched_text(entry.object),
+            entry.watch.from.to_string(),
+            format!("{} s", entry.lease_ms / 1000),
+            format!("{} ms ago", entry.silent_ms),
+            entry.waiting.to_string(),
+        ]);
+    }
+    output::print(&table.render())
+}
+
+/// What a watch is on. A lock's topic does not say which lock.
+fn watched_text(watched: Fid) -> String {
+    match ObjectId::from_fid(watched) {
+        Some(object) => object.to_string(),
+        None if watched == CONFIGURATION => "the configuration".to_owned(),
+        None if watched.is(FidType::LockNews) => format!("a lock ({watched})"),
+        None if watched.is(FidType::LockHolder) => format!("requests to a lock's holder ({watched})"),
+        None => watched.to_string(),
+    }
+}
+
+fn entry_json(entry: &WatchEntry) -> Value {
+    json!({ "watcher": entry.watch.watcher.to_string(), "cookie": entry.watch.cookie, "name": entry.watch.name,
+            "from": entry.watch.from.to_string(), "watched": watched_text(entry.object),
+            "lease_ms": entry.lease_ms, "silent_ms": entry.silent_ms, "waiting": entry.waiting })
 }
 
 fn failed(error: client::ConfError) -> Failure {
@@ -90,7 +242,7 @@ fn next(
 }
 
 /// Bytes as text if they are one that does not move the cursor, else in hexadecimal.
-fn payload_text(payload: &[u8]) -> String {
+pub fn payload_text(payload: &[u8]) -> String {
     match std::str::from_utf8(payload) {
         Ok(text) if !text.chars().any(char::is_control) => text.to_owned(),
         _ => format!("0x{}", hex(payload)),

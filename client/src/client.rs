@@ -8,9 +8,13 @@ use std::time::Duration;
 
 use base::endpoint::TMID_MAX;
 use base::{ByteExtent, Endpoint, ObjectId};
+use faces::held_lock::{ask_holder, take_lock};
 use faces::rm::HoldError;
-use faces::{ConfClient, ConfError, NotifyOutcome, Watcher};
-use fops::lock::{LockMode, Ticket};
+use faces::{
+    ConfClient, ConfError, GrantedLock, HeldLock, LockError, LockWish, NotifyOutcome, TakeProgress, Watcher,
+};
+use fops::FopError;
+use fops::lock::{LockMode, LockName, OwnerId, Ticket};
 use fops::object::{ObjectRecord, OpenMode, generation_of};
 use fops::rm::{RmCredit, RmResource};
 use rpc::addb::AddbSpace;
@@ -27,6 +31,9 @@ use crate::transfer;
 
 /// Upper half of the ids that control hands out. Ids that users choose have another.
 pub const ALLOCATED_OBJECTS: u64 = 1 << 55;
+
+/// Pause before a control daemon that does not serve yet, or no more, is asked again.
+const CONNECT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How to connect.
 #[derive(Clone)]
@@ -79,9 +86,18 @@ impl Opened {
         bug: Option<Bug>,
     ) -> Result<Client, ClientError> {
         let Opened { rpc, conf } = self;
-        let configuration = match conf.fetch(locality.now() + config.op_timeout).await {
-            Ok(configuration) => configuration,
-            Err(error) => return Err(connect_error(config.control, &error)),
+        let deadline = locality.now() + config.op_timeout;
+        let configuration = loop {
+            match conf.fetch(deadline).await {
+                Ok(configuration) => break configuration,
+                // It stops or starts: a rolling upgrade is not to be seen by whoever connects in its midst.
+                Err(ConfError::Refused { source: FopError::NotServing { .. }, .. })
+                    if locality.now() + CONNECT_PAUSE < deadline =>
+                {
+                    locality.sleep(CONNECT_PAUSE).await;
+                }
+                Err(error) => return Err(connect_error(config.control, &error)),
+            }
         };
         Ok(Client { store: Rc::new(Store::new(locality.clone(), rpc, conf, configuration, (config, bug))) })
     }
@@ -206,6 +222,48 @@ impl Client {
     /// its lease. What is still held is void. Errors: control does not answer.
     pub async fn leave(&self) -> Result<(), ConfError> {
         self.store.borrower.leave(self.store.request_deadline(self.store.deadline())).await
+    }
+
+    /// Takes a named lock. Waits for it up to `wait` (zero: not at all), in the order of asking, and asks those who hold it to give it back; `progress`
+    /// hears what they say. The lock is the owner's until it is released or broken: keep it with [`Client::keep_lock`] or [`Client::cooperate`]
+    /// if its holder's death is to mean something or others are to be heard, and write under its ticket ([`Client::write_under`]). Errors: see [`LockError`].
+    pub async fn take_lock(
+        &self,
+        wish: LockWish,
+        wait: Duration,
+        progress: impl FnMut(TakeProgress<'_>),
+    ) -> Result<GrantedLock, LockError> {
+        take_lock(&self.store.conf, wish, (wait, self.control_within()), progress).await
+    }
+
+    /// Looks after a lock that was granted, as long as the value lives; nobody can ask for it.
+    #[must_use]
+    pub fn keep_lock(&self, granted: GrantedLock) -> HeldLock {
+        HeldLock::keep(&self.store.conf, granted)
+    }
+
+    /// Looks after a lock that was granted, and hears of those who want it or want something done under it: fetch that with [`HeldLock::next`]
+    /// (docs/locks.md#cooperation). Errors: control does not answer; the lock is held then.
+    pub async fn cooperate(&self, granted: GrantedLock) -> Result<HeldLock, LockError> {
+        HeldLock::cooperate(&self.store.conf, granted, self.control_within()).await
+    }
+
+    /// Has a request (at most `faces::limits::HOLDER_REQUEST_BYTES_MAX` bytes, any) run by the program that holds a lock cooperatively, under its lock, at
+    /// most once, and returns its answer. `owner`: which holder's; `None` if there is one. `within`: at most 25 s. Errors: see [`LockError`]:
+    /// [`LockError::NoAnswer`] and [`LockError::Control`] leave open whether it was run.
+    pub async fn ask_holder(
+        &self,
+        lock: &LockName,
+        owner: Option<OwnerId>,
+        request: &[u8],
+        within: Duration,
+    ) -> Result<Vec<u8>, LockError> {
+        ask_holder(&self.store.conf, lock, owner, request, within).await
+    }
+
+    /// How long control may take for an answer.
+    fn control_within(&self) -> Duration {
+        self.store.deadline().since(self.store.locality.now())
     }
 
     /// A watcher of its own, without watches yet: [`Watcher::watch`] registers one on the fid of an object. `name`: for people, 1 to 64 bytes;

@@ -37,7 +37,11 @@ pub use bug::Bug;
 pub use client::{ALLOCATED_OBJECTS, Client, ClientConfig};
 pub use error::{ClientError, Fault, UnitFailure, UnitFailures};
 pub use faces::rm::HoldError;
-pub use faces::{ConfError, Notified, NotifyOutcome, Watch, WatchEvent, Watcher};
+pub use faces::tenure::TenureState;
+pub use faces::{
+    ConfError, GrantedLock, HeldLock, HolderSaid, LockCall, LockError, LockWish, Notified, NotifyOutcome,
+    ReleaseCall, RunCall, TakeProgress, Watch, WatchEvent, Watcher,
+};
 pub use membership::security_of;
 pub use object::{Object, ObjectStat};
 pub use operation::{Operation, OperationEvent, OperationState};

@@ -623,7 +623,7 @@ impl Office {
             locks_stored: Cell::new(0),
             locks_rung: Notify::new(),
             lock_waits: Cell::new(0),
-            watches: RefCell::new(WatchTable::new(now, rpc.endpoint(), stored.watches)),
+            watches: RefCell::new(WatchTable::new(now, (rpc.endpoint(), epoch), stored.watches)),
             watches_stored: Cell::new(0),
             load: RefCell::new(LoadBook::new(now)),
             watches_rung: Notify::new(),
@@ -1180,6 +1180,7 @@ async fn write_changes(inner: Rc<Inner>) {
             let changes = inner.core.borrow_mut().take_changes();
             let locks_serial = inner.locks.borrow().serial();
             let locks = inner.locks.borrow_mut().take_changes();
+            let lock_news = inner.locks.borrow_mut().take_news();
             let watches_serial = inner.watches.borrow().serial();
             let watches = inner.watches.borrow_mut().take_changes();
             let loans_serial = inner.loans.borrow().serial();
@@ -1210,6 +1211,8 @@ async fn write_changes(inner: Rc<Inner>) {
                         // Who reads the configuration and waits to be told.
                         inner.loans_rung.notify_waiters();
                     }
+                    let version = inner.published.borrow().version;
+                    inner.tell_news(&lock_news, (!is_same_version).then_some(version));
                 }
                 Err(error) => *inner.store_failed.borrow_mut() = Some(error.to_string()),
             }

@@ -21,6 +21,7 @@ use fops::lock::{
     Fence, FencesReply, LockBreak, LockBreaking, LockEntry, LockGrant, LockListReply, LockMode, LockName,
     LockRelease, LockRenew, LockRenewReply, LockTake, LockTakeReply, OnDeath, OwnerId, Ticket,
 };
+use fops::news::LockNews;
 
 /// A request about a lock that control refuses.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -127,6 +128,8 @@ pub struct LockTable {
     /// One more with each change that the store has to have.
     serial: u64,
     changes: Vec<LockChange>,
+    /// What to tell once those changes are durable.
+    news: Vec<LockNews>,
 }
 
 impl LockTable {
@@ -150,6 +153,7 @@ impl LockTable {
             numbers,
             serial: 0,
             changes: Vec::new(),
+            news: Vec::new(),
         }
     }
 
@@ -162,6 +166,11 @@ impl LockTable {
     /// What the store has to do, in this order, and the numbers to put beside it.
     pub fn take_changes(&mut self) -> (Vec<LockChange>, LockNumbers) {
         (std::mem::take(&mut self.changes), self.numbers)
+    }
+
+    /// What is to be told to those who watch locks, once what [`LockTable::take_changes`] gave at the same time is durable.
+    pub fn take_news(&mut self) -> Vec<LockNews> {
+        std::mem::take(&mut self.news)
     }
 
     fn change(&mut self, change: LockChange) {
@@ -208,6 +217,7 @@ impl LockTable {
             if found.grant.ticket.epoch != epoch {
                 found.grant.ticket.epoch = epoch;
                 let grant = found.grant.clone();
+                self.news.push(LockNews::Taken { grant: grant.clone() });
                 self.change(LockChange::PutGrant(grant));
             }
             return Ok(LockTakeReply::Granted { epoch, lease_ms });
@@ -245,6 +255,7 @@ impl LockTable {
             breaking: None,
         };
         self.held.insert(key, Held { grant: grant.clone(), heard_at: now });
+        self.news.push(LockNews::Taken { grant: grant.clone() });
         self.change(LockChange::PutGrant(grant));
         Ok(LockTakeReply::Granted { epoch, lease_ms })
     }
@@ -257,7 +268,9 @@ impl LockTable {
         if !held.is_some_and(meant) {
             return false;
         }
-        self.held.remove(&key);
+        if let Some(Held { grant, .. }) = self.held.remove(&key) {
+            self.news.push(LockNews::Released { lock: grant.lock, ticket: grant.ticket });
+        }
         self.change(LockChange::DropGrant(key.0, key.1));
         true
     }
@@ -304,6 +317,8 @@ impl LockTable {
         if let Some(held) = self.held.get_mut(key) {
             held.grant.breaking = Some(LockBreaking { fence, by, why: why.to_owned() });
             let grant = held.grant.clone();
+            let (lock, ticket, why) = (grant.lock.clone(), grant.ticket, why.to_owned());
+            self.news.push(LockNews::Breaking { lock, ticket, by, why });
             self.change(LockChange::PutGrant(grant));
         }
         Ok(Some(fence))
@@ -394,7 +409,9 @@ impl LockTable {
             self.held.iter().filter(|(_, held)| done(held)).map(|(key, _)| key.clone()).collect();
         let any = !keys.is_empty();
         for key in keys {
-            self.held.remove(&key);
+            if let Some(Held { grant, .. }) = self.held.remove(&key) {
+                self.news.push(LockNews::Broken { lock: grant.lock, ticket: grant.ticket });
+            }
             self.change(LockChange::DropGrant(key.0, key.1));
         }
         any
@@ -665,6 +682,31 @@ mod tests {
         assert_eq!(take(&mut table, 0, 2, Exclusive, true), epoch + 1);
         assert!(release(&mut table, 2));
         assert_eq!(take(&mut table, 0, 1, Exclusive, false), epoch + 2, "the old owner may come again");
+    }
+
+    #[test]
+    fn each_thing_that_becomes_of_a_lock_is_told_once_and_in_order() {
+        let mut table = table();
+        take(&mut table, 0, 1, Exclusive, false);
+        take(&mut table, 0, 1, Exclusive, false);
+        take(&mut table, 0, 2, Exclusive, true);
+        release(&mut table, 1);
+        take(&mut table, 1, 2, Exclusive, true);
+        break_from(&mut table, 2);
+        break_from(&mut table, 2);
+        table.complete_breaks(|_| true);
+        let told: Vec<String> = table
+            .take_news()
+            .into_iter()
+            .map(|news| match news {
+                LockNews::Taken { grant } => format!("taken {}", grant.ticket.epoch),
+                LockNews::Released { ticket, .. } => format!("released {}", ticket.epoch),
+                LockNews::Breaking { ticket, why, .. } => format!("breaking {} {why}", ticket.epoch),
+                LockNews::Broken { ticket, .. } => format!("broken {}", ticket.epoch),
+            })
+            .collect();
+        assert_eq!(told, ["taken 1", "released 1", "taken 2", "breaking 2 dead", "broken 2"]);
+        assert_eq!(table.take_news(), []);
     }
 
     #[test]

@@ -10,8 +10,10 @@ use std::time::Duration;
 use base::Instant;
 use faces::limits::{WATCH_LEASE_MAX_MS, WATCH_WAITS_MAX};
 use fops::FopError;
+use fops::codec::{self, CodecError};
+use fops::news::{self, ConfigurationNews, LockNews};
 use fops::watch::{
-    Notify, NotifyReply, WatchAck, WatchAckReply, WatchPoll, WatchPollReply, WatchRegister,
+    Notify, NotifyReply, WatchAck, WatchAckReply, WatchList, WatchPoll, WatchPollReply, WatchRegister,
     WatchRegisterReply, WatchUnregister, WatchUnregisterReply,
 };
 use rpc::Fom;
@@ -33,6 +35,12 @@ pub(crate) fn serve_all(inner: &Rc<Office>) {
         Ok(inner.poll_watches(&fom, &request).await)
     });
     serve(inner, |inner: Rc<Inner>, _fom, request: WatchAck| async move { inner.ack_notify(request) });
+    serve(inner, |inner: Rc<Inner>, _fom, request: WatchList| async move {
+        let now = inner.rpc.locality().now();
+        let page = inner.watches.borrow().list(now, request.object, request.after);
+        inner.settle_watches().await?;
+        Ok(page)
+    });
     serve(
         inner,
         |inner: Rc<Inner>, fom: Fom, request: Notify| async move { inner.notify(&fom, &request).await },
@@ -42,9 +50,10 @@ pub(crate) fn serve_all(inner: &Rc<Office>) {
 fn refused(refusal: WatchRefusal) -> FopError {
     let reason = refusal.to_string();
     match refusal {
-        WatchRefusal::Full | WatchRefusal::ObjectFull { .. } | WatchRefusal::WatcherFull => {
-            FopError::NotPermitted { reason }
-        }
+        WatchRefusal::Full
+        | WatchRefusal::ObjectFull { .. }
+        | WatchRefusal::WatcherFull
+        | WatchRefusal::ControlsTopic { .. } => FopError::NotPermitted { reason },
         _ => FopError::BadRequest { reason },
     }
 }
@@ -80,6 +89,8 @@ impl Inner {
         let incarnation = self.epoch;
         // Numbers of an earlier control: everything that is under way is new to this watcher.
         let after = if request.incarnation == incarnation { request.after } else { 0 };
+        // One that heard an earlier control may have lost watches, and is told so at once.
+        let is_known = request.incarnation == 0 || request.incarnation == incarnation;
         let from = fom.peer().endpoint;
         let poll = self.watches.borrow_mut().handle_poll(locality.now(), request.watcher, after, from);
         let waits = Waits::begin(&self.watch_waits, WATCH_WAITS_MAX);
@@ -87,7 +98,8 @@ impl Inner {
         loop {
             let notifications = self.watches.borrow().page(request.watcher, after);
             let is_current = poll.is_some_and(|poll| self.watches.borrow().is_current(request.watcher, poll));
-            let may_wait = is_current && waits.is_some() && locality.now() < until && !self.shutdown.get();
+            let may_wait =
+                is_known && is_current && waits.is_some() && locality.now() < until && !self.shutdown.get();
             if !notifications.is_empty() || !may_wait {
                 let cookies = self.watches.borrow().cookies(request.watcher);
                 return WatchPollReply { incarnation, cookies, notifications };
@@ -125,6 +137,28 @@ impl Inner {
             }
             hold.get_or_insert_with(|| fom.hold(until));
             let _rung = locality.timeout_at(until, self.watches_rung.notified()).await;
+        }
+    }
+}
+
+impl Inner {
+    /// Tells those who watch what became durable.
+    pub(crate) fn tell_news(&self, locks: &[LockNews], version: Option<u64>) {
+        let mut any = false;
+        let mut tell = |topic, payload: Result<Vec<u8>, CodecError>| {
+            // They are shorter than a message: `faces::limits` proves it.
+            if let Ok(payload) = payload {
+                any |= self.watches.borrow_mut().tell(topic, &payload);
+            }
+        };
+        for news in locks {
+            tell(news::of_lock(news.lock()), codec::encode(news));
+        }
+        if let Some(version) = version {
+            tell(news::CONFIGURATION, codec::encode(&ConfigurationNews { version }));
+        }
+        if any {
+            self.watches_rung.notify_waiters();
         }
     }
 }

@@ -5,20 +5,27 @@
 //! died is missed by name until then. A notify is over when nobody is awaited, or its time is. Bounds: `faces::limits`.
 //! Left over: notifies are not stored. Who notifies asks again after a restart, under the same id, so that a watch may be told twice;
 //! watches are stored, and have one lease to be heard. Thread: none of its own. Rules: docs/watch.md. Start at [`WatchTable::handle_notify`].
+//!
+//! What control itself tells ([`WatchTable::tell`], on the topics of `fops::news`) nobody acknowledges: it is over for a watch that asks for what comes
+//! behind it. **Invariant**: a watch that may have missed such news is no longer listed to its watcher, which registers it again and has a gap: one that
+//! does not fetch them, and each one after a restart, as these watches are not stored.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
+use std::rc::Rc;
 use std::time::Duration;
 
 use base::{Endpoint, Fid, Instant};
 use faces::lease::lost_after;
 use faces::limits::{
-    NOTIFIES_KEPT, NOTIFIES_MAX, NOTIFY_ACK_BYTES_MAX, NOTIFY_BYTES_MAX, NOTIFY_WAIT_MS_MAX,
-    WATCH_LEASE_MAX_MS, WATCH_LEASE_MIN_MS, WATCH_NAME_BYTES_MAX, WATCH_PAGE, WATCH_PAGE_BYTES, WATCHES_MAX,
-    WATCHES_PER_OBJECT_MAX, WATCHES_PER_WATCHER_MAX,
+    NOTIFIES_KEPT, NOTIFIES_MAX, NOTIFY_ACK_BYTES_MAX, NOTIFY_BYTES_MAX, NOTIFY_WAIT_MS_MAX, WATCH_INBOX_MAX,
+    WATCH_LEASE_MAX_MS, WATCH_LEASE_MIN_MS, WATCH_LIST_PAGE, WATCH_NAME_BYTES_MAX, WATCH_PAGE,
+    WATCH_PAGE_BYTES, WATCHES_MAX, WATCHES_PER_OBJECT_MAX, WATCHES_PER_WATCHER_MAX,
 };
+use fops::news;
 use fops::watch::{
-    MissedWhy, Notification, Notify, NotifyAck, NotifyId, NotifyMissed, NotifyReply, WatchAck, WatchPlace,
-    WatchRecord, WatchUnregister, WatcherId,
+    MissedWhy, Notification, Notify, NotifyAck, NotifyId, NotifyMissed, NotifyReply, WatchAck, WatchEntry,
+    WatchListReply, WatchPlace, WatchRecord, WatchUnregister, WatcherId,
 };
 
 /// A request about watches that control refuses.
@@ -59,6 +66,12 @@ pub enum WatchRefusal {
     LongAck {
         /// Its length.
         bytes: usize,
+    },
+    /// Not a client's to notify on.
+    #[error("on {object} control itself tells what happens, and nobody else")]
+    ControlsTopic {
+        /// Which.
+        object: Fid,
     },
     /// The number is in use.
     #[error("notify {id} is another one, on object {object}: choose another number")]
@@ -106,11 +119,13 @@ impl Watcher {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Queued {
     number: u64,
     cookie: u64,
     notify: NotifyId,
+    /// Told by control itself.
+    news: Option<Rc<[u8]>>,
 }
 
 #[derive(Clone, Debug)]
@@ -132,10 +147,13 @@ struct UnderWay {
 }
 
 /// All watches of the cluster, and the notifies under way.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct WatchTable {
     watchers: BTreeMap<WatcherId, Watcher>,
     under_way: BTreeMap<NotifyId, UnderWay>,
+    /// Of this control: its endpoint and incarnation, for what it tells itself.
+    here: Endpoint,
+    incarnation: u64,
     /// Oldest first: answers for those who ask again.
     over: VecDeque<(NotifyId, Fid, NotifyReply)>,
     /// Of the last notification.
@@ -148,10 +166,20 @@ pub struct WatchTable {
 }
 
 impl WatchTable {
-    /// The table as the store had it at `now`. `here`: control's own endpoint, until a watcher says where it is.
+    /// The table as the store had it at `now`. `here`: control's own endpoint (a watcher counts as there until it says where it is) and incarnation.
     #[must_use]
-    pub fn new(now: Instant, here: Endpoint, records: Vec<WatchRecord>) -> WatchTable {
-        let mut table = WatchTable::default();
+    pub fn new(now: Instant, (here, incarnation): (Endpoint, u64), records: Vec<WatchRecord>) -> WatchTable {
+        let mut table = WatchTable {
+            watchers: BTreeMap::new(),
+            under_way: BTreeMap::new(),
+            here,
+            incarnation,
+            over: VecDeque::new(),
+            number: 0,
+            polls: 0,
+            serial: 0,
+            changes: Vec::new(),
+        };
         for record in records {
             table.watcher(now, here, record.watcher).watches.insert(record.cookie, record);
         }
@@ -222,7 +250,9 @@ impl WatchTable {
         (watcher.heard_at, watcher.from) = (now, from);
         if is_new {
             watcher.watches.insert(cookie, record.clone());
-            self.change(WatchChange::Put(record));
+            if !news::is_controls(object) {
+                self.change(WatchChange::Put(record));
+            }
         }
         Ok(lease_ms)
     }
@@ -236,9 +266,7 @@ impl WatchTable {
 
     fn end_watch(&mut self, id: WatcherId, cookie: u64, why: MissedWhy) -> bool {
         let Some(watcher) = self.watchers.get_mut(&id) else { return false };
-        if watcher.watches.remove(&cookie).is_none() {
-            return false;
-        }
+        let Some(ended) = watcher.watches.remove(&cookie) else { return false };
         watcher.queue.retain(|queued| queued.cookie != cookie);
         let from = watcher.from;
         if watcher.watches.is_empty() {
@@ -250,8 +278,63 @@ impl WatchTable {
                 notify.missed.push(NotifyMissed { watch, why });
             }
         }
-        self.change(WatchChange::Drop(id, cookie));
+        if !news::is_controls(ended.object) {
+            self.change(WatchChange::Drop(id, cookie));
+        }
         true
+    }
+
+    /// Tells all watches of a topic something that nobody waits for. A watch that has not fetched [`WATCH_INBOX_MAX`] of them is forgotten. True if
+    /// anybody watches.
+    pub fn tell(&mut self, topic: Fid, payload: &[u8]) -> bool {
+        debug_assert!(news::is_controls(topic));
+        let payload: Rc<[u8]> = payload.into();
+        let mut slow = Vec::new();
+        let mut any = false;
+        for (id, watcher) in &mut self.watchers {
+            let Watcher { watches, queue, .. } = watcher;
+            for (cookie, _) in watches.iter().filter(|(_, watch)| watch.object == topic) {
+                any = true;
+                if queue.iter().filter(|queued| queued.cookie == *cookie).count() >= WATCH_INBOX_MAX {
+                    slow.push((*id, *cookie));
+                    continue;
+                }
+                self.number += 1;
+                let notify = NotifyId(u128::from(self.incarnation) << 64 | u128::from(self.number));
+                let news = Some(Rc::clone(&payload));
+                queue.push_back(Queued { number: self.number, cookie: *cookie, notify, news });
+            }
+        }
+        for (id, cookie) in slow {
+            // It hears of that with its next answer.
+            self.end_watch(id, cookie, MissedWhy::NoAnswer);
+        }
+        any
+    }
+
+    /// A page of the watches behind `after`, of one object or of all.
+    #[must_use]
+    pub fn list(&self, now: Instant, object: Option<Fid>, after: Option<(WatcherId, u64)>) -> WatchListReply {
+        let first = after.map_or(Bound::Unbounded, |(watcher, _)| Bound::Included(watcher));
+        let watchers = self.watchers.range((first, Bound::Unbounded));
+        let all = watchers.flat_map(|(id, watcher)| {
+            watcher.watches.values().map(move |watch| ((*id, watch.cookie), watcher, watch))
+        });
+        let mut wanted = all
+            .filter(|(key, ..)| after.is_none_or(|after| *key > after))
+            .filter(|(_, _, watch)| object.is_none_or(|object| watch.object == object));
+        let entry = |((id, cookie), watcher, watch): ((WatcherId, u64), &Watcher, &WatchRecord)| {
+            let waiting = watcher.queue.iter().filter(|queued| queued.cookie == cookie).count();
+            WatchEntry {
+                watch: WatchPlace { watcher: id, cookie, name: watch.name.clone(), from: watcher.from },
+                object: watch.object,
+                lease_ms: watch.lease_ms,
+                silent_ms: u64::try_from(now.since(watcher.heard_at).as_millis()).unwrap_or(u64::MAX),
+                waiting: u32::try_from(waiting).unwrap_or(u32::MAX),
+            }
+        };
+        let watches = wanted.by_ref().take(WATCH_LIST_PAGE).map(entry).collect();
+        WatchListReply { watches, more: wanted.next().is_some() }
     }
 
     /// A watcher lives, and has what came up to the number `after`. Answer: the number of this poll; `None` if it has no watch here.
@@ -265,6 +348,7 @@ impl WatchTable {
                 awaited.told = true;
             }
         }
+        watcher.queue.retain(|queued| queued.news.is_none() || queued.number > after);
         Some(self.polls)
     }
 
@@ -286,19 +370,22 @@ impl WatchTable {
         let Some(watcher) = self.watchers.get(&id) else { return page };
         let mut bytes = 0;
         for queued in watcher.queue.iter().filter(|queued| queued.number > after).take(WATCH_PAGE) {
-            let Some(notify) = self.under_way.get(&queued.notify) else { continue };
-            bytes += notify.payload.len();
+            let (object, from, payload) = match &queued.news {
+                Some(payload) => {
+                    let Some(watch) = watcher.watches.get(&queued.cookie) else { continue };
+                    (watch.object, self.here, &payload[..])
+                }
+                None => {
+                    let Some(notify) = self.under_way.get(&queued.notify) else { continue };
+                    (notify.object, notify.from, &notify.payload[..])
+                }
+            };
+            bytes += payload.len();
             if bytes > WATCH_PAGE_BYTES {
                 break;
             }
-            page.push(Notification {
-                number: queued.number,
-                cookie: queued.cookie,
-                notify: queued.notify,
-                object: notify.object,
-                from: notify.from,
-                payload: notify.payload.clone(),
-            });
+            let Queued { number, cookie, notify, .. } = *queued;
+            page.push(Notification { number, cookie, notify, object, from, payload: payload.to_vec() });
         }
         page
     }
@@ -331,6 +418,9 @@ impl WatchTable {
         if payload.len() > NOTIFY_BYTES_MAX {
             return Err(WatchRefusal::LongNotify { bytes: payload.len() });
         }
+        if news::is_controls(object) {
+            return Err(WatchRefusal::ControlsTopic { object });
+        }
         let under_way = self.under_way.get(&id).map(|found| (found.object, found.until));
         let over = self.over.iter().find(|(other, ..)| *other == id).map(|(_, object, _)| (*object, now));
         if let Some((other, until)) = under_way.or(over) {
@@ -346,7 +436,8 @@ impl WatchTable {
         for (watcher_id, watcher) in &mut self.watchers {
             for watch in watcher.watches.values().filter(|watch| watch.object == object) {
                 self.number += 1;
-                watcher.queue.push_back(Queued { number: self.number, cookie: watch.cookie, notify: id });
+                let (number, cookie) = (self.number, watch.cookie);
+                watcher.queue.push_back(Queued { number, cookie, notify: id, news: None });
                 let name = watch.name.clone();
                 awaited.insert((*watcher_id, watch.cookie), Awaited { name, told: false });
             }
@@ -435,6 +526,10 @@ mod tests {
         Fid::new(FidType::Object, 1, key)
     }
 
+    fn table() -> WatchTable {
+        WatchTable::new(at(0), (place(0), 1), Vec::new())
+    }
+
     fn watch(watcher: u128, cookie: u64, key: u64) -> WatchRecord {
         let name = format!("w{watcher}.{cookie}");
         WatchRecord { watcher: WatcherId(watcher), cookie, object: object(key), name, lease_ms: 1000 }
@@ -477,7 +572,7 @@ mod tests {
 
     #[test]
     fn those_who_watch_are_told_and_the_notifier_hears_who_answered() {
-        let mut table = WatchTable::default();
+        let mut table = table();
         register(&mut table, 0, 1, 1, 5);
         register(&mut table, 0, 1, 2, 6);
         register(&mut table, 0, 2, 1, 5);
@@ -500,7 +595,7 @@ mod tests {
 
     #[test]
     fn each_watch_is_once_in_the_answer_with_the_reason_why_it_missed() {
-        let mut table = WatchTable::default();
+        let mut table = table();
         for watcher in 1..=4 {
             register(&mut table, 0, watcher, 1, 5);
         }
@@ -530,7 +625,7 @@ mod tests {
 
     #[test]
     fn a_dead_watcher_is_missed_until_its_lease_ends_and_one_that_comes_back_is_not() {
-        let mut table = WatchTable::default();
+        let mut table = table();
         register(&mut table, 0, 1, 1, 5);
         register(&mut table, 0, 2, 1, 5);
         assert_eq!(table.serial(), 2);
@@ -550,15 +645,55 @@ mod tests {
         assert_eq!(outcome(&mut table, 1300, 78).unwrap(), "w2.1; ", "it is no longer counted");
         assert_eq!(table.handle_poll(at(1400), WatcherId(1), 0, place(1)), None);
         // After a restart: one lease to be heard.
-        let mut again = WatchTable::new(at(0), place(1), vec![watch(2, 1, 5)]);
+        let mut again = WatchTable::new(at(0), (place(1), 2), vec![watch(2, 1, 5)]);
         assert_eq!(again.next_deadline(), Some(at(1250)));
         notify(&mut again, 10, 79, 5);
         assert_eq!(outcome(&mut again, 510, 79).unwrap(), "; w2.1 NotReached");
     }
 
     #[test]
+    fn what_control_tells_waits_for_nobody_and_who_does_not_fetch_it_has_to_register_again() {
+        let mut table = table();
+        let on = |watcher, cookie| WatchRecord { object: news::CONFIGURATION, ..watch(watcher, cookie, 0) };
+        assert!(!table.tell(news::CONFIGURATION, b"nobody"));
+        table.handle_register(at(0), &on(1, 1), place(1)).unwrap();
+        table.handle_register(at(0), &on(2, 1), place(1)).unwrap();
+        register(&mut table, 0, 1, 2, 5);
+        assert_eq!(table.take_changes(), [WatchChange::Put(watch(1, 2, 5))], "topics are not stored");
+        let forged = Notify { id: NotifyId(5), object: news::CONFIGURATION, payload: vec![], wait_ms: 1 };
+        let refused = table.handle_notify(at(0), &forged, place(9));
+        assert_eq!(refused, Err(WatchRefusal::ControlsTopic { object: news::CONFIGURATION }));
+        assert!(table.tell(news::CONFIGURATION, b"one"));
+        notify(&mut table, 0, 77, 5);
+        let page = poll(&mut table, 1, 1, 0);
+        let told: Vec<(&[u8], u64, Endpoint)> =
+            page.iter().map(|told| (&told.payload[..], told.cookie, told.from)).collect();
+        assert_eq!(told, [(&b"one"[..], 1, place(0)), (&[7; 3][..], 2, place(9))]);
+        assert_eq!(poll(&mut table, 2, 1, 0), page, "an answer that was lost comes again");
+        let last = page.last().unwrap().number;
+        assert_eq!(poll(&mut table, 3, 1, last), []);
+        let entries = table.list(at(4), None, None).watches;
+        let seen: Vec<(u128, u64, u32, u64)> = entries
+            .iter()
+            .map(|entry| (entry.watch.watcher.0, entry.watch.cookie, entry.waiting, entry.silent_ms))
+            .collect();
+        assert_eq!(seen, [(1, 1, 0, 1), (1, 2, 1, 1), (2, 1, 1, 4)], "news are over, the notify is not");
+        assert_eq!(table.list(at(4), Some(object(5)), None).watches.len(), 1);
+        assert_eq!(table.list(at(4), None, Some((WatcherId(1), 1))).watches, entries[1..]);
+        // Watcher 2 fetches nothing, and goes on to be heard.
+        for _ in 1..WATCH_INBOX_MAX {
+            table.tell(news::CONFIGURATION, b"more");
+            poll(&mut table, 5, 1, u64::MAX);
+        }
+        assert_eq!(table.cookies(WatcherId(2)), [1]);
+        table.tell(news::CONFIGURATION, b"too much");
+        assert_eq!((table.cookies(WatcherId(1)), table.cookies(WatcherId(2))), (vec![1, 2], vec![]));
+        assert_eq!(table.take_changes(), []);
+    }
+
+    #[test]
     fn an_older_poll_is_over_when_the_watcher_asks_again() {
-        let mut table = WatchTable::default();
+        let mut table = table();
         register(&mut table, 0, 1, 1, 5);
         let first = table.handle_poll(at(1), WatcherId(1), 0, place(1)).unwrap();
         assert!(table.is_current(WatcherId(1), first));
@@ -568,7 +703,7 @@ mod tests {
 
     #[test]
     fn answers_are_bounded_and_what_did_not_fit_comes_next() {
-        let mut table = WatchTable::default();
+        let mut table = table();
         register(&mut table, 0, 1, 1, 5);
         for id in 0..5 {
             let payload = vec![0; NOTIFY_BYTES_MAX];
@@ -583,7 +718,7 @@ mod tests {
 
     #[test]
     fn what_is_too_much_or_makes_no_sense_is_refused() {
-        let mut table = WatchTable::default();
+        let mut table = table();
         let refused = |table: &mut WatchTable, watch: &WatchRecord| {
             table.handle_register(at(0), watch, place(1)).unwrap_err()
         };
@@ -628,7 +763,7 @@ mod tests {
 
     #[test]
     fn the_table_has_room_for_so_many_watches_and_no_more() {
-        let mut table = WatchTable::default();
+        let mut table = table();
         for number in 0..WATCHES_MAX {
             let number = base::units::wide(number);
             register(&mut table, 0, u128::from(number / 64), number % 64, number);

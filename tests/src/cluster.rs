@@ -28,13 +28,30 @@ impl RunningCluster {
     /// If it does not start, with what it said and the daemons' logs.
     #[must_use]
     pub fn start(test_name: &str, arguments: &[&str]) -> RunningCluster {
+        let cluster = RunningCluster::at_rest(test_name);
+        cluster.start_again(arguments);
+        cluster
+    }
+
+    /// Starts a cluster that is there already: `fill` puts it into its folder, which does not exist yet.
+    ///
+    /// # Panics
+    /// As [`RunningCluster::start`].
+    #[must_use]
+    pub fn of(test_name: &str, fill: impl FnOnce(&Path)) -> RunningCluster {
+        let cluster = RunningCluster::at_rest(test_name);
+        fill(&cluster.dir());
+        cluster.start_again(&[]);
+        cluster
+    }
+
+    /// A folder for a cluster that is stopped at the end, and nothing in it yet.
+    fn at_rest(test_name: &str) -> RunningCluster {
         let folder = crate::folder(test_name);
         let mut stop = Command::new(binary::clovis());
         stop.args(["cluster", "stop", "--dir"]).arg(folder.path().join("cluster"));
         // Made before the start, so that a start that fails half-way is cleaned up too.
-        let cluster = RunningCluster { _stop: Cleanup::at_end(stop), folder };
-        cluster.start_again(arguments);
-        cluster
+        RunningCluster { _stop: Cleanup::at_end(stop), folder }
     }
 
     /// Runs `clovis cluster start` on the same folder: daemons that are down come up, the others stay.

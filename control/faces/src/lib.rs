@@ -15,11 +15,13 @@ pub mod conf_client;
 pub mod configuration;
 pub mod fences;
 pub mod heartbeat;
+pub mod held_lock;
 pub mod lease;
 pub mod limits;
 pub mod load;
 pub mod repair;
 pub mod rm;
+pub mod tenure;
 pub mod watcher;
 
 pub use about::About;
@@ -33,6 +35,9 @@ pub use configuration::{
 };
 pub use fences::{Fences, Pass};
 pub use heartbeat::{Heartbeat, Registrant};
+pub use held_lock::{
+    GrantedLock, HeldLock, HolderSaid, LockCall, LockError, LockWish, ReleaseCall, RunCall, TakeProgress,
+};
 pub use lease::Lease;
 pub use load::{LoadReporter, MovedBytes};
 pub use repair::{Copier, CopyEnd, Copying};

@@ -113,6 +113,14 @@ pub const NOTIFY_WAIT_MS_MAX: u32 = 25_000;
 pub const WATCH_PAGE_BYTES: usize = 3 * NOTIFY_BYTES_MAX;
 /// Notifications of one answer to a watcher.
 pub const WATCH_PAGE: usize = 64;
+/// Watches of one page of their list.
+pub const WATCH_LIST_PAGE: usize = 256;
+/// Bytes of a request that is proxied to the holder of a lock: a notify less what names the lock and the holder.
+pub const HOLDER_REQUEST_BYTES_MAX: usize = NOTIFY_BYTES_MAX - HOLDER_ASK_BYTES;
+/// Bytes of a holder's answer, or of the reason why there is none: an acknowledgement less what kind of answer it is. What is longer goes into an object.
+pub const HOLDER_ANSWER_BYTES_MAX: usize = NOTIFY_ACK_BYTES_MAX - (4 + 8);
+/// A lock that nobody has to renew is looked after so often by the program that holds it cooperatively.
+pub const LOCK_LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Sessions of borrowers at control: at most 200 bytes of memory each.
 pub const BORROWERS_MAX: usize = 4096;
@@ -231,6 +239,14 @@ const _: () = assert!(
             + ITEM_HEADER_ROOM
     ) <= MESSAGE_BYTES_MAX
 );
+const _: () = assert!(
+    wide(8 + 1 + WATCH_LIST_PAGE * (WATCH_PLACE_BYTES + FID_BYTES + 4 + 8 + 4) + ITEM_HEADER_ROOM)
+        <= MESSAGE_BYTES_MAX
+);
+/// Encoded bytes of a `HolderAsk` without its payload: lock, watcher, cookie, kind, time, length.
+const HOLDER_ASK_BYTES: usize = LOCK_NAME_ENCODED + 16 + 8 + 4 + 4 + 8;
+// A wish to release with its reason, and a grant that is told, are shorter than a notify.
+const _: () = assert!(LOCK_ENTRY_BYTES_MAX + HOLDER_ASK_BYTES <= NOTIFY_BYTES_MAX);
 const _: () = assert!(NOTIFY_WAIT_MS_MAX as u128 + 1_000 < rpc::limits::HUNG_AFTER.as_millis());
 /// Encoded bytes of a lock's name: option, fid, length, text.
 const LOCK_NAME_ENCODED: usize = 1 + FID_BYTES + 8 + LOCK_NAME_BYTES_MAX;

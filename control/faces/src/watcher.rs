@@ -51,6 +51,7 @@ pub enum WatchEvent {
 pub struct Notified {
     shared: Rc<Shared>,
     notification: Notification,
+    arrived_at: Instant,
 }
 
 impl Notified {
@@ -64,6 +65,12 @@ impl Notified {
     #[must_use]
     pub fn from(&self) -> Endpoint {
         self.notification.from
+    }
+
+    /// When it came here.
+    #[must_use]
+    pub fn arrived_at(&self) -> Instant {
+        self.arrived_at
     }
 
     /// Number of the notify: the same for all watches that hear of it.
@@ -80,9 +87,13 @@ impl Notified {
 
     /// Tells the notifier that it is done, with at most `limits::NOTIFY_ACK_BYTES_MAX` bytes. False if it no longer waits.
     ///
+    /// What control itself tells (the topics of `fops::news`) is not acknowledged: true, and nothing is sent.
     /// Errors: control does not answer within the lease, or refuses. Either way it is said again if control tells this notification again.
     pub async fn ack(self, payload: &[u8]) -> Result<bool, ConfError> {
-        let Notified { shared, notification } = self;
+        let Notified { shared, notification, .. } = self;
+        if fops::news::is_controls(notification.object) {
+            return Ok(true);
+        }
         shared.remember_ack((notification.cookie, notification.notify), payload);
         shared.ack(notification.cookie, notification.notify, payload.to_vec()).await
     }
@@ -246,6 +257,12 @@ impl Watch {
         self.object
     }
 
+    /// Which of its watcher's watches it is.
+    #[must_use]
+    pub fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
     /// The next event, in the order in which control took the notifies. May be dropped and asked again.
     pub async fn next(&self) -> WatchEvent {
         loop {
@@ -268,7 +285,12 @@ impl Watch {
 
     /// Ends the watch and waits for control to know. Errors: control does not answer until `deadline`; the lease ends it then.
     pub async fn end(self, deadline: Instant) -> Result<(), ConfError> {
-        let Watch { ref shared, cookie, .. } = self;
+        self.leave(deadline).await
+    }
+
+    /// The same of one that somebody borrows: nothing comes any more.
+    pub(crate) async fn leave(&self, deadline: Instant) -> Result<(), ConfError> {
+        let Watch { ref shared, cookie, .. } = *self;
         shared.watches.borrow_mut().remove(&cookie);
         let ended = shared.unregister(cookie, deadline).await;
         if ended.is_err() {
@@ -364,7 +386,7 @@ impl Shared {
             None => {}
         }
         let Some((_, inbox)) = self.watches.borrow().get(&key.0).cloned() else { return };
-        let notified = Notified { shared: Rc::clone(self), notification };
+        let notified = Notified { shared: Rc::clone(self), notification, arrived_at: self.now() };
         if inbox.put(WatchEvent::Notified(notified)) {
             let mut recent = self.recent.borrow_mut();
             if recent.len() >= RECENT_MAX {

@@ -4,7 +4,7 @@
 //! belong to `rpc`. Bytes are pinned by golden tests; docs/wire.md lists the opcodes.
 //!
 //! Start at [`Fop`]; the bodies are grouped by the service that answers them: [`conf`], [`object`], [`component`], [`lock`],
-//! [`watch`], [`rm`], [`repair`], [`member`], [`admin`].
+//! [`watch`], [`rm`], [`repair`], [`member`], [`admin`]. What notifies carry is in [`news`].
 #![forbid(unsafe_code)]
 
 pub mod admin;
@@ -15,6 +15,7 @@ mod error;
 pub mod load;
 pub mod lock;
 pub mod member;
+pub mod news;
 pub mod object;
 pub mod repair;
 mod rights;
@@ -104,6 +105,8 @@ pub enum Opcode {
     WatchAck = 83,
     /// [`watch::Notify`]
     Notify = 84,
+    /// [`watch::WatchList`]
+    WatchList = 85,
     /// [`rm::RmBegin`]
     RmBegin = 90,
     /// [`rm::RmBorrow`]
@@ -173,6 +176,7 @@ impl Opcode {
         Opcode::WatchPoll,
         Opcode::WatchAck,
         Opcode::Notify,
+        Opcode::WatchList,
         Opcode::RmBegin,
         Opcode::RmBorrow,
         Opcode::RmReturn,

@@ -209,3 +209,37 @@ pub enum MissedWhy {
     /// It ended the watch meanwhile.
     Left,
 }
+
+/// Asks for a page of the watches, in the order of their watchers and cookies.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct WatchList {
+    /// Only those of this object; `None`: all.
+    pub object: Option<Fid>,
+    /// Start behind this watch.
+    pub after: Option<(WatcherId, u64)>,
+}
+
+/// A page of the watches.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct WatchListReply {
+    /// One for each.
+    pub watches: Vec<WatchEntry>,
+    /// True if there are more behind the last one.
+    pub more: bool,
+}
+fop!(WatchList, WatchListReply, WatchList, "watch-list", Idempotent);
+
+/// A watch, as control sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct WatchEntry {
+    /// Who, and where it was last heard.
+    pub watch: WatchPlace,
+    /// What it watches.
+    pub object: Fid,
+    /// It is forgotten when its watcher was silent for so long, and a grace on top.
+    pub lease_ms: u32,
+    /// Milliseconds since its watcher was heard.
+    pub silent_ms: u64,
+    /// Notifications that it has not acknowledged, or fetched where nobody waits for that.
+    pub waiting: u32,
+}

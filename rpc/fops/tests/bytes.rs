@@ -5,7 +5,7 @@
 
 use base::{BlockExtent, Endpoint, Fid, LayoutWidth};
 use fops::codec::{CodecError, Decode, Encode, decode, encode, encode_into};
-use fops::{FopError, admin, component, conf, load, lock, member, object, repair, rm, watch};
+use fops::{FopError, admin, component, conf, load, lock, member, news, object, repair, rm, watch};
 use proptest::prelude::*;
 
 type RawFid = (u64, u64);
@@ -645,6 +645,7 @@ fn opcodes_are_pinned() {
         (O::WatchPoll, 82),
         (O::WatchAck, 83),
         (O::Notify, 84),
+        (O::WatchList, 85),
         (O::RmBegin, 90),
         (O::RmBorrow, 91),
         (O::RmReturn, 92),
@@ -730,6 +731,10 @@ fn decode_as_everything(bytes: &[u8]) {
     one::<watch::WatchAck>(bytes);
     one::<watch::Notify>(bytes);
     one::<watch::NotifyReply>(bytes);
+    one::<watch::WatchListReply>(bytes);
+    one::<news::LockNews>(bytes);
+    one::<news::HolderAsk>(bytes);
+    one::<news::HolderAnswer>(bytes);
     one::<load::LoadReport>(bytes);
     one::<load::LoadGet>(bytes);
     one::<load::LoadGetReply>(bytes);
@@ -978,15 +983,81 @@ fn bodies_of_watches() {
     pinned(
         watch::NotifyReply::Done {
             acks: vec![watch::NotifyAck { watch: place.clone(), payload: vec![8] }],
-            missed: vec![watch::NotifyMissed { watch: place, why: watch::MissedWhy::Left }],
+            missed: vec![watch::NotifyMissed { watch: place.clone(), why: watch::MissedWhy::Left }],
         },
         agreed!((u32, Vec<(RawPlace, Vec<u8>)>, Vec<(RawPlace, u32)>):
-            (0, vec![(raw_place.clone(), vec![8])], vec![(raw_place, 3)])),
+            (0, vec![(raw_place.clone(), vec![8])], vec![(raw_place.clone(), 3)])),
         &format!(
             "00000000 0100000000000000 {place_hex} 0100000000000000 08 0100000000000000 {place_hex} 03000000"
         ),
     );
     pinned(watch::NotifyReply::Busy, agreed!(u32: 1), "01000000");
+    pinned(
+        watch::WatchList { object: Some(FID), after: Some((watcher, 4)) },
+        agreed!((Option<RawFid>, Option<(u128, u64)>): (Some(RAW), Some((OWNER.0, 4)))),
+        &format!("01 {FID_HEX} 01 {OWNER_HEX} 0400000000000000"),
+    );
+    let entry = watch::WatchEntry { watch: place, object: FID, lease_ms: 3000, silent_ms: 9, waiting: 2 };
+    type RawEntry = (RawPlace, RawFid, u32, u64, u32);
+    pinned(
+        watch::WatchListReply { watches: vec![entry], more: true },
+        agreed!((Vec<RawEntry>, bool): (vec![(raw_place, RAW, 3000, 9, 2)], true)),
+        &format!("0100000000000000 {place_hex} {FID_HEX} b80b0000 0900000000000000 02000000 01"),
+    );
+}
+
+#[test]
+fn payloads_of_news() {
+    let lock = lock::LockName { object: Some(FID), name: "ab".to_owned() };
+    let lock_hex = format!("01 {FID_HEX} 0200000000000000 6162");
+    type RawLock = (Option<RawFid>, String);
+    let raw_lock: RawLock = (Some(RAW), "ab".to_owned());
+    let ticket = lock::Ticket { owner: OWNER, epoch: 5 };
+    let released = news::LockNews::Released { lock: lock.clone(), ticket };
+    assert_eq!(released.lock(), &lock);
+    let ticket_hex = format!("{OWNER_HEX} 0500000000000000");
+    pinned(
+        released,
+        agreed!((u32, RawLock, u128, u64): (1, raw_lock.clone(), OWNER.0, 5)),
+        &format!("01000000 {lock_hex} {ticket_hex}"),
+    );
+    pinned(
+        news::LockNews::Broken { lock: lock.clone(), ticket },
+        agreed!((u32, RawLock, u128, u64): (3, raw_lock.clone(), OWNER.0, 5)),
+        &format!("03000000 {lock_hex} {ticket_hex}"),
+    );
+    pinned(news::ConfigurationNews { version: 9 }, agreed!(u64: 9), "0900000000000000");
+    let to = (watch::WatcherId(OWNER.0), 4);
+    let to_hex = format!("{OWNER_HEX} 0400000000000000");
+    let (owner, mode) = (OWNER, lock::LockMode::Exclusive);
+    pinned(
+        news::HolderAsk {
+            lock: lock.clone(),
+            to,
+            wish: news::HolderWish::Release { owner, mode, why: "ab".to_owned() },
+        },
+        agreed!((RawLock, u128, u64, u32, u128, u32, String):
+            (raw_lock.clone(), OWNER.0, 4, 0, OWNER.0, 1, "ab".to_owned())),
+        &format!("{lock_hex} {to_hex} 00000000 {OWNER_HEX} 01000000 0200000000000000 6162"),
+    );
+    pinned(
+        news::HolderAsk { lock, to, wish: news::HolderWish::Run { within_ms: 9, payload: vec![7] } },
+        agreed!((RawLock, u128, u64, u32, u32, Vec<u8>): (raw_lock, OWNER.0, 4, 1, 9, vec![7])),
+        &format!("{lock_hex} {to_hex} 01000000 09000000 0100000000000000 07"),
+    );
+    pinned(news::HolderAnswer::Releases, agreed!(u32: 0), "00000000");
+    pinned(
+        news::HolderAnswer::Refuses { reason: "ab".to_owned() },
+        agreed!((u32, String): (1, "ab".to_owned())),
+        "01000000 0200000000000000 6162",
+    );
+    pinned(
+        news::HolderAnswer::Done { answer: vec![8] },
+        agreed!((u32, Vec<u8>): (2, vec![8])),
+        "02000000 0100000000000000 08",
+    );
+    pinned(news::HolderAnswer::Lost, agreed!(u32: 3), "03000000");
+    pinned(news::HolderAnswer::NotHere, agreed!(u32: 4), "04000000");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used)] // test code, helpers included
 
+mod cooperation;
 mod locks;
 mod operations;
 #[path = "../support/mod.rs"]

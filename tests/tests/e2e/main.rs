@@ -7,9 +7,11 @@
 mod addb;
 mod command_line;
 mod conf;
+mod cooperation;
 mod credits;
 mod devices;
 mod doctor;
+mod earlier;
 mod installed;
 mod interruptions;
 mod localities;
@@ -25,4 +27,5 @@ mod refusals;
 mod replacements;
 mod security;
 mod states;
+mod upgrade;
 mod watches;

@@ -1,7 +1,8 @@
-//! A lock is broken while its owner's writes are on their way: none of them may land once the next owner holds the lock (docs/locks.md#fencing,
-//! docs/ha.md#leases).
+//! A lock is broken, or given back because somebody asked for it, while its owner's writes are on their way: none of them may land once the next owner holds
+//! the lock (docs/locks.md#fencing, docs/locks.md#cooperation, docs/ha.md#leases).
 //!
-//! Parts: control, one server, the old owner with one write (others do not change what becomes of it), and the lock's next owner. Messages are lost (never
+//! Parts: control, one server, the old owner with one write (others do not change what becomes of it; it may be one that it makes for somebody else, whose request
+//! it runs), and the lock's next owner. Messages are lost (never
 //! delivered), late, in any order, and delivered again. The server may crash once, or control restart once. Time goes in ticks: control's clock shows true time, the server's may be slow.
 //! A lease is [`LEASE`] ticks, its grace [`GRACE`]: the real lease is longer, what matters is the order of events around its end.
 
@@ -41,6 +42,8 @@ enum Mutation {
     LeaseFromAnswer,
     /// A restarted server keeps serving by the lease of its earlier incarnation.
     KeepsLeaseOverCrash,
+    /// The owner, asked for the lock, gives it back while a request that it runs for somebody else still writes.
+    GivesBackEarly,
 }
 
 /// What is assumed, and which error is in.
@@ -79,6 +82,8 @@ enum Lock {
     Breaking,
     /// The next owner has it; true: because the server acknowledged.
     Granted(bool),
+    /// The next owner has it, as the old one was asked for it and gave it back: no fence was made.
+    GivenBack,
 }
 
 /// A heartbeat on its way: one at a time, and a new one gives the old one up. (One that arrives late lets control wait longer, and its answer is no
@@ -139,6 +144,7 @@ enum Action {
     EffectEnds,
     Break,
     Grant,
+    GiveBack,
     ServerCrashes,
     ControlRestarts,
 }
@@ -164,6 +170,10 @@ impl State {
     fn time_may_pass(&self, rules: &Rules) -> bool {
         let is_due = matches!(self.write, Write::UnderWay(began) if self.now >= began + rules.effect);
         self.now < HORIZON && !is_due
+    }
+
+    fn write_is_over(&self) -> bool {
+        matches!(self.write, Write::Landed | Write::Refused)
     }
 
     fn may_grant(&self, rules: &Rules) -> bool {
@@ -201,6 +211,10 @@ impl Model for Rules {
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        if state.lock == Lock::GivenBack && state.write_is_over() {
+            // Nothing is left that could land.
+            return;
+        }
         if state.time_may_pass(self) {
             actions.push(Action::Tick);
             if self.is_slow && state.since_lost >= LOSES_ONE_IN - 1 {
@@ -236,9 +250,14 @@ impl Model for Rules {
             Write::Sent | Write::Landed | Write::Refused => {}
         }
         match state.lock {
-            Lock::Held => actions.push(Action::Break),
+            Lock::Held => {
+                actions.push(Action::Break);
+                if state.write_is_over() || self.has(Mutation::GivesBackEarly) {
+                    actions.push(Action::GiveBack);
+                }
+            }
             Lock::Breaking if state.may_grant(self) => actions.push(Action::Grant),
-            Lock::Breaking | Lock::Granted(_) => {}
+            Lock::Breaking | Lock::Granted(_) | Lock::GivenBack => {}
         }
         if state.crashes_left > 0 {
             actions.push(Action::ServerCrashes);
@@ -288,7 +307,8 @@ impl Model for Rules {
             }
             Action::FenceRequestArrives { gap, acknowledges } => {
                 state.is_acknowledged |= acknowledges;
-                state.fence_answers[usize::from(state.lock != Lock::Held)] |= bit(gap);
+                let is_told = matches!(state.lock, Lock::Breaking | Lock::Granted(_));
+                state.fence_answers[usize::from(is_told)] |= bit(gap);
             }
             Action::FenceAnswerArrives { gap, tells } => {
                 state.is_fenced |= tells;
@@ -305,10 +325,11 @@ impl Model for Rules {
             }
             Action::EffectEnds => {
                 state.write = Write::Landed;
-                state.landed_late = matches!(state.lock, Lock::Granted(_));
+                state.landed_late = matches!(state.lock, Lock::Granted(_) | Lock::GivenBack);
             }
             Action::Break => state.lock = Lock::Breaking,
             Action::Grant => state.lock = Lock::Granted(state.is_acknowledged),
+            Action::GiveBack => state.lock = Lock::GivenBack,
             Action::ServerCrashes => {
                 state.crashes_left -= 1;
                 if !self.has(Mutation::KeepsLeaseOverCrash) {
@@ -346,6 +367,9 @@ impl Model for Rules {
             }),
             Property::sometimes("the write lands before the break", |_, state: &State| {
                 state.write == Write::Landed && state.lock == Lock::Held
+            }),
+            Property::sometimes("given back once the write has landed", |_, state: &State| {
+                state.lock == Lock::GivenBack && state.write == Write::Landed
             }),
             Property::sometimes("the write is refused on its way", |rules: &Rules, state: &State| {
                 state.write == Write::Refused && state.crashes_left == rules.crashes
@@ -403,6 +427,7 @@ fn every_seeded_error_is_found() {
         (RESTART, Mutation::TakesOldAnswer),
         (RESTART, Mutation::LeaseFromAnswer),
         (CRASH, Mutation::KeepsLeaseOverCrash),
+        (RESTART, Mutation::GivesBackEarly),
     ] {
         assert!(!is_safe(Rules { mutation: Some(mutation), ..rules }), "{mutation:?} was not found");
     }
