@@ -34,6 +34,7 @@ mod page;
 mod pool;
 mod progress;
 mod quickstart;
+mod rebalance;
 mod repair;
 mod status;
 mod stob;
@@ -120,6 +121,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Credit { action } => credit::run(&action),
         Command::Device { action } => device::run(&action),
         Command::Repair { action } => repair::run(&action),
+        Command::Rebalance { action } => rebalance::run(&action),
         Command::Pool { action } => pool::run(&action),
         Command::Stob { action } => stob::run(&action),
         Command::Net { action } => net::run(&action),

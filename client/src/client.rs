@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use base::endpoint::TMID_MAX;
-use base::{ByteExtent, Endpoint, ObjectId};
+use base::{ByteExtent, Endpoint, Fid, ObjectId};
 use faces::rm::HoldError;
 use faces::{ConfClient, ConfError, NotifyOutcome, Watcher};
 use fops::lock::{LockMode, Ticket};
@@ -160,6 +160,17 @@ impl Client {
         self.store.ticket.set(ticket);
     }
 
+    /// This client with its new objects in `pool`, in its newest version; those that are there stay where they are. Without it they go to the first pool.
+    ///
+    /// Errors: [`ClientError::NoPool`]. A pool's fid: `Configuration::pool_named`.
+    pub fn in_pool(&self, pool: Fid) -> Result<Client, ClientError> {
+        self.store.adopt();
+        match self.store.configuration().newest_version(pool) {
+            Some(_) => Ok(Client { store: Rc::new(self.store.in_pool(pool)) }),
+            None => Err(ClientError::NoPool { pool }),
+        }
+    }
+
     /// This client with an object to itself (`Exclusive`) or beside others that hold it `Shared`: its changes of whatever object are refused by all
     /// servers once the hold was taken away. It lasts until the client that is returned, its clones and objects are dropped, or control could not be
     /// reached for the lease; then nothing more is sent and changes fail with [`crate::Fault::HoldLost`]. Objects that are opened without a hold
@@ -243,11 +254,15 @@ impl Client {
     }
 
     /// The record to make for a new object. Errors: a unit size that is not possible.
-    fn wish(&self, object: ObjectId, unit_bytes: Option<u32>) -> Result<ObjectRecord, ClientError> {
-        let configuration = self.store.configuration();
-        let unit_bytes = unit_bytes.unwrap_or(configuration.pool.unit_bytes);
-        let width = configuration.pool.width;
-        self.store.layout(object, width, unit_bytes).map_err(|error| match error {
+    pub(crate) fn wish(
+        &self,
+        object: ObjectId,
+        unit_bytes: Option<u32>,
+    ) -> Result<ObjectRecord, ClientError> {
+        let version = self.store.version_for_new();
+        let unit_bytes = unit_bytes.unwrap_or(version.unit_bytes);
+        let (width, devices) = (version.width, version.device_count());
+        self.store.layout(object, devices, (width, unit_bytes)).map_err(|error| match error {
             ClientError::BadRecord { unit_bytes, reason, .. } => {
                 ClientError::UnitBytes { unit_bytes, reason }
             }
@@ -260,7 +275,7 @@ impl Client {
             size_bytes: 0,
             width,
             unit_bytes,
-            pool_version: configuration.pool.pool_version,
+            pool_version: version.pool_version,
             deleted: false,
         })
     }
