@@ -99,7 +99,8 @@ pub fn copy_in(args: &CpArgs) -> Result<(), Failure> {
     let (mut station, mut client, _) = connect(&args.connect, false)?;
     let pool = args.pool.as_deref().map(|name| pool_named(&client, name)).transpose()?;
     if let Some(pool) = pool {
-        client = client.in_pool(pool).map_err(|error| Failure::new(error.to_string()))?;
+        let chosen = station.wait(client.in_pool(pool))?;
+        client = chosen.map_err(|error| Failure::new(error.to_string()))?;
     }
     let (id, is_new) = match args.id {
         ObjectChoice::Named(id) => (id, false),

@@ -163,8 +163,12 @@ impl Client {
     /// This client with its new objects in `pool`, in its newest version; those that are there stay where they are. Without it they go to the first pool.
     ///
     /// Errors: [`ClientError::NoPool`]. A pool's fid: `Configuration::pool_named`.
-    pub fn in_pool(&self, pool: Fid) -> Result<Client, ClientError> {
-        self.store.adopt();
+    pub async fn in_pool(&self, pool: Fid) -> Result<Client, ClientError> {
+        self.store.refresh().await;
+        if self.store.configuration().newest_version(pool).is_none() {
+            // It may be newer than what was heard so far.
+            self.store.fetch().await;
+        }
         match self.store.configuration().newest_version(pool) {
             Some(_) => Ok(Client { store: Rc::new(self.store.in_pool(pool)) }),
             None => Err(ClientError::NoPool { pool }),

@@ -1113,6 +1113,92 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_is_moved_by_the_server_of_its_newest_versions_first_online_device() {
+        let mut initial = initial();
+        let pool = initial.pool.pool;
+        let command = |core: &mut ControlCore, ms, pool, order| {
+            core.handle_command(at(ms), &DeviceCommand { device: pool, order })
+        };
+        let mut alone = ControlCore::new(at(0), initial.clone(), LEASE);
+        let refused = command(&mut alone, 1, pool, DeviceOrder::RepairStart).unwrap_err();
+        assert_eq!(refused, Refusal::NothingToMove { pool });
+        let mut newest =
+            PoolVersionConfig { devices: faces::DeviceRun::of([2, 3, 0, 1]), ..initial.first_version() };
+        newest.pool_version.key = 2;
+        initial.pools.versions.push(newest);
+        let mut core = ControlCore::new(at(0), initial.clone(), LEASE);
+        for process in 0..2 {
+            core.handle_register(at(10), &register(&initial, process, 7)).unwrap();
+        }
+        let order = |core: &mut ControlCore, ms, order| command(core, ms, pool, order);
+        let none = Refusal::Rebalance { pool, reason: RepairRefusal::None };
+        assert_eq!(order(&mut core, 20, DeviceOrder::RepairPause), Err(none.clone()));
+        assert_eq!(order(&mut core, 20, DeviceOrder::Attach), Err(Refusal::UnknownOrder));
+        let nowhere = Fid { key: 9, ..pool };
+        let unknown = command(&mut core, 20, nowhere, DeviceOrder::RepairStart);
+        assert_eq!(unknown, Err(Refusal::UnknownPool { pool: nowhere }));
+        let started = order(&mut core, 30, DeviceOrder::RepairStart).unwrap();
+        assert_eq!(
+            (started.version, started.is_new, started.is_heeded, started.replacement),
+            (4, true, false, 1)
+        );
+        assert_eq!(
+            (core.configuration().pool.changes_from, core.configuration().move_number(pool)),
+            (4, Some(1))
+        );
+        assert!(!order(&mut core, 31, DeviceOrder::RepairStart).unwrap().is_new);
+
+        let turn = |core: &mut ControlCore, ms, process: usize, word| {
+            let process = core.configuration().processes[process].process;
+            let turn = RepairTurn { process, epoch: 7, device: pool, replacement: 1, word };
+            core.handle_repair_turn(at(ms), &turn).unwrap()
+        };
+        assert_eq!(turn(&mut core, 40, 1, RepairWord::Asks).order, RepairOrder::Wait, "not all servers know");
+        for process in 0..2 {
+            let beat = heartbeat(&initial, process, 7);
+            core.handle_heartbeat(at(50), &beat);
+            core.note_server_version(&beat, 4);
+        }
+        assert_eq!(
+            turn(&mut core, 60, 0, RepairWord::Asks).order,
+            RepairOrder::Pause,
+            "it is the other's turn"
+        );
+        assert_eq!(turn(&mut core, 60, 1, RepairWord::Asks).order, RepairOrder::Run);
+        let last = Some(Fid::new(FidType::Object, 1, 5));
+        let so_far = RepairProgress { objects: 3, bytes: 4096, last, ..RepairProgress::default() };
+        assert_eq!(turn(&mut core, 70, 1, RepairWord::Copies(so_far.clone())).order, RepairOrder::Run);
+        let seen = core.repair_list(at(80), &RepairGet { after: None }).repairs;
+        assert_eq!((seen.len(), seen[0].state.as_str(), seen[0].device), (1, "running", pool));
+        assert_eq!((seen[0].process, seen[0].progress.objects), (initial.processes[1].process, 3));
+        assert_eq!(seen[0].expected_bytes, 400 * BLOCK_BYTES, "what all four devices hold");
+        // Its server falls silent: the other goes on where it was.
+        let beat = heartbeat(&initial, 0, 7);
+        core.handle_heartbeat(at(3000), &beat);
+        core.handle_tick(at(4000));
+        assert_eq!(states(&core), "v5 online online transient transient");
+        let reply = turn(&mut core, 4010, 0, RepairWord::Asks);
+        assert_eq!((reply.order, reply.progress.clone()), (RepairOrder::Run, so_far.clone()));
+        assert!(order(&mut core, 4020, DeviceOrder::RepairPause).unwrap().is_new);
+        assert_eq!(turn(&mut core, 4030, 0, RepairWord::Copies(so_far.clone())).order, RepairOrder::Pause);
+        let paused = Refusal::Rebalance { pool, reason: RepairRefusal::Paused };
+        assert_eq!(order(&mut core, 4040, DeviceOrder::RepairStart), Err(paused));
+        order(&mut core, 4050, DeviceOrder::RepairResume).unwrap();
+        core.take_changes();
+        assert_eq!(turn(&mut core, 4060, 0, RepairWord::Ended(so_far.clone())).order, RepairOrder::Leave);
+        assert_eq!((core.configuration().version, core.configuration().is_moving(pool)), (6, false));
+        let causes: Vec<_> =
+            core.take_changes().iter().map(|change| (change.subject, change.cause)).collect();
+        assert_eq!(causes, [(pool, "moves complete")]);
+        // Another one has another number, and is given up.
+        assert_eq!(order(&mut core, 4070, DeviceOrder::RepairStart).unwrap().replacement, 2);
+        assert_eq!(turn(&mut core, 4080, 0, RepairWord::Asks).order, RepairOrder::Leave, "number 1 is over");
+        let aborted = order(&mut core, 4090, DeviceOrder::RepairAbort).unwrap();
+        assert_eq!((aborted.state.as_str(), core.configuration().is_moving(pool)), ("aborted", false));
+        assert!(!order(&mut core, 4100, DeviceOrder::RepairAbort).unwrap().is_new);
+    }
+
+    #[test]
     fn a_cluster_comes_up_loses_a_server_and_gets_it_back() {
         let initial = initial();
         let mut core = ControlCore::new(at(0), initial.clone(), LEASE);

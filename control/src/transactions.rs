@@ -316,6 +316,35 @@ mod tests {
     }
 
     #[test]
+    fn an_old_copy_of_the_file_beside_control_does_not_undo_what_cannot_be_undone() {
+        let mut transactions = started();
+        let renamed = text(&[("name = \"demo\"", "name = \"renamed\"")]);
+        transactions.apply(&renamed, 1, 5, reason("")).unwrap();
+        let section = "[[pool_version]]\npool = \"0x6f00000000000001:1\"\nfid = \"0x7600000000000001:2\"\nlayout = \"2+1+1\"\n\
+                       unit_bytes = 65536\ndevices = [\"0x6b00000000000001:1..0x6b00000000000001:4\"]\n";
+        let expanded = format!("{renamed}\n{section}");
+        assert_eq!(transactions.apply(&expanded, 2, 6, reason("pool expand")), Ok(1));
+        let back = transactions.apply(&renamed, 3, 7, reason("rollback")).unwrap_err().to_string();
+        assert!(back.contains("objects may lie in it"), "{back}");
+        // What an operator had written before the expansion stands beside the daemon, which has not read it yet.
+        let stored = || Some((transactions.kept().clone(), transactions.seen()));
+        let (again, changed) = Transactions::start(&renamed, credential(), stored(), 6, reason("")).unwrap();
+        assert!(changed && again.in_force().number == 3 && again.file().pool_versions.len() == 1);
+        let (_, changed) = Transactions::start(
+            &renamed,
+            credential(),
+            Some((again.kept().clone(), again.seen())),
+            6,
+            reason(""),
+        )
+        .unwrap();
+        assert!(!changed, "seen once");
+        // One that never was in force is a wish, and an impossible one.
+        let other = text(&[("name = \"demo\"", "name = \"another\"")]);
+        assert!(Transactions::start(&other, credential(), stored(), 6, reason("")).is_err());
+    }
+
+    #[test]
     fn the_history_is_bounded_by_count_and_by_bytes_and_keeps_what_is_in_force() {
         let mut transactions = started();
         for count in 0..100 {
