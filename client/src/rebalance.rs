@@ -31,6 +31,8 @@ use crate::view::View;
 const YIELD_AFTER: Duration = Duration::from_secs(5);
 /// Rest between two tries of an object that others wanted, so that they have it.
 const YIELD_FOR: Duration = Duration::from_secs(1);
+/// So often it is looked whether somebody waits for an object that waits for the rate.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Tries of an object that others go on wanting.
 const TRIES_MAX: u32 = 8;
 
@@ -192,12 +194,8 @@ async fn copy_bytes(
         if run.must_end() {
             return Ok(Some(Try::Stopped));
         }
-        let is_wanted = holder.is_wanted()? == Some(true);
-        if is_wanted && store.now() >= begun + YIELD_AFTER {
+        if pace(holder, run).await? && store.now() >= begun + YIELD_AFTER {
             return Ok(Some(Try::Again));
-        }
-        if !is_wanted {
-            run.pace(holder.locality()).await;
         }
         let window = ByteExtent { start, count: step.min(record.size_bytes - start) };
         let bytes = copy_window(&view, moving, window).await?;
@@ -205,6 +203,23 @@ async fn copy_bytes(
         start = window.end();
     }
     Ok(None)
+}
+
+/// Waits until the rate allows more, it is to end, or somebody waits for the object: then nothing is paid here, but before the next one.
+/// True if somebody does.
+async fn pace(holder: &Client, run: &Run<'_>) -> Result<bool, ClientError> {
+    let locality = holder.locality();
+    loop {
+        if holder.is_wanted()? == Some(true) {
+            return Ok(true);
+        }
+        let (now, due) = (locality.now(), run.copying.due(locality.now()));
+        if due <= now || run.must_end() {
+            return Ok(false);
+        }
+        // Either way it is looked again.
+        let _changed = locality.timeout_at(due.min(now + LOOK_AGAIN), run.copying.changed()).await;
+    }
 }
 
 /// [`copy_once`], again while servers are silent; answers data and parity bytes.

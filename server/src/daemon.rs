@@ -270,6 +270,9 @@ impl Server {
 
 type OpenDevices = (BTreeMap<Fid, Rc<Device>>, Vec<(Fid, StobError)>);
 
+/// What stands in the place of a device.
+type Disk = (Fid, Box<dyn Backend>);
+
 /// True of a device that never registered: no byte was ever stored on it.
 fn is_new(device: &DeviceConfig) -> bool {
     device.state == DeviceState::Unknown && device.size_blocks == 0
@@ -280,9 +283,9 @@ fn is_new(device: &DeviceConfig) -> bool {
 fn new_devices(
     configuration: &Configuration,
     (process, endpoint): (Fid, Endpoint),
-    given: &[(Fid, Box<dyn Backend>)],
+    given: &[Disk],
     disks: &DiskSource,
-) -> Result<Vec<(Fid, Box<dyn Backend>)>, ServerError> {
+) -> Result<Vec<Disk>, ServerError> {
     let ours = configuration.pool.devices.iter();
     let ours = ours.filter(|device| device.process == process && device.endpoint == endpoint);
     let mut new = Vec::new();
@@ -303,7 +306,7 @@ async fn open_devices(
     locality: &LocalityHandle,
     configuration: &Configuration,
     process: Fid,
-    backends: Vec<(Fid, Box<dyn Backend>)>,
+    backends: Vec<Disk>,
     may_format: impl Fn(&DeviceConfig) -> bool,
 ) -> Result<OpenDevices, ServerError> {
     let mut devices = BTreeMap::new();

@@ -307,7 +307,7 @@ fn a_cluster_grows_and_new_objects_go_to_the_newest_version_of_their_pool() {
     for change in [
         (|file: &mut ClusterFile| drop(file.pool_versions.pop())) as fn(&mut ClusterFile),
         |file| drop((file.pool_versions.clear(), file.devices.pop(), file.servers.pop())),
-        |file| file.pool_versions[0].devices[0].last = device_fid(5),
+        |file| file.pool_versions[0].devices[0].last = device_fid(3),
     ] {
         assert!(matches!(world.apply(change), Err(CallError::Fop(_))));
     }
