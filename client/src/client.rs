@@ -292,9 +292,10 @@ impl Client {
     ) -> Result<Object, ClientError> {
         self.store.refresh().await;
         let wish = self.wish(object, unit_bytes)?;
+        let looked_at = self.store.configuration().version;
         match self.store.open_record(object, mode, wish).await? {
             Some((record, created)) if !record.deleted => {
-                Object::new(self.store.clone(), object, record, created)
+                Object::new(self.store.clone(), object, (record, looked_at), created)
             }
             _ => Err(ClientError::NotFound { object }),
         }

@@ -68,6 +68,8 @@ struct Shared {
     store: Rc<Store>,
     object: ObjectId,
     record: Cell<ObjectRecord>,
+    /// Configuration version before the record was read the last time.
+    looked_at: Cell<u64>,
     created: bool,
     /// Made for the record's generation and size; renewed when those change.
     view: RefCell<Option<(ObjectRecord, Rc<View>)>>,
@@ -82,13 +84,14 @@ impl Object {
     pub(crate) fn new(
         store: Rc<Store>,
         object: ObjectId,
-        record: ObjectRecord,
+        (record, looked_at): (ObjectRecord, u64),
         created: bool,
     ) -> Result<Object, ClientError> {
         let shared = Shared {
             store,
             object,
             record: Cell::new(record),
+            looked_at: Cell::new(looked_at),
             created,
             view: RefCell::new(None),
             writing: Semaphore::new(1),
@@ -168,9 +171,11 @@ impl Object {
 
     /// Reads the record again. Errors: as `Client::open`.
     pub async fn reload(&self) -> Result<(), ClientError> {
+        let looked_at = self.0.store.configuration().version;
         let found = self.0.store.open_record(self.0.object, OpenMode::Open, self.record()).await?;
         match found {
             Some((record, _)) if !record.deleted => {
+                self.0.looked_at.set(looked_at);
                 if record > self.record() {
                     self.0.record.set(record);
                 }
@@ -342,7 +347,7 @@ impl Object {
     async fn writing_credit(&self) -> Result<Option<Hold>, ClientError> {
         let store = &self.0.store;
         let credit = store.writing_credit(self.0.object.fid(), Some(&self.record())).await?;
-        if store.may_move(&self.record()) {
+        if store.may_have_moved(&self.record(), self.0.looked_at.get()) {
             // It may have been moved since this handle looked, and its old bytes count no more.
             self.reload().await?;
         }

@@ -132,7 +132,7 @@ impl Client {
         let Some(generation) = record.generation.checked_add(1) else { return Ok(Try::Lost) };
         // What a mover that died had written. No record names it: every holder has just said so.
         drop_components(store, id, generation..generation + 1).await;
-        let object = Object::new(store.clone(), id, record, false)?;
+        let object = Object::new(store.clone(), id, (record, store.configuration().version), false)?;
         let target = ObjectRecord {
             generation,
             pool_version: this.newest.pool_version,

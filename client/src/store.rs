@@ -154,6 +154,14 @@ impl Store {
         Ok(Some(self.borrower.hold(&resource, &credit, self.config.op_timeout).await?))
     }
 
+    /// True if the object, which lay where `record` says at configuration `version`, may lie elsewhere now: a rebalance runs, began or ended since.
+    pub(crate) fn may_have_moved(&self, record: &ObjectRecord, version: u64) -> bool {
+        let configuration = self.configuration.borrow();
+        let lies_in = configuration.pool_version(record.pool_version);
+        let is_older = lies_in.is_none_or(|lies_in| !configuration.is_newest(&lies_in));
+        is_older && (self.may_move(record) || version < configuration.pool.changes_from)
+    }
+
     /// True if the object lies in an older version of a pool that is being rebalanced.
     pub(crate) fn may_move(&self, record: &ObjectRecord) -> bool {
         let configuration = self.configuration.borrow();

@@ -733,6 +733,8 @@ impl ControlCore {
         if matches!(happening, RepairHappening::Complete | RepairHappening::Aborted) {
             self.configuration.pools.moving.retain(|moving| moving.pool != pool);
             self.apply(now, true, &[]);
+            // A client that slept through it all has to look where objects lie before it changes one.
+            self.configuration.pool.changes_from = self.configuration.version;
         }
         let (state, version) = (DeviceState::Rebalance, self.configuration.version);
         let cause = happening.word_of_pool();

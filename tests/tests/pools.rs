@@ -320,12 +320,14 @@ fn a_cluster_grows_and_new_objects_go_to_the_newest_version_of_their_pool() {
     assert!(refused.contains("is not being rebalanced"), "{refused}");
 }
 
-/// Writes in place, replaces and reads for as long as the objects move; what each object has to be at the end.
+/// Writes in place, replaces and reads for as long as the objects move; `model` is what each object has to be. Counts rounds, and writes by handles
+/// that had not heard of a move.
 async fn work(
     client: Client,
     model: Rc<RefCell<BTreeMap<u64, Vec<u8>>>>,
     is_over: Rc<Cell<bool>>,
     rounds: Rc<Cell<u32>>,
+    unaware: Rc<Cell<u32>>,
 ) {
     let mut random = fastrand::Rng::with_seed(7);
     let mut open: BTreeMap<u64, Object> = BTreeMap::new();
@@ -335,16 +337,18 @@ async fn work(
     while !is_over.get() {
         let lo = random.u64(1..9);
         let mut content = model.borrow()[&lo].clone();
-        match random.u32(0..6) {
-            // A handle that was opened before anything moved.
-            0..=2 => {
+        match (lo, random.u32(0..6)) {
+            // Those above are replaced, and lie in the newest version from then on.
+            (1..7, 0..=3) => {
+                let lies_in = client.stat(id(lo)).await.unwrap().pool_version;
+                unaware.set(unaware.get() + u32::from(open[&lo].stat().pool_version != lies_in));
                 let start = random.usize(0..content.len());
                 let count = random.usize(1..=(content.len() - start).min(GROUP));
                 let change = bytes(random.u64(..), count);
                 open[&lo].write(extent(start, count), parts(&client, &change)).await.unwrap();
                 content[start..start + count].copy_from_slice(&change);
             }
-            3 => {
+            (7.., 0..=3) => {
                 content = bytes(random.u64(..), content.len());
                 put(client.clone(), id(lo), content.clone()).await.unwrap();
                 // Who replaces does not write by a handle of before; this one is told where its bytes are.
@@ -385,10 +389,12 @@ fn objects_move_while_clients_write_in_place_replace_and_read() {
     assert!(!world.order(DeviceOrder::RepairStart).unwrap().is_new, "told twice, begun once");
     let model = Rc::new(RefCell::new(model));
     let (is_over, rounds) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
+    let unaware = Rc::new(Cell::new(0));
     let (_, locality) = world.cluster.turner.add("worker");
     let (config, fabric) = (client_config(&world.cluster, 51), world.cluster.fabric.clone());
     let worker = world.run(Client::connect(&locality, &fabric, config)).unwrap();
-    let working = work(worker, Rc::clone(&model), Rc::clone(&is_over), Rc::clone(&rounds));
+    let working =
+        work(worker, Rc::clone(&model), Rc::clone(&is_over), Rc::clone(&rounds), Rc::clone(&unaware));
     let done = Rc::new(Cell::new(false));
     let told = Rc::clone(&done);
     drop(locality.spawn("work", async move {
@@ -418,6 +424,10 @@ fn objects_move_while_clients_write_in_place_replace_and_read() {
         world.cluster.turner.pass(Duration::from_millis(10));
     }
     assert!(rounds.get() > before);
+    assert!(
+        unaware.get() > 0,
+        "no handle wrote that had not heard of a move: the test shows less than it says"
+    );
     let model = model.borrow().clone();
     world.check(&model, "moved");
     assert!(world.places().values().all(|place| *place == version(2)), "{:?}", world.places());
@@ -529,4 +539,36 @@ fn an_aborted_rebalance_leaves_both_versions_in_use_and_an_expansion_in_the_midd
     assert!(world.places().values().all(|place| *place == version(3)), "{:?}", world.places());
     world.check(&model, "moved twice");
     assert_eq!(world.used().iter().sum::<u64>(), wanted);
+}
+
+#[test]
+fn a_handle_that_slept_through_a_rebalance_writes_where_the_object_lies() {
+    let mut world = World::start(5, None);
+    let mut model = BTreeMap::new();
+    for lo in 1..4 {
+        model.insert(lo, bytes(lo, 4 * GROUP));
+        world.put(&world.client.clone(), lo, &model[&lo]);
+    }
+    let (_, locality) = world.cluster.turner.add("sleeper");
+    let (config, fabric) = (client_config(&world.cluster, 52), world.cluster.fabric.clone());
+    let sleeper = world.run(Client::connect(&locality, &fabric, config)).unwrap();
+    let open: Vec<Object> = (1..4).map(|lo| world.run(sleeper.open(id(lo))).unwrap()).collect();
+    world.add_servers();
+    world.expand(2, ALL);
+    world.order(DeviceOrder::RepairStart).unwrap();
+    world.until("the end", |moves| moves.state == "done");
+    assert!(world.places().values().all(|place| *place == version(2)));
+    // Of a whole group, of a part of one, and behind the end.
+    for (index, (start, count)) in
+        [(0, GROUP), (5000, 7000), (4 * GROUP - 4096, 8192)].into_iter().enumerate()
+    {
+        let change = bytes(99 + wide(index), count);
+        let content = model.get_mut(&(wide(index) + 1)).unwrap();
+        content.resize(content.len().max(start + count), 0);
+        content[start..start + count].copy_from_slice(&change);
+        let parts = parts(&sleeper, &change);
+        world.run(open[index].write(extent(start, count), parts)).unwrap();
+        assert!(world.run(read(&open[index])).unwrap() == *content, "object {index}");
+    }
+    world.check(&model, "after writes by old handles");
 }
