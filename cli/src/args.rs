@@ -88,7 +88,13 @@ pub enum Command {
         #[command(subcommand)]
         action: RepairCommand,
     },
-    /// Show pools: layout, devices, how much they hold
+    /// Move the objects of older versions of a pool to its newest one; pause, resume, abort that, show how far it is
+    Rebalance {
+        /// What to do.
+        #[command(subcommand)]
+        action: RebalanceCommand,
+    },
+    /// Make and expand pools; show their layout, devices, how much they hold
     Pool {
         /// What to do.
         #[command(subcommand)]
@@ -504,6 +510,9 @@ pub struct CpArgs {
     /// Unit size (a power of two from 4K to 1M); default: the pool's
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub unit: Option<u64>,
+    /// Pool that a new object goes to, by name or fid; default: the first one
+    #[arg(long, value_name = "POOL")]
+    pub pool: Option<String>,
     /// Fail if the object exists
     #[arg(short = 'n', long)]
     pub no_replace: bool,
@@ -931,13 +940,126 @@ pub struct ConfRollbackArgs {
     pub connect: ConnectArgs,
 }
 
+/// `clovis rebalance ...`
+#[derive(Debug, Subcommand)]
+pub enum RebalanceCommand {
+    /// Move the objects of older versions to the newest one, and show how far that is
+    Start(RebalanceStartArgs),
+    /// Let it stand still; returns when nothing is moved any more
+    Pause(RebalanceOrderArgs),
+    /// Let a paused one go on
+    Resume(RebalanceOrderArgs),
+    /// End it; what was moved stays where it is now
+    Abort(RebalanceOrderArgs),
+    /// Show how far rebalances are, and those that are over
+    Status(RebalanceStatusArgs),
+}
+
+/// `clovis rebalance start`
+#[derive(Debug, Args)]
+pub struct RebalanceStartArgs {
+    /// The pool's name or fid (default: the first one)
+    pub pool: Option<String>,
+    /// Only give the order: the servers go on by themselves
+    #[arg(long)]
+    pub detach: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis rebalance pause|resume|abort`
+#[derive(Debug, Args)]
+pub struct RebalanceOrderArgs {
+    /// The pool's name or fid (default: the first one)
+    pub pool: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
+/// `clovis rebalance status`
+#[derive(Debug, Args)]
+pub struct RebalanceStatusArgs {
+    /// Only of this pool, by name or fid
+    pub pool: Option<String>,
+    /// Show one that runs until it is over
+    #[arg(long)]
+    pub follow: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
+}
+
 /// `clovis pool ...`
 #[derive(Debug, Subcommand)]
 pub enum PoolCommand {
+    /// Make a pool of devices that are in none yet
+    Create(PoolCreateArgs),
     /// List the pools with their sums
     List(PoolListArgs),
-    /// Show a pool with its devices
+    /// Show a pool with its versions and devices
     Show(PoolShowArgs),
+    /// Give a pool more devices: a new version of it, which new objects go to
+    Expand(PoolExpandArgs),
+}
+
+/// `clovis pool create`
+#[derive(Debug, Args)]
+pub struct PoolCreateArgs {
+    /// Its name: letters, digits, - _ .
+    pub name: String,
+    /// Data, parity and spare units of a parity group, N+K+S
+    #[arg(long, value_name = "N+K+S")]
+    pub layout: LayoutWidth,
+    /// Devices, with commas between: FID, FID..FID (all from one to the other in the cluster file), or server-N (all of its that are in no pool)
+    #[arg(long, value_name = "DEVICE", value_delimiter = ',', required = true)]
+    pub devices: Vec<String>,
+    /// Unit size where an object's creator chooses none (a power of two from 4K to 1M); default: the first pool's
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub unit: Option<u64>,
+    /// What changes, and for whom.
+    #[command(flatten)]
+    pub change: PoolChangeArgs,
+}
+
+/// `clovis pool expand`
+#[derive(Debug, Args)]
+pub struct PoolExpandArgs {
+    /// The pool's name or fid
+    pub pool: String,
+    /// Devices that are added, with commas between: FID, FID..FID (all from one to the other in the cluster file), or server-N (all of its that are in no pool)
+    #[arg(long, value_name = "DEVICE", value_delimiter = ',', required = true)]
+    pub devices: Vec<String>,
+    /// What changes, and for whom.
+    #[command(flatten)]
+    pub change: PoolChangeArgs,
+}
+
+/// A change of the cluster file that a command makes.
+#[derive(Debug, Args)]
+pub struct PoolChangeArgs {
+    /// Show what would change, and change nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// Why, for the history (at most 200 bytes); default: the command
+    #[arg(short = 'm', long, value_name = "TEXT")]
+    pub note: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Cluster.
+    #[command(flatten)]
+    pub connect: ConnectArgs,
 }
 
 /// `clovis pool list`
@@ -954,8 +1076,11 @@ pub struct PoolListArgs {
 /// `clovis pool show`
 #[derive(Debug, Args)]
 pub struct PoolShowArgs {
-    /// The pool's fid (default: the one pool)
-    pub pool: Option<Fid>,
+    /// The pool's name or fid (default: the first one)
+    pub pool: Option<String>,
+    /// Read the records of all objects, and count how many lie in each version
+    #[arg(long)]
+    pub count: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,

@@ -132,7 +132,10 @@ impl Blueprint {
                 version: Fid::new(FidType::PoolVersion, 1, 1),
                 layout: self.width,
                 unit_bytes: limits::UNIT_BYTES_DEFAULT,
+                name: None,
+                devices: None,
             },
+            pool_versions: Vec::new(),
             profile: ProfileSection::default(),
             servers: (0..self.servers)
                 .zip(servers.chunks(usize::try_from(self.localities.max(1)).unwrap_or(usize::MAX)))

@@ -164,7 +164,7 @@ fn plan(args: &ConfPlanArgs) -> Result<(), Failure> {
 }
 
 /// Errors: one of the changes cannot be made.
-fn refuse(changes: &[Change]) -> Result<(), Failure> {
+pub fn refuse(changes: &[Change]) -> Result<(), Failure> {
     let mut refused = changes.iter().filter(|change| matches!(change.effect, Effect::Refused(_)));
     match refused.next() {
         None => Ok(()),
@@ -185,7 +185,8 @@ fn apply(args: &ConfApplyArgs) -> Result<(), Failure> {
     put_in_force(&mut desk, &in_force, &changes, &text, &args.note, args.json)
 }
 
-fn put_in_force(
+/// Applies a text after showing what it changes. Errors: it changes what may not change; another text came in force meanwhile.
+pub fn put_in_force(
     desk: &mut Desk,
     in_force: &Kept,
     changes: &[Change],
@@ -254,11 +255,11 @@ fn history(connect: &ConnectArgs, as_json: bool) -> Result<(), Failure> {
     output::print(&table.render())
 }
 
-fn changes_text(changes: &[Change]) -> String {
+pub fn changes_text(changes: &[Change]) -> String {
     changes.iter().map(|change| format!("{change}\n")).collect()
 }
 
-fn changes_json(changes: &[Change]) -> Vec<serde_json::Value> {
+pub fn changes_json(changes: &[Change]) -> Vec<serde_json::Value> {
     let as_json = |change: &Change| {
         json!({ "key": change.key, "from": change.from, "to": change.to, "effect": change.effect.to_string(),
                 "refused": matches!(change.effect, Effect::Refused(_)) })

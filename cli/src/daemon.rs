@@ -419,11 +419,12 @@ impl ServerSeat {
         endpoint.ok_or_else(|| Failure::new(format!("{} has no endpoint", self.name())))
     }
 
-    /// Its devices, and where they are.
-    fn devices(&self) -> Vec<(Fid, PathBuf)> {
+    /// Its devices, where they are, and their sizes in bytes.
+    fn devices(&self) -> Vec<(Fid, PathBuf, u64)> {
         let devices = self.file.devices_of(self.process);
         let devices = devices.filter(|device| usize::try_from(device.locality) == Ok(self.locality));
-        devices.map(|device| (device.fid, device_path(&self.folder, &device.path))).collect()
+        let place = |path: &Path| device_path(&self.folder, path);
+        devices.map(|device| (device.fid, place(&device.path), device.size_bytes)).collect()
     }
 
     /// A place to stand on this thread, which stays on its core from now on if it has one. Errors: no such core; no memory.
@@ -438,7 +439,7 @@ impl ServerSeat {
             name: self.name(),
             seed: new_epoch(),
             counters: Arc::clone(&self.part.counters),
-            arena: arena_for(ARENA_BYTES, devices.iter().map(|(_, path)| path.as_path()))?,
+            arena: arena_for(ARENA_BYTES, devices.iter().map(|(_, path, _)| path.as_path()))?,
             crowd: Some(Arc::clone(&self.crowd)),
         };
         let mut station = Station::of(config);
@@ -447,14 +448,21 @@ impl ServerSeat {
     }
 }
 
-/// Opens what stands in the place of one of these devices now. A file that is gone is made anew, as large as it was.
-fn disk_source(paths: Vec<(Fid, PathBuf)>) -> DiskSource {
+/// True if there is something at a device's path, or nobody can tell before it is opened.
+fn is_there(path: &Path) -> bool {
+    is_nvme_address(path) || path.try_exists().unwrap_or(true)
+}
+
+/// Opens what stands in the place of one of these devices now. A file that is gone is made anew, as large as it was, and that of a new
+/// device as large as the cluster file says.
+fn disk_source(places: Vec<(Fid, PathBuf, u64)>) -> DiskSource {
     Rc::new(move |device, size_blocks| {
-        let path = paths.iter().find(|(fid, _)| *fid == device).map(|(_, path)| path);
-        let path = path.ok_or_else(|| "the cluster file of this process does not name it".to_owned())?;
-        let may_be_made = size_blocks > 0 && !is_nvme_address(path) && !path.starts_with("/dev/");
-        if may_be_made && !path.exists() {
-            create_device(path, size_blocks * BLOCK_BYTES).map_err(|error| error.to_string())?;
+        let place = places.iter().find(|(fid, ..)| *fid == device);
+        let (_, path, size_bytes) =
+            place.ok_or_else(|| "the cluster file of this process does not name it".to_owned())?;
+        if !path.starts_with("/dev/") && !is_there(path) {
+            let size_bytes = if size_blocks > 0 { size_blocks * BLOCK_BYTES } else { *size_bytes };
+            create_device(path, size_bytes).map_err(|error| error.to_string())?;
         }
         open_device(path).map_err(|error| error.to_string())
     })
@@ -465,7 +473,8 @@ fn start_server(station: &mut Station, fabric: &Fabric, seat: &ServerSeat) -> Re
     let (name, file) = (seat.name(), &seat.file);
     let places = seat.devices();
     let mut devices = Vec::new();
-    for (device, path) in &places {
+    // Of those that are not there some may be new: the configuration says which, once it is known.
+    for (device, path, _) in places.iter().filter(|(_, path, _)| is_there(path)) {
         devices.push((*device, open_device(path)?));
     }
     let mut config = ServerConfig::new(

@@ -35,6 +35,7 @@ mod page;
 mod pool;
 mod progress;
 mod quickstart;
+mod rebalance;
 mod repair;
 mod status;
 mod stob;
@@ -121,6 +122,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Credit { action } => credit::run(&action),
         Command::Device { action } => device::run(&action),
         Command::Repair { action } => repair::run(&action),
+        Command::Rebalance { action } => rebalance::run(&action),
         Command::Pool { action } => pool::run(&action),
         Command::Stob { action } => stob::run(&action),
         Command::Net { action } => net::run(&action),

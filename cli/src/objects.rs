@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use base::units::{BLOCK_BYTES, narrow};
-use base::{ByteExtent, ObjectId};
+use base::{ByteExtent, Fid, ObjectId};
 use client::{Client, ClientError, Object, ObjectStat};
 use futures_util::future;
 use runtime::{Buffer, SharedBuffer};
@@ -96,7 +96,12 @@ pub fn fetch(
 pub fn copy_in(args: &CpArgs) -> Result<(), Failure> {
     let (file, size_bytes) = open_source(&args.file)?;
     let unit_bytes = args.unit.map(unit_size).transpose()?;
-    let (mut station, client, _) = connect(&args.connect, false)?;
+    let (mut station, mut client, _) = connect(&args.connect, false)?;
+    let pool = args.pool.as_deref().map(|name| pool_named(&client, name)).transpose()?;
+    if let Some(pool) = pool {
+        let chosen = station.wait(client.in_pool(pool))?;
+        client = chosen.map_err(|error| Failure::new(error.to_string()))?;
+    }
     let (id, is_new) = match args.id {
         ObjectChoice::Named(id) => (id, false),
         ObjectChoice::New => {
@@ -133,12 +138,31 @@ fn copy_file(
             "object {id} exists with units of {has} bytes, not {wanted}: leave --unit out, or remove the object first"
         )));
     }
+    let configuration = client.configuration();
+    let lies_in = configuration.pool_version(object.stat().pool_version).map(|version| version.pool);
+    if let (Some(name), Some(lies_in)) = (&args.pool, lies_in)
+        && pool_named(&client, name)? != lies_in
+    {
+        return Err(Failure::new(format!(
+            "object {id} exists in pool {}, not {name}: leave --pool out, or remove the object first",
+            configuration.pool_name(lies_in)
+        )));
+    }
     let progress = Progress::start(&format!("cp {id}"), size_bytes, args.quiet);
     store(station, &client, &object, |offset, bytes| fill(file, offset, size_bytes, bytes), &progress)
         .map(drop)
 }
 
-fn unit_size(bytes: u64) -> Result<u32, Failure> {
+/// The pool that a user names, by name or fid.
+pub fn pool_named(client: &Client, name: &str) -> Result<Fid, Failure> {
+    let configuration = client.configuration();
+    let by_fid = name.parse::<Fid>().ok().filter(|pool| configuration.newest_version(*pool).is_some());
+    configuration.pool_named(name).or(by_fid).ok_or_else(|| {
+        Failure::new(format!("{name:?} is no pool of this cluster: `clovis pool list` shows them"))
+    })
+}
+
+pub fn unit_size(bytes: u64) -> Result<u32, Failure> {
     let range = base::limits::UNIT_BYTES_MIN..=base::limits::UNIT_BYTES_MAX;
     if !bytes.is_power_of_two() || !range.contains(&bytes) {
         return Err(Failure::new(format!(
@@ -240,6 +264,7 @@ fn stat_json(stat: &ObjectStat) -> serde_json::Value {
         "unit_bytes": stat.unit_bytes,
         "record_version": stat.version,
         "generation": format!("{:#x}", stat.generation),
+        "pool_version": stat.pool_version.to_string(),
     })
 }
 
@@ -250,17 +275,21 @@ pub fn stat(args: &StatArgs) -> Result<(), Failure> {
     if args.json {
         return output::line(&stat_json(&stat).to_string());
     }
+    let configuration = client.configuration();
+    let version = configuration.pool_version(stat.pool_version);
+    let pool = version.map_or("", |version| configuration.pool_name(version.pool));
     output::print(&format!(
-        "object  {}\nsize    {} bytes ({})\nlayout  {}, units of {}\n\
+        "object  {}\nsize    {} bytes ({})\nlayout  {}, units of {}\npool    {pool}, version {}\n\
          record  version {}, generation {:#x}, kept {} times\n",
         stat.object,
         stat.size_bytes,
         bytes_text(stat.size_bytes),
         stat.width,
         bytes_text(u64::from(stat.unit_bytes)),
+        stat.pool_version,
         stat.version,
         stat.generation,
-        stat.width.parity() + 1
+        configuration.pool.width.parity() + 1
     ))
 }
 
@@ -290,7 +319,7 @@ pub fn remove(args: &RmArgs) -> Result<(), Failure> {
 /// How many records are asked for at once.
 const LIST_PAGE: usize = 1000;
 
-fn list_all(station: &mut Station, client: &Client) -> Result<Vec<ObjectStat>, Failure> {
+pub fn list_all(station: &mut Station, client: &Client) -> Result<Vec<ObjectStat>, Failure> {
     let mut objects: Vec<ObjectStat> = Vec::new();
     loop {
         let after = objects.last().map(|last| last.object);

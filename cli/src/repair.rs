@@ -1,11 +1,12 @@
-//! `clovis repair`: how far the copies to replaced devices are, and an operator's word on them.
+//! `clovis repair`: how far the copies to replaced devices are, and an operator's word on them. `clovis rebalance` is the same for pools
+//! ([`crate::rebalance`]): what both share takes the fid of a device or of a pool.
 //!
 //! The servers copy, control orders and keeps how far they are (docs/ha.md#repair): a command only gives an order, or looks. One that
 //! follows asks twice a second, through a restart of control too; ending it changes nothing. Start at [`run`] and [`follow`].
 
 use std::time::Duration;
 
-use base::Fid;
+use base::{Fid, FidType};
 use fops::conf::{DeviceCommand, DeviceCommandReply, DeviceOrder};
 use fops::repair::{RepairGet, RepairStatus};
 use serde_json::{Value, json};
@@ -50,7 +51,27 @@ pub fn all(desk: &mut Desk) -> Result<Vec<RepairStatus>, Failure> {
     }
 }
 
-/// That of one device, if it ever had one.
+/// Those of devices.
+pub fn of_devices(desk: &mut Desk) -> Result<Vec<RepairStatus>, Failure> {
+    let mut repairs = all(desk)?;
+    repairs.retain(|repair| !is_of_pool(repair));
+    Ok(repairs)
+}
+
+/// True of the rebalance of a pool.
+pub fn is_of_pool(repair: &RepairStatus) -> bool {
+    repair.device.is(FidType::Pool)
+}
+
+/// What is repaired or rebalanced, in words.
+fn title(subject: Fid) -> String {
+    match subject.is(FidType::Pool) {
+        true => format!("the rebalance of pool {subject}"),
+        false => format!("the repair of device {subject}"),
+    }
+}
+
+/// That of one device or pool, if it ever had one.
 pub fn of_device(desk: &mut Desk, device: Fid) -> Result<Option<RepairStatus>, Failure> {
     Ok(all(desk)?.into_iter().find(|repair| repair.device == device))
 }
@@ -60,7 +81,7 @@ fn chosen(desk: &mut Desk, named: Option<&str>, states: &[&str]) -> Result<Vec<F
     if let Some(name) = named {
         return Ok(vec![find(&desk.local, name)?.1.fid]);
     }
-    let fitting = all(desk)?.into_iter().filter(|repair| states.contains(&repair.state.as_str()));
+    let fitting = of_devices(desk)?.into_iter().filter(|repair| states.contains(&repair.state.as_str()));
     let devices: Vec<Fid> = fitting.map(|repair| repair.device).collect();
     if devices.is_empty() {
         return Err(Failure::new(format!(
@@ -159,7 +180,7 @@ fn status(args: &RepairStatusArgs) -> Result<(), Failure> {
     let mut desk = Desk::open(&args.connect)?;
     let device = args.device.as_deref().map(|name| find(&desk.local, name).map(|(_, section)| section.fid));
     let device = device.transpose()?;
-    let mut repairs = all(&mut desk)?;
+    let mut repairs = of_devices(&mut desk)?;
     repairs.retain(|repair| device.is_none_or(|device| repair.device == device));
     if args.follow {
         let unfinished = |repair: &&RepairStatus| !is_over(repair);
@@ -190,12 +211,12 @@ fn print_status(repairs: &[RepairStatus], as_json: bool) -> Result<(), Failure> 
     Ok(())
 }
 
-fn is_over(repair: &RepairStatus) -> bool {
+pub fn is_over(repair: &RepairStatus) -> bool {
     matches!(repair.state.as_str(), "done" | "failed" | "aborted")
 }
 
-/// What becomes of a repair that nobody looks at.
-const GOES_ON: &str = "the repair goes on in its server: `clovis repair status --follow` shows it";
+/// What becomes of a copy that nobody looks at.
+const GOES_ON: &str = "it goes on in its server: the `status --follow` of the same command shows it";
 
 /// From now on a command that is ended says that the repair is not. Once in a command.
 pub fn say_when_interrupted() -> Result<Interrupt, Failure> {
@@ -211,7 +232,10 @@ pub fn follow(desk: &mut Desk, device: Fid, replacement: u32, quiet: bool) -> Re
         match of_device(desk, device) {
             Ok(Some(found)) if found.replacement == replacement => {
                 heard_at = desk.station.now();
-                let heading = format!("copying to {device}");
+                let heading = match is_of_pool(&found) {
+                    true => format!("moving objects of {device}"),
+                    false => format!("copying to {device}"),
+                };
                 let bar = bar.get_or_insert_with(|| Progress::start(&heading, found.expected_bytes, quiet));
                 bar.head(&format!("{heading}: {}", found.state));
                 bar.reach(found.progress.bytes);
@@ -220,9 +244,16 @@ pub fn follow(desk: &mut Desk, device: Fid, replacement: u32, quiet: bool) -> Re
                 }
             }
             Ok(_) => {
-                return Err(Failure::new(format!(
-                    "device {device} was given another disk meanwhile: this repair counts for nothing any more"
-                )));
+                return Err(Failure::new(match device.is(FidType::Pool) {
+                    true => format!(
+                        "pool {device} has begun another rebalance meanwhile: this one counts for nothing any more"
+                    ),
+                    false => {
+                        format!(
+                            "device {device} was given another disk meanwhile: this repair counts for nothing any more"
+                        )
+                    }
+                }));
             }
             Err(failure) if heard_at + SILENCE_MAX <= desk.station.now() => {
                 return Err(Failure::new(format!("{failure}; {GOES_ON}")));
@@ -235,9 +266,10 @@ pub fn follow(desk: &mut Desk, device: Fid, replacement: u32, quiet: bool) -> Re
     drop(bar);
     match end.state.as_str() {
         "done" => Ok(end),
-        "aborted" => Err(Failure::new(format!(
-            "the repair of device {device} was aborted: the device is failed again"
-        ))),
+        "aborted" if is_of_pool(&end) => {
+            Err(Failure::new(format!("{} was aborted: what was moved stays where it is now", title(device))))
+        }
+        "aborted" => Err(Failure::new(format!("{} was aborted: the device is failed again", title(device)))),
         _ => Err(Failure::new(failed_text(&end))),
     }
 }
@@ -245,17 +277,20 @@ pub fn follow(desk: &mut Desk, device: Fid, replacement: u32, quiet: bool) -> Re
 fn failed_text(repair: &RepairStatus) -> String {
     let RepairStatus { device, reason, .. } = repair;
     let lost = lost_lines(repair);
+    let command = if is_of_pool(repair) { "rebalance" } else { "repair" };
     let next = if lost.is_empty() {
-        format!("`clovis repair start {device}` tries again")
+        format!("`clovis {command} start {device}` tries again")
     } else {
         format!(
-            "bring other devices back, or remove these objects, and `clovis repair start {device}` tries again (by itself when a device comes back)"
+            "bring other devices back, or remove these objects, and `clovis {command} start {device}` tries again (by itself when a device comes back)"
         )
     };
     let lost = lost.iter().map(|line| format!("; {line}")).collect::<String>();
-    format!(
-        "the repair of device {device} failed: {reason}{lost}; until it is done the device stays in repair; {next}"
-    )
+    let until = match is_of_pool(repair) {
+        true => "every object can be used where it is",
+        false => "until it is done the device stays in repair",
+    };
+    format!("{} failed: {reason}{lost}; {until}; {next}", title(*device))
 }
 
 fn lost_lines(repair: &RepairStatus) -> Vec<String> {
@@ -284,11 +319,12 @@ fn seconds_left(repair: &RepairStatus) -> Option<u64> {
 /// One line, for people.
 pub fn repair_line(repair: &RepairStatus) -> String {
     let RepairStatus { device, replacement, state, reason, progress, .. } = repair;
-    let mut line = format!(
-        "device {device}  replacement {replacement}  {state}: {} objects, {}",
-        progress.objects,
-        bytes_text(progress.bytes)
-    );
+    let subject = match is_of_pool(repair) {
+        true => format!("pool {device}  rebalance {replacement}"),
+        false => format!("device {device}  replacement {replacement}"),
+    };
+    let mut line =
+        format!("{subject}  {state}: {} objects, {}", progress.objects, bytes_text(progress.bytes));
     if !is_over(repair) && repair.expected_bytes > 0 {
         line.push_str(&format!(" of about {}", bytes_text(repair.expected_bytes)));
     }
@@ -312,8 +348,10 @@ pub fn repair_json(repair: &RepairStatus) -> Value {
     let progress = &repair.progress;
     let lost: Vec<String> = progress.lost.iter().map(|fid| object_text(*fid)).collect();
     let RepairStatus { device, process, replacement, state, reason, .. } = repair;
+    let (subject, number) =
+        if is_of_pool(repair) { ("pool", "rebalance") } else { ("device", "replacement") };
     json!({
-        "device": device.to_string(), "process": process.to_string(), "replacement": replacement, "state": state, "reason": reason,
+        subject: device.to_string(), "process": process.to_string(), number: replacement, "state": state, "reason": reason,
         "records": progress.records, "objects": progress.objects, "bytes": progress.bytes,
         "last_object": progress.last.map(object_text), "lost_objects": progress.lost_count, "lost": lost,
         "expected_bytes": repair.expected_bytes, "bytes_per_second": repair.bytes_per_second,
@@ -359,6 +397,22 @@ mod tests {
             (limited.progress.bytes, limited.bytes_per_second) = (bytes, rate);
             assert_eq!(seconds_left(&limited), None);
         }
+    }
+
+    #[test]
+    fn a_rebalance_is_told_with_its_own_words() {
+        let pool = RepairStatus { device: "0x6f00000000000001:2".parse().unwrap(), ..repair("running") };
+        assert!(
+            repair_line(&pool).starts_with("pool 0x6f00000000000001:0x2  rebalance 2  running: 7 objects")
+        );
+        let json = repair_json(&pool);
+        assert_eq!((&json["pool"], &json["rebalance"]), (&json!("0x6f00000000000001:0x2"), &json!(2)));
+        let text = failed_text(&RepairStatus { reason: "why".to_owned(), ..pool });
+        assert!(
+            text.starts_with("the rebalance of pool 0x6f00000000000001:0x2 failed: why; every object"),
+            "{text}"
+        );
+        assert!(text.ends_with("`clovis rebalance start 0x6f00000000000001:0x2` tries again"), "{text}");
     }
 
     #[test]

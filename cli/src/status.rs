@@ -242,6 +242,11 @@ impl<'a> Picture<'a> {
         branches
     }
 
+    /// The repairs of devices, or the rebalances of pools.
+    fn copies(&self, of_pools: bool) -> impl Iterator<Item = &RepairStatus> {
+        self.repairs.iter().filter(move |repair| repair::is_of_pool(repair) == of_pools)
+    }
+
     /// What an operator should do, the most pressing first.
     fn advice(&self) -> Vec<String> {
         let mut advice = Vec::new();
@@ -252,18 +257,26 @@ impl<'a> Picture<'a> {
         };
         let failed = in_state(DeviceState::Failed);
         let detached = in_state(DeviceState::Detached);
-        let away: usize = [DeviceState::Transient, DeviceState::Unknown]
-            .map(|state| in_state(state).len())
-            .iter()
-            .sum::<usize>()
-            + detached.len();
+        let failed_or_away =
+            [DeviceState::Failed, DeviceState::Transient, DeviceState::Unknown, DeviceState::Detached];
         let parity = usize::try_from(layout.parity()).unwrap_or(usize::MAX);
-        if failed.len() + away > parity {
-            advice.push(format!(
-                "{} devices are failed or away, and layout {layout} reads without {parity}: some objects cannot be read until \
-                 servers come back",
-                failed.len() + away
-            ));
+        // Each pool version outlives losses of its own. Devices of no pool are nobody's loss.
+        let configuration = self.file.initial_configuration();
+        let is_out = |index: &u32| {
+            let device = configuration.target(*index).map(|device| self.device_state(device.device));
+            device.is_some_and(|state| failed_or_away.contains(&state))
+        };
+        for version in configuration.pool_versions() {
+            let out = version.device_indexes().filter(is_out).count();
+            let parity = usize::try_from(version.width.parity()).unwrap_or(usize::MAX);
+            if out > parity {
+                advice.push(format!(
+                    "{out} devices are failed or away, and layout {} reads without {parity}: some objects cannot be read until \
+                     servers come back",
+                    version.width
+                ));
+                break;
+            }
         }
         let silent: Vec<&ControlSeat> =
             self.controls.iter().filter(|(_, said)| said.is_none()).map(|(seat, _)| seat).collect();
@@ -344,6 +357,9 @@ impl<'a> Picture<'a> {
         if let Some(load) = &self.load {
             text.push_str(&format!("{}\n", load.text()));
         }
+        for moving in self.copies(true).filter(|moving| !repair::is_over(moving)) {
+            text.push_str(&format!("{}\n", repair::repair_line(moving)));
+        }
         draw(&self.tree(), "", &mut text);
         let advice = self.advice();
         text.push_str(if advice.is_empty() { "\nNothing to do.\n" } else { "\nWhat to do next:\n" });
@@ -386,7 +402,8 @@ impl<'a> Picture<'a> {
             "devices": devices.collect::<Vec<_>>(),
             "places": places.collect::<Vec<_>>(),
             "load": self.load.map(|load| load.json()),
-            "repairs": self.repairs.iter().map(repair::repair_json).collect::<Vec<_>>(),
+            "repairs": self.copies(false).map(repair::repair_json).collect::<Vec<_>>(),
+            "rebalances": self.copies(true).map(repair::repair_json).collect::<Vec<_>>(),
             "advice": self.advice(),
         });
         if !self.controls.is_empty() {

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use base::endpoint::TMID_MAX;
-use base::{ByteExtent, Endpoint, ObjectId};
+use base::{ByteExtent, Endpoint, Fid, ObjectId};
 use faces::held_lock::{ask_holder, take_lock};
 use faces::rm::HoldError;
 use faces::{
@@ -176,6 +176,21 @@ impl Client {
         self.store.ticket.set(ticket);
     }
 
+    /// This client with its new objects in `pool`, in its newest version; those that are there stay where they are. Without it they go to the first pool.
+    ///
+    /// Errors: [`ClientError::NoPool`]. A pool's fid: `Configuration::pool_named`.
+    pub async fn in_pool(&self, pool: Fid) -> Result<Client, ClientError> {
+        self.store.refresh().await;
+        if self.store.configuration().newest_version(pool).is_none() {
+            // It may be newer than what was heard so far.
+            self.store.fetch().await;
+        }
+        match self.store.configuration().newest_version(pool) {
+            Some(_) => Ok(Client { store: Rc::new(self.store.in_pool(pool)) }),
+            None => Err(ClientError::NoPool { pool }),
+        }
+    }
+
     /// This client with an object to itself (`Exclusive`) or beside others that hold it `Shared`: its changes of whatever object are refused by all
     /// servers once the hold was taken away. It lasts until the client that is returned, its clones and objects are dropped, or control could not be
     /// reached for the lease; then nothing more is sent and changes fail with [`crate::Fault::HoldLost`]. Objects that are opened without a hold
@@ -301,11 +316,15 @@ impl Client {
     }
 
     /// The record to make for a new object. Errors: a unit size that is not possible.
-    fn wish(&self, object: ObjectId, unit_bytes: Option<u32>) -> Result<ObjectRecord, ClientError> {
-        let configuration = self.store.configuration();
-        let unit_bytes = unit_bytes.unwrap_or(configuration.pool.unit_bytes);
-        let width = configuration.pool.width;
-        self.store.layout(object, width, unit_bytes).map_err(|error| match error {
+    pub(crate) fn wish(
+        &self,
+        object: ObjectId,
+        unit_bytes: Option<u32>,
+    ) -> Result<ObjectRecord, ClientError> {
+        let version = self.store.version_for_new();
+        let unit_bytes = unit_bytes.unwrap_or(version.unit_bytes);
+        let (width, devices) = (version.width, version.device_count());
+        self.store.layout(object, devices, (width, unit_bytes)).map_err(|error| match error {
             ClientError::BadRecord { unit_bytes, reason, .. } => {
                 ClientError::UnitBytes { unit_bytes, reason }
             }
@@ -318,7 +337,7 @@ impl Client {
             size_bytes: 0,
             width,
             unit_bytes,
-            pool_version: configuration.pool.pool_version,
+            pool_version: version.pool_version,
             deleted: false,
         })
     }
@@ -331,9 +350,10 @@ impl Client {
     ) -> Result<Object, ClientError> {
         self.store.refresh().await;
         let wish = self.wish(object, unit_bytes)?;
+        let looked_at = self.store.configuration().version;
         match self.store.open_record(object, mode, wish).await? {
             Some((record, created)) if !record.deleted => {
-                Object::new(self.store.clone(), object, record, created)
+                Object::new(self.store.clone(), object, (record, looked_at), created)
             }
             _ => Err(ClientError::NotFound { object }),
         }

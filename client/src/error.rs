@@ -34,6 +34,8 @@ pub enum Fault {
     },
     /// The pool has no such target: the object was made for another pool version.
     NoTarget,
+    /// The object was moved to another pool version while this was under way.
+    Moved,
     /// The change was to be made under a hold whose lease ended; it was not sent.
     HoldLost,
 }
@@ -102,6 +104,7 @@ impl fmt::Display for Fault {
             Fault::Suspect => f.write_str("the server did not answer a moment ago"),
             Fault::BadAnswer { reason } => write!(f, "the answer does not fit the request: {reason}"),
             Fault::NoTarget => f.write_str("the pool has no such target"),
+            Fault::Moved => f.write_str("the object was moved to another pool version meanwhile"),
             Fault::HoldLost => f.write_str("the lease on the object ended: others may use it now"),
         }
     }
@@ -278,15 +281,35 @@ pub enum ClientError {
         /// Bytes of a group.
         group_bytes: u64,
     },
-    /// The object was made under another pool version than the one in force.
-    #[error("object {object} belongs to pool version {found}, but the configuration has {known}")]
+    /// The object lies in a pool version that the configuration does not have.
+    #[error("object {object} belongs to pool version {found}, which configuration {version} does not have")]
     OtherPool {
         /// The object.
         object: ObjectId,
         /// Its pool version.
         found: Fid,
-        /// The one in force.
-        known: Fid,
+        /// Version of the configuration.
+        version: u64,
+    },
+    /// A pool that is not, or no longer, being rebalanced.
+    #[error("pool {pool} is not being rebalanced any more, or has another newest version")]
+    NotMoving {
+        /// The pool.
+        pool: Fid,
+    },
+    /// An object that others went on using.
+    #[error("object {object} could not be moved in {tries} tries: others went on changing it")]
+    InUse {
+        /// The object.
+        object: ObjectId,
+        /// How often.
+        tries: u32,
+    },
+    /// A pool that is not there.
+    #[error("{pool} is no pool of this cluster; `clovis pool list` shows them")]
+    NoPool {
+        /// As asked for.
+        pool: Fid,
     },
     /// The object's record does not make sense.
     #[error("the record of object {object} has layout {width} with units of {unit_bytes} bytes: {reason}")]
@@ -390,12 +413,15 @@ impl Blamed for ClientError {
             | ClientError::Piece { .. }
             | ClientError::WrongCredential { .. }
             | ClientError::OtherPool { .. }
+            | ClientError::NoPool { .. }
             | ClientError::Start { .. }
             | ClientError::Local { .. } => Blame::Caller,
             ClientError::BadRecord { .. } => Blame::Peer,
             ClientError::NoConfiguration { .. }
             | ClientError::Record { .. }
             | ClientError::Conflict { .. }
+            | ClientError::NotMoving { .. }
+            | ClientError::InUse { .. }
             | ClientError::Replaced { .. }
             | ClientError::Read { .. }
             | ClientError::ParityMismatch { .. }

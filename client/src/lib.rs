@@ -23,6 +23,7 @@ pub mod membership;
 mod object;
 pub mod operation;
 pub mod parts;
+mod rebalance;
 mod records;
 mod repair;
 mod replacement;

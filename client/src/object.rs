@@ -42,6 +42,8 @@ pub struct ObjectStat {
     pub version: u64,
     /// Which generation of component objects holds the bytes.
     pub generation: u64,
+    /// The pool version that they lie in.
+    pub pool_version: base::Fid,
 }
 
 impl ObjectStat {
@@ -53,6 +55,7 @@ impl ObjectStat {
             unit_bytes: record.unit_bytes,
             version: record.version,
             generation: record.generation,
+            pool_version: record.pool_version,
         })
     }
 }
@@ -65,6 +68,8 @@ struct Shared {
     store: Rc<Store>,
     object: ObjectId,
     record: Cell<ObjectRecord>,
+    /// Configuration version before the record was read the last time.
+    looked_at: Cell<u64>,
     created: bool,
     /// Made for the record's generation and size; renewed when those change.
     view: RefCell<Option<(ObjectRecord, Rc<View>)>>,
@@ -79,13 +84,14 @@ impl Object {
     pub(crate) fn new(
         store: Rc<Store>,
         object: ObjectId,
-        record: ObjectRecord,
+        (record, looked_at): (ObjectRecord, u64),
         created: bool,
     ) -> Result<Object, ClientError> {
         let shared = Shared {
             store,
             object,
             record: Cell::new(record),
+            looked_at: Cell::new(looked_at),
             created,
             view: RefCell::new(None),
             writing: Semaphore::new(1),
@@ -140,6 +146,7 @@ impl Object {
             unit_bytes: record.unit_bytes,
             version: record.version,
             generation: record.generation,
+            pool_version: record.pool_version,
         }
     }
 
@@ -164,9 +171,11 @@ impl Object {
 
     /// Reads the record again. Errors: as `Client::open`.
     pub async fn reload(&self) -> Result<(), ClientError> {
+        let looked_at = self.0.store.configuration().version;
         let found = self.0.store.open_record(self.0.object, OpenMode::Open, self.record()).await?;
         match found {
             Some((record, _)) if !record.deleted => {
+                self.0.looked_at.set(looked_at);
                 if record > self.record() {
                     self.0.record.set(record);
                 }
@@ -274,6 +283,28 @@ impl Object {
         parts: Vec<SharedBuffer>,
         progress: Option<Progress>,
     ) -> Result<(), ClientError> {
+        for _ in 1..limits::RECORD_TRIES_MAX {
+            let lay_in = self.record().pool_version;
+            let written = self.write_once(extent, parts.clone(), progress.as_ref()).await;
+            let Err(ClientError::Write { failures, .. }) = &written else { return written };
+            if !failures.0.iter().any(|failure| matches!(failure.fault, Fault::Moved)) {
+                return written;
+            }
+            // A move began after this write had, and is over: what was written went to bytes that count no more.
+            self.reload().await?;
+            if self.record().pool_version == lay_in {
+                return written;
+            }
+        }
+        self.write_once(extent, parts, progress.as_ref()).await
+    }
+
+    async fn write_once(
+        &self,
+        extent: ByteExtent,
+        parts: Vec<SharedBuffer>,
+        progress: Option<&Progress>,
+    ) -> Result<(), ClientError> {
         check_length(extent)?;
         let bytes: u64 = parts.iter().map(|part| wide(part.len())).sum();
         if bytes != extent.count {
@@ -282,7 +313,7 @@ impl Object {
         let store = &self.0.store;
         let turn = self.0.writing.acquire(1).await;
         store.refresh().await;
-        let _beside_repair = store.writing_credit(self.0.object.fid()).await?;
+        let _beside_copies = self.writing_credit().await?;
         self.look_beyond(extent).await?;
         let end = extent.end();
         if !extent.is_block_aligned() {
@@ -310,6 +341,17 @@ impl Object {
         let done = self.grow(&view, new).await;
         drop(growing);
         done
+    }
+
+    /// The credit that a change in place is made beside, if something is copied. The record is what it is under that credit.
+    async fn writing_credit(&self) -> Result<Option<Hold>, ClientError> {
+        let store = &self.0.store;
+        let credit = store.writing_credit(self.0.object.fid(), Some(&self.record())).await?;
+        if store.may_have_moved(&self.record(), self.0.looked_at.get()) {
+            // It may have been moved since this handle looked, and its old bytes count no more.
+            self.reload().await?;
+        }
+        Ok(credit)
     }
 
     /// The view for a write: its size counts the bytes of earlier writes whose record is still on its way.
@@ -415,7 +457,7 @@ impl Object {
         self.write_zeros(ByteExtent { start: extent.start, count: end - extent.start }).await
     }
 
-    /// What changes whole blocks of any place begins with: the turn to write and that to grow, the credit that a repair asks for, and the object as
+    /// What changes whole blocks of any place begins with: the turn to write and that to grow, the credit that a copy asks for, and the object as
     /// it is now.
     async fn blocks_turns(&self, extent: ByteExtent) -> Result<(Permit, Permit, Option<Hold>), ClientError> {
         check_length(extent)?;
@@ -425,9 +467,9 @@ impl Object {
         let writing = self.0.writing.acquire(1).await;
         let growing = self.0.growing.acquire(1).await;
         self.0.store.refresh().await;
-        let beside_repair = self.0.store.writing_credit(self.0.object.fid()).await?;
+        let beside_copies = self.writing_credit().await?;
         self.reload().await?;
-        Ok((writing, growing, beside_repair))
+        Ok((writing, growing, beside_copies))
     }
 
     /// Writes zeros at whole blocks. The caller has the turn to write and that to grow.
@@ -486,7 +528,7 @@ fn check_length(extent: ByteExtent) -> Result<(), ClientError> {
 }
 
 /// The parts of `extent` (inside the size, block-aligned start) that were never written, in whole blocks, in order.
-async fn holes(
+pub(crate) async fn holes(
     view: &View,
     extent: ByteExtent,
     deadline: base::Instant,
@@ -514,7 +556,7 @@ async fn holes(
 }
 
 /// Reads `extent` (inside the size). The flag: some of it is holes.
-async fn read_view(
+pub(crate) async fn read_view(
     view: &View,
     extent: ByteExtent,
     deadline: base::Instant,

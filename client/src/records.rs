@@ -2,6 +2,7 @@
 //!
 //! The highest (version, generation) among the answers is the truth; holders that answered with less are brought up to date
 //! at once. A read needs one answer, a change needs every holder that is in service. [`settle`] is the pure part.
+//! Holders are devices of the first pool version, also of objects that lie in others (docs/rfd/0013).
 //!
 //! Left over: two clients that change one object at the same time are told so by a version conflict, and the later one wins;
 //! locks come with the resource manager.
@@ -10,7 +11,6 @@ use base::{Fid, Instant, ObjectId};
 use fops::FopError;
 use fops::object::{ObjectList, ObjectOpen, ObjectRecord, ObjectUpdate, OpenMode, generation_nonce};
 use futures_util::future::join_all;
-use layout::record_targets;
 use rpc::Bulk;
 use std::collections::BTreeMap;
 
@@ -79,9 +79,7 @@ impl Store {
     /// Targets that hold the object's record and are in service, and why none is if so. One that is being restored takes changes, but that it
     /// has no record means nothing: it is not asked (`all_needed` is false), and never the only one.
     fn holders(&self, object: ObjectId, all_needed: bool) -> Result<Vec<u32>, ClientError> {
-        let configuration = self.configuration();
-        let pool = self.layout(object, configuration.pool.width, configuration.pool.unit_bytes)?;
-        let all = record_targets(&pool, object.fid());
+        let all = self.record_devices(object)?;
         let serving = |target: &u32| self.device(*target).is_ok_and(|device| is_in_service(device.state));
         let knows = |target: &u32| self.device(*target).is_ok_and(|device| has_all_records(device.state));
         let holders: Vec<u32> = all
@@ -156,6 +154,9 @@ impl Store {
                     let repairs = behind.into_iter().map(|target| self.repair_at(target, record, deadline));
                     // Best effort: whoever stays behind is behind for the next reader too, and loses again.
                     join_all(repairs).await;
+                    if !self.configuration().has_pool_version(record.pool_version) {
+                        self.fetch().await;
+                    }
                     return Ok(Some((record, created)));
                 }
                 Settled::NotFound => return Ok(None),
@@ -210,11 +211,79 @@ impl Store {
         record: ObjectRecord,
         deadline: Instant,
     ) -> Result<(), Fault> {
+        self.bring_to(target, record, deadline).await.map(drop)
+    }
+
+    /// Brings a holder up to `record`; what it has now, which may be higher.
+    async fn bring_to(
+        &self,
+        target: u32,
+        record: ObjectRecord,
+        deadline: Instant,
+    ) -> Result<ObjectRecord, Fault> {
         let make = async |device: &faces::DeviceConfig| {
             let fop = ObjectUpdate { device: device.device, expected_version: 0, repair: true, record };
             (fop, Bulk::none())
         };
-        self.change(target, make, self.request_deadline(deadline)).await.map(drop)
+        let answer = self.change(target, make, self.request_deadline(deadline)).await?;
+        Ok(answer.reply.record)
+    }
+
+    /// The highest record that any holder in service has, at least `record`; every one of them has it when this returns. Errors: one does not answer.
+    pub(crate) async fn agree(
+        &self,
+        object: ObjectId,
+        record: ObjectRecord,
+    ) -> Result<ObjectRecord, ClientError> {
+        let deadline = self.deadline();
+        let (mut wait, mut record) = (limits::RETRY_WAIT_MIN, record);
+        loop {
+            let holders = self.holders(object, true)?;
+            let answers =
+                join_all(holders.iter().map(|target| self.bring_to(*target, record, deadline))).await;
+            let highest = answers.iter().filter_map(|answer| answer.as_ref().ok()).max().copied();
+            if let Some(higher) = highest.filter(|highest| *highest > record) {
+                record = higher;
+                continue;
+            }
+            let faults: Vec<(u32, Fault)> = holders
+                .into_iter()
+                .zip(answers)
+                .filter_map(|(target, answer)| Some((target, answer.err()?)))
+                .collect();
+            if faults.is_empty() {
+                return Ok(record);
+            }
+            for (target, fault) in &faults {
+                self.report_fault(*target, fault).await;
+            }
+            let error =
+                self.record_error(object, "written", faults.iter().map(|(target, fault)| (*target, fault)));
+            let retry = faults.iter().all(|(_, fault)| fault.may_retry() || fault.is_device_error());
+            if !retry || !self.wait_to_retry(&mut wait, deadline).await {
+                return Err(error);
+            }
+        }
+    }
+
+    /// True if the object's bytes of this generation were in force and are no more. Nobody to ask: as far as is known, no.
+    pub(crate) async fn has_left(&self, object: Fid, generation: u64) -> bool {
+        let Some(id) = ObjectId::from_fid(object) else { return false };
+        let configuration = self.configuration();
+        let wish = ObjectRecord {
+            version: 1,
+            generation: 0,
+            object,
+            size_bytes: 0,
+            width: configuration.pool.width,
+            unit_bytes: configuration.pool.unit_bytes,
+            pool_version: configuration.pool.pool_version,
+            deleted: false,
+        };
+        match self.open_record(id, OpenMode::Open, wish).await {
+            Ok(Some((record, _))) => record.deleted || record.generation > generation,
+            _ => false,
+        }
     }
 
     /// Writes `record` to every holder in service, in place of version `expected`. A holder that lags behind is brought up to
@@ -315,14 +384,14 @@ impl Store {
         Ok(found)
     }
 
-    /// One page of every device, tombstones with it; complete up to the returned fid, or to the end.
+    /// One page of every device that holds records, tombstones with it; complete up to the returned fid, or to the end.
     pub(crate) async fn list_page(
         &self,
         after: Option<Fid>,
     ) -> Result<(Vec<ObjectRecord>, Option<Fid>), ClientError> {
         let deadline = self.deadline();
         let configuration = self.configuration();
-        let targets = 0..u32::try_from(configuration.pool.devices.len()).unwrap_or(u32::MAX);
+        let targets = 0..configuration.pools.first_devices;
         let pages = join_all(targets.clone().map(|target| self.list_at(target, after, deadline))).await;
         let mut failures = Vec::new();
         let mut records: BTreeMap<Fid, ObjectRecord> = BTreeMap::new();

@@ -16,12 +16,11 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use base::units::BLOCK_BYTES;
-use base::{Blamed, Fid, Instant, ObjectId};
+use base::{Blamed, Fid, FidType, Instant, ObjectId};
 use faces::{Copier, CopyEnd, Copying};
 use fops::lock::LockMode;
 use fops::object::ObjectRecord;
 use futures_util::stream::{self, StreamExt};
-use layout::record_targets;
 use rpc::RpcConfig;
 use runtime::LocalityHandle;
 use verbs_net::Fabric;
@@ -37,7 +36,7 @@ use crate::targets::{self, WriteBody};
 use crate::view::View;
 
 /// What came of one object.
-enum Outcome {
+pub(crate) enum Outcome {
     Complete,
     /// More than K units of a group are gone.
     Lost,
@@ -46,19 +45,19 @@ enum Outcome {
 }
 
 /// A copy, with what ends it early on this side.
-struct Run<'a> {
-    copying: &'a Copying,
+pub(crate) struct Run<'a> {
+    pub(crate) copying: &'a Copying,
     /// Another object failed: nothing more is begun, what is under way ends in order.
     is_over: Cell<bool>,
 }
 
 impl Run<'_> {
-    fn must_end(&self) -> bool {
+    pub(crate) fn must_end(&self) -> bool {
         self.is_over.get() || self.copying.is_stopped()
     }
 
     /// Waits until the rate allows more, or it is to end.
-    async fn pace(&self, locality: &LocalityHandle) {
+    pub(crate) async fn pace(&self, locality: &LocalityHandle) {
         while !self.must_end() && self.copying.due(locality.now()) > locality.now() {
             // Either way it is looked again: time is up, or an order changed.
             let _changed =
@@ -78,11 +77,14 @@ pub fn copier(locality: &LocalityHandle, fabric: &Fabric, config: ClientConfig) 
         opened: RefCell::new(None),
         client: RefCell::new(None),
     });
-    Rc::new(move |device, copying| {
+    Rc::new(move |subject, copying| {
         let place = Rc::clone(&place);
         Box::pin(async move {
             let client = place.client().await.map_err(|error| error.to_string())?;
-            let end = client.repair_device(device, &copying).await;
+            let end = match subject.is(FidType::Pool) {
+                true => client.rebalance_pool(subject, &copying).await,
+                false => client.repair_device(subject, &copying).await,
+            };
             end.map_err(|error| error.to_string())
         })
     })
@@ -124,17 +126,30 @@ impl Client {
         let store = self.store().clone();
         store.fetch().await;
         let target = store.configuration().target_index(device).unwrap_or(u32::MAX);
+        let check = || check_in_repair(&store, target);
+        self.sweep(copying, check, async |record, run| self.restore(target, record, run).await).await
+    }
+
+    /// Goes through all records behind the last object of `copying`, [`limits::REPAIR_OBJECTS_IN_FLIGHT`] at a time, and notes how far that is.
+    /// `check`: before each page, whether there is still something to do.
+    pub(crate) async fn sweep(
+        &self,
+        copying: &Copying,
+        check: impl Fn() -> Result<(), ClientError>,
+        each: impl AsyncFn(&ObjectRecord, &Run<'_>) -> Result<Outcome, ClientError>,
+    ) -> Result<CopyEnd, ClientError> {
+        let store = self.store().clone();
         let run = Run { copying, is_over: Cell::new(false) };
         let mut after = copying.progress().last;
         loop {
-            check_in_repair(&store, target)?;
+            check()?;
             let (records, next) = store.list_page(after).await?;
             copying.note_records(u64::try_from(records.len()).unwrap_or(u64::MAX));
             let is_complete = |record: &&ObjectRecord| next.is_none_or(|next| record.object <= next);
             let mut outcomes = std::pin::pin!(
                 stream::iter(records.iter().filter(is_complete))
                     .map(async |record| {
-                        let outcome = self.restore(target, record, &run).await;
+                        let outcome = each(record, &run).await;
                         if outcome.is_err() {
                             run.is_over.set(true);
                         }
@@ -262,9 +277,7 @@ fn check_in_repair(store: &Store, target: u32) -> Result<(), ClientError> {
 /// The device's replica of a record, if it is to have one.
 async fn restore_record(store: &Store, target: u32, record: &ObjectRecord) -> Result<(), ClientError> {
     let Some(object) = ObjectId::from_fid(record.object) else { return Ok(()) };
-    let configuration = store.configuration();
-    let pool = store.layout(object, configuration.pool.width, configuration.pool.unit_bytes)?;
-    if !record_targets(&pool, record.object).contains(&target) {
+    if !store.record_devices(object)?.contains(&target) {
         return Ok(());
     }
     let deadline = store.deadline();

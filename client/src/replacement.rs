@@ -32,8 +32,10 @@ use crate::view::View;
 pub struct Replacement {
     object: Object,
     view: View,
-    /// Version of the record that is being replaced.
-    base_version: u64,
+    /// Where the new bytes lie, and in which shape.
+    target: ObjectRecord,
+    /// The record that is being replaced.
+    base: ObjectRecord,
     /// End of the one piece that ends inside a group, if it was written.
     tail_end: Cell<Option<u64>>,
     /// End of the highest piece.
@@ -43,16 +45,26 @@ pub struct Replacement {
 impl Replacement {
     pub(crate) fn new(object: Object) -> Result<Replacement, ClientError> {
         let record = object.record();
-        let store = object.store().clone();
+        let store = object.store();
         let generation = generation_of(record.version + 1, store.locality.random_u64());
-        let view = View::new(&store, object.id(), &ObjectRecord { generation, size_bytes: 0, ..record })?;
-        Ok(Replacement {
-            object,
-            view,
-            base_version: record.version,
-            tail_end: Cell::new(None),
-            end: Cell::new(0),
-        })
+        // New bytes go to the newest version of the object's pool.
+        let configuration = store.configuration();
+        let pool = configuration.pool_version(record.pool_version).map(|version| version.pool);
+        let target = match pool.and_then(|pool| configuration.newest_version(pool)) {
+            Some(newest) => {
+                ObjectRecord { generation, pool_version: newest.pool_version, width: newest.width, ..record }
+            }
+            None => ObjectRecord { generation, ..record },
+        };
+        Replacement::into(object, target)
+    }
+
+    /// One whose bytes are to lie as `target` says: its generation, pool version and shape.
+    pub(crate) fn into(object: Object, target: ObjectRecord) -> Result<Replacement, ClientError> {
+        let record = object.record();
+        let store = object.store().clone();
+        let view = View::new(&store, object.id(), &ObjectRecord { size_bytes: 0, ..target })?;
+        Ok(Replacement { object, view, target, base: record, tail_end: Cell::new(None), end: Cell::new(0) })
     }
 
     /// The object that is being replaced.
@@ -114,6 +126,25 @@ impl Replacement {
         write_groups(&self.view, extent, &parts, None, bounded).await
     }
 
+    /// Writes whole blocks of an object of `size_bytes`, wherever they stand; those beside them in their rows stay as they are, or zeros. The caller
+    /// writes one run after the other, and holds memory for their parity.
+    pub(crate) async fn write_run(
+        &self,
+        run: ByteExtent,
+        size_bytes: u64,
+        parts: Vec<SharedBuffer>,
+    ) -> Result<(), ClientError> {
+        let store = &self.view.store;
+        let parts = Parts::gather(parts, store.locality.arena(), store.locality.counters()).await;
+        let extent = ByteExtent { start: run.start, count: parts.byte_count() };
+        let record = ObjectRecord { size_bytes, ..self.target };
+        let view = View::new(store, self.object.id(), &record)?;
+        write_groups(&view, extent, &parts, Some((size_bytes, size_bytes)), false).await?;
+        self.view.note_skipped(view.skipped());
+        self.end.set(self.end.get().max(run.end()));
+        Ok(())
+    }
+
     /// Flips the object over to the new bytes, of which there are `size_bytes`, then drops the old generation.
     ///
     /// Await every `write` first. Errors: `size_bytes` is not where a tail piece ended, or below what was written; the record cannot be changed on
@@ -134,8 +165,20 @@ impl Replacement {
         }
         // A record that names our generation already is our own commit, of which an answer was lost.
         let flip = |record: &ObjectRecord| {
-            let is_ours = record.version == self.base_version || record.generation == generation;
-            is_ours.then_some(ObjectRecord { generation, size_bytes, ..*record })
+            let is_ours = record.version == self.base.version || record.generation == generation;
+            // The same bytes, moved to another pool version meanwhile: a generation that only a mover makes (`crate::rebalance`).
+            let is_moved = record.generation == self.base.generation + 1
+                && record.pool_version != self.base.pool_version
+                && !record.deleted;
+            let ObjectRecord { pool_version, width, unit_bytes, .. } = self.target;
+            (is_ours || is_moved).then_some(ObjectRecord {
+                generation,
+                size_bytes,
+                pool_version,
+                width,
+                unit_bytes,
+                ..*record
+            })
         };
         // A device that came back in the meantime has to have what went past it, before the object is known by these bytes and, as it may
         // have come back just then, after.

@@ -13,11 +13,12 @@ use std::time::Duration;
 use base::units::{BLOCK_BYTES, narrow};
 use base::{Fid, FidType, Instant, LayoutWidth, ObjectId};
 use faces::rm::{Borrower, Hold};
-use faces::{ConfClient, Configuration, DeviceConfig, DeviceState};
+use faces::{ConfClient, Configuration, DeviceConfig, DeviceState, PoolVersionConfig};
 use fops::conf::DeviceEvidence;
 use fops::lock::{LockMode, Ticket, Ticketed};
+use fops::object::ObjectRecord;
 use fops::rm::{RmCredit, RmResource};
-use layout::{GroupCodec, PoolLayout};
+use layout::{GroupCodec, PoolLayout, record_targets};
 use rpc::{Answer, Bulk, CallOptions, RpcMachine};
 use runtime::sync::{Permit, Semaphore};
 use runtime::{LocalityHandle, SharedBuffer};
@@ -58,6 +59,8 @@ pub(crate) struct Store {
     /// What changes are made under instead of the ticket, as long as it is held.
     hold: Option<Rc<Hold>>,
     pub(crate) borrower: Borrower,
+    /// Where new objects go; `None`: the first pool.
+    pool: Option<Fid>,
     requests: Semaphore,
     per_target: Rc<RefCell<BTreeMap<u32, Semaphore>>>,
     memory: Semaphore,
@@ -88,6 +91,7 @@ impl Store {
             seen_version: Rc::new(Cell::new(configuration.version)),
             ticket: Rc::default(),
             hold: None,
+            pool: None,
             borrower,
             bug,
             configuration: Rc::new(RefCell::new(configuration)),
@@ -106,26 +110,65 @@ impl Store {
         Store { hold: Some(Rc::new(hold)), ..self.clone() }
     }
 
+    /// The same, with new objects in another pool.
+    pub(crate) fn in_pool(&self, pool: Fid) -> Store {
+        Store { pool: Some(pool), ..self.clone() }
+    }
+
+    /// The pool version that new objects go to.
+    pub(crate) fn version_for_new(&self) -> PoolVersionConfig {
+        let configuration = self.configuration.borrow();
+        let wanted = self.pool.unwrap_or(configuration.pool.pool);
+        // Pools stay.
+        configuration.newest_version(wanted).unwrap_or_else(|| configuration.first_version())
+    }
+
     /// What changes are made under, if it is a hold.
     pub(crate) fn hold(&self) -> Option<&Hold> {
         self.hold.as_deref()
     }
 
-    /// What changes of an object in place are made beside: a shared credit on it, as long as any device is in repair, so that the machine
-    /// that copies to that device never reads a group in the middle of a change. `None`: none is, or the object is held already.
+    /// What changes of an object in place are made beside: a shared credit on it, as long as any device is in repair or the object may be moved to
+    /// another pool version, so that the machine that copies never reads a group in the middle of a change. `None`: nothing is copied, or the object
+    /// is held already. `record`: what is known of the object; without one it may move wherever anything does.
     ///
     /// Kept by this client between uses, until the machine asks for it: the next change costs no message (docs/rm.md). Errors: control does
     /// not answer, or the object is held alone for too long.
-    pub(crate) async fn writing_credit(&self, object: Fid) -> Result<Option<Hold>, ClientError> {
+    pub(crate) async fn writing_credit(
+        &self,
+        object: Fid,
+        record: Option<&ObjectRecord>,
+    ) -> Result<Option<Hold>, ClientError> {
         let resource = RmResource::Object(object);
         let is_repairing =
             self.configuration.borrow().pool.devices.iter().any(|device| device.state == DeviceState::Repair);
         let is_held = self.hold.as_ref().is_some_and(|hold| *hold.resource() == resource);
-        if !is_repairing || is_held || self.has_bug(Bug::RepairBesideWrites) {
+        let may_move = match record {
+            Some(record) => self.may_move(record),
+            None => !self.configuration.borrow().pools.moving.is_empty(),
+        };
+        if !(is_repairing || may_move) || is_held || self.has_bug(Bug::RepairBesideWrites) {
             return Ok(None);
         }
         let credit = RmCredit::Whole { mode: LockMode::Shared };
         Ok(Some(self.borrower.hold(&resource, &credit, self.config.op_timeout).await?))
+    }
+
+    /// True if the object, which lay where `record` says at configuration `version`, may lie elsewhere now: a rebalance runs, began or ended since.
+    pub(crate) fn may_have_moved(&self, record: &ObjectRecord, version: u64) -> bool {
+        let configuration = self.configuration.borrow();
+        let lies_in = configuration.pool_version(record.pool_version);
+        let is_older = lies_in.is_none_or(|lies_in| !configuration.is_newest(&lies_in));
+        is_older && (self.may_move(record) || version < configuration.pool.changes_from)
+    }
+
+    /// True if the object lies in an older version of a pool that is being rebalanced.
+    pub(crate) fn may_move(&self, record: &ObjectRecord) -> bool {
+        let configuration = self.configuration.borrow();
+        let version = configuration.pool_version(record.pool_version);
+        version.is_some_and(|version| {
+            configuration.is_moving(version.pool) && !configuration.is_newest(&version)
+        })
     }
 
     /// Only in the simulation's hands: see [`Bug`].
@@ -192,19 +235,28 @@ impl Store {
         self.fetch().await;
     }
 
+    /// The layout of an object's units over `devices` targets. Errors: a shape that is not possible.
     pub(crate) fn layout(
         &self,
         object: ObjectId,
-        width: LayoutWidth,
-        unit_bytes: u32,
+        devices: u32,
+        (width, unit_bytes): (LayoutWidth, u32),
     ) -> Result<PoolLayout, ClientError> {
-        let devices = u32::try_from(self.configuration.borrow().pool.devices.len()).unwrap_or(u32::MAX);
         PoolLayout::new(width, devices, unit_bytes).map_err(|error| ClientError::BadRecord {
             object,
             width,
             unit_bytes,
             reason: error.to_string(),
         })
+    }
+
+    /// The devices, by index, that hold an object's record: K + 1 of the first pool version, whatever version its bytes lie in.
+    pub(crate) fn record_devices(&self, object: ObjectId) -> Result<Vec<u32>, ClientError> {
+        let configuration = self.configuration.borrow().clone();
+        let shape = (configuration.pool.width, configuration.pool.unit_bytes);
+        // Its devices are the first ones of all, so that a target is a device index.
+        let layout = self.layout(object, configuration.pools.first_devices, shape)?;
+        Ok(record_targets(&layout, object.fid()).to_vec())
     }
 
     pub(crate) fn codec(&self, width: LayoutWidth) -> Rc<GroupCodec> {
@@ -230,7 +282,7 @@ impl Store {
         zeros
     }
 
-    /// The device of a target, or that there is none.
+    /// The device of a device index, or that there is none.
     pub(crate) fn device(&self, target: u32) -> Result<DeviceConfig, Fault> {
         self.configuration.borrow().target(target).cloned().ok_or(Fault::NoTarget)
     }

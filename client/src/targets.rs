@@ -231,10 +231,15 @@ async fn write_batch(
             return Err((batch.target, first, fault));
         }
         if credit.is_none() && matches!(fault.refusal(), Some(FopError::Stale { .. })) {
-            // A repair began while this was under way. Its bytes stand, beside the credit that a change needs now.
+            // A repair, or a rebalance, began while this was under way. Its bytes stand, beside the credit that a change needs now.
             let object = name.component.with_type(FidType::Object);
-            credit =
-                store.writing_credit(object).await.map_err(|_| (batch.target, first, Fault::HoldLost))?;
+            let asked = store.writing_credit(object, None).await;
+            credit = asked.map_err(|_| (batch.target, first, Fault::HoldLost))?;
+            // Or over by now, for whoever slept through it.
+            let has_moves = !store.configuration().pools.versions.is_empty();
+            if has_moves && store.has_left(object, name.generation).await {
+                return Err((batch.target, first, Fault::Moved));
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use base::{BlockExtent, ObjectId};
+use faces::PoolVersionConfig;
 use fops::object::ObjectRecord;
 use layout::{GroupCodec, ObjectLayout, PoolLayout};
 
@@ -21,9 +22,11 @@ pub(crate) struct View {
     pub(crate) size_bytes: u64,
     pub(crate) geometry: Geometry,
     pub(crate) pool: PoolLayout,
+    /// Which devices its targets are.
+    version: PoolVersionConfig,
     pub(crate) codec: Rc<GroupCodec>,
     placement: RefCell<ObjectLayout>,
-    /// Targets that writes went past, as they were out of service.
+    /// Devices, by index, that writes went past, as they were out of service.
     skipped: RefCell<BTreeSet<u32>>,
 }
 
@@ -34,11 +37,12 @@ impl View {
         object: ObjectId,
         record: &ObjectRecord,
     ) -> Result<View, ClientError> {
-        let known = store.configuration().pool.pool_version;
-        if record.pool_version != known {
-            return Err(ClientError::OtherPool { object, found: record.pool_version, known });
-        }
-        let pool = store.layout(object, record.width, record.unit_bytes)?;
+        let configuration = store.configuration();
+        let Some(version) = configuration.pool_version(record.pool_version) else {
+            let (found, version) = (record.pool_version, configuration.version);
+            return Err(ClientError::OtherPool { object, found, version });
+        };
+        let pool = store.layout(object, version.device_count(), (record.width, record.unit_bytes))?;
         let geometry = Geometry::new(record.width, u64::from(record.unit_bytes)).ok_or_else(|| {
             ClientError::BadRecord {
                 object,
@@ -54,6 +58,7 @@ impl View {
             size_bytes: record.size_bytes.min(crate::geometry::OBJECT_BYTES_MAX),
             geometry,
             pool,
+            version,
             codec: store.codec(record.width),
             placement: RefCell::new(pool.object(record.object)),
             skipped: RefCell::default(),
@@ -62,6 +67,11 @@ impl View {
 
     pub(crate) fn note_skipped(&self, targets: BTreeSet<u32>) {
         self.skipped.borrow_mut().extend(targets);
+    }
+
+    /// Devices, by index, that writes went past.
+    pub(crate) fn skipped(&self) -> BTreeSet<u32> {
+        self.skipped.borrow().clone()
     }
 
     /// Takes out those that writes went past and that take writes now: what they missed has to be brought to them.
@@ -74,22 +84,27 @@ impl View {
         returned
     }
 
-    /// The unit of a group that stands on a target, if one does.
-    pub(crate) fn unit_on(&self, group: u64, target: u32) -> Option<u32> {
-        (0..self.geometry.coded()).find(|unit| self.target(group, *unit) == target)
+    /// The unit of a group that stands on the device of an index, if one does.
+    pub(crate) fn unit_on(&self, group: u64, device: u32) -> Option<u32> {
+        (0..self.geometry.coded()).find(|unit| self.target(group, *unit) == device)
     }
 
-    /// Target of a unit.
+    /// Index of the device of a unit.
     pub(crate) fn target(&self, group: u64, unit: u32) -> u32 {
-        self.placement.borrow_mut().place(group, unit).target
+        self.device_index(self.placement.borrow_mut().place(group, unit).target)
     }
 
-    /// Where rows of a unit stand on their target.
+    fn device_index(&self, target: u32) -> u32 {
+        // The layout has as many targets as the version has devices.
+        self.version.device_index(target).unwrap_or(u32::MAX)
+    }
+
+    /// Where rows of a unit stand on their device.
     pub(crate) fn piece<T>(&self, group: u64, unit: u32, rows: &Range<u64>, tag: T) -> TargetPiece<T> {
         let frame = self.placement.borrow_mut().place(group, unit);
         let start = frame.frame * self.geometry.unit_blocks() + rows.start;
         let extent = BlockExtent { start, count: rows.end - rows.start };
-        TargetPiece { target: frame.target, extent, tag }
+        TargetPiece { target: self.device_index(frame.target), extent, tag }
     }
 
     /// Refuses a write to a group with more than K devices out of service: it could not be read back.

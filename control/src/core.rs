@@ -12,7 +12,7 @@ use base::units::BLOCK_BYTES;
 use base::{Endpoint, Fid, FidType, Instant};
 use faces::lease::lost_after;
 use faces::limits::{AWAITED_DISKS_MAX, FLAP_HOLD_LEASES, FLAP_WINDOW_LEASES, FLAPS_MAX, REPAIRS_PAGE};
-use faces::{Configuration, DeviceConfig, DeviceState};
+use faces::{Configuration, DeviceConfig, DeviceState, Moving, PoolVersionConfig};
 use fops::conf::{
     ClusterStatusReply, ConfApplyReply, DeviceCommand, DeviceCommandReply, DeviceEvidence, DeviceHealth,
     DeviceOrder, DeviceReport, DeviceStatus, Heartbeat, HeartbeatReply, ProcessStatus, Register,
@@ -24,6 +24,7 @@ use fops::repair::{
     RepairTurn, RepairTurnReply,
 };
 
+use crate::reconcile::take_over;
 use crate::repairs::{RepairHappening, RepairRefusal, RepairTable, RepairWish, Surroundings};
 use crate::transactions::{ApplyRefusal, Reason, Transactions};
 use crate::transition::{DeviceEvent, next_state};
@@ -88,6 +89,32 @@ pub enum Refusal {
         away: usize,
         /// K.
         parity: usize,
+    },
+    /// No such pool.
+    #[error("{pool} is no pool of this cluster; `clovis pool list` shows them")]
+    UnknownPool {
+        /// As named.
+        pool: Fid,
+    },
+    /// A pool with one version.
+    #[error(
+        "pool {pool} has one version, and every object of it lies there: `clovis pool expand` makes another"
+    )]
+    NothingToMove {
+        /// The pool.
+        pool: Fid,
+    },
+    /// A rebalance is not as the order would have it.
+    #[error("pool {pool}: {}", match reason {
+        RepairRefusal::None => "it is not being rebalanced: `clovis rebalance start` begins",
+        RepairRefusal::Paused => "its rebalance is paused: `clovis rebalance resume` lets it go on where it is",
+        RepairRefusal::Failed => "its rebalance failed, and does not run: `clovis rebalance status` says why, `clovis rebalance start` tries it again from the first object",
+    })]
+    Rebalance {
+        /// The pool.
+        pool: Fid,
+        /// Why not.
+        reason: RepairRefusal,
     },
     /// Nothing to replace.
     #[error(
@@ -302,20 +329,42 @@ impl ControlCore {
         reason: Reason,
     ) -> Result<ConfApplyReply, ApplyRefusal> {
         let next_version = self.configuration.version + 1;
+        let newest_before: Vec<_> = self.newest_of_moving();
         let transactions = self.transactions.as_mut().ok_or(ApplyRefusal::NoFile)?;
         let changes = transactions.apply(text, base, next_version, reason)?;
         if changes > 0 {
             // Everything else that may change waits for a restart of somebody, who then registers it.
             let given = transactions.file().initial_configuration();
-            self.configuration.profile = given.profile;
-            self.configuration.pool.unit_bytes = given.pool.unit_bytes;
+            take_over(&mut self.configuration, &given);
             self.configuration.version = next_version;
         }
+        let transaction = transactions.in_force().number;
+        for (pool, newest) in newest_before {
+            if self.configuration.newest_version(pool) != newest {
+                // What was moved so far has to be moved again: from the first object.
+                self.begin_moves(pool);
+            }
+        }
         Ok(ConfApplyReply {
-            transaction: transactions.in_force().number,
+            transaction,
             version: self.configuration.version,
             changes: u32::try_from(changes).unwrap_or(u32::MAX),
         })
+    }
+
+    fn newest_of_moving(&self) -> Vec<(Fid, Option<PoolVersionConfig>)> {
+        let moving = self.configuration.pools.moving.iter();
+        moving.map(|moving| (moving.pool, self.configuration.newest_version(moving.pool))).collect()
+    }
+
+    /// A pool's objects are to be moved to its newest version, from the first one on. Counts from the version in force on.
+    fn begin_moves(&mut self, pool: Fid) {
+        let number = self.repairs.last_number(pool).wrapping_add(1);
+        self.configuration.pools.moving.retain(|moving| moving.pool != pool);
+        self.configuration.pools.moving.push(Moving { pool, number });
+        // Whoever does not know changes objects without holding them, and makes new ones in an older version.
+        self.configuration.pool.changes_from = self.configuration.version;
+        self.repairs.begin(pool, number);
     }
 
     /// The configuration as decided so far; not yet durable, perhaps.
@@ -549,6 +598,9 @@ impl ControlCore {
         command: &DeviceCommand,
     ) -> Result<DeviceCommandReply, Refusal> {
         let DeviceCommand { device, order } = *command;
+        if device.is(FidType::Pool) {
+            return self.handle_pool_command(now, device, order);
+        }
         let state = match self.configuration.device(device) {
             Some(found) => found.state,
             None => return Err(Refusal::UnknownDevice { device, process: Fid::default() }),
@@ -630,6 +682,92 @@ impl ControlCore {
         Ok(())
     }
 
+    /// An operator's word on the rebalance of a pool.
+    fn handle_pool_command(
+        &mut self,
+        now: Instant,
+        pool: Fid,
+        order: DeviceOrder,
+    ) -> Result<DeviceCommandReply, Refusal> {
+        let newest = self.configuration.newest_version(pool).ok_or(Refusal::UnknownPool { pool })?;
+        let (before, repairs_before) = (self.configuration.version, self.repairs.serial());
+        let is_moving = self.configuration.is_moving(pool);
+        let wish = match order {
+            DeviceOrder::RepairStart => RepairWish::Start,
+            DeviceOrder::RepairPause => RepairWish::Pause,
+            DeviceOrder::RepairResume => RepairWish::Resume,
+            DeviceOrder::RepairAbort => RepairWish::Abort,
+            _ => return Err(Refusal::UnknownOrder),
+        };
+        if wish == RepairWish::Start && !is_moving {
+            let is_older = |version: &PoolVersionConfig| {
+                version.pool == pool && version.pool_version != newest.pool_version
+            };
+            let has_older = self.configuration.pool_versions().any(|version| is_older(&version));
+            if !has_older {
+                return Err(Refusal::NothingToMove { pool });
+            }
+            self.apply(now, true, &[]);
+            self.begin_moves(pool);
+        } else {
+            let happening = self.repairs.handle_order(pool, is_moving, wish);
+            let happening = happening.map_err(|reason| Refusal::Rebalance { pool, reason })?;
+            self.note_moves(now, pool, happening);
+        }
+        let is_heeded = match wish {
+            RepairWish::Pause | RepairWish::Abort => !self.repairs.is_copying(now, pool),
+            RepairWish::Start | RepairWish::Resume => self.all_know(now),
+        };
+        Ok(DeviceCommandReply {
+            version: self.configuration.version,
+            state: self.repairs.state(pool).map_or("", RepairState::word).to_owned(),
+            is_new: self.configuration.version != before || self.repairs.serial() != repairs_before,
+            is_heeded,
+            replacement: self.repairs.last_number(pool),
+        })
+    }
+
+    /// What follows from what happened to a rebalance.
+    fn note_moves(&mut self, now: Instant, pool: Fid, happening: Option<RepairHappening>) {
+        let Some(happening) = happening else { return };
+        if matches!(happening, RepairHappening::Complete | RepairHappening::Aborted) {
+            self.configuration.pools.moving.retain(|moving| moving.pool != pool);
+            self.apply(now, true, &[]);
+            // A client that slept through it all has to look where objects lie before it changes one.
+            self.configuration.pool.changes_from = self.configuration.version;
+        }
+        let (state, version) = (DeviceState::Rebalance, self.configuration.version);
+        let cause = happening.word_of_pool();
+        self.changes.push(StateChange { subject: pool, at: now, cause, from: state, to: state, version });
+    }
+
+    /// The server that moves a pool's objects speaks, or one that did.
+    fn handle_move_turn(&mut self, now: Instant, turn: &RepairTurn) -> RepairTurnReply {
+        let (pool, bytes_per_second) = (turn.device, self.repair_rate());
+        let number = self.configuration.move_number(pool);
+        let mover = self.configuration.mover(pool).map(|device| device.process);
+        let (order, progress, happening) = match (number, mover) {
+            (None, _) => {
+                let around = Surroundings { in_repair: None, all_know: false, version: 0 };
+                self.repairs.handle_turn(now, (pool, turn.replacement), &turn.word, around)
+            }
+            _ if self.incarnation(turn.process) != Some(turn.epoch) => {
+                (RepairOrder::Wait, RepairProgress::default(), None)
+            }
+            // Another server's turn: it may come back to this one.
+            (Some(_), other) if other != Some(turn.process) => {
+                (RepairOrder::Pause, RepairProgress::default(), None)
+            }
+            (in_repair, _) => {
+                let (all_know, version) = (self.all_know(now), self.configuration.version);
+                let around = Surroundings { in_repair, all_know, version };
+                self.repairs.handle_turn(now, (pool, turn.replacement), &turn.word, around)
+            }
+        };
+        self.note_moves(now, pool, happening);
+        RepairTurnReply { order, progress, bytes_per_second, version: self.configuration.version }
+    }
+
     /// What follows from what happened to a repair: another state of the device, or an event that changes none.
     fn note_repair(&mut self, now: Instant, device: Fid, happening: Option<RepairHappening>) {
         match happening {
@@ -662,6 +800,9 @@ impl ControlCore {
         turn: &RepairTurn,
     ) -> Result<RepairTurnReply, Refusal> {
         let RepairTurn { process, epoch, device, replacement, ref word } = *turn;
+        if device.is(FidType::Pool) {
+            return Ok(self.handle_move_turn(now, turn));
+        }
         let found = self.configuration.device(device).filter(|found| found.process == process);
         let Some(found) = found else { return Err(Refusal::UnknownDevice { device, process }) };
         let bytes_per_second = self.repair_rate();
@@ -687,29 +828,42 @@ impl ControlCore {
         file.and_then(|file| file.profile.repair_bytes_per_second).unwrap_or(0)
     }
 
-    /// What a device of the pool holds on average, in bytes; 0: nobody said.
-    fn expected_bytes(&self) -> u64 {
-        let online =
-            self.configuration.pool.devices.iter().filter(|found| found.state == DeviceState::Online);
+    /// What is to be copied, about: to a device what the others of its pools hold on average, in a pool what all of its devices hold. 0: nobody said.
+    fn expected_bytes(&self, subject: Fid) -> u64 {
+        let is_pool = subject.is(FidType::Pool);
+        let index = self.configuration.target_index(subject).unwrap_or(u32::MAX);
+        let versions = self.configuration.pool_versions();
+        let versions: Vec<PoolVersionConfig> =
+            versions.filter(|version| version.pool == subject || version.has_device(index)).collect();
+        let is_among = |index: u32| versions.iter().any(|version| version.has_device(index));
+        let among = (0u32..).zip(&self.configuration.pool.devices).filter(|(index, _)| is_among(*index));
+        let online = among.map(|(_, found)| found).filter(|found| found.state == DeviceState::Online);
         let used = online.filter_map(|found| {
             let health = self.seats.get(&found.device)?.health.as_ref()?;
             Some(u128::from(found.size_blocks.saturating_sub(health.free_blocks)))
         });
         let (sum, count) = used.fold((0_u128, 0_u128), |(sum, count), used| (sum + used, count + 1));
-        let blocks = u64::try_from(sum / count.max(1)).unwrap_or(u64::MAX);
-        blocks.saturating_mul(BLOCK_BYTES)
+        let blocks = if is_pool { sum } else { sum / count.max(1) };
+        u64::try_from(blocks).unwrap_or(u64::MAX).saturating_mul(BLOCK_BYTES)
     }
 
     /// A page of the repairs.
     #[must_use]
     pub fn repair_list(&self, now: Instant, request: &RepairGet) -> RepairGetReply {
-        let (expected_bytes, bytes_per_second_max) = (self.expected_bytes(), self.repair_rate());
+        let bytes_per_second_max = self.repair_rate();
         let all_know = self.all_know(now);
         let mut behind = self.repairs.behind(now, request.after);
         let status = |(record, pace): (&RepairRecord, Option<u64>)| {
-            let device = self.configuration.device(record.device);
+            let is_pool = record.device.is(FidType::Pool);
+            let device = match is_pool {
+                true => self.configuration.mover(record.device),
+                false => self.configuration.device(record.device),
+            };
             let process = device.map(|device| device.process).unwrap_or_default();
             let (state, reason) = match (record.state, pace) {
+                (RepairState::Running, None) if is_pool => {
+                    ("waiting", self.why_nothing_moves(device.is_some(), all_know))
+                }
                 (RepairState::Running, None) => ("waiting", self.why_waiting(now, process, all_know)),
                 (state, _) => (state.word(), record.reason.clone()),
             };
@@ -720,7 +874,7 @@ impl ControlCore {
                 state: state.to_owned(),
                 reason,
                 progress: record.progress.clone(),
-                expected_bytes,
+                expected_bytes: self.expected_bytes(record.device),
                 bytes_per_second: pace.filter(|_| record.state == RepairState::Running).unwrap_or(0),
                 bytes_per_second_max,
             }
@@ -739,18 +893,31 @@ impl ControlCore {
         }
     }
 
+    fn why_nothing_moves(&self, has_mover: bool, all_know: bool) -> String {
+        match (has_mover, all_know) {
+            (false, _) => "no device of its newest version is online",
+            (true, false) => "not every server has said that it knows of the rebalance",
+            (true, true) => "its server is about to move objects, or copies to a device first",
+        }
+        .to_owned()
+    }
+
     fn detach(&mut self, now: Instant, device: Fid, state: DeviceState, force: bool) -> Result<(), Refusal> {
         match state {
             DeviceState::Detached => return Ok(()),
             DeviceState::Online | DeviceState::Transient => {}
             _ => return Err(Refusal::NothingToDetach { device, state }),
         }
-        let pool = &self.configuration.pool;
-        let others = pool.devices.iter().filter(|other| other.device != device);
-        let away = others.filter(|other| other.state != DeviceState::Online).count();
-        let parity = usize::try_from(pool.width.parity()).unwrap_or(usize::MAX);
-        if away >= parity && !force {
-            return Err(Refusal::TooManyAway { device, away, parity });
+        let index = self.configuration.target_index(device).unwrap_or(u32::MAX);
+        // Each pool version that it is in outlives K losses of its own.
+        for version in self.configuration.pool_versions().filter(|version| version.has_device(index)) {
+            let others = version.device_indexes().filter(|other| *other != index);
+            let others = others.filter_map(|other| self.configuration.target(other));
+            let away = others.filter(|other| other.state != DeviceState::Online).count();
+            let parity = usize::try_from(version.width.parity()).unwrap_or(usize::MAX);
+            if away >= parity && !force {
+                return Err(Refusal::TooManyAway { device, away, parity });
+            }
         }
         self.apply(now, false, &[(device, DeviceEvent::Detach)]);
         Ok(())
@@ -945,6 +1112,92 @@ mod tests {
             let _ = write!(line, " {}", device.state.word());
         }
         line
+    }
+
+    #[test]
+    fn a_pool_is_moved_by_the_server_of_its_newest_versions_first_online_device() {
+        let mut initial = initial();
+        let pool = initial.pool.pool;
+        let command = |core: &mut ControlCore, ms, pool, order| {
+            core.handle_command(at(ms), &DeviceCommand { device: pool, order })
+        };
+        let mut alone = ControlCore::new(at(0), initial.clone(), LEASE);
+        let refused = command(&mut alone, 1, pool, DeviceOrder::RepairStart).unwrap_err();
+        assert_eq!(refused, Refusal::NothingToMove { pool });
+        let mut newest =
+            PoolVersionConfig { devices: faces::DeviceRun::of([2, 3, 0, 1]), ..initial.first_version() };
+        newest.pool_version.key = 2;
+        initial.pools.versions.push(newest);
+        let mut core = ControlCore::new(at(0), initial.clone(), LEASE);
+        for process in 0..2 {
+            core.handle_register(at(10), &register(&initial, process, 7)).unwrap();
+        }
+        let order = |core: &mut ControlCore, ms, order| command(core, ms, pool, order);
+        let none = Refusal::Rebalance { pool, reason: RepairRefusal::None };
+        assert_eq!(order(&mut core, 20, DeviceOrder::RepairPause), Err(none.clone()));
+        assert_eq!(order(&mut core, 20, DeviceOrder::Attach), Err(Refusal::UnknownOrder));
+        let nowhere = Fid { key: 9, ..pool };
+        let unknown = command(&mut core, 20, nowhere, DeviceOrder::RepairStart);
+        assert_eq!(unknown, Err(Refusal::UnknownPool { pool: nowhere }));
+        let started = order(&mut core, 30, DeviceOrder::RepairStart).unwrap();
+        assert_eq!(
+            (started.version, started.is_new, started.is_heeded, started.replacement),
+            (4, true, false, 1)
+        );
+        assert_eq!(
+            (core.configuration().pool.changes_from, core.configuration().move_number(pool)),
+            (4, Some(1))
+        );
+        assert!(!order(&mut core, 31, DeviceOrder::RepairStart).unwrap().is_new);
+
+        let turn = |core: &mut ControlCore, ms, process: usize, word| {
+            let process = core.configuration().processes[process].process;
+            let turn = RepairTurn { process, epoch: 7, device: pool, replacement: 1, word };
+            core.handle_repair_turn(at(ms), &turn).unwrap()
+        };
+        assert_eq!(turn(&mut core, 40, 1, RepairWord::Asks).order, RepairOrder::Wait, "not all servers know");
+        for process in 0..2 {
+            let beat = heartbeat(&initial, process, 7);
+            core.handle_heartbeat(at(50), &beat);
+            core.note_server_version(&beat, 4);
+        }
+        assert_eq!(
+            turn(&mut core, 60, 0, RepairWord::Asks).order,
+            RepairOrder::Pause,
+            "it is the other's turn"
+        );
+        assert_eq!(turn(&mut core, 60, 1, RepairWord::Asks).order, RepairOrder::Run);
+        let last = Some(Fid::new(FidType::Object, 1, 5));
+        let so_far = RepairProgress { objects: 3, bytes: 4096, last, ..RepairProgress::default() };
+        assert_eq!(turn(&mut core, 70, 1, RepairWord::Copies(so_far.clone())).order, RepairOrder::Run);
+        let seen = core.repair_list(at(80), &RepairGet { after: None }).repairs;
+        assert_eq!((seen.len(), seen[0].state.as_str(), seen[0].device), (1, "running", pool));
+        assert_eq!((seen[0].process, seen[0].progress.objects), (initial.processes[1].process, 3));
+        assert_eq!(seen[0].expected_bytes, 400 * BLOCK_BYTES, "what all four devices hold");
+        // Its server falls silent: the other goes on where it was.
+        let beat = heartbeat(&initial, 0, 7);
+        core.handle_heartbeat(at(3000), &beat);
+        core.handle_tick(at(4000));
+        assert_eq!(states(&core), "v5 online online transient transient");
+        let reply = turn(&mut core, 4010, 0, RepairWord::Asks);
+        assert_eq!((reply.order, reply.progress.clone()), (RepairOrder::Run, so_far.clone()));
+        assert!(order(&mut core, 4020, DeviceOrder::RepairPause).unwrap().is_new);
+        assert_eq!(turn(&mut core, 4030, 0, RepairWord::Copies(so_far.clone())).order, RepairOrder::Pause);
+        let paused = Refusal::Rebalance { pool, reason: RepairRefusal::Paused };
+        assert_eq!(order(&mut core, 4040, DeviceOrder::RepairStart), Err(paused));
+        order(&mut core, 4050, DeviceOrder::RepairResume).unwrap();
+        core.take_changes();
+        assert_eq!(turn(&mut core, 4060, 0, RepairWord::Ended(so_far.clone())).order, RepairOrder::Leave);
+        assert_eq!((core.configuration().version, core.configuration().is_moving(pool)), (6, false));
+        let causes: Vec<_> =
+            core.take_changes().iter().map(|change| (change.subject, change.cause)).collect();
+        assert_eq!(causes, [(pool, "moves complete")]);
+        // Another one has another number, and is given up.
+        assert_eq!(order(&mut core, 4070, DeviceOrder::RepairStart).unwrap().replacement, 2);
+        assert_eq!(turn(&mut core, 4080, 0, RepairWord::Asks).order, RepairOrder::Leave, "number 1 is over");
+        let aborted = order(&mut core, 4090, DeviceOrder::RepairAbort).unwrap();
+        assert_eq!((aborted.state.as_str(), core.configuration().is_moving(pool)), ("aborted", false));
+        assert!(!order(&mut core, 4100, DeviceOrder::RepairAbort).unwrap().is_new);
     }
 
     #[test]

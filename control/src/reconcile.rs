@@ -1,7 +1,7 @@
-//! What a restart makes of the stored configuration and the operator's file: the file may move things, not change the set. Pure.
+//! What a cluster file makes of the configuration, when it is applied and when control starts with it: things may be moved and added. Pure.
 
 use base::{Fid, LayoutWidth};
-use faces::{Configuration, DeviceState};
+use faces::{Configuration, DeviceState, FurtherPools, PoolVersionConfig};
 
 /// What the file changed and may not.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,19 +15,35 @@ pub enum Difference {
         /// In the file.
         given: u64,
     },
-    /// Another pool or pool version.
-    #[error(
-        "pool version {stored} in the store, {given} in the file; changing it needs a new cluster for now"
-    )]
+    /// Another first pool or pool version.
+    #[error("pool version {stored} in the store, {given} in the file; objects lie in it: put it back")]
     PoolVersion {
         /// In the store.
         stored: Fid,
         /// In the file.
         given: Fid,
     },
+    /// A further pool version is gone, or another one.
+    #[error(
+        "pool version {pool_version} of the store is not in the file, or with other devices or another layout; objects may lie in it: put its [[pool_version]] section back"
+    )]
+    FurtherVersion {
+        /// In the store.
+        pool_version: Fid,
+    },
+    /// The first pool version has other devices.
+    #[error(
+        "the first pool version has {stored} devices in the store and {given} in the file: write devices = {stored} in [pool]"
+    )]
+    FirstDevices {
+        /// In the store.
+        stored: u32,
+        /// In the file.
+        given: u32,
+    },
     /// Another layout.
     #[error(
-        "layout {stored} in the store, {given} in the file; changing it needs a new pool version, which is not there yet"
+        "layout {stored} in the store, {given} in the file; a pool version keeps its layout: put it back, and write a new [[pool_version]]"
     )]
     Layout {
         /// In the store.
@@ -35,27 +51,25 @@ pub enum Difference {
         /// In the file.
         given: LayoutWidth,
     },
-    /// A device was put in, taken out, moved to another place of the list or to another server.
+    /// A device was taken out, moved to another place of the list or to another server.
     #[error(
-        "target {target} is device {} in the store and {} in the file; changing the set or the order of devices is not there yet: put back the file's [[device]] sections",
+        "device {target} is {} in the store and {} in the file; devices stay, and new ones stand behind them: put back the file's [[device]] sections",
         describe(*stored),
         describe(*given)
     )]
     Devices {
-        /// First target index that differs.
+        /// First device index that differs.
         target: usize,
         /// Device and its process in the store.
         stored: Option<(Fid, Fid)>,
         /// Device and its process in the file.
         given: Option<(Fid, Fid)>,
     },
-    /// A server was put in or taken out.
-    #[error("server {process} is in the {} only", if *in_store { "store" } else { "file" })]
+    /// A server was taken out.
+    #[error("server {process} is in the store only; servers stay: put back its [[server]] section")]
     Servers {
         /// The process.
         process: Fid,
-        /// True if the file lacks it.
-        in_store: bool,
     },
 }
 
@@ -64,6 +78,21 @@ fn describe(device: Option<(Fid, Fid)>) -> String {
         Some((device, process)) => format!("{device} of server {process}"),
         None => "absent".to_owned(),
     }
+}
+
+/// What takes effect at once of a cluster file that changes nothing that may not change: new servers, devices and pool versions, and defaults.
+pub(crate) fn take_over(next: &mut Configuration, given: &Configuration) {
+    next.profile = given.profile;
+    next.pool.unit_bytes = given.pool.unit_bytes;
+    let moving = std::mem::take(&mut next.pools.moving);
+    next.pools = FurtherPools { moving, ..given.pools.clone() };
+    for process in &given.processes {
+        if next.process(process.process).is_none() {
+            next.processes.push(process.clone());
+        }
+    }
+    let known = next.pool.devices.len();
+    next.pool.devices.extend(given.pool.devices.iter().skip(known).cloned());
 }
 
 /// The configuration to start with. Its version is one above the stored one if the file moved something, and the stored
@@ -85,23 +114,33 @@ pub(crate) fn reconcile(stored: Configuration, given: &Configuration) -> Result<
     let seats = |configuration: &Configuration, target: usize| {
         configuration.pool.devices.get(target).map(|device| (device.device, device.process))
     };
-    for target in 0..stored.pool.devices.len().max(given.pool.devices.len()) {
+    for target in 0..stored.pool.devices.len() {
         let (stored, given) = (seats(&stored, target), seats(given, target));
         if stored != given {
             return Err(Difference::Devices { target, stored, given });
         }
     }
-    for (one, other, in_store) in [(&stored, given, true), (given, &stored, false)] {
-        for found in &one.processes {
-            if other.process(found.process).is_none() {
-                return Err(Difference::Servers { process: found.process, in_store });
-            }
+    if stored.pools.first_devices != given.pools.first_devices {
+        let (stored, given) = (stored.pools.first_devices, given.pools.first_devices);
+        return Err(Difference::FirstDevices { stored, given });
+    }
+    for (index, stored) in stored.pools.versions.iter().enumerate() {
+        let given = given.pools.versions.get(index);
+        // A unit size is only what new objects get.
+        if given.is_none_or(|given| {
+            *given != PoolVersionConfig { unit_bytes: given.unit_bytes, ..stored.clone() }
+        }) {
+            return Err(Difference::FurtherVersion { pool_version: stored.pool_version });
+        }
+    }
+    for found in &stored.processes {
+        if given.process(found.process).is_none() {
+            return Err(Difference::Servers { process: found.process });
         }
     }
     let mut next = stored.clone();
-    next.profile = given.profile;
+    take_over(&mut next, given);
     next.control = given.control;
-    next.pool.unit_bytes = given.pool.unit_bytes;
     for process in &mut next.processes {
         let Some(moved) = given.process(process.process) else { continue };
         if moved.endpoint == process.endpoint {
@@ -126,7 +165,7 @@ pub(crate) fn reconcile(stored: Configuration, given: &Configuration) -> Result<
 
 #[cfg(test)]
 mod tests {
-    use faces::ClusterFile;
+    use faces::{ClusterFile, DeviceRun};
 
     use super::*;
 
@@ -174,13 +213,38 @@ mod tests {
         assert!(refused(&|c| c.cluster = 1).contains("cluster id 0xc10715 in the store, 0x1 in the file"));
         assert!(refused(&|c| c.pool.pool_version = Fid::default()).contains("pool version"));
         assert!(refused(&|c| c.pool.width = "1+1+1".parse().unwrap()).contains("layout 2+1+1 in the store"));
-        assert!(
-            refused(&|c| c.pool.devices.truncate(3)).contains("target 3 is device 0x6b00000000000001:0x4")
-        );
-        assert!(refused(&|c| c.pool.devices.swap(0, 1)).contains("target 0"));
-        assert!(refused(&|c| c.pool.devices[0].process = c.processes[1].process).contains("target 0"));
-        let mut more = given().processes[0].clone();
-        more.process.key = 77;
-        assert!(refused(&|c| c.processes.push(more.clone())).contains("in the file only"));
+        assert!(refused(&|c| c.pool.devices.truncate(3)).contains("device 3 is 0x6b00000000000001:0x4"));
+        assert!(refused(&|c| c.pool.devices.swap(0, 1)).contains("device 0 is"));
+        assert!(refused(&|c| c.pool.devices[0].process = c.processes[1].process).contains("device 0 is"));
+        assert!(refused(&|c| c.processes.truncate(1)).contains("in the store only"));
+        assert!(refused(&|c| c.pools.first_devices = 3).contains("write devices = 4 in [pool]"));
+    }
+
+    #[test]
+    fn what_is_new_comes_behind_the_rest_and_pool_versions_stay() {
+        let mut file = given();
+        let mut process = file.processes[0].clone();
+        process.process.key = 77;
+        let mut device = file.pool.devices[0].clone();
+        (device.device.key, device.process) = (78, process.process);
+        file.processes.push(process.clone());
+        file.pool.devices.push(device.clone());
+        let mut version = PoolVersionConfig { devices: DeviceRun::of(0..5), ..file.first_version() };
+        version.pool_version.key = 2;
+        file.pools.versions.push(version.clone());
+        let grown = reconcile(stored(), &file).unwrap();
+        grown.check().unwrap();
+        assert_eq!((grown.version, &grown.processes[2], &grown.pool.devices[4]), (41, &process, &device));
+        assert_eq!(grown.newest_version(version.pool), Some(version.clone()));
+        assert_eq!(grown.pool.devices[..4], stored().pool.devices);
+        assert_eq!(reconcile(grown.clone(), &file).unwrap(), grown, "once");
+        let gone = reconcile(grown.clone(), &given()).unwrap_err();
+        assert!(matches!(gone, Difference::Devices { target: 4, given: None, .. }), "{gone}");
+        file.pools.versions[0].unit_bytes = 4096;
+        let other = reconcile(grown.clone(), &file).unwrap();
+        assert_eq!(other.newest_version(version.pool).unwrap().unit_bytes, 4096);
+        file.pools.versions[0].devices = DeviceRun::of(1..5);
+        let other = reconcile(grown.clone(), &file).unwrap_err();
+        assert!(matches!(other, Difference::FurtherVersion { .. }), "{other}");
     }
 }

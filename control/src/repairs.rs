@@ -4,7 +4,9 @@
 //! (docs/ha.md#repair); it asks what to do, and tells how far it is. **Invariant**: only the word `Ended` with nothing lost makes a device
 //! whole, and only of the process that serves it, for the disk that it has. What a server says of its progress is for people, and for
 //! itself after a restart: a lie costs its own device, nobody else's.
-//! Bound: a record for each device. Start at [`RepairTable::handle_turn`] and [`RepairTable::handle_order`].
+//! A pool that is rebalanced goes through the same table under its own fid, with the number of the rebalance in the place of the disk's
+//! (docs/pools.md#rebalance).
+//! Bound: a record for each device and pool. Start at [`RepairTable::handle_turn`] and [`RepairTable::handle_order`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -84,6 +86,19 @@ impl RepairHappening {
             RepairHappening::Complete => "copy complete",
             RepairHappening::Failed => "repair failed",
             RepairHappening::Aborted => "repair aborted",
+        }
+    }
+
+    /// The same of a pool that is rebalanced.
+    #[must_use]
+    pub const fn word_of_pool(self) -> &'static str {
+        match self {
+            RepairHappening::Begun => "moves begun",
+            RepairHappening::Paused => "moves paused",
+            RepairHappening::Resumed => "moves resumed",
+            RepairHappening::Complete => "moves complete",
+            RepairHappening::Failed => "moves failed",
+            RepairHappening::Aborted => "moves aborted",
         }
     }
 }
@@ -197,6 +212,18 @@ impl RepairTable {
     pub fn take_changes(&mut self) -> Vec<RepairRecord> {
         let changed = std::mem::take(&mut self.changed);
         changed.iter().filter_map(|device| Some(self.repairs.get(device)?.record.clone())).collect()
+    }
+
+    /// Number of the last repair of a device, or rebalance of a pool; 0: there was none.
+    #[must_use]
+    pub fn last_number(&self, subject: Fid) -> u32 {
+        self.repairs.get(&subject).map_or(0, |repair| repair.record.replacement)
+    }
+
+    /// How the last repair of a device, or rebalance of a pool, stands.
+    #[must_use]
+    pub fn state(&self, subject: Fid) -> Option<RepairState> {
+        self.repairs.get(&subject).map(|repair| repair.record.state)
     }
 
     fn touch(&mut self, device: Fid) {

@@ -107,7 +107,12 @@ impl Transactions {
         if seen == last_seen {
             return Ok((transactions, false));
         }
-        let changes = transactions.plan(&given)?;
+        let changes = match transactions.plan(&given) {
+            Ok(changes) => changes,
+            // It was in force once, and what has come since cannot be taken back (a pool version, say): it is an old copy, not a wish.
+            Err(_) if transactions.kept.iter().any(|kept| *kept.text == *text) => Vec::new(),
+            Err(refusal) => return Err(refusal),
+        };
         if !changes.is_empty() {
             let note = "read from the cluster file when control started".to_owned();
             transactions.push(text, version + 1, changes.len(), Reason { note, ..reason });
@@ -308,6 +313,35 @@ mod tests {
         let layout = text(&[("layout = \"2+1+1\"", "layout = \"1+1+1\"")]);
         let refused = Transactions::start(&layout, credential(), stored(), 5, reason("")).unwrap_err();
         assert!(refused.to_string().contains("pool.layout"), "{refused}");
+    }
+
+    #[test]
+    fn an_old_copy_of_the_file_beside_control_does_not_undo_what_cannot_be_undone() {
+        let mut transactions = started();
+        let renamed = text(&[("name = \"demo\"", "name = \"renamed\"")]);
+        transactions.apply(&renamed, 1, 5, reason("")).unwrap();
+        let section = "[[pool_version]]\npool = \"0x6f00000000000001:1\"\nfid = \"0x7600000000000001:2\"\nlayout = \"2+1+1\"\n\
+                       unit_bytes = 65536\ndevices = [\"0x6b00000000000001:1..0x6b00000000000001:4\"]\n";
+        let expanded = format!("{renamed}\n{section}");
+        assert_eq!(transactions.apply(&expanded, 2, 6, reason("pool expand")), Ok(1));
+        let back = transactions.apply(&renamed, 3, 7, reason("rollback")).unwrap_err().to_string();
+        assert!(back.contains("objects may lie in it"), "{back}");
+        // What an operator had written before the expansion stands beside the daemon, which has not read it yet.
+        let stored = || Some((transactions.kept().clone(), transactions.seen()));
+        let (again, changed) = Transactions::start(&renamed, credential(), stored(), 6, reason("")).unwrap();
+        assert!(changed && again.in_force().number == 3 && again.file().pool_versions.len() == 1);
+        let (_, changed) = Transactions::start(
+            &renamed,
+            credential(),
+            Some((again.kept().clone(), again.seen())),
+            6,
+            reason(""),
+        )
+        .unwrap();
+        assert!(!changed, "seen once");
+        // One that never was in force is a wish, and an impossible one.
+        let other = text(&[("name = \"demo\"", "name = \"another\"")]);
+        assert!(Transactions::start(&other, credential(), stored(), 6, reason("")).is_err());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use base::{Endpoint, Fid, FidType, Instant};
 use control::{Control, ControlConfig};
 use faces::limits::FID_RANGE_DEFAULT;
 use faces::rm::{Borrower, HoldError};
-use faces::{ConfClient, Configuration, DeviceConfig, DeviceState, PoolConfig, ProcessConfig};
+use faces::{ConfClient, Configuration, DeviceConfig, DeviceState, FurtherPools, PoolConfig, ProcessConfig};
 use fops::lock::LockMode::{self, Exclusive, Shared};
 use fops::rm::{RmCredit, RmResource};
 use futures_util::future::join;
@@ -57,6 +57,7 @@ fn configuration() -> Configuration {
             awaited_disks: Vec::new(),
             changes_from: 0,
         },
+        pools: FurtherPools::none(1),
     }
 }
 

@@ -29,7 +29,8 @@ pub fn of(error: &ClientError) -> Errno {
         ClientError::UnitBytes { .. }
         | ClientError::NotAligned { .. }
         | ClientError::PartsLength { .. }
-        | ClientError::Piece { .. } => EINVAL,
+        | ClientError::Piece { .. }
+        | ClientError::NoPool { .. } => EINVAL,
         ClientError::TooLong { .. } => -libc::EFBIG,
         ClientError::Hold(_) => -libc::EBUSY,
         ClientError::TwoTickets { .. } => EINVAL,

@@ -1,6 +1,7 @@
-//! Copies to this server's devices whose disks are new, as control orders: start, pause, go on, end.
+//! Copies to this server's devices whose disks are new, and moves the objects of pools that are rebalanced, as control orders: start, pause,
+//! go on, end.
 //!
-//! For each of its devices in repair there is a seat that asks control what to do, and tells how far it is, twice a second; control
+//! For each of its devices in repair, and each pool whose first online device of the newest version is its own, there is a seat that asks control what to do, and tells how far it is, twice a second; control
 //! keeps that, so a copy goes on there after a restart of anybody. What copies is the [`Copier`] that the server was given: reading, rebuilding
 //! and writing groups is a client's work. Before the first run of a seat: [`REPAIR_SETTLE`], for changes that had begun before
 //! every server knew.
@@ -35,7 +36,7 @@ struct Shared {
     state: Weak<State>,
     locality: LocalityHandle,
     copier: Copier,
-    /// Devices with a seat, and the number of their replacement.
+    /// Devices and pools with a seat, and the number of their replacement or rebalance.
     seats: RefCell<BTreeMap<Fid, (u32, Task)>>,
     /// The copy under way.
     running: RefCell<Option<Rc<Copying>>>,
@@ -85,7 +86,7 @@ impl CopyMachine {
     }
 }
 
-/// A seat for each device of this locality that is in repair.
+/// A seat for each device of this locality that is in repair, and for each pool whose objects it moves.
 async fn follow(shared: Rc<Shared>) {
     loop {
         let Some(state) = shared.state.upgrade() else { return };
@@ -96,8 +97,12 @@ async fn follow(shared: Rc<Shared>) {
             let ours = devices.filter(|found| {
                 found.state == DeviceState::Repair && state.is_ours(&configuration, found.device)
             });
-            for found in ours {
-                let (device, number) = (found.device, found.replaced);
+            let moves = configuration.pools.moving.iter().filter(|moving| {
+                let mover = configuration.mover(moving.pool);
+                mover.is_some_and(|mover| state.is_ours(&configuration, mover.device))
+            });
+            let moves = moves.map(|moving| (moving.pool, moving.number));
+            for (device, number) in ours.map(|found| (found.device, found.replaced)).chain(moves) {
                 let has_seat = shared.seats.borrow().get(&device).is_some_and(|(of, _)| *of == number);
                 if !has_seat {
                     let task = shared.locality.spawn("copy", sit(Rc::clone(&shared), device, number));

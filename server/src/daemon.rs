@@ -12,7 +12,9 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use base::{Endpoint, Fid, Instant, Nid};
-use faces::{About, ConfClient, Configuration, Copier, DeviceState, Heartbeat, LoadReporter, Registrant};
+use faces::{
+    About, ConfClient, Configuration, Copier, DeviceConfig, DeviceState, Heartbeat, LoadReporter, Registrant,
+};
 use fops::FopError;
 use fops::admin::{DeviceFault, DeviceFaultReply, Ping, PingReply, Shutdown, ShutdownReply};
 use fops::lock::Ticketed;
@@ -33,7 +35,7 @@ use crate::{component_service, object_service, replacement, slots};
 /// How long a server waits for control when it starts, where nobody chooses.
 pub const START_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 
-/// Opens what stands in the place of a device, whose last disk had so many blocks (0: not known). Errors: in words.
+/// Opens what stands in the place of a device, whose last disk had so many blocks (0: it had none). Errors: in words.
 pub type DiskSource = Rc<dyn Fn(Fid, u64) -> Result<Box<dyn Backend>, String>>;
 /// Hears of a device whose disk was replaced, or why it was not.
 pub type DiskTeller = Rc<dyn Fn(Fid, Result<(), &str>)>;
@@ -56,13 +58,14 @@ pub struct ServerConfig {
     pub epoch: u64,
     /// The devices of this locality.
     pub devices: Vec<(Fid, Box<dyn Backend>)>,
-    /// Opens the disk that stands in a device's place now, for `clovis device replace`; `None`: this server replaces none.
+    /// Opens the disk that stands in a device's place now, for `clovis device replace` and for devices that are new to the configuration and not among
+    /// `devices`; `None`: this server replaces none.
     pub disks: Option<DiskSource>,
     /// Told what becomes of a replacement: the log's.
     pub on_disk: Option<DiskTeller>,
     /// Copies to this server's devices in repair (`client::copier`); `None`: this server copies to none.
     pub copier: Option<Copier>,
-    /// True: a blank device is formatted. Nothing else ever is.
+    /// True: a blank device is formatted. Without it only one that is new to the configuration, and only if there are `disks`; nothing else ever is.
     pub format: bool,
     /// How long to wait for control.
     pub start_timeout: Duration,
@@ -148,8 +151,15 @@ impl Server {
         if configuration.process(process).is_none() {
             return Err(ServerError::NotConfigured { process, control });
         }
+        let mut devices = config.devices;
+        if let Some(disks) = &config.disks {
+            let new = new_devices(&configuration, (process, config.endpoint), &devices, disks)?;
+            devices.extend(new);
+        }
+        // Nothing was ever stored on a new one; what is there all the same (another device, another cluster's) is refused.
+        let may_format = |device: &DeviceConfig| config.format || (config.disks.is_some() && is_new(device));
         let (devices, unopened) =
-            open_devices(locality, &configuration, process, config.devices, config.format).await?;
+            open_devices(locality, &configuration, process, devices, may_format).await?;
         let state = Rc::new(State {
             rpc,
             process,
@@ -260,12 +270,44 @@ impl Server {
 
 type OpenDevices = (BTreeMap<Fid, Rc<Device>>, Vec<(Fid, StobError)>);
 
+/// What stands in the place of a device.
+type Disk = (Fid, Box<dyn Backend>);
+
+/// True of a device that never registered: no byte was ever stored on it.
+fn is_new(device: &DeviceConfig) -> bool {
+    device.state == DeviceState::Unknown && device.size_blocks == 0
+}
+
+/// Disks of this locality's devices that are not in `given`, which are new to the configuration. Errors: none can be had; a device that is not new
+/// has nothing in its place.
+fn new_devices(
+    configuration: &Configuration,
+    (process, endpoint): (Fid, Endpoint),
+    given: &[Disk],
+    disks: &DiskSource,
+) -> Result<Vec<Disk>, ServerError> {
+    let ours = configuration.pool.devices.iter();
+    let ours = ours.filter(|device| device.process == process && device.endpoint == endpoint);
+    let mut new = Vec::new();
+    for found in ours.filter(|device| given.iter().all(|(fid, _)| *fid != device.device)) {
+        let device = found.device;
+        if is_new(found) {
+            let disk = disks(device, 0).map_err(|reason| ServerError::NoDisk { device, reason })?;
+            new.push((device, disk));
+        } else if found.state != DeviceState::Failed {
+            let reason = "there is nothing in its place, and it has had bytes".to_owned();
+            return Err(ServerError::NoDisk { device, reason });
+        }
+    }
+    Ok(new)
+}
+
 async fn open_devices(
     locality: &LocalityHandle,
     configuration: &Configuration,
     process: Fid,
-    backends: Vec<(Fid, Box<dyn Backend>)>,
-    format: bool,
+    backends: Vec<Disk>,
+    may_format: impl Fn(&DeviceConfig) -> bool,
 ) -> Result<OpenDevices, ServerError> {
     let mut devices = BTreeMap::new();
     let mut unopened = Vec::new();
@@ -278,7 +320,7 @@ async fn open_devices(
         }
         let size_blocks = backend.geometry().size_blocks;
         let params = FormatParams { device: fid, cluster: configuration.cluster };
-        let opened = if format {
+        let opened = if configuration.device(fid).is_some_and(&may_format) {
             Domain::open_or_format(locality, backend, params).await
         } else {
             Domain::open(locality, backend, Some(params)).await

@@ -41,6 +41,14 @@ pub enum ServerError {
         /// The device.
         device: Fid,
     },
+    /// A device has no disk or file in its place.
+    #[error("device {device}: {reason}")]
+    NoDisk {
+        /// The device.
+        device: Fid,
+        /// Why.
+        reason: String,
+    },
     /// A device does not open, or does not close.
     #[error("device {device}: {source}")]
     Device {

@@ -42,7 +42,8 @@ pub(crate) async fn open(
         OpenMode::Open => check_object(object)?,
         _ => {
             fom.require(Right::Write)?;
-            check_record(&request.record, pool_version(&state))?;
+            check_record(&request.record)?;
+            check_pool_version(&state, &request.record)?;
         }
     }
     fom.phase(Phase::Lock);
@@ -64,7 +65,8 @@ pub(crate) async fn update(
     request: ObjectUpdate,
 ) -> Result<ObjectUpdateReply, FopError> {
     let device = state.admit(&fom, request.device, Access::Change).await?;
-    check_record(&request.record, pool_version(&state))?;
+    check_record(&request.record)?;
+    check_pool_version(&state, &request.record)?;
     let object = request.record.object;
     fom.phase(Phase::Lock);
     let _key = device.records.write(object).await;
@@ -140,6 +142,13 @@ async fn put<R: codec::Encode>(
     state.commit(by, device, transaction, Some(reply)).await
 }
 
-fn pool_version(state: &State) -> Option<Fid> {
-    state.configuration().map(|configuration| configuration.pool.pool_version)
+/// A record names a pool version of the cluster, or nobody could read what it says. Who knows a newer configuration has been let in only once it
+/// is known here too.
+fn check_pool_version(state: &State, record: &ObjectRecord) -> Result<(), FopError> {
+    let configuration = state.configuration();
+    if configuration.is_some_and(|configuration| !configuration.has_pool_version(record.pool_version)) {
+        let reason = format!("there is no pool version {} in this cluster", record.pool_version);
+        return Err(FopError::BadRequest { reason });
+    }
+    Ok(())
 }

@@ -33,7 +33,7 @@ pub(crate) enum UpdateVerdict {
 }
 
 /// Whether a record from the wire may stand in the tree.
-pub(crate) fn check_record(record: &ObjectRecord, pool_version: Option<Fid>) -> Result<(), FopError> {
+pub(crate) fn check_record(record: &ObjectRecord) -> Result<(), FopError> {
     let bad = |reason: String| Err(FopError::BadRequest { reason });
     let ObjectRecord { object, version, unit_bytes, .. } = *record;
     check_object(object)?;
@@ -49,12 +49,7 @@ pub(crate) fn check_record(record: &ObjectRecord, pool_version: Option<Fid>) -> 
     if record.size_bytes > i64::MAX.unsigned_abs() {
         return bad(format!("size {} is above 2^63-1 bytes", record.size_bytes));
     }
-    match pool_version {
-        Some(pool_version) if pool_version != record.pool_version => {
-            bad(format!("pool version {} is not the cluster's {pool_version}", record.pool_version))
-        }
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// Whether a fid names an object.
@@ -268,8 +263,7 @@ repair 1, live v4: Keep v4
 
     #[test]
     fn records_that_nobody_could_read_are_refused() {
-        let pool_version = Some(record(1, 1, false).pool_version);
-        check_record(&record(1, 1, false), pool_version).unwrap();
+        check_record(&record(1, 1, false)).unwrap();
         for (what, bad) in [
             ("unit", ObjectRecord { unit_bytes: 5000, ..record(1, 1, false) }),
             ("unit 0", ObjectRecord { unit_bytes: 0, ..record(1, 1, false) }),
@@ -277,10 +271,9 @@ repair 1, live v4: Keep v4
             ("type", ObjectRecord { object: Fid::new(FidType::Device, 1, 1), ..record(1, 1, false) }),
             ("version", record(0, 1, false)),
             ("size", ObjectRecord { size_bytes: u64::MAX, ..record(1, 1, false) }),
-            ("pool", ObjectRecord { pool_version: Fid::default(), ..record(1, 1, false) }),
         ] {
             assert!(
-                matches!(check_record(&bad, pool_version), Err(FopError::BadRequest { .. })),
+                matches!(check_record(&bad), Err(FopError::BadRequest { .. })),
                 "{what} has to be refused"
             );
         }

@@ -16,7 +16,7 @@ use base::units::narrow;
 use base::{ByteExtent, Endpoint, Fid, FidType, ObjectId};
 use client::{Client, ClientConfig, ClientError};
 use control::{Control, ControlConfig};
-use faces::{Configuration, DeviceConfig, DeviceState, PoolConfig, ProcessConfig};
+use faces::{Configuration, DeviceConfig, DeviceState, FurtherPools, PoolConfig, ProcessConfig};
 use fops::admin::DeviceFault;
 use rpc::{Bulk, CallOptions};
 use runtime::{Arena, ArenaConfig, Buffer, Counters, Locality, LocalityConfig, SharedBuffer, SimulatedClock};
@@ -65,6 +65,7 @@ fn configuration() -> Configuration {
         replaced: 0,
     });
     Configuration {
+        pools: FurtherPools::none(DEVICES),
         version: 1,
         cluster: 77,
         profile: Fid::new(FidType::Profile, 0, 1),

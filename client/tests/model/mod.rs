@@ -13,7 +13,7 @@ use base::checksum::crc32c;
 use base::units::{BLOCK_BYTES, narrow};
 use base::{BlockExtent, Endpoint, Fid, FidType, LayoutWidth};
 use client::{Client, ClientConfig, ClientError};
-use faces::{Configuration, DeviceConfig, DeviceState, PoolConfig, ProcessConfig};
+use faces::{Configuration, DeviceConfig, DeviceState, FurtherPools, PoolConfig, ProcessConfig};
 use fops::FopError;
 use fops::component::*;
 use fops::conf::*;
@@ -92,6 +92,7 @@ impl World {
         let fids: Vec<Fid> = (0..devices).map(|key| Fid::new(FidType::Device, 0, key + 1)).collect();
         let width: LayoutWidth = width.parse().unwrap();
         let configuration = Configuration {
+            pools: FurtherPools::none(fids.len()),
             version: 1,
             cluster: 9,
             profile: Fid::new(FidType::Profile, 0, 1),

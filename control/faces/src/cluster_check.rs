@@ -2,20 +2,22 @@
 //!
 //! Order: what is common first, then servers, then devices, then the pool, so that the first refusal is the one to mend first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use base::limits::{POOL_WIDTH_MAX, UNIT_BYTES_MAX, UNIT_BYTES_MIN};
-use base::units::BLOCK_BYTES;
+use base::units::{BLOCK_BYTES, wide};
 use base::{Blame, Blamed, Endpoint, Fid, FidType, LayoutWidth, NetKind, Nid};
 
-use crate::cluster_file::{ClusterFile, SecurityKind, Transport};
+use crate::cluster_file::{ClusterFile, DeviceSpan, PoolVersionSection, SecurityKind, Transport};
 use crate::cluster_tree::{PartKind, SERVICES, check_tree};
 use crate::limits::{
-    CLUSTER_FILE_BYTES_MAX, CONTROLS_MAX, DEVICES_MAX, LOCALITIES_MAX, REPAIR_RATE_MIN, SERVERS_MAX,
+    CLUSTER_FILE_BYTES_MAX, CONTROLS_MAX, DEVICE_RUNS_MAX, DEVICES_MAX, LOCALITIES_MAX, POOL_NAME_BYTES_MAX,
+    POOL_VERSIONS_MAX, REPAIR_RATE_MIN, SERVERS_MAX,
 };
+use crate::pools::{DeviceRun, FIRST_POOL_NAME};
 
 /// Why a cluster file is refused: where and what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -285,8 +287,90 @@ pub enum ConfigProblem {
     PoolTooNarrow {
         /// The layout.
         layout: LayoutWidth,
+        /// Devices of the pool version.
+        devices: usize,
+    },
+    /// A first pool version of more devices than there are, or of none.
+    #[error(
+        "{count} is not from 1 to the {devices} [[device]] sections, of which the first so many are the first pool's; all if left out"
+    )]
+    PoolDevices {
+        /// As written.
+        count: u64,
         /// Devices in the file.
         devices: usize,
+    },
+    /// A name that commands could not tell from something else.
+    #[error("{name:?} is no name of a pool: 1 to {POOL_NAME_BYTES_MAX} letters, digits, or any of - _ .")]
+    PoolName {
+        /// As written.
+        name: String,
+    },
+    /// A pool without a name.
+    #[error("pool {pool} begins here and needs a name: write name = \"...\"")]
+    NoPoolName {
+        /// The pool.
+        pool: Fid,
+    },
+    /// A second name of a pool.
+    #[error("pool {pool} has its name where its first version stands: leave this line out")]
+    NeedlessPoolName {
+        /// The pool.
+        pool: Fid,
+    },
+    /// Two pools of one name.
+    #[error("another pool is named {name:?} already")]
+    DoubledPoolName {
+        /// The name.
+        name: String,
+    },
+    /// A pool version of a device that is not in the file.
+    #[error("there is no [[device]] {device}")]
+    UnknownDevice {
+        /// As written.
+        device: Fid,
+    },
+    /// A row of devices the wrong way round.
+    #[error("[[device]] {last} stands before {first}: write the one that stands first before the dots")]
+    BackwardSpan {
+        /// As written before the dots.
+        first: Fid,
+        /// As written behind them.
+        last: Fid,
+    },
+    /// A device twice in one pool version.
+    #[error("device {device} is in this pool version already; each of its devices counts once")]
+    DoubledTarget {
+        /// The device.
+        device: Fid,
+    },
+    /// A device of two pools.
+    #[error("device {device} is one of pool {pool}: a device is of one pool, whose versions may share it")]
+    DeviceOfOtherPool {
+        /// The device.
+        device: Fid,
+        /// Its pool.
+        pool: Fid,
+    },
+    /// More parity than records have copies.
+    #[error(
+        "layout {layout} promises to outlive {} lost devices, and the records of all objects are on the first pool version, {first}, which outlives {}",
+        layout.parity(),
+        first.parity()
+    )]
+    MoreParity {
+        /// As written.
+        layout: LayoutWidth,
+        /// That of the first pool version.
+        first: LayoutWidth,
+    },
+    /// Devices that are scattered over the file.
+    #[error(
+        "the devices of all [[pool_version]] sections are {runs} runs of such as stand behind each other in the file; at most {DEVICE_RUNS_MAX}"
+    )]
+    Scattered {
+        /// How many runs.
+        runs: usize,
     },
 }
 
@@ -303,6 +387,10 @@ pub(crate) enum Place {
     ServerEndpoint(usize, usize),
     /// A key of the n-th `[[device]]`.
     Device(usize, &'static str),
+    /// A key of the n-th `[[pool_version]]`.
+    PoolVersion(usize, &'static str),
+    /// The m-th device, or row of devices, of the n-th `[[pool_version]]`.
+    VersionDevice(usize, usize),
     /// A key of the n-th part of a kind.
     Part(PartKind, usize, &'static str),
 }
@@ -315,6 +403,8 @@ impl fmt::Display for Place {
             Place::Server(index, key) => write!(f, "server[{index}].{key}"),
             Place::ServerEndpoint(index, locality) => write!(f, "server[{index}].endpoints[{locality}]"),
             Place::Device(index, key) => write!(f, "device[{index}].{key}"),
+            Place::PoolVersion(index, key) => write!(f, "pool_version[{index}].{key}"),
+            Place::VersionDevice(index, place) => write!(f, "pool_version[{index}].devices[{place}]"),
             Place::Part(kind, index, key) => write!(f, "{}[{index}].{key}", kind.word()),
         }
     }
@@ -421,16 +511,34 @@ fn check_sections(file: &ClusterFile) -> Result<(), Fault> {
     check_blocks(Place::Key("control.store_bytes"), file.control.store_bytes)?;
     check_fid(Place::Key("pool.fid"), file.pool.fid, FidType::Pool)?;
     check_fid(Place::Key("pool.version"), file.pool.version, FidType::PoolVersion)?;
-    let bytes = file.pool.unit_bytes;
-    let in_range = (UNIT_BYTES_MIN..=UNIT_BYTES_MAX).contains(&bytes);
-    if !in_range || !bytes.is_multiple_of(BLOCK_BYTES) {
-        return Err(fault(Place::Key("pool.unit_bytes"), ConfigProblem::UnitSize { bytes }));
+    check_unit(Place::Key("pool.unit_bytes"), file.pool.unit_bytes)?;
+    if let Some(name) = &file.pool.name {
+        check_name(Place::Key("pool.name"), name)?;
     }
     if let Some(rate) = file.profile.repair_bytes_per_second.filter(|rate| *rate < REPAIR_RATE_MIN) {
         let place = Place::Key("profile.repair_bytes_per_second");
         return Err(fault(place, ConfigProblem::RepairRate { rate }));
     }
     Ok(())
+}
+
+fn check_unit(place: Place, bytes: u64) -> Result<(), Fault> {
+    let in_range = (UNIT_BYTES_MIN..=UNIT_BYTES_MAX).contains(&bytes);
+    if in_range && bytes.is_multiple_of(BLOCK_BYTES) {
+        Ok(())
+    } else {
+        Err(fault(place, ConfigProblem::UnitSize { bytes }))
+    }
+}
+
+/// Commands take a name or a fid: a colon tells them apart.
+fn check_name(place: Place, name: &str) -> Result<(), Fault> {
+    let is_letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if (1..=POOL_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_letter) {
+        Ok(())
+    } else {
+        Err(fault(place, ConfigProblem::PoolName { name: name.to_owned() }))
+    }
 }
 
 fn check_security(file: &ClusterFile) -> Result<(), Fault> {
@@ -572,13 +680,119 @@ fn check_devices(file: &ClusterFile) -> Result<(), Fault> {
 }
 
 fn check_pool(file: &ClusterFile) -> Result<(), Fault> {
-    let (layout, devices) = (file.pool.layout, file.devices.len());
-    let width = u32::try_from(devices).unwrap_or(u32::MAX);
-    if width < layout.width() {
-        return Err(fault(Place::Key("pool.layout"), ConfigProblem::PoolTooNarrow { layout, devices }));
-    }
     const { assert!(DEVICES_MAX <= POOL_WIDTH_MAX as usize) };
+    let devices = file.devices.len();
+    if let Some(count) = file.pool.devices
+        && (count == 0 || count > wide(devices))
+    {
+        return Err(fault(Place::Key("pool.devices"), ConfigProblem::PoolDevices { count, devices }));
+    }
+    check_width(Place::Key("pool.layout"), file.pool.layout, file.first_devices())?;
+    let count = file.pool_versions.len();
+    if count > POOL_VERSIONS_MAX {
+        let problem = ConfigProblem::TooMany { what: "pool_version", count, max: POOL_VERSIONS_MAX };
+        return Err(fault(Place::PoolVersion(POOL_VERSIONS_MAX, "fid"), problem));
+    }
+    let first_name = file.pool.name.as_deref().unwrap_or(FIRST_POOL_NAME);
+    let mut pools = Pools {
+        versions: BTreeMap::from([(file.pool.version, Place::Key("pool.version"))]),
+        names: BTreeMap::from([(file.pool.fid, first_name)]),
+        owners: file
+            .devices
+            .iter()
+            .take(file.first_devices())
+            .map(|device| (device.fid, file.pool.fid))
+            .collect(),
+        runs: 0,
+    };
+    for index in 0..count {
+        check_pool_version(file, index, &mut pools)?;
+    }
     Ok(())
+}
+
+fn check_width(place: Place, layout: LayoutWidth, devices: usize) -> Result<(), Fault> {
+    if u32::try_from(devices).unwrap_or(u32::MAX) < layout.width() {
+        return Err(fault(place, ConfigProblem::PoolTooNarrow { layout, devices }));
+    }
+    Ok(())
+}
+
+/// What the sections before one say.
+struct Pools<'a> {
+    versions: BTreeMap<Fid, Place>,
+    /// Name of each pool that is there.
+    names: BTreeMap<Fid, &'a str>,
+    /// Pool of each device that has one.
+    owners: BTreeMap<Fid, Fid>,
+    /// Runs of devices so far.
+    runs: usize,
+}
+
+fn check_pool_version<'a>(file: &'a ClusterFile, index: usize, pools: &mut Pools<'a>) -> Result<(), Fault> {
+    let section = &file.pool_versions[index];
+    let at = |key| Place::PoolVersion(index, key);
+    let PoolVersionSection { pool, fid, layout, .. } = *section;
+    check_fid(at("pool"), pool, FidType::Pool)?;
+    check_fid(at("fid"), fid, FidType::PoolVersion)?;
+    if let Some(other) = pools.versions.insert(fid, at("fid")) {
+        let problem = ConfigProblem::DoubledFid { what: "pool version", fid };
+        return Err(Fault { place: at("fid"), other: Some(other), problem });
+    }
+    match (&section.name, pools.names.contains_key(&pool)) {
+        (None, true) => {}
+        (None, false) => return Err(fault(at("pool"), ConfigProblem::NoPoolName { pool })),
+        (Some(_), true) => return Err(fault(at("name"), ConfigProblem::NeedlessPoolName { pool })),
+        (Some(name), false) => {
+            check_name(at("name"), name)?;
+            if pools.names.values().any(|other| other == name) {
+                let name = name.clone();
+                return Err(fault(at("name"), ConfigProblem::DoubledPoolName { name }));
+            }
+            pools.names.insert(pool, name);
+        }
+    }
+    check_unit(at("unit_bytes"), section.unit_bytes)?;
+    let mut own = BTreeSet::new();
+    for (place, span) in section.devices.iter().enumerate() {
+        let place = Place::VersionDevice(index, place);
+        for device in devices_of_span(file, &place, *span)? {
+            if !own.insert(device) {
+                return Err(fault(place, ConfigProblem::DoubledTarget { device }));
+            }
+            let owner = *pools.owners.entry(device).or_insert(pool);
+            if owner != pool {
+                return Err(fault(place, ConfigProblem::DeviceOfOtherPool { device, pool: owner }));
+            }
+        }
+    }
+    check_width(at("layout"), layout, own.len())?;
+    if layout.parity() > file.pool.layout.parity() {
+        let first = file.pool.layout;
+        return Err(fault(at("layout"), ConfigProblem::MoreParity { layout, first }));
+    }
+    pools.runs += DeviceRun::of(file.devices_of_version(section)).len();
+    if pools.runs > DEVICE_RUNS_MAX {
+        return Err(fault(at("devices"), ConfigProblem::Scattered { runs: pools.runs }));
+    }
+    Ok(())
+}
+
+/// The devices from one to another. Errors: one is not there, or they stand the other way round.
+fn devices_of_span(
+    file: &ClusterFile,
+    place: &Place,
+    DeviceSpan { first, last }: DeviceSpan,
+) -> Result<Vec<Fid>, Fault> {
+    let find = |wanted: Fid| {
+        let found = file.devices.iter().position(|device| device.fid == wanted);
+        found.ok_or_else(|| fault(place.clone(), ConfigProblem::UnknownDevice { device: wanted }))
+    };
+    let (from, to) = (find(first)?, find(last)?);
+    if from > to {
+        return Err(fault(place.clone(), ConfigProblem::BackwardSpan { first, last }));
+    }
+    Ok(file.devices[from..=to].iter().map(|device| device.fid).collect())
 }
 
 #[cfg(test)]
@@ -716,6 +930,146 @@ mod tests {
             let message = refused(&text);
             assert!(message.contains(expected), "got  {message:?}\nwant {expected:?}");
         }
+    }
+
+    /// The good file with two more devices, and pools: `[pool]` keeps its four.
+    const POOLS: &str = r#"
+[[device]]
+fid = "0x6b00000000000001:5"
+server = "0x7200000000000001:1"
+path = "device-5"
+size_bytes = 268435456
+
+[[device]]
+fid = "0x6b00000000000001:6"
+server = "0x7200000000000001:2"
+path = "device-6"
+size_bytes = 268435456
+
+[[pool_version]]
+pool = "0x6f00000000000001:1"
+fid = "0x7600000000000001:2"
+layout = "2+1+1"
+unit_bytes = 65536
+devices = ["0x6b00000000000001:1..0x6b00000000000001:4", "0x6b00000000000001:6"]
+
+[[pool_version]]
+pool = "0x6f00000000000001:2"
+fid = "0x7600000000000001:3"
+name = "fast"
+layout = "1+0+0"
+unit_bytes = 4096
+devices = ["0x6b00000000000001:5"]
+"#;
+
+    fn with_pools(piece: &str, other: &str) -> String {
+        let text = format!("{}{POOLS}", with("layout = \"2+1+1\"", "layout = \"2+1+1\"\ndevices = 4"));
+        assert!(text.contains(piece), "{piece:?} has to stand there");
+        let at = text.rfind(piece).unwrap();
+        format!("{}{other}{}", &text[..at], &text[at + piece.len()..])
+    }
+
+    #[test]
+    fn pools_and_their_versions_become_those_of_the_configuration() {
+        let text = with_pools("", "");
+        let file = ClusterFile::parse(&text).unwrap();
+        assert_eq!(ClusterFile::parse(&file.to_toml().unwrap()).unwrap(), file);
+        let configuration = file.initial_configuration();
+        configuration.check().unwrap();
+        let first = configuration.first_version();
+        assert_eq!(first.device_indexes().collect::<Vec<_>>(), [0, 1, 2, 3]);
+        let newest = configuration.newest_version(first.pool).unwrap();
+        assert_eq!(newest.device_indexes().collect::<Vec<_>>(), [0, 1, 2, 3, 5]);
+        let fast = configuration.newest_version(configuration.pool_named("fast").unwrap()).unwrap();
+        assert_eq!((fast.device_indexes().collect::<Vec<_>>(), fast.unit_bytes), (vec![4], 4096));
+    }
+
+    #[test]
+    fn pools_that_cannot_be_are_refused_with_their_line() {
+        let cases = [
+            (
+                with_pools("devices = 4", "devices = 7"),
+                "line 19, pool.devices: 7 is not from 1 to the 6 [[device]] sections",
+            ),
+            (
+                with_pools("devices = 4", "devices = 3"),
+                "line 18, pool.layout: layout 2+1+1 needs 4 devices, each group on its own; the pool has 3",
+            ),
+            (
+                with_pools("0x7600000000000001:3", "0x7600000000000001:2"),
+                "line 76, pool_version[1].fid (also line 69, pool_version[0].fid): pool version 0x7600000000000001:0x2 is there twice",
+            ),
+            (
+                with_pools("name = \"fast\"\n", ""),
+                "line 75, pool_version[1].pool: pool 0x6f00000000000001:0x2 begins here and needs a name",
+            ),
+            (
+                with_pools("name = \"fast\"", "name = \"a:b\""),
+                "line 77, pool_version[1].name: \"a:b\" is no name of a pool",
+            ),
+            (
+                with_pools("name = \"fast\"", "name = \"default\""),
+                "line 77, pool_version[1].name: another pool is named \"default\" already",
+            ),
+            (
+                with_pools("layout = \"2+1+1\"\nunit", "name = \"x\"\nlayout = \"2+1+1\"\nunit"),
+                "line 70, pool_version[0].name: pool 0x6f00000000000001:0x1 has its name where its first version stands",
+            ),
+            (
+                with_pools(
+                    "[\"0x6b00000000000001:5\"]",
+                    "[\"0x6b00000000000001:5\", \"0x6b00000000000001:9\"]",
+                ),
+                "line 80, pool_version[1].devices[1]: there is no [[device]] 0x6b00000000000001:0x9",
+            ),
+            (
+                with_pools("[\"0x6b00000000000001:5\"]", "[\"0x6b00000000000001:6\"]"),
+                "pool_version[1].devices[0]: device 0x6b00000000000001:0x6 is one of pool 0x6f00000000000001:0x1",
+            ),
+            (
+                with_pools(
+                    "[\"0x6b00000000000001:5\"]",
+                    "[\"0x6b00000000000001:5\", \"0x6b00000000000001:5\"]",
+                ),
+                "pool_version[1].devices[1]: device 0x6b00000000000001:0x5 is in this pool version already",
+            ),
+            (
+                with_pools("[\"0x6b00000000000001:5\"]", "[]"),
+                "line 78, pool_version[1].layout: layout 1+0+0 needs 1 devices, each group on its own; the pool has 0",
+            ),
+            (
+                with_pools(
+                    "0x6b00000000000001:1..0x6b00000000000001:4",
+                    "0x6b00000000000001:4..0x6b00000000000001:1",
+                ),
+                "[[device]] 0x6b00000000000001:0x1 stands before 0x6b00000000000001:0x4",
+            ),
+            (
+                with_pools("layout = \"1+0+0\"", "layout = \"1+2+0\""),
+                "pool_version[1].layout: layout 1+2+0 needs 3 devices",
+            ),
+            (
+                with_pools("layout = \"2+1+1\"\nunit", "layout = \"1+2+0\"\nunit"),
+                "line 70, pool_version[0].layout: layout 1+2+0 promises to outlive 2 lost devices",
+            ),
+            (
+                with_pools("unit_bytes = 4096", "unit_bytes = 100"),
+                "line 79, pool_version[1].unit_bytes: unit size 100",
+            ),
+            (with_pools("devices = [\"0x6b00000000000001:5\"]", "devices = [\"five\"]"), "line 80"),
+        ];
+        for (text, expected) in cases {
+            let message = refused(&text);
+            assert!(message.contains(expected), "got  {message:?}\nwant {expected:?}");
+        }
+        let mut file = ClusterFile::parse(&with_pools("", "")).unwrap();
+        while file.pool_versions.len() <= POOL_VERSIONS_MAX {
+            let mut next = file.pool_versions[0].clone();
+            next.fid.key = 100 + wide(file.pool_versions.len());
+            file.pool_versions.push(next);
+        }
+        let message = file.validate().unwrap_err().to_string();
+        assert!(message.contains("pool_version[8].fid: 9 pool_versions are more"), "{message}");
     }
 
     #[test]

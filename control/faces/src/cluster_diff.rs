@@ -10,6 +10,7 @@ use base::Fid;
 
 use crate::cluster_file::ClusterFile;
 use crate::cluster_tree::PartKind;
+use crate::pools::DeviceRun;
 
 /// When a change takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub enum Effect {
     Now,
     /// When the server process starts again, with the same file.
     ServerRestart(Fid),
+    /// When the server process, which is new, starts with the same file.
+    ServerStart(Fid),
     /// When the control daemon starts again, with the same file.
     ControlRestart,
     /// Never: why not.
@@ -29,6 +32,7 @@ impl fmt::Display for Effect {
         match self {
             Effect::Now => f.write_str("now"),
             Effect::ServerRestart(process) => write!(f, "when server {process} restarts"),
+            Effect::ServerStart(process) => write!(f, "when server {process} starts"),
             Effect::ControlRestart => f.write_str("when control restarts"),
             Effect::Refused(reason) => write!(f, "refused: {reason}"),
         }
@@ -66,6 +70,7 @@ enum Section {
     Cluster,
     Control,
     Pool,
+    PoolVersion,
     Profile,
     Server,
     Device,
@@ -84,7 +89,7 @@ fn values(file: &ClusterFile) -> BTreeMap<Key, String> {
     let mut add = |section, fid, key, index, value: String| {
         values.insert((section, fid, key, index), value);
     };
-    let ClusterFile { cluster, control, pool, profile, servers, devices, tree } = file;
+    let ClusterFile { cluster, control, pool, pool_versions, profile, servers, devices, tree } = file;
     add(Section::Cluster, none, "name", 0, cluster.name.clone());
     add(Section::Cluster, none, "id", 0, format!("{:#x}", cluster.id.0));
     add(Section::Cluster, none, "profile", 0, cluster.profile.to_string());
@@ -112,6 +117,26 @@ fn values(file: &ClusterFile) -> BTreeMap<Key, String> {
     add(Section::Pool, none, "version", 0, pool.version.to_string());
     add(Section::Pool, none, "layout", 0, pool.layout.to_string());
     add(Section::Pool, none, "unit_bytes", 0, pool.unit_bytes.to_string());
+    add(Section::Pool, none, "devices", 0, file.first_devices().to_string());
+    if let Some(name) = &pool.name {
+        add(Section::Pool, none, "name", 0, name.clone());
+    }
+    for (place, version) in pool_versions.iter().enumerate() {
+        let fid = version.fid;
+        let indexes = file.devices_of_version(version);
+        let presence = format!("of pool {}, {}, {} devices", version.pool, version.layout, indexes.len());
+        add(Section::PoolVersion, fid, PRESENCE, 0, presence);
+        add(Section::PoolVersion, fid, "place", 0, place.to_string());
+        add(Section::PoolVersion, fid, "pool", 0, version.pool.to_string());
+        add(Section::PoolVersion, fid, "layout", 0, version.layout.to_string());
+        add(Section::PoolVersion, fid, "unit_bytes", 0, version.unit_bytes.to_string());
+        if let Some(name) = &version.name {
+            add(Section::PoolVersion, fid, "name", 0, name.clone());
+        }
+        let runs =
+            DeviceRun::of(indexes).into_iter().map(|run| format!("{} from {} on", run.count, run.first));
+        add(Section::PoolVersion, fid, "devices", 0, runs.collect::<Vec<_>>().join(", "));
+    }
     if let Some(rate) = profile.repair_bytes_per_second {
         add(Section::Profile, none, "repair_bytes_per_second", 0, rate.to_string());
     }
@@ -133,8 +158,8 @@ fn values(file: &ClusterFile) -> BTreeMap<Key, String> {
     }
     for (target, device) in devices.iter().enumerate() {
         let fid = device.fid;
-        add(Section::Device, fid, PRESENCE, 0, format!("target {target} on server {}", device.server));
-        add(Section::Device, fid, "target", 0, target.to_string());
+        add(Section::Device, fid, PRESENCE, 0, format!("device {target} on server {}", device.server));
+        add(Section::Device, fid, "place", 0, target.to_string());
         add(Section::Device, fid, "server", 0, device.server.to_string());
         add(Section::Device, fid, "locality", 0, device.locality.to_string());
         add(Section::Device, fid, "path", 0, device.path.display().to_string());
@@ -159,10 +184,13 @@ fn values(file: &ClusterFile) -> BTreeMap<Key, String> {
     values
 }
 
-/// The table of what may change, and when it takes effect.
-fn effect_of((section, fid, key, _): Key, file: &ClusterFile) -> Effect {
-    let server_of_device =
-        || file.devices.iter().find(|device| device.fid == fid).map(|device| device.server);
+/// The table of what may change, and when it takes effect. `is_new`: the section was not there before.
+fn effect_of((section, fid, key, _): Key, is_new: bool, (from, to): (&ClusterFile, &ClusterFile)) -> Effect {
+    let server_of_device = || to.devices.iter().find(|device| device.fid == fid).map(|device| device.server);
+    let at_start = |server: Fid| match from.server(server) {
+        Some(_) => Effect::ServerRestart(server),
+        None => Effect::ServerStart(server),
+    };
     match (section, key) {
         (Section::Cluster, "id") => Effect::Refused("another id is another cluster"),
         (Section::Cluster, "transport") => {
@@ -172,16 +200,36 @@ fn effect_of((section, fid, key, _): Key, file: &ClusterFile) -> Effect {
         (Section::Cluster, "security" | "encrypt") => Effect::ControlRestart,
         (Section::Control, "store_bytes") => Effect::Refused("a store keeps the size it was made with"),
         (Section::Control, _) => Effect::ControlRestart,
-        (Section::Pool, "fid" | "version" | "layout") => {
-            Effect::Refused("it needs a new pool version, which is not there yet")
+        (Section::Pool, "fid" | "version" | "layout") | (Section::PoolVersion, "pool" | "layout") => {
+            Effect::Refused(
+                "objects lie where it says: write a new [[pool_version]], or see `clovis pool --help`",
+            )
         }
-        (Section::Server, PRESENCE) => Effect::Refused(
-            "putting in or taking out servers needs a new pool version, which is not there yet",
+        (Section::Pool, "devices") => Effect::Refused(
+            "a pool version keeps its devices: write in [pool] as `devices` how many it has had, and let a new [[pool_version]] have the others (`clovis pool expand`)",
         ),
+        (Section::PoolVersion, "devices") => Effect::Refused(
+            "a pool version keeps its devices: let a new [[pool_version]] have others (`clovis pool expand`)",
+        ),
+        (Section::PoolVersion, PRESENCE) if !is_new => {
+            Effect::Refused("objects may lie in it: pool versions stay, and a newer one takes what is new")
+        }
+        (Section::PoolVersion, "place") => {
+            Effect::Refused("of each pool the last version is the newest: put a new one behind the others")
+        }
+        (Section::Server, PRESENCE) if is_new => Effect::ServerStart(fid),
+        (Section::Server, PRESENCE) => {
+            Effect::Refused("its devices may hold bytes of objects and records: servers and devices stay")
+        }
         (Section::Server, "endpoints" | "rails" | "metrics") => Effect::ServerRestart(fid),
-        (Section::Device, PRESENCE | "target" | "server") => Effect::Refused(
-            "another set or order of devices needs a new pool version, which is not there yet",
+        (Section::Device, PRESENCE) if is_new => server_of_device().map_or(Effect::Now, at_start),
+        (Section::Device, PRESENCE) => Effect::Refused(
+            "it may hold bytes of objects and records: devices stay (`clovis device replace` puts another disk in its place)",
         ),
+        (Section::Device, "place") => {
+            Effect::Refused("pool versions count on the order of the devices: put new ones behind the others")
+        }
+        (Section::Device, "server") => Effect::Refused("a device stays with its server"),
         (Section::Device, "size_bytes") => Effect::Refused("a device keeps the size it was made with"),
         (Section::Device, "locality" | "path") => match server_of_device() {
             Some(server) => Effect::ServerRestart(server),
@@ -190,6 +238,7 @@ fn effect_of((section, fid, key, _): Key, file: &ClusterFile) -> Effect {
         (
             Section::Cluster
             | Section::Pool
+            | Section::PoolVersion
             | Section::Profile
             | Section::Server
             | Section::Device
@@ -212,6 +261,7 @@ fn words((section, fid, key, index): Key) -> String {
             None => format!("control.{key}"),
         },
         Section::Pool => format!("pool.{key}"),
+        Section::PoolVersion => of_fid("pool_version"),
         Section::Profile => format!("profile.{key}"),
         Section::Server => of_fid("server"),
         Section::Device => of_fid("device"),
@@ -238,9 +288,10 @@ pub fn diff(from: &ClusterFile, to: &ClusterFile) -> Vec<Change> {
         if in_both == (key.2 == PRESENCE) {
             continue;
         }
-        let (from, after) = (before.get(&key).cloned(), after.get(&key).cloned());
-        if from != after {
-            changes.push(Change { key: words(key), from, to: after, effect: effect_of(key, to) });
+        let (from_value, to_value) = (before.get(&key).cloned(), after.get(&key).cloned());
+        if from_value != to_value {
+            let effect = effect_of(key, from_value.is_none(), (from, to));
+            changes.push(Change { key: words(key), from: from_value, to: to_value, effect });
         }
     }
     changes
@@ -249,7 +300,7 @@ pub fn diff(from: &ClusterFile, to: &ClusterFile) -> Vec<Change> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster_file::Credential;
+    use crate::cluster_file::{Credential, DeviceSpan, PoolVersionSection};
     use crate::cluster_tree::Part;
 
     fn example() -> ClusterFile {
@@ -279,7 +330,7 @@ mod tests {
             [
                 "~ cluster.name: demo -> other  (now)",
                 "~ control.store: control.store -> elsewhere  (when control restarts)",
-                "~ pool.layout: 2+1+1 -> 1+1+1  (refused: it needs a new pool version, which is not there yet)",
+                "~ pool.layout: 2+1+1 -> 1+1+1  (refused: objects lie where it says: write a new [[pool_version]], or see `clovis pool --help`)",
                 "~ pool.unit_bytes: 65536 -> 4096  (now)",
                 "+ profile.repair_bytes_per_second: 1048576  (now)",
                 "+ server 0x7200000000000001:0x1 metrics: 127.0.0.1:9641  (when server 0x7200000000000001:0x1 restarts)",
@@ -307,10 +358,78 @@ mod tests {
         let mut fewer = from.clone();
         fewer.devices.pop();
         let changes = diff(&from, &fewer);
-        assert_eq!(changes.len(), 1, "one line for a device that is gone: {changes:?}");
-        assert!(changes[0].to_string().starts_with("- device 0x6b00000000000001:0x4: target 3 on server"));
+        assert_eq!(
+            changes.len(),
+            2,
+            "one line for a device that is gone, and what follows for the pool: {changes:?}"
+        );
+        assert!(changes.iter().all(|change| matches!(change.effect, Effect::Refused(_))), "{changes:?}");
+        assert!(changes[1].to_string().starts_with("- device 0x6b00000000000001:0x4: device 3 on server"));
         let mut servers = from.clone();
         servers.servers.reverse();
         assert_eq!(diff(&from, &servers), []);
+    }
+
+    #[test]
+    fn servers_devices_and_pool_versions_are_added_behind_the_others_and_stay() {
+        let from = example();
+        let mut grown = from.clone();
+        grown.pool.devices = Some(4);
+        assert_eq!(diff(&from, &grown), [], "said what was so");
+        let mut server = grown.servers[0].clone();
+        (server.process.key, server.endpoints) = (3, vec!["127.0.0.1@tcp:12345:34:9".parse().unwrap()]);
+        grown.servers.push(server);
+        for (key, server) in [(5, 0), (6, 2)] {
+            let mut device = grown.devices[0].clone();
+            (device.fid.key, device.path) = (key, format!("device-{key}").into());
+            device.server = grown.servers[server].process;
+            grown.devices.push(device);
+        }
+        let text = |from: &ClusterFile, to: &ClusterFile| -> Vec<String> {
+            diff(from, to).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(
+            text(&from, &grown),
+            [
+                "+ server 0x7200000000000001:0x3: 1 endpoints  (when server 0x7200000000000001:0x3 starts)",
+                "+ device 0x6b00000000000001:0x5: device 4 on server 0x7200000000000001:0x1  (when server 0x7200000000000001:0x1 restarts)",
+                "+ device 0x6b00000000000001:0x6: device 5 on server 0x7200000000000001:0x3  (when server 0x7200000000000001:0x3 starts)",
+            ]
+        );
+        let mut unsaid = grown.clone();
+        unsaid.pool.devices = None;
+        let changes = text(&from, &unsaid);
+        assert!(
+            changes[0].starts_with("~ pool.devices: 4 -> 6  (refused: a pool version keeps its devices"),
+            "{changes:?}"
+        );
+        let mut expanded = grown.clone();
+        expanded.pool_versions.push(PoolVersionSection {
+            pool: grown.pool.fid,
+            fid: Fid { key: 2, ..grown.pool.version },
+            name: None,
+            layout: grown.pool.layout,
+            unit_bytes: 4096,
+            devices: grown
+                .devices
+                .iter()
+                .map(|device| DeviceSpan { first: device.fid, last: device.fid })
+                .collect(),
+        });
+        expanded.validate().unwrap();
+        assert_eq!(
+            text(&grown, &expanded),
+            [
+                "+ pool_version 0x7600000000000001:0x2: of pool 0x6f00000000000001:0x1, 2+1+1, 6 devices  (now)"
+            ]
+        );
+        let back = text(&expanded, &from);
+        assert_eq!(back.len(), 4, "{back:?}");
+        assert!(back.iter().all(|line| line.contains("refused: ")), "nothing is taken out: {back:?}");
+        let mut narrower = expanded.clone();
+        narrower.pool_versions[0].devices.pop();
+        assert!(text(&expanded, &narrower)[0].starts_with(
+            "~ pool_version 0x7600000000000001:0x2 devices: 6 from 0 on -> 5 from 0 on  (refused"
+        ));
     }
 }

@@ -19,6 +19,7 @@ use crate::cluster_check::{self, ConfigError, ConfigProblem, Place};
 use crate::cluster_tree::{ClusterTree, Part, PartKind};
 use crate::configuration::{Configuration, DeviceConfig, DeviceState, PoolConfig, ProcessConfig};
 use crate::limits;
+use crate::pools::{DeviceRun, FIRST_POOL_NAME, FurtherPools, PoolName, PoolVersionConfig};
 
 /// Which backend carries the messages between the processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -242,7 +243,7 @@ pub struct ControlMember {
     pub metrics: Option<SocketAddr>,
 }
 
-/// `[pool]`: the pool and its layout.
+/// `[pool]`: the first pool, its first version and its layout.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PoolSection {
     /// The pool.
@@ -253,6 +254,68 @@ pub struct PoolSection {
     pub layout: LayoutWidth,
     /// Unit size where an object's creator chooses none.
     pub unit_bytes: u64,
+    /// Its name; [`FIRST_POOL_NAME`] if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// So many of the `[[device]]` sections are its devices, from the first one on; all of them if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub devices: Option<u64>,
+}
+
+/// `[[pool_version]]`: a further version of a pool, or the first one of a further pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PoolVersionSection {
+    /// The pool.
+    pub pool: Fid,
+    /// The pool version.
+    pub fid: Fid,
+    /// Name of the pool, where this is its first version; nothing elsewhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// N+K+S.
+    pub layout: LayoutWidth,
+    /// Unit size where an object's creator chooses none.
+    pub unit_bytes: u64,
+    /// Its devices; their order is their target index.
+    pub devices: Vec<DeviceSpan>,
+}
+
+/// A device, or all `[[device]]` sections from one to another: `FID` or `FID..FID`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceSpan {
+    /// The first one.
+    pub first: Fid,
+    /// The last one: the same, or one that stands behind it.
+    pub last: Fid,
+}
+
+impl fmt::Display for DeviceSpan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.first)?;
+        if self.first == self.last { Ok(()) } else { write!(f, "..{}", self.last) }
+    }
+}
+
+impl FromStr for DeviceSpan {
+    type Err = base::fid::ParseFidError;
+    fn from_str(text: &str) -> Result<DeviceSpan, Self::Err> {
+        match text.split_once("..") {
+            Some((first, last)) => Ok(DeviceSpan { first: first.parse()?, last: last.parse()? }),
+            None => text.parse().map(|fid| DeviceSpan { first: fid, last: fid }),
+        }
+    }
+}
+
+impl Serialize for DeviceSpan {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for DeviceSpan {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<DeviceSpan, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
 }
 
 /// `[profile]`: what control lets go on by itself, and how fast. All of it may be left out.
@@ -287,7 +350,7 @@ pub struct ServerSection {
     pub node: Option<Fid>,
 }
 
-/// `[[device]]`: one device. Their order in the file is their target index in the pool.
+/// `[[device]]`: one device. Their order in the file is their device index: new ones stand behind the others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DeviceSection {
     /// The device.
@@ -312,15 +375,18 @@ pub struct ClusterFile {
     pub cluster: ClusterSection,
     /// The control daemon.
     pub control: ControlSection,
-    /// The pool.
+    /// The first pool.
     pub pool: PoolSection,
+    /// All other versions of pools, each pool's in the order in which they were made.
+    #[serde(rename = "pool_version", skip_serializing_if = "Vec::is_empty")]
+    pub pool_versions: Vec<PoolVersionSection>,
     /// What goes on by itself.
     #[serde(skip_serializing_if = "ProfileSection::is_default")]
     pub profile: ProfileSection,
     /// The server processes.
     #[serde(rename = "server")]
     pub servers: Vec<ServerSection>,
-    /// The devices by target index.
+    /// The devices by device index.
     #[serde(rename = "device")]
     pub devices: Vec<DeviceSection>,
     /// Racks, enclosures, controllers, disks, nodes and services.
@@ -424,7 +490,45 @@ impl ClusterFile {
                 awaited_disks: Vec::new(),
                 changes_from: 0,
             },
+            pools: self.further_pools(),
         }
+    }
+
+    fn further_pools(&self) -> FurtherPools {
+        let version = |section: &PoolVersionSection| PoolVersionConfig {
+            pool: section.pool,
+            pool_version: section.fid,
+            width: section.layout,
+            unit_bytes: u32::try_from(section.unit_bytes).unwrap_or(u32::MAX),
+            devices: DeviceRun::of(self.devices_of_version(section)),
+        };
+        let named = self.pool_versions.iter().map(|section| (section.pool, section.name.as_ref()));
+        let first = self.pool.name.as_ref().filter(|name| *name != FIRST_POOL_NAME);
+        let names = std::iter::once((self.pool.fid, first)).chain(named);
+        FurtherPools {
+            first_devices: u32::try_from(self.first_devices()).unwrap_or(u32::MAX),
+            versions: self.pool_versions.iter().map(version).collect(),
+            names: names.filter_map(|(pool, name)| Some(PoolName { pool, name: name?.clone() })).collect(),
+            moving: Vec::new(),
+        }
+    }
+
+    /// How many of the devices, from the first one on, the first pool version has.
+    #[must_use]
+    pub fn first_devices(&self) -> usize {
+        let said = self.pool.devices.map(|count| usize::try_from(count).unwrap_or(usize::MAX));
+        said.unwrap_or(self.devices.len()).min(self.devices.len())
+    }
+
+    /// Device indexes of a pool version by target index; of a checked file, all that it names.
+    #[must_use]
+    pub fn devices_of_version(&self, section: &PoolVersionSection) -> Vec<u32> {
+        let place = |fid: Fid| self.devices.iter().position(|device| device.fid == fid);
+        let indexes = |span: &DeviceSpan| {
+            let range = place(span.first).zip(place(span.last)).map_or(0..0, |(first, last)| first..last + 1);
+            range.filter_map(|index| u32::try_from(index).ok())
+        };
+        section.devices.iter().flat_map(indexes).collect()
     }
 
     /// Number of the control daemon of the `[control]` section.
@@ -480,6 +584,8 @@ struct RawFile {
     cluster: RawCluster,
     control: RawControl,
     pool: RawPool,
+    #[serde(default, rename = "pool_version")]
+    pool_versions: Vec<RawPoolVersion>,
     #[serde(default)]
     profile: RawProfile,
     #[serde(default, rename = "server")]
@@ -566,6 +672,35 @@ struct RawPool {
     version: Spanned<Fid>,
     layout: Spanned<LayoutWidth>,
     unit_bytes: Spanned<u64>,
+    #[serde(default)]
+    name: Option<Spanned<String>>,
+    #[serde(default)]
+    devices: Option<Spanned<u64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawPoolVersion {
+    pool: Spanned<Fid>,
+    fid: Spanned<Fid>,
+    #[serde(default)]
+    name: Option<Spanned<String>>,
+    layout: Spanned<LayoutWidth>,
+    unit_bytes: Spanned<u64>,
+    devices: Spanned<Vec<Spanned<DeviceSpan>>>,
+}
+
+impl RawPoolVersion {
+    fn into_section(self) -> PoolVersionSection {
+        PoolVersionSection {
+            pool: self.pool.into_inner(),
+            fid: self.fid.into_inner(),
+            name: self.name.map(Spanned::into_inner),
+            layout: self.layout.into_inner(),
+            unit_bytes: self.unit_bytes.into_inner(),
+            devices: self.devices.into_inner().into_iter().map(Spanned::into_inner).collect(),
+        }
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -656,7 +791,10 @@ impl RawFile {
                 version: self.pool.version.into_inner(),
                 layout: self.pool.layout.into_inner(),
                 unit_bytes: self.pool.unit_bytes.into_inner(),
+                name: self.pool.name.map(Spanned::into_inner),
+                devices: self.pool.devices.map(Spanned::into_inner),
             },
+            pool_versions: self.pool_versions.into_iter().map(RawPoolVersion::into_section).collect(),
             profile: ProfileSection {
                 repair_bytes_per_second: self.profile.repair_bytes_per_second.map(Spanned::into_inner),
             },
@@ -732,6 +870,25 @@ impl Spans {
         add(Place::Key("pool.version"), raw.pool.version.span());
         add(Place::Key("pool.layout"), raw.pool.layout.span());
         add(Place::Key("pool.unit_bytes"), raw.pool.unit_bytes.span());
+        if let Some(name) = &raw.pool.name {
+            add(Place::Key("pool.name"), name.span());
+        }
+        if let Some(devices) = &raw.pool.devices {
+            add(Place::Key("pool.devices"), devices.span());
+        }
+        for (index, version) in raw.pool_versions.iter().enumerate() {
+            add(Place::PoolVersion(index, "pool"), version.pool.span());
+            add(Place::PoolVersion(index, "fid"), version.fid.span());
+            if let Some(name) = &version.name {
+                add(Place::PoolVersion(index, "name"), name.span());
+            }
+            add(Place::PoolVersion(index, "layout"), version.layout.span());
+            add(Place::PoolVersion(index, "unit_bytes"), version.unit_bytes.span());
+            add(Place::PoolVersion(index, "devices"), version.devices.span());
+            for (place, device) in version.devices.get_ref().iter().enumerate() {
+                add(Place::VersionDevice(index, place), device.span());
+            }
+        }
         if let Some(rate) = &raw.profile.repair_bytes_per_second {
             add(Place::Key("profile.repair_bytes_per_second"), rate.span());
         }

@@ -6,13 +6,14 @@
 use std::collections::BTreeSet;
 
 use base::limits::UNIT_BYTES_MAX;
-use base::units::{BLOCK_BYTES, wide};
+use base::units::BLOCK_BYTES;
 use base::{Blame, Blamed, Endpoint, Fid, LayoutWidth};
 use bincode::{Decode, Encode};
 use fops::codec::{self, CodecError};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{AWAITED_DISKS_MAX, DEVICES_MAX, SERVERS_MAX};
+use crate::pools::FurtherPools;
 
 /// State of a device, as HA decides it. Words: docs/glossary.md; transitions: docs/ha.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode, Serialize, Deserialize)]
@@ -79,7 +80,7 @@ impl DeviceState {
     }
 }
 
-/// One device of the pool. Its position in [`PoolConfig::devices`] is its target index.
+/// One device of the cluster, known by its position in [`PoolConfig::devices`], its device index.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct DeviceConfig {
     /// The device.
@@ -107,7 +108,7 @@ pub struct ProcessConfig {
     pub epoch: u64,
 }
 
-/// The pool version: a fixed set of devices and a layout.
+/// The first pool with its first version, and the devices of the whole cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct PoolConfig {
     /// The pool.
@@ -118,7 +119,8 @@ pub struct PoolConfig {
     pub width: LayoutWidth,
     /// Unit size where the object's creator chooses none.
     pub unit_bytes: u32,
-    /// The devices by target index.
+    /// All devices of the cluster, also those of further pools and of none; new ones come behind. The first pool version has the first
+    /// [`FurtherPools::first_devices`] of them, by target index.
     pub devices: Vec<DeviceConfig>,
     /// Failed devices whose servers are to format a new disk, at most [`AWAITED_DISKS_MAX`].
     pub awaited_disks: Vec<Fid>,
@@ -127,7 +129,7 @@ pub struct PoolConfig {
 }
 
 /// The configuration in force.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Configuration {
     /// Grows with each change; rides on every request.
     pub version: u64,
@@ -139,8 +141,10 @@ pub struct Configuration {
     pub control: Endpoint,
     /// The server processes.
     pub processes: Vec<ProcessConfig>,
-    /// The one pool of this version of Clovis.
+    /// The first pool version, and all devices.
     pub pool: PoolConfig,
+    /// All other pool versions.
+    pub pools: FurtherPools,
 }
 
 impl Configuration {
@@ -151,13 +155,13 @@ impl Configuration {
         replaced.saturating_add(u32::from(self.pool.awaited_disks.contains(&device)))
     }
 
-    /// The device at a target index.
+    /// The device of a device index.
     #[must_use]
     pub fn target(&self, index: u32) -> Option<&DeviceConfig> {
         self.pool.devices.get(usize::try_from(index).ok()?)
     }
 
-    /// Target index of a device.
+    /// Device index of a device.
     #[must_use]
     pub fn target_index(&self, device: Fid) -> Option<u32> {
         let index = self.pool.devices.iter().position(|candidate| candidate.device == device)?;
@@ -187,8 +191,14 @@ pub enum ConfigurationError {
     PoolTooNarrow {
         /// The layout.
         width: LayoutWidth,
-        /// Devices of the pool.
-        devices: usize,
+        /// Devices of the pool version.
+        devices: u32,
+    },
+    /// Pool versions of devices that are not there, or none of their own.
+    #[error("pool version {pool_version} is there twice, or has devices that are not there, or one twice")]
+    PoolVersion {
+        /// The pool version.
+        pool_version: Fid,
     },
     /// A unit size out of range.
     #[error("unit size {bytes} is not a multiple of {BLOCK_BYTES} up to {UNIT_BYTES_MAX}")]
@@ -213,15 +223,29 @@ impl Blamed for ConfigurationError {
 }
 
 impl Configuration {
-    /// The bytes that travel. Errors: larger than the limits allow.
+    /// The bytes that travel. Where there is one pool version with all devices, they end as they did before there were more, so that
+    /// processes of the version before understand them. Errors: larger than the limits allow.
     pub fn to_bytes(&self) -> Result<Vec<u8>, ConfigurationError> {
         self.check()?;
-        Ok(codec::encode(self)?)
+        let Configuration { version, cluster, profile, control, processes, pool, pools } = self;
+        let head = (version, cluster, profile, control, processes, pool);
+        if pools.says_nothing(pool.devices.len()) {
+            return Ok(codec::encode(&head)?);
+        }
+        Ok(codec::encode(&(head, pools))?)
     }
 
     /// Reads and checks the bytes that [`Configuration::to_bytes`] made, on another machine.
     pub fn from_bytes(bytes: &[u8]) -> Result<Configuration, ConfigurationError> {
-        let configuration: Configuration = codec::decode(bytes)?;
+        // Behind the one shape stands more, so that bytes are only ever of one of them.
+        let (head, pools) = match codec::decode::<ConfigurationHead>(bytes) {
+            Ok(head) => (head, None),
+            Err(_) => codec::decode::<(ConfigurationHead, FurtherPools)>(bytes)
+                .map(|(head, pools)| (head, Some(pools)))?,
+        };
+        let (version, cluster, profile, control, processes, pool) = head;
+        let pools = pools.unwrap_or_else(|| FurtherPools::none(pool.devices.len()));
+        let configuration = Configuration { version, cluster, profile, control, processes, pool, pools };
         configuration.check()?;
         Ok(configuration)
     }
@@ -235,7 +259,7 @@ impl Configuration {
 
     /// What every user of a configuration relies on. Errors: see [`ConfigurationError`].
     pub fn check(&self) -> Result<(), ConfigurationError> {
-        let PoolConfig { devices, width, unit_bytes, .. } = &self.pool;
+        let devices = &self.pool.devices;
         for (what, count, max) in [
             ("devices", devices.len(), DEVICES_MAX),
             ("processes", self.processes.len(), SERVERS_MAX),
@@ -245,12 +269,16 @@ impl Configuration {
                 return Err(ConfigurationError::TooMany { what, count, max });
             }
         }
-        if wide(devices.len()) < u64::from(width.width()) {
-            return Err(ConfigurationError::PoolTooNarrow { width: *width, devices: devices.len() });
-        }
-        let bytes = u64::from(*unit_bytes);
-        if bytes == 0 || bytes > UNIT_BYTES_MAX || !bytes.is_multiple_of(BLOCK_BYTES) {
-            return Err(ConfigurationError::UnitSize { bytes: *unit_bytes });
+        self.pools.check(devices.len())?;
+        for version in self.pool_versions() {
+            let (width, devices) = (version.width, version.device_count());
+            if u64::from(devices) < u64::from(width.width()) {
+                return Err(ConfigurationError::PoolTooNarrow { width, devices });
+            }
+            let bytes = u64::from(version.unit_bytes);
+            if bytes == 0 || bytes > UNIT_BYTES_MAX || !bytes.is_multiple_of(BLOCK_BYTES) {
+                return Err(ConfigurationError::UnitSize { bytes: version.unit_bytes });
+            }
         }
         let processes: BTreeSet<Fid> = self.processes.iter().map(|process| process.process).collect();
         let mut seen = BTreeSet::new();
@@ -274,6 +302,9 @@ impl Configuration {
         self.processes.iter().find(|candidate| candidate.process == process)
     }
 }
+
+/// A `Configuration` with one pool version: all of its fields but the last.
+type ConfigurationHead = (u64, u64, Fid, Endpoint, Vec<ProcessConfig>, PoolConfig);
 
 /// A `DeviceConfig` of format 1: device, process, endpoint, state, size.
 type DeviceConfig1 = (Fid, Fid, Endpoint, DeviceState, u64);
@@ -301,8 +332,9 @@ impl From<Configuration1> for Configuration {
             size_blocks,
             replaced: 0,
         };
-        let devices = devices.into_iter().map(device).collect();
+        let devices: Vec<DeviceConfig> = devices.into_iter().map(device).collect();
         Configuration {
+            pools: FurtherPools::none(devices.len()),
             version: old.version,
             cluster: old.cluster,
             profile: old.profile,
@@ -349,6 +381,26 @@ mod tests {
     }
 
     #[test]
+    fn with_one_pool_version_the_bytes_are_those_of_before_there_were_more() {
+        let mut configuration = example();
+        let plain = configuration.to_bytes().unwrap();
+        let mut device = configuration.pool.devices[0].clone();
+        device.device.key = 77;
+        configuration.pool.devices.push(device);
+        let longer = configuration.to_bytes().unwrap();
+        assert_eq!(configuration.pools.first_devices, 4, "the new one is in no pool");
+        assert!(longer.len() > plain.len() + DEVICE_CONFIG_BYTES);
+        assert_eq!(Configuration::from_bytes(&longer).unwrap(), configuration);
+        configuration.pools.first_devices = 5;
+        assert_eq!(configuration.to_bytes().unwrap().len(), plain.len() + DEVICE_CONFIG_BYTES);
+        for cut in 0..longer.len() {
+            let found = Configuration::from_bytes(&longer[..cut]);
+            // Cut between the two shapes it is a whole one: the transport says how long a body is.
+            assert!(found.is_err() || cut == plain.len() + DEVICE_CONFIG_BYTES, "{cut} of {}", longer.len());
+        }
+    }
+
+    #[test]
     fn a_configuration_of_format_1_is_one_without_replacements() {
         let now = example();
         let device = |d: &DeviceConfig| (d.device, d.process, d.endpoint, d.state, d.size_blocks);
@@ -389,7 +441,9 @@ mod tests {
             let fid = Fid::new(FidType::Device, 1, key);
             configuration.pool.devices.push(DeviceConfig { device: fid, process, ..device.clone() });
         }
+        configuration.pools = crate::pools::largest(&configuration);
         assert_eq!(configuration.to_bytes().unwrap().len(), CONFIGURATION_BYTES_MAX);
+        assert_eq!(Configuration::from_bytes(&configuration.to_bytes().unwrap()).unwrap(), configuration);
         configuration.pool.devices.push(device);
         assert!(matches!(configuration.to_bytes(), Err(ConfigurationError::TooMany { what: "devices", .. })));
     }
@@ -414,9 +468,10 @@ mod tests {
             configuration.check().expect_err("unusable")
         };
         assert!(matches!(
-            refused(&|c| c.pool.devices.truncate(3)),
+            refused(&|c| c.pools.first_devices = 3),
             ConfigurationError::PoolTooNarrow { devices: 3, .. }
         ));
+        assert!(matches!(refused(&|c| c.pool.devices.truncate(3)), ConfigurationError::PoolVersion { .. }));
         assert!(matches!(refused(&|c| c.pool.unit_bytes = 0), ConfigurationError::UnitSize { bytes: 0 }));
         assert!(matches!(refused(&|c| c.processes.clear()), ConfigurationError::Device { .. }));
         assert!(matches!(

@@ -19,6 +19,7 @@ pub mod held_lock;
 pub mod lease;
 pub mod limits;
 pub mod load;
+pub mod pools;
 pub mod repair;
 pub mod rm;
 pub mod tenure;
@@ -40,5 +41,6 @@ pub use held_lock::{
 };
 pub use lease::Lease;
 pub use load::{LoadReporter, MovedBytes};
+pub use pools::{DeviceRun, FurtherPools, Moving, PoolVersionConfig};
 pub use repair::{Copier, CopyEnd, Copying};
 pub use watcher::{Notified, NotifyOutcome, Watch, WatchEvent, Watcher};

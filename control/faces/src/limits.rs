@@ -12,6 +12,13 @@ pub const CONTROLS_MAX: usize = 7;
 /// Devices of a cluster.
 pub const DEVICES_MAX: usize = 768;
 
+/// Pool versions beside the first one.
+pub const POOL_VERSIONS_MAX: usize = 8;
+/// Runs of devices (those that stand behind each other in the cluster file) of all these pool versions together.
+pub const DEVICE_RUNS_MAX: usize = 64;
+/// Bytes of a pool's name.
+pub const POOL_NAME_BYTES_MAX: usize = 24;
+
 /// Devices whose disks are being replaced at a time, until each is formatted.
 pub const AWAITED_DISKS_MAX: usize = 64;
 /// Localities (endpoints) of one server process.
@@ -183,8 +190,20 @@ pub(crate) const PROCESS_CONFIG_BYTES: usize = FID_BYTES + ENDPOINT_BYTES + 8;
 pub(crate) const CONFIGURATION_HEAD_BYTES: usize =
     8 + 8 + FID_BYTES + ENDPOINT_BYTES + 2 * FID_BYTES + 12 + 4 + 3 * 8 + 8;
 
+/// Encoded bytes of the largest `FurtherPools`: devices of the first version; versions (pool, fid, width, unit size, a length), their runs; names;
+/// pools in rebalance.
+const FURTHER_POOLS_BYTES_MAX: usize = 4
+    + 8
+    + POOL_VERSIONS_MAX * (2 * FID_BYTES + 12 + 4 + 8)
+    + DEVICE_RUNS_MAX * 8
+    + 8
+    + (POOL_VERSIONS_MAX + 1) * (FID_BYTES + 8 + POOL_NAME_BYTES_MAX)
+    + 8
+    + (POOL_VERSIONS_MAX + 1) * (FID_BYTES + 4);
+
 /// Encoded bytes of the largest configuration.
 pub const CONFIGURATION_BYTES_MAX: usize = CONFIGURATION_HEAD_BYTES
+    + FURTHER_POOLS_BYTES_MAX
     + SERVERS_MAX * PROCESS_CONFIG_BYTES
     + DEVICES_MAX * DEVICE_CONFIG_BYTES
     + AWAITED_DISKS_MAX * FID_BYTES;
@@ -288,4 +307,4 @@ const _: () =
 const FENCE_WAIT_BYTES: usize = 2 * FID_BYTES + ENDPOINT_BYTES + 8;
 const _: () = assert!(wide(4 + 8 + DEVICES_MAX * FENCE_WAIT_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 // docs/configuration.md says this number.
-const _: () = assert!(CONFIGURATION_BYTES_MAX == 62_594);
+const _: () = assert!(CONFIGURATION_BYTES_MAX == 64_194);

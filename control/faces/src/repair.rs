@@ -26,7 +26,7 @@ pub enum CopyEnd {
 
 /// A copy under way.
 pub type CopyFuture = Pin<Box<dyn Future<Output = Result<CopyEnd, String>>>>;
-/// Brings a device in repair everything behind what [`Copying`] says is there. Errors: in words; nothing of it is under way any more.
+/// Brings a device in repair everything behind what [`Copying`] says is there; of a pool's fid, moves the objects behind that to its newest version. Errors: in words; nothing of it is under way any more.
 pub type Copier = Rc<dyn Fn(Fid, Rc<Copying>) -> CopyFuture>;
 
 /// One copy, as seen by whoever copies and by whoever watches and orders.
@@ -96,6 +96,12 @@ impl Copying {
         progress.bytes = progress.bytes.saturating_add(bytes);
         let left = self.debt_left(now);
         self.debt.set((left.saturating_add(bytes), now));
+    }
+
+    /// So many bytes are there already: they count, and cost no time.
+    pub fn note_there(&self, bytes: u64) {
+        let mut progress = self.progress.borrow_mut();
+        progress.bytes = progress.bytes.saturating_add(bytes);
     }
 
     /// An object was looked at, and all before it; `is_lost`: too many of its units are.

@@ -318,7 +318,7 @@ fn a_restarted_control_keeps_versions_and_failed_states() {
     let mut other = cluster.file.initial_configuration();
     other.pool.devices.swap(0, 1);
     let error = cluster.start_control_with(other).expect_err("refused").to_string();
-    assert!(error.contains("target 0 is device"), "{error}");
+    assert!(error.contains("device 0 is"), "{error}");
     let mut foreign = cluster.file.initial_configuration();
     foreign.cluster = 77;
     assert!(cluster.start_control_with(foreign).is_err());

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use base::units::narrow;
 use base::{Endpoint, Fid, FidType, Instant};
-use control::{Control, ControlConfig, ControlError};
+use control::{Control, ControlConfig, ControlError, OperatorFile};
 use faces::cluster_file::{ClusterSection, ControlSection, DeviceSection, PoolSection, ServerSection};
 use faces::{ClusterFile, ClusterId, Configuration, Credential, DeviceState, Transport};
 use fops::Fop;
@@ -157,6 +157,8 @@ pub struct Cluster {
     pub store: SimDisk,
     pub disks: Vec<SimDisk>,
     pub client: RpcMachine,
+    /// Control starts with the text of `file`, which may then be changed.
+    pub with_text: bool,
     control: Node<Control>,
     servers: Vec<Node<Server>>,
     epoch: u64,
@@ -226,7 +228,10 @@ pub fn cluster_file(shape: &Shape) -> ClusterFile {
             version: Fid::new(FidType::PoolVersion, 1, 1),
             layout: shape.layout.parse().unwrap(),
             unit_bytes: 65536,
+            name: None,
+            devices: None,
         },
+        pool_versions: Vec::new(),
         profile: faces::cluster_file::ProfileSection::default(),
         servers,
         devices,
@@ -246,11 +251,16 @@ impl Cluster {
 
     /// Control and the client only.
     pub fn without_servers(seed: u64, shape: Shape) -> Cluster {
+        let file = cluster_file(&shape);
+        Cluster::of_file(seed, shape, file, false)
+    }
+
+    /// Control and the client only, with disks for all devices of `shape` and a cluster file that may have fewer.
+    pub fn of_file(seed: u64, shape: Shape, file: ClusterFile, with_text: bool) -> Cluster {
         let fabric = match shape.transport {
             Transport::Sim => Fabric::Sim(SimFabric::new(seed)),
             _ => Fabric::Lo(LoFabric::new()),
         };
-        let file = cluster_file(&shape);
         file.validate().unwrap();
         let disk = |index: u64| SimDisk::new(seed ^ index, shape.device_blocks, SimFaults::default());
         let mut turner = Turner::new(seed);
@@ -264,6 +274,7 @@ impl Cluster {
             store: disk(1000),
             disks: (0..devices).map(disk).collect(),
             client,
+            with_text,
             control: Node { place: usize::MAX, running: None },
             servers: (0..shape.servers).map(|_| Node { place: usize::MAX, running: None }).collect(),
             epoch: 10,
@@ -290,6 +301,11 @@ impl Cluster {
         let store = Box::new(self.store.backend());
         let config = ControlConfig {
             lease: self.shape.lease,
+            file: self.with_text.then(|| OperatorFile {
+                text: self.text(),
+                credential: self.file.cluster.credential,
+                unix_s: 0,
+            }),
             ..ControlConfig::new(token, epoch, configuration, store)
         };
         let fabric = self.fabric.clone();
@@ -306,6 +322,11 @@ impl Cluster {
         }
     }
 
+    /// The cluster file as control gets it.
+    pub fn text(&self) -> String {
+        ClusterFile::hide_credential(&self.file.to_toml().unwrap()).unwrap()
+    }
+
     pub fn start_server(&mut self, index: usize) -> Result<(), ServerError> {
         self.start_server_with(index, |_| {})
     }
@@ -314,6 +335,15 @@ impl Cluster {
         &mut self,
         index: usize,
         change: impl FnOnce(&mut ServerConfig),
+    ) -> Result<(), ServerError> {
+        self.start_server_at(index, |config, _| change(config))
+    }
+
+    /// `change` also gets the locality that the server is to live on.
+    pub fn start_server_at(
+        &mut self,
+        index: usize,
+        change: impl FnOnce(&mut ServerConfig, &LocalityHandle),
     ) -> Result<(), ServerError> {
         let epoch = self.next_epoch();
         let (place, locality) = self.turner.add("server");
@@ -327,7 +357,7 @@ impl Cluster {
             format: true,
             ..ServerConfig::new(self.endpoint(1 + index), process, self.endpoint(0), token, epoch, devices)
         };
-        change(&mut config);
+        change(&mut config, &locality);
         let fabric = self.fabric.clone();
         let started = self.turner.run(Server::start(&locality, &fabric, config));
         match started {

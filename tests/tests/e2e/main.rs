@@ -22,6 +22,7 @@ mod objects;
 mod orders;
 mod page;
 mod peers;
+mod pools;
 mod quickstart;
 mod refusals;
 mod replacements;

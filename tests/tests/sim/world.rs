@@ -12,7 +12,7 @@ use std::time::Duration;
 use base::nid::NetKind;
 use base::{Endpoint, Fid, FidType, Instant, LayoutWidth, Nid, ObjectId};
 use clovis_tests::sim_cut::Cut;
-use faces::{Configuration, DeviceConfig, DeviceState, PoolConfig, ProcessConfig};
+use faces::{Configuration, DeviceConfig, DeviceState, FurtherPools, PoolConfig, ProcessConfig};
 use fops::conf::{DeviceCommand, DeviceOrder};
 use fops::repair::RepairStatus;
 use rpc::addb::Record;
@@ -154,6 +154,7 @@ impl World {
             nodes.push(Node::new(format!("server {server}"), at, role, ahead(&mut clocks)));
         }
         let configuration = Configuration {
+            pools: FurtherPools::none(devices.len()),
             version: 1,
             cluster: CLUSTER,
             profile: Fid::new(FidType::Profile, 1, 1),

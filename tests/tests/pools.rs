@@ -1,0 +1,574 @@
+//! Pools through the whole system: a cluster that grows, an expanded pool whose objects are moved while clients work, and the deaths of mover
+//! and control in the middle of it. Everything real, on the simulated network, simulated disks and virtual time.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used)] // test code, helpers included
+
+#[path = "../../server/tests/support/mod.rs"]
+mod support;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use base::units::wide;
+use base::{ByteExtent, Fid, FidType, ObjectId};
+use client::{Client, ClientConfig, ClientError, Object};
+use faces::cluster_file::{ClusterFile, DeviceSpan, PoolVersionSection};
+use faces::{DeviceState, Transport};
+use fops::conf::{ConfApply, ConfApplyReply, DeviceCommand, DeviceCommandReply, DeviceOrder};
+use fops::repair::RepairStatus;
+use rpc::{Bulk, CallError};
+use runtime::SharedBuffer;
+use server::DiskSource;
+use spdk_stob::{Backend, SimDisk};
+use support::{Cluster, Shape, cluster_file, device_fid, endpoint};
+use verbs_net::Token;
+
+const UNIT: usize = 65536;
+const GROUP: usize = 2 * UNIT;
+/// Devices of the first pool version, each with a server of its own; two more come.
+const FIRST: usize = 4;
+const ALL: usize = 6;
+
+fn id(lo: u64) -> ObjectId {
+    ObjectId::new(12, lo).unwrap()
+}
+
+fn pool() -> Fid {
+    Fid::new(FidType::Pool, 1, 1)
+}
+
+fn fast() -> Fid {
+    Fid::new(FidType::Pool, 1, 2)
+}
+
+fn version(key: u64) -> Fid {
+    Fid::new(FidType::PoolVersion, 1, key)
+}
+
+fn bytes(seed: u64, count: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    std::iter::repeat_with(|| random.u8(..)).take(count).collect()
+}
+
+fn client_config(cluster: &Cluster, node: usize) -> ClientConfig {
+    ClientConfig {
+        local: Some(endpoint(Transport::Sim, node)),
+        control: cluster.endpoint(0),
+        further_controls: Vec::new(),
+        security: Token::new([7; 32]).into(),
+        epoch: wide(node),
+        op_timeout: Duration::from_secs(20),
+        read_verify: false,
+    }
+}
+
+struct World {
+    cluster: Cluster,
+    client: Client,
+    /// Number of the transaction in force.
+    base: u64,
+    nodes: usize,
+}
+
+impl World {
+    /// Four servers of the six, with a device each, in one pool of 2+1+0.
+    fn start(seed: u64, rate: Option<u64>) -> World {
+        let shape = Shape {
+            servers: ALL,
+            devices_per_server: 1,
+            layout: "2+1+0",
+            transport: Transport::Sim,
+            ..Shape::default()
+        };
+        let mut file = cluster_file(&shape);
+        file.servers.truncate(FIRST);
+        file.devices.truncate(FIRST);
+        file.profile.repair_bytes_per_second = rate;
+        let mut cluster = Cluster::of_file(seed, shape, file, true);
+        let (_, locality) = cluster.turner.add("client");
+        let (config, fabric) = (client_config(&cluster, 50), cluster.fabric.clone());
+        let client = cluster.turner.run(Client::connect(&locality, &fabric, config)).unwrap();
+        let mut world = World { cluster, client, base: 1, nodes: 60 };
+        (0..FIRST).for_each(|index| world.start_server(index));
+        world
+    }
+
+    /// A server that formats what is new to the configuration, and copies.
+    fn start_server(&mut self, index: usize) {
+        self.nodes += 1;
+        let config = client_config(&self.cluster, self.nodes);
+        let fabric = self.cluster.fabric.clone();
+        let disks: Vec<SimDisk> = self.cluster.disks.clone();
+        let source: DiskSource = Rc::new(move |fid, _| {
+            let index = (0..ALL).find(|index| device_fid(*index) == fid).unwrap();
+            Ok(Box::new(disks[index].backend()) as Box<dyn Backend>)
+        });
+        let started = self.cluster.start_server_at(index, |server, locality| {
+            server.format = false;
+            server.disks = Some(source);
+            server.copier = Some(client::copier(locality, &fabric, config));
+        });
+        started.unwrap_or_else(|error| panic!("server {index}: {error}"));
+    }
+
+    fn run<T>(&mut self, future: impl Future<Output = T>) -> T {
+        self.cluster.turner.run(future)
+    }
+
+    fn apply(&mut self, change: impl FnOnce(&mut ClusterFile)) -> Result<ConfApplyReply, CallError> {
+        let mut file = self.cluster.file.clone();
+        change(&mut file);
+        let before = std::mem::replace(&mut self.cluster.file, file);
+        let text = self.cluster.text();
+        let mut buffer = self.cluster.client.locality().arena().try_alloc(text.len()).unwrap();
+        buffer.copy_from_slice(text.as_bytes());
+        let ask = ConfApply { base: self.base, unix_s: 0, note: "a test".to_owned() };
+        let bulk = Bulk::from_source(vec![buffer.freeze()]);
+        let answer = self.cluster.call(endpoint(Transport::Sim, 0), &ask, bulk).map(|answer| answer.reply);
+        match &answer {
+            Ok(reply) => self.base = reply.transaction,
+            // What stands beside control is what is in force.
+            Err(_) => self.cluster.file = before,
+        }
+        answer
+    }
+
+    /// Two more servers with a device each, which are in no pool yet.
+    fn add_servers(&mut self) {
+        let all = cluster_file(&self.cluster.shape);
+        let reply = self.apply(|file| {
+            file.pool.devices = Some(wide(FIRST));
+            file.servers = all.servers;
+            file.devices = all.devices;
+        });
+        assert_eq!(reply.unwrap().changes, 4);
+        let configuration = self.cluster.control().configuration();
+        assert_eq!((configuration.pool.devices.len(), configuration.processes.len()), (ALL, ALL));
+        assert_eq!(self.cluster.state(4), DeviceState::Unknown);
+        (FIRST..ALL).for_each(|index| self.start_server(index));
+        assert_eq!(self.cluster.state(4), DeviceState::Online);
+    }
+
+    fn expand(&mut self, key: u64, devices: usize) {
+        let section = PoolVersionSection {
+            pool: pool(),
+            fid: version(key),
+            name: None,
+            layout: "2+1+0".parse().unwrap(),
+            unit_bytes: wide(UNIT),
+            devices: vec![DeviceSpan { first: device_fid(0), last: device_fid(devices - 1) }],
+        };
+        assert_eq!(self.apply(|file| file.pool_versions.push(section)).unwrap().changes, 1);
+    }
+
+    fn order(&mut self, order: DeviceOrder) -> Result<DeviceCommandReply, CallError> {
+        let command = DeviceCommand { device: pool(), order };
+        self.cluster.call(endpoint(Transport::Sim, 0), &command, Bulk::none()).map(|answer| answer.reply)
+    }
+
+    fn moves(&self) -> Option<RepairStatus> {
+        self.cluster.control().repairs().into_iter().find(|repair| repair.device == pool())
+    }
+
+    /// Waits until control says so of the pool's rebalance.
+    fn until(&mut self, what: &str, wanted: impl Fn(&RepairStatus) -> bool) -> RepairStatus {
+        for _ in 0..60_000 {
+            if let Some(found) = self.moves().filter(|found| wanted(found)) {
+                return found;
+            }
+            self.cluster.turner.pass(Duration::from_millis(10));
+        }
+        panic!("{what} does not come: {:?}; {}", self.moves(), self.cluster.states());
+    }
+
+    fn put(&mut self, client: &Client, lo: u64, content: &[u8]) {
+        self.run(put(client.clone(), id(lo), content.to_vec())).unwrap();
+    }
+
+    fn check(&mut self, model: &BTreeMap<u64, Vec<u8>>, when: &str) {
+        for (lo, content) in model {
+            let client = self.client.clone();
+            let read = self.run(get(client, id(*lo)));
+            assert!(read.unwrap_or_else(|error| panic!("{when}: {lo}: {error}")) == *content, "{when}: {lo}");
+        }
+    }
+
+    /// Pool version of each object.
+    fn places(&mut self) -> BTreeMap<u64, Fid> {
+        let client = self.client.clone();
+        let all = self.run(async move { client.list(None, 1000).await }).unwrap();
+        all.iter().map(|stat| (stat.object.lo(), stat.pool_version)).collect()
+    }
+
+    /// Blocks that component objects own, by device.
+    fn used(&self) -> Vec<u64> {
+        let used = |index| self.cluster.server(index).domain(device_fid(index)).unwrap().info().blocks_used;
+        (0..ALL).map(used).collect()
+    }
+}
+
+fn parts(client: &Client, content: &[u8]) -> Vec<SharedBuffer> {
+    let arena = client.locality().arena();
+    let part = |chunk: &[u8]| {
+        let mut buffer = arena.try_alloc(chunk.len()).unwrap();
+        buffer.copy_from_slice(chunk);
+        buffer.freeze()
+    };
+    content.chunks(1 << 18).map(part).collect()
+}
+
+async fn put(client: Client, object: ObjectId, content: Vec<u8>) -> Result<(), ClientError> {
+    let replacement = client.create_or_open(object, None).await?.replace().await?;
+    if !content.is_empty() {
+        replacement.write(0, parts(&client, &content)).await?;
+    }
+    replacement.commit(wide(content.len())).await
+}
+
+async fn get(client: Client, object: ObjectId) -> Result<Vec<u8>, ClientError> {
+    read(&client.open(object).await?).await
+}
+
+async fn read(object: &Object) -> Result<Vec<u8>, ClientError> {
+    let all = object.read(ByteExtent { start: 0, count: object.size() }).await?;
+    Ok(all.iter().flat_map(|part| part.to_vec()).collect())
+}
+
+fn extent(start: usize, count: usize) -> ByteExtent {
+    ByteExtent { start: wide(start), count: wide(count) }
+}
+
+/// Blocks of all units of whole groups.
+fn blocks_of(content: &[u8]) -> u64 {
+    assert!(content.len().is_multiple_of(GROUP));
+    wide(content.len() / GROUP * 3 * UNIT / 4096)
+}
+
+#[test]
+fn a_cluster_grows_and_new_objects_go_to_the_newest_version_of_their_pool() {
+    let mut world = World::start(1, None);
+    let mut model = BTreeMap::new();
+    for lo in 1..4 {
+        model.insert(lo, bytes(lo, 4 * GROUP + 5000));
+        world.put(&world.client.clone(), lo, &model[&lo]);
+    }
+    // What would change a pool version is refused, with the way out.
+    let all = cluster_file(&world.cluster.shape);
+    let refused = world.apply(|file| {
+        file.servers.push(all.servers[FIRST].clone());
+        file.devices.push(all.devices[FIRST].clone());
+    });
+    let refused = refused.unwrap_err();
+    assert!(refused.to_string().contains("write in [pool] as `devices` how many it has had"), "{refused}");
+    world.add_servers();
+    assert_eq!(world.used()[FIRST..], [0, 0]);
+    world.expand(2, 5);
+    // A pool of its own on the last device, and a client that asks for it.
+    let section = PoolVersionSection {
+        pool: fast(),
+        fid: version(3),
+        name: Some("fast".to_owned()),
+        layout: "1+0+0".parse().unwrap(),
+        unit_bytes: 4096,
+        devices: vec![DeviceSpan { first: device_fid(5), last: device_fid(5) }],
+    };
+    world.apply(|file| file.pool_versions.push(section)).unwrap();
+    // Servers hear of it with a heartbeat, and clients of them.
+    world.cluster.turner.pass(Duration::from_secs(1));
+    world.check(&model, "as before");
+    for lo in 4..12 {
+        model.insert(lo, bytes(lo, 2 * GROUP));
+        world.put(&world.client.clone(), lo, &model[&lo]);
+    }
+    let client = world.client.clone();
+    let in_fast = world.run(client.in_pool(fast())).unwrap();
+    let nowhere = world.run(client.in_pool(Fid::new(FidType::Pool, 1, 9)));
+    assert!(matches!(nowhere.map(drop), Err(ClientError::NoPool { .. })));
+    model.insert(20, bytes(20, 3 * GROUP));
+    world.put(&in_fast, 20, &model[&20]);
+    world.check(&model, "in three pool versions");
+    let places = world.places();
+    let of = |lo: u64| places[&lo].key;
+    assert!((1..4).all(|lo| of(lo) == 1) && (4..12).all(|lo| of(lo) == 2) && of(20) == 3, "{places:?}");
+    let used = world.used();
+    assert!(used[4] > 0, "the new device is used: {used:?}");
+    assert_eq!(
+        used[5],
+        wide(3 * GROUP / 4096),
+        "the other pool's device has the other pool's object, without parity"
+    );
+    // A replacement of an older object goes to the newest version, and takes the old bytes with it.
+    model.insert(1, bytes(31, 4 * GROUP));
+    world.put(&world.client.clone(), 1, &model[&1]);
+    assert_eq!(world.places()[&1], version(2));
+    // Nothing is taken out, and a restart of everybody finds all.
+    for change in [
+        (|file: &mut ClusterFile| drop(file.pool_versions.pop())) as fn(&mut ClusterFile),
+        |file| drop((file.pool_versions.clear(), file.devices.pop(), file.servers.pop())),
+        |file| file.pool_versions[0].devices[0].last = device_fid(3),
+    ] {
+        assert!(matches!(world.apply(change), Err(CallError::Fop(_))));
+    }
+    world.cluster.kill_control();
+    (0..ALL).for_each(|index| world.cluster.kill_server(index));
+    world.cluster.start_control().unwrap();
+    (0..ALL).for_each(|index| world.start_server(index));
+    world.check(&model, "after a restart of everybody");
+    let refused = world.order(DeviceOrder::RepairPause).unwrap_err().to_string();
+    assert!(refused.contains("is not being rebalanced"), "{refused}");
+}
+
+/// Writes in place, replaces and reads for as long as the objects move; `model` is what each object has to be. Counts rounds, and writes by handles
+/// that had not heard of a move.
+async fn work(
+    client: Client,
+    model: Rc<RefCell<BTreeMap<u64, Vec<u8>>>>,
+    is_over: Rc<Cell<bool>>,
+    rounds: Rc<Cell<u32>>,
+    unaware: Rc<Cell<u32>>,
+) {
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut open: BTreeMap<u64, Object> = BTreeMap::new();
+    for lo in 1..9 {
+        open.insert(lo, client.open(id(lo)).await.unwrap());
+    }
+    while !is_over.get() {
+        let lo = random.u64(1..9);
+        let mut content = model.borrow()[&lo].clone();
+        match (lo, random.u32(0..6)) {
+            // Those above are replaced, and lie in the newest version from then on.
+            (1..7, 0..=3) => {
+                let lies_in = client.stat(id(lo)).await.unwrap().pool_version;
+                unaware.set(unaware.get() + u32::from(open[&lo].stat().pool_version != lies_in));
+                let start = random.usize(0..content.len());
+                let count = random.usize(1..=(content.len() - start).min(GROUP));
+                let change = bytes(random.u64(..), count);
+                open[&lo].write(extent(start, count), parts(&client, &change)).await.unwrap();
+                content[start..start + count].copy_from_slice(&change);
+            }
+            (7.., 0..=3) => {
+                content = bytes(random.u64(..), content.len());
+                put(client.clone(), id(lo), content.clone()).await.unwrap();
+                // Who replaces does not write by a handle of before; this one is told where its bytes are.
+                open[&lo].reload().await.unwrap();
+            }
+            _ => assert!(read(&open[&lo]).await.unwrap() == content, "{lo} reads as something else"),
+        }
+        model.borrow_mut().insert(lo, content);
+        rounds.set(rounds.get() + 1);
+        client.locality().sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[test]
+fn objects_move_while_clients_write_in_place_replace_and_read() {
+    let mut world = World::start(2, Some(2 << 20));
+    let mut model = BTreeMap::new();
+    for lo in 1..25 {
+        model.insert(lo, bytes(lo, 6 * GROUP));
+        world.put(&world.client.clone(), lo, &model[&lo]);
+    }
+    // Holes stay holes: rows inside a group, and whole groups.
+    let holey = world.client.clone();
+    world.run(async move {
+        let object = holey.create(id(30), None).await.unwrap();
+        object.write(extent(5 * GROUP, 4096), parts(&holey, &bytes(1, 4096))).await.unwrap();
+        object.write(extent(GROUP + 8192, 4096), parts(&holey, &bytes(2, 4096))).await.unwrap();
+    });
+    let mut holes = vec![0; 5 * GROUP + 4096];
+    holes[5 * GROUP..].copy_from_slice(&bytes(1, 4096));
+    holes[GROUP + 8192..GROUP + 12288].copy_from_slice(&bytes(2, 4096));
+    model.insert(30, holes);
+    let used_by_holey: u64 = 2 * 3;
+    world.add_servers();
+    world.expand(2, ALL);
+    let started = world.order(DeviceOrder::RepairStart).unwrap();
+    assert!(started.is_new && started.replacement == 1);
+    assert!(!world.order(DeviceOrder::RepairStart).unwrap().is_new, "told twice, begun once");
+    let model = Rc::new(RefCell::new(model));
+    let (is_over, rounds) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
+    let unaware = Rc::new(Cell::new(0));
+    let (_, locality) = world.cluster.turner.add("worker");
+    let (config, fabric) = (client_config(&world.cluster, 51), world.cluster.fabric.clone());
+    let worker = world.run(Client::connect(&locality, &fabric, config)).unwrap();
+    let working =
+        work(worker, Rc::clone(&model), Rc::clone(&is_over), Rc::clone(&rounds), Rc::clone(&unaware));
+    let done = Rc::new(Cell::new(false));
+    let told = Rc::clone(&done);
+    drop(locality.spawn("work", async move {
+        working.await;
+        told.set(true);
+    }));
+    let begun = world.until("the first bytes", |moves| moves.state == "running" && moves.progress.bytes > 0);
+    assert!(begun.expected_bytes > 0);
+    // A pause returns when nothing is moved; what was moved stays.
+    world.order(DeviceOrder::RepairPause).unwrap();
+    for _ in 0..1000 {
+        if world.order(DeviceOrder::RepairPause).unwrap().is_heeded {
+            break;
+        }
+        world.cluster.turner.pass(Duration::from_millis(100));
+    }
+    let paused = world.until("a pause", |moves| moves.state == "paused");
+    world.cluster.turner.pass(Duration::from_secs(5));
+    assert_eq!(world.moves().unwrap().progress, paused.progress, "it stands still");
+    let before = rounds.get();
+    assert!(before > 10, "clients go on: {before} rounds");
+    world.order(DeviceOrder::RepairResume).unwrap();
+    let end = world.until("the end", |moves| moves.state == "done");
+    assert!(end.progress.lost_count == 0 && end.progress.objects >= 25, "{end:?}");
+    is_over.set(true);
+    while !done.get() {
+        world.cluster.turner.pass(Duration::from_millis(10));
+    }
+    assert!(rounds.get() > before);
+    assert!(
+        unaware.get() > 0,
+        "no handle wrote that had not heard of a move: the test shows less than it says"
+    );
+    let model = model.borrow().clone();
+    world.check(&model, "moved");
+    assert!(world.places().values().all(|place| *place == version(2)), "{:?}", world.places());
+    let wanted: u64 = model.iter().filter(|(lo, _)| **lo != 30).map(|(_, content)| blocks_of(content)).sum();
+    let used = world.used();
+    assert!(used.iter().all(|used| *used > 0), "all devices carry something: {used:?}");
+    assert_eq!(used.iter().sum::<u64>(), wanted + used_by_holey, "nothing is left of what was moved");
+    let reader = world.client.clone();
+    world.run(async move {
+        let object = reader.open(id(30)).await.unwrap();
+        assert!(object.read_written(extent(GROUP + 8192, 4096)).await.is_ok());
+        let hole = object.read_written(extent(0, 4096)).await;
+        assert!(matches!(hole, Err(ClientError::Hole { .. })), "a hole was filled");
+    });
+    // Over: another start moves nothing.
+    let again = world.order(DeviceOrder::RepairStart).unwrap();
+    assert_eq!(again.replacement, 2);
+    world.until("the second one", |moves| moves.replacement == 2 && moves.state == "done");
+    assert_eq!(world.used().iter().sum::<u64>(), wanted + used_by_holey);
+}
+
+/// `kill` runs when some bytes were moved, not all.
+fn interrupted(seed: u64, at_bytes: u64, kill: impl FnOnce(&mut World)) {
+    let mut world = World::start(seed, Some(1 << 20));
+    let mut model = BTreeMap::new();
+    for lo in 1..9 {
+        model.insert(lo, bytes(lo + seed, 4 * GROUP));
+        world.put(&world.client.clone(), lo, &model[&lo]);
+    }
+    world.add_servers();
+    world.expand(2, ALL);
+    world.order(DeviceOrder::RepairStart).unwrap();
+    let all = 8 * 4 * 3 * wide(UNIT);
+    let seen = world.until("some bytes", |moves| moves.progress.bytes >= at_bytes);
+    assert!(seen.progress.bytes < all, "it is over already");
+    kill(&mut world);
+    world.check(&model, "in the middle");
+    world.until("the end", |moves| moves.state == "done");
+    world.check(&model, "moved");
+    assert!(world.places().values().all(|place| *place == version(2)), "{:?}", world.places());
+    let wanted: u64 = model.values().map(|content| blocks_of(content)).sum();
+    assert_eq!(world.used().iter().sum::<u64>(), wanted, "space is leaked, or lost: {:?}", world.used());
+}
+
+/// The process of the server that moves: the first one, whose device is the first of the newest version.
+const MOVER: usize = 0;
+
+#[test]
+fn a_mover_that_dies_leaves_every_object_whole_in_one_place() {
+    for seed in 0..6 {
+        interrupted(100 + seed, 1 + seed * 500_000, |world| {
+            world.cluster.kill_server(MOVER);
+            // Its device is away: another server goes on, as far as it can without it.
+            world.cluster.turner.pass(Duration::from_millis(700 * seed));
+            world.start_server(MOVER);
+        });
+    }
+}
+
+#[test]
+fn a_holder_of_records_that_dies_and_control_that_dies_lose_nothing() {
+    for seed in 0..3 {
+        interrupted(200 + seed, 1 + seed * 900_000, |world| {
+            world.cluster.kill_server(2);
+            world.cluster.kill_control();
+            world.cluster.turner.pass(Duration::from_millis(300));
+            world.cluster.start_control().unwrap();
+            world.start_server(2);
+        });
+        interrupted(300 + seed, 1 + seed * 900_000, |world| {
+            world.cluster.kill_control();
+            world.cluster.turner.pass(Duration::from_secs(10 * seed));
+            world.cluster.start_control().unwrap();
+        });
+    }
+}
+
+#[test]
+fn an_aborted_rebalance_leaves_both_versions_in_use_and_an_expansion_in_the_middle_begins_it_again() {
+    let mut world = World::start(4, Some(1 << 20));
+    let mut model = BTreeMap::new();
+    for lo in 1..25 {
+        model.insert(lo, bytes(lo, 4 * GROUP));
+        world.put(&world.client.clone(), lo, &model[&lo]);
+    }
+    assert!(world.order(DeviceOrder::RepairStart).unwrap_err().to_string().contains("has one version"));
+    world.add_servers();
+    world.expand(2, 5);
+    world.order(DeviceOrder::RepairStart).unwrap();
+    world.until("an object", |moves| moves.progress.objects >= 2);
+    world.order(DeviceOrder::RepairAbort).unwrap();
+    for _ in 0..1000 {
+        if world.order(DeviceOrder::RepairAbort).unwrap().is_heeded {
+            break;
+        }
+        world.cluster.turner.pass(Duration::from_millis(100));
+    }
+    assert_eq!(world.moves().unwrap().state, "aborted");
+    let places = world.places();
+    let moved = places.values().filter(|place| **place == version(2)).count();
+    assert!(0 < moved && moved < 24, "{places:?}");
+    world.check(&model, "aborted");
+    let wanted: u64 = model.values().map(|content| blocks_of(content)).sum();
+    assert_eq!(world.used().iter().sum::<u64>(), wanted, "what was begun is gone");
+    world.order(DeviceOrder::RepairStart).unwrap();
+    world.until("an object", |moves| moves.replacement == 2 && moves.progress.objects >= wide(moved) + 2);
+    world.expand(3, 6);
+    world.until("the end", |moves| moves.replacement == 3 && moves.state == "done");
+    assert!(world.places().values().all(|place| *place == version(3)), "{:?}", world.places());
+    world.check(&model, "moved twice");
+    assert_eq!(world.used().iter().sum::<u64>(), wanted);
+}
+
+#[test]
+fn a_handle_that_slept_through_a_rebalance_writes_where_the_object_lies() {
+    let mut world = World::start(5, None);
+    let mut model = BTreeMap::new();
+    for lo in 1..4 {
+        model.insert(lo, bytes(lo, 4 * GROUP));
+        world.put(&world.client.clone(), lo, &model[&lo]);
+    }
+    let (_, locality) = world.cluster.turner.add("sleeper");
+    let (config, fabric) = (client_config(&world.cluster, 52), world.cluster.fabric.clone());
+    let sleeper = world.run(Client::connect(&locality, &fabric, config)).unwrap();
+    let open: Vec<Object> = (1..4).map(|lo| world.run(sleeper.open(id(lo))).unwrap()).collect();
+    world.add_servers();
+    world.expand(2, ALL);
+    world.order(DeviceOrder::RepairStart).unwrap();
+    world.until("the end", |moves| moves.state == "done");
+    assert!(world.places().values().all(|place| *place == version(2)));
+    // Of a whole group, of a part of one, and behind the end.
+    for (index, (start, count)) in
+        [(0, GROUP), (5000, 7000), (4 * GROUP - 4096, 8192)].into_iter().enumerate()
+    {
+        let change = bytes(99 + wide(index), count);
+        let content = model.get_mut(&(wide(index) + 1)).unwrap();
+        content.resize(content.len().max(start + count), 0);
+        content[start..start + count].copy_from_slice(&change);
+        let parts = parts(&sleeper, &change);
+        world.run(open[index].write(extent(start, count), parts)).unwrap();
+        assert!(world.run(read(&open[index])).unwrap() == *content, "object {index}");
+    }
+    world.check(&model, "after writes by old handles");
+}
