@@ -12,6 +12,8 @@ pub mod cluster_diff;
 pub mod cluster_file;
 pub mod cluster_tree;
 pub mod conf_client;
+pub mod conf_difference;
+pub mod conf_parts;
 pub mod configuration;
 pub mod fences;
 pub mod heartbeat;

@@ -13,6 +13,8 @@ impl Opcode {
             // What everybody who may connect has to know.
             Opcode::ConfGet
             | Opcode::ClusterStatus
+            | Opcode::ConfSync
+            | Opcode::StatusGet
             | Opcode::ConfText
             | Opcode::ConfHistory
             | Opcode::EventsGet
@@ -51,6 +53,8 @@ impl Opcode {
             | Opcode::Notify => Right::Write,
             // Changes the cluster, or takes something from others.
             Opcode::ConfApply
+            | Opcode::ConfUpload
+            | Opcode::ConfApplyUpload
             | Opcode::DeviceCommand
             | Opcode::DeviceFault
             | Opcode::NetFault
