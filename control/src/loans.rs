@@ -159,9 +159,11 @@ impl LoanTable {
         self.serial
     }
 
-    /// What the store has to do, in this order.
-    pub fn take_changes(&mut self) -> Vec<LoanChange> {
-        std::mem::take(&mut self.changes)
+    /// What the store has to do, in this order: the first `most`, and the number of the last of these.
+    pub fn take_changes(&mut self, most: usize) -> (u64, Vec<LoanChange>) {
+        let left = self.changes.split_off(most.min(self.changes.len()));
+        let taken = std::mem::replace(&mut self.changes, left);
+        (self.serial - base::units::wide(self.changes.len()), taken)
     }
 
     fn change(&mut self, change: LoanChange) {
@@ -581,7 +583,7 @@ mod tests {
 
     /// What a restart finds.
     fn restarted(mut table: LoanTable, stored: &mut Stored, now: u64) -> LoanTable {
-        for change in table.take_changes() {
+        for change in table.take_changes(usize::MAX).1 {
             match change {
                 LoanChange::PutBorrower(record) => {
                     stored.borrowers.insert(record.borrower, record);

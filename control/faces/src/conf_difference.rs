@@ -104,11 +104,7 @@ fn equal_bytes(one: &[u8], other: &[u8]) -> usize {
 }
 
 /// Changes `bytes`. Errors: splices that overlap, are out of order or out of bounds, or a result above `bytes_max`; `bytes` is as it was then.
-pub fn apply(
-    bytes: &mut Vec<u8>,
-    splices: &[ConfSplice],
-    bytes_max: usize,
-) -> Result<(), BadDifference> {
+pub fn apply(bytes: &mut Vec<u8>, splices: &[ConfSplice], bytes_max: usize) -> Result<(), BadDifference> {
     let (mut taken, mut result) = (0_u64, wide(bytes.len()));
     for ConfSplice { at, gone, put } in splices {
         let (at, end) = (u64::from(*at), u64::from(*at) + u64::from(*gone));

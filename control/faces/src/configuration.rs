@@ -216,7 +216,9 @@ pub enum ConfigurationError {
     #[error(transparent)]
     Parts(#[from] BadParts),
     /// Bytes of another configuration than was announced.
-    #[error("version {version} was announced with checksum {expected:#010x}, and its bytes have {found:#010x}")]
+    #[error(
+        "version {version} was announced with checksum {expected:#010x}, and its bytes have {found:#010x}"
+    )]
     Checksum {
         /// As announced.
         version: u64,

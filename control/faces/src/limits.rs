@@ -230,11 +230,9 @@ pub fn status_fits_a_message(processes: usize, devices: usize) -> bool {
 /// Room for the item's header in front of a body.
 const ITEM_HEADER_ROOM: usize = 1024;
 
-const _: () = assert!(
-    wide(CONF_MESSAGE_BYTES + CONF_GET_REPLY_BYTES + ITEM_HEADER_ROOM) == MESSAGE_BYTES_MAX
-);
 const _: () =
-    assert!(wide(CONF_PART_BYTES + CONF_PART_HEAD_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
+    assert!(wide(CONF_MESSAGE_BYTES + CONF_GET_REPLY_BYTES + ITEM_HEADER_ROOM) == MESSAGE_BYTES_MAX);
+const _: () = assert!(wide(CONF_PART_BYTES + CONF_PART_HEAD_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 const _: () =
     assert!(wide(CONF_CHANGES_BYTES + CONF_PART_HEAD_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 const _: () = assert!(CONFIGURATION_BYTES_MAX <= fops::codec::LONG_BYTES_MAX);
