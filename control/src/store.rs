@@ -230,8 +230,11 @@ impl Store {
     ) -> Result<(), ControlError> {
         let Changes { events, locks: (lock_changes, lock_numbers), watches, loans, repairs } = changes;
         let (mut ahead, mut batch) = (Batch::default(), Batch::default());
-        let place =
-            configuration.map(|configuration| self.put_configuration(configuration, &mut ahead, &mut batch));
+        let place = configuration.map(|configuration| {
+            let before = self.configuration.borrow();
+            let before = before.as_ref().map(|(place, bytes)| (*place, &**bytes));
+            put_configuration(before, configuration, &mut ahead, &mut batch)
+        });
         let mut saved = self.saved.borrow().clone();
         if let Some(transactions) = transactions {
             batch.put(TREE, SEEN_KEY, &transactions.seen().to_le_bytes());
@@ -341,46 +344,6 @@ impl Store {
         Ok(())
     }
 
-    /// The pages that differ go with the rest; or, if they are many, all of them to the other place before it. Answer: the place.
-    fn put_configuration(&self, configuration: &ConfBytes, ahead: &mut Batch, batch: &mut Batch) -> u8 {
-        let before = self.configuration.borrow();
-        let pages = || (0..).zip(configuration.bytes.chunks(PAGE_BYTES));
-        let stored = |page: u32| before.as_ref()?.1.chunks(PAGE_BYTES).nth(base::units::narrow(page.into()));
-        let changed: Vec<(u32, &[u8])> = match &*before {
-            Some((_, stored)) => {
-                let same = stored.chunks(PAGE_BYTES).map(Some).chain(std::iter::repeat(None));
-                pages()
-                    .zip(same)
-                    .filter(|((_, page), stored)| *stored != Some(*page))
-                    .map(|(page, _)| page)
-                    .collect()
-            }
-            None => pages().collect(),
-        };
-        let place = match &*before {
-            Some((place, _)) if changed.len() <= PAGES_AT_ONCE_MAX => {
-                for (page, bytes) in changed {
-                    batch.put(PAGES, &page_key(*place, page), bytes);
-                }
-                let count = u32::try_from(pages().count()).unwrap_or(u32::MAX);
-                for page in (count..).take_while(|page| stored(*page).is_some()) {
-                    batch.delete(PAGES, &page_key(*place, page));
-                }
-                *place
-            }
-            before => {
-                let place = before.as_ref().map_or(0, |(place, _)| 1 - (*place).min(1));
-                let to = if pages().count() > PAGES_AT_ONCE_MAX { ahead } else { &mut *batch };
-                for (page, bytes) in pages() {
-                    to.put(PAGES, &page_key(place, page), bytes);
-                }
-                place
-            }
-        };
-        batch.put(TREE, KEY, &Head::of(place, configuration).to_bytes());
-        place
-    }
-
     async fn write_ahead(&self, ahead: Batch) -> Result<(), ControlError> {
         let (mut part, mut bytes) = (Batch::default(), 0);
         for change in ahead.changes {
@@ -484,6 +447,41 @@ impl Store {
     pub(crate) fn confirm(&self) -> Option<Confirming<'_>> {
         self.log.confirm()
     }
+}
+
+/// The pages that differ from those `before` (its place and bytes) go with the rest; or, if they are many, all of them to the other place ahead
+/// of it. Answer: the place.
+fn put_configuration(
+    before: Option<(u8, &[u8])>,
+    configuration: &ConfBytes,
+    ahead: &mut Batch,
+    batch: &mut Batch,
+) -> u8 {
+    let mut stored = before.map_or(&[][..], |(_, bytes)| bytes).chunks(PAGE_BYTES);
+    let pages = || (0..).zip(configuration.bytes.chunks(PAGE_BYTES));
+    let changed: Vec<(u32, &[u8])> = pages().filter(|(_, page)| stored.next() != Some(*page)).collect();
+    let place = match before {
+        Some((place, _)) if changed.len() <= PAGES_AT_ONCE_MAX => {
+            for (page, bytes) in changed {
+                batch.put(PAGES, &page_key(place, page), bytes);
+            }
+            let count = u32::try_from(pages().count()).unwrap_or(u32::MAX);
+            for (page, _) in (count..).zip(stored) {
+                batch.delete(PAGES, &page_key(place, page));
+            }
+            place
+        }
+        _ => {
+            let place = before.map_or(0, |(place, _)| 1 - place.min(1));
+            let to = if pages().count() > PAGES_AT_ONCE_MAX { ahead } else { &mut *batch };
+            for (page, bytes) in pages() {
+                to.put(PAGES, &page_key(place, page), bytes);
+            }
+            place
+        }
+    };
+    batch.put(TREE, KEY, &Head::of(place, configuration).to_bytes());
+    place
 }
 
 /// A copy of everything, for a backup. Errors: the state has no configuration yet.
@@ -647,5 +645,82 @@ fn decode(value: &[u8], page: impl Fn([u8; 5]) -> Option<Vec<u8>>) -> Result<Dec
         }
         FORMAT_VERSION_1 => Ok((Configuration::from_bytes_1(&value[4..]).map_err(wrong)?, None)),
         _ => Ok((Configuration::from_bytes(&value[4..]).map_err(wrong)?, None)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(version: u64, len: usize, changed: &[usize]) -> ConfBytes {
+        let mut bytes = vec![7; len];
+        bytes[..8].copy_from_slice(&version.to_le_bytes());
+        changed.iter().for_each(|at| bytes[*at] ^= 1);
+        ConfBytes { version, checksum: crc32c(&bytes), bytes: bytes.into() }
+    }
+
+    /// What a tree has after batches, and the bytes that its head leads to.
+    #[derive(Default)]
+    struct Tree(BTreeMap<(u32, Vec<u8>), Vec<u8>>);
+
+    impl Tree {
+        fn apply(&mut self, batch: Batch) {
+            for change in batch.changes {
+                let key = (change.tree.0, change.key);
+                match change.value {
+                    Some(value) => self.0.insert(key, value),
+                    None => self.0.remove(&key),
+                };
+            }
+        }
+
+        fn whole(&self) -> Vec<u8> {
+            let head = Head::parse(&self.0[&(TREE.0, KEY.to_vec())]).unwrap();
+            let pages =
+                (0..head.pages()).map(|page| &self.0[&(PAGES.0, page_key(head.place, page).to_vec())]);
+            let bytes: Vec<u8> = pages.flatten().copied().collect();
+            assert_eq!(
+                (bytes.len(), crc32c(&bytes)),
+                (base::units::narrow(head.bytes.into()), head.checksum)
+            );
+            bytes
+        }
+    }
+
+    #[test]
+    fn a_change_writes_the_pages_that_it_touches_and_many_go_to_the_other_place_first() {
+        const LEN: usize = 700_000;
+        let mut tree = Tree::default();
+        let mut before: Option<(u8, ConfBytes)> = None;
+        let everywhere: Vec<usize> = (8..LEN).step_by(1000).collect();
+        let steps: [(&[usize], usize, usize, u8); 6] = [
+            (&[], LEN, 684, 0),
+            (&[400_000], LEN, 0, 0),
+            (&everywhere, LEN, 684, 1),
+            (&[9], LEN, 684, 0),
+            (&[9], LEN + 3000, 0, 0),
+            (&[9], 5000, 0, 0),
+        ];
+        for (version, (changed, len, pages_ahead, place)) in (1..).zip(steps) {
+            let next = bytes(version, len, changed);
+            let (mut ahead, mut batch) = (Batch::default(), Batch::default());
+            let stored = before.as_ref().map(|(place, one)| (*place, &*one.bytes));
+            let to = put_configuration(stored, &next, &mut ahead, &mut batch);
+            assert_eq!((ahead.changes.len(), to), (pages_ahead, place), "version {version}");
+            if version == 2 {
+                assert_eq!(batch.changes.len(), 3, "two pages and the head");
+            }
+            // The power may go before the head is there.
+            let whole_before = before.as_ref().map(|(_, one)| one.bytes.to_vec());
+            tree.apply(ahead);
+            if let Some(whole_before) = whole_before {
+                assert_eq!(tree.whole(), whole_before, "version {version}");
+            }
+            tree.apply(batch);
+            assert_eq!(tree.whole(), next.bytes.to_vec(), "version {version}");
+            before = Some((to, next));
+        }
+        // The other place keeps its pages; of this one what is not needed goes.
+        assert_eq!(tree.0.keys().filter(|(tree, key)| *tree == PAGES.0 && key[0] == 0).count(), 5);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Order: what is common first, then servers, then devices, then the pool, so that the first refusal is the one to mend first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -562,8 +562,9 @@ fn check_devices(file: &ClusterFile) -> Result<(), Fault> {
         }
         check_blocks(Place::Device(index, "size_bytes"), device.size_bytes)?;
     }
+    let with_devices: BTreeSet<Fid> = file.devices.iter().map(|device| device.server).collect();
     for (index, server) in file.servers.iter().enumerate() {
-        if file.devices_of(server.process).next().is_none() {
+        if !with_devices.contains(&server.process) {
             let problem = ConfigProblem::ServerWithoutDevice { process: server.process };
             return Err(fault(Place::Server(index, "process"), problem));
         }

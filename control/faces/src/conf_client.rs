@@ -318,7 +318,9 @@ impl ConfClient {
         Err(malformed(ConfigurationError::Endless { messages: CONF_SYNC_MESSAGES_MAX }))
     }
 
-    async fn fetch_in_one(&self, deadline: Instant) -> Result<Rc<Configuration>, ConfError> {
+    /// Everything in one message, as control daemons of versions before `ConfSync` give it. Errors: those of [`ConfClient::fetch`]; it does not fit.
+    #[doc(hidden)]
+    pub async fn fetch_in_one(&self, deadline: Instant) -> Result<Rc<Configuration>, ConfError> {
         let control = self.inner.control;
         let known = self.current();
         let known_version = known.as_ref().map_or(0, |configuration| configuration.version);

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::conf_difference::BadDifference;
 use crate::conf_parts::BadParts;
+use crate::fid_order::position_of;
 use crate::limits::{AWAITED_DISKS_MAX, DEVICES_MAX, SERVERS_MAX};
 
 /// Number of the form of the encoded configuration: grows when a field is added. Control's store and [`fops::conf_sync::ConfSync`] name it.
@@ -173,8 +174,7 @@ impl PoolConfig {
     /// Index of a device. Quick where the devices stand in the order of their fids, as this program writes cluster files.
     #[must_use]
     pub fn position(&self, device: Fid) -> Option<usize> {
-        let in_order = self.devices.binary_search_by_key(&device, |candidate| candidate.device);
-        in_order.ok().or_else(|| self.devices.iter().position(|candidate| candidate.device == device))
+        position_of(&self.devices, device, |candidate| candidate.device)
     }
 }
 
@@ -331,8 +331,7 @@ impl Configuration {
     /// Index of a process, found as [`PoolConfig::position`] finds a device.
     #[must_use]
     pub fn process_position(&self, process: Fid) -> Option<usize> {
-        let in_order = self.processes.binary_search_by_key(&process, |candidate| candidate.process);
-        in_order.ok().or_else(|| self.processes.iter().position(|candidate| candidate.process == process))
+        position_of(&self.processes, process, |candidate| candidate.process)
     }
 }
 

@@ -16,6 +16,7 @@ pub mod conf_difference;
 pub mod conf_parts;
 pub mod configuration;
 pub mod fences;
+mod fid_order;
 pub mod heartbeat;
 pub mod lease;
 pub mod limits;
