@@ -15,6 +15,7 @@ use crate::cluster_file::{ClusterFile, SecurityKind, Transport};
 use crate::cluster_tree::{PartKind, SERVICES, check_tree};
 use crate::limits::{
     CLUSTER_FILE_BYTES_MAX, CONTROLS_MAX, DEVICES_MAX, LOCALITIES_MAX, REPAIR_RATE_MIN, SERVERS_MAX,
+    store_bytes_for,
 };
 
 /// Why a cluster file is refused: where and what.
@@ -222,6 +223,16 @@ pub enum ConfigProblem {
         /// As written.
         bytes: u64,
     },
+    /// The store of control is too small for the file.
+    #[error(
+        "a cluster file of {text_bytes} bytes needs a store of at least {needed} bytes, which a new cluster may have, or `clovis control restore` into one"
+    )]
+    StoreTooSmall {
+        /// Bytes of the file.
+        text_bytes: usize,
+        /// Bytes of the smallest store that keeps it.
+        needed: u64,
+    },
     /// A unit size out of range.
     #[error("unit size {bytes} is not a multiple of {BLOCK_BYTES} from {UNIT_BYTES_MIN} to {UNIT_BYTES_MAX}")]
     UnitSize {
@@ -407,6 +418,15 @@ pub(crate) fn check(file: &ClusterFile) -> Result<(), Fault> {
     check_devices(file)?;
     check_tree(file)?;
     check_pool(file)
+}
+
+/// The text of the file, which control is to keep, has room in its store.
+pub(crate) fn check_store(file: &ClusterFile, text_bytes: usize) -> Result<(), Fault> {
+    let needed = store_bytes_for(text_bytes);
+    if file.control.store_bytes >= needed {
+        return Ok(());
+    }
+    Err(fault(Place::Key("control.store_bytes"), ConfigProblem::StoreTooSmall { text_bytes, needed }))
 }
 
 fn check_sections(file: &ClusterFile) -> Result<(), Fault> {
@@ -736,5 +756,13 @@ mod tests {
         assert!(matches!(file.validate().unwrap_err().problem, ConfigProblem::NoServer));
         assert!(refused("").contains("missing field `cluster`"));
         assert!(refused(&" ".repeat(CLUSTER_FILE_BYTES_MAX + 1)).contains("at most"));
+        // A long one needs a store for it.
+        let long = format!("{GOOD}\n# {}", "x".repeat(600 << 10));
+        let message = refused(&long);
+        let needed = store_bytes_for(long.len());
+        let said = format!("needs a store of at least {needed} bytes");
+        assert!(message.contains("line 13, control.store_bytes") && message.contains(&said), "{message}");
+        let large = format!("store_bytes = {}", 2 * needed);
+        ClusterFile::parse(&long.replace("store_bytes = 16777216", &large)).unwrap();
     }
 }

@@ -339,7 +339,9 @@ impl ClusterFile {
         let raw: RawFile = toml::from_str(text).map_err(|error| syntax_error(text, &error))?;
         let spans = Spans::of(text, &raw);
         let file = raw.into_file();
-        cluster_check::check(&file).map_err(|fault| spans.locate(fault))?;
+        cluster_check::check(&file)
+            .and_then(|()| cluster_check::check_store(&file, text.len()))
+            .map_err(|fault| spans.locate(fault))?;
         Ok(file)
     }
 

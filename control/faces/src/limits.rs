@@ -21,6 +21,20 @@ pub const PARTS_MAX: usize = 2 * DEVICES_MAX + 4096;
 /// Bytes of a cluster file: the largest cluster's file has about 200 bytes per device and server, and 80 per part:
 /// 11,264 × 200 + 24,576 × 80 = 4.2 MB.
 pub const CLUSTER_FILE_BYTES_MAX: usize = 4 << 20;
+/// A cluster file of so many bytes fits every store of control.
+pub const CLUSTER_FILE_BYTES_ALWAYS: usize = 512 << 10;
+/// A longer one is at most this part of the store: a third of a checkpoint area, which is 1/128 (docs/disk.md). The configuration that belongs to it, twice,
+/// is another third.
+pub const CLUSTER_FILE_STORE_PART: u64 = 384;
+
+/// Bytes of the smallest store of control for a cluster file of so many bytes; 0: any.
+#[must_use]
+pub const fn store_bytes_for(text_bytes: usize) -> u64 {
+    if text_bytes <= CLUSTER_FILE_BYTES_ALWAYS {
+        return 0;
+    }
+    (text_bytes as u64 * CLUSTER_FILE_STORE_PART).next_multiple_of(base::units::MIB)
+}
 /// Bytes of a part of a cluster file that is being brought to control: the bulk of one request.
 pub const CLUSTER_UPLOAD_PART_BYTES: usize = 1 << 20;
 /// Bytes of a part of a cluster file in one message.
@@ -29,8 +43,15 @@ pub const CLUSTER_TEXT_PART_BYTES: usize = 48 << 10;
 pub const NOTE_BYTES_MAX: usize = 200;
 /// Transactions that control keeps.
 pub const TRANSACTIONS_KEPT: usize = 64;
-/// Bytes of the texts of the transactions that control keeps: two of the longest. The one in force is kept however long it is.
+/// Bytes of the texts of the transactions that control keeps: two of the longest, and in a smaller store less ([`text_bytes_kept`]). The one in force is
+/// kept however long it is.
 pub const TRANSACTION_TEXT_BYTES_MAX: usize = 2 * CLUSTER_FILE_BYTES_MAX;
+
+/// Bytes of texts that a store of so many bytes is to keep: half of a checkpoint area, which has at least 1.5 MiB.
+#[must_use]
+pub fn text_bytes_kept(store_bytes: u64) -> usize {
+    base::units::narrow(store_bytes / 256).clamp(768 << 10, TRANSACTION_TEXT_BYTES_MAX)
+}
 
 /// Bytes of a part of a configuration in one message.
 pub const CONF_PART_BYTES: usize = 48 << 10;
