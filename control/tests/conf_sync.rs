@@ -96,7 +96,7 @@ impl World {
     }
 
     fn deadline(&self) -> Instant {
-        self.clock.now() + Duration::from_secs(60)
+        self.clock.now() + Duration::from_secs(200)
     }
 
     fn fetch(&mut self, conf: &ConfClient) -> Result<Rc<Configuration>, String> {

@@ -164,14 +164,15 @@ pub const BORROWERS_MAX: usize = 16_384;
 pub const LOANS_MAX: usize = 2 * BORROWERS_MAX;
 /// Changes of loans that become durable together: at most 400 bytes each, 200 KiB of the 1 MiB of a record of control's log. More go one after the other.
 pub const LOAN_CHANGES_AT_ONCE: usize = 512;
-/// The law of memory of a control daemon, which `control/tests/scale.rs` measures. What it takes alone: ADDB, buffers of its store, the hour of load.
-pub const CONTROL_BASE_BYTES: u64 = 8 << 20;
-/// For each device of the configuration.
-pub const CONTROL_DEVICE_BYTES: u64 = 2048;
-/// For each server that runs.
-pub const CONTROL_SERVER_BYTES: u64 = 32 << 10;
-/// For each client that holds something.
-pub const CONTROL_CLIENT_BYTES: u64 = 32 << 10;
+/// The law of memory of a control daemon, which `control/tests/scale.rs` measures. What it takes whatever the cluster: 16 MiB of replies kept for
+/// resends, ADDB, the hour of load, 1.5 MiB of differences of the configuration, buffers of its store.
+pub const CONTROL_BASE_BYTES: u64 = 28 << 20;
+/// For each device of the configuration: what is known of it, and its part of five copies of the configuration.
+pub const CONTROL_DEVICE_BYTES: u64 = 1024;
+/// For each locality of a server: its session, what it did, what runs for it.
+pub const CONTROL_SERVER_BYTES: u64 = 12 << 10;
+/// For each client: its session, and what it holds.
+pub const CONTROL_CLIENT_BYTES: u64 = 9 << 10;
 /// Sessions of rpc at control: each borrower, each locality of servers (four on average), and commands.
 pub const CONTROL_SESSIONS_MAX: usize = BORROWERS_MAX + 4 * SERVERS_MAX + 4096;
 /// Loans and waiting requests of one borrower.
