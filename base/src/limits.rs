@@ -24,8 +24,8 @@ pub const BULK_SEGMENTS_MAX: usize = 64;
 /// Largest contiguous buffer of an arena.
 pub const BUFFER_BYTES_MAX: u64 = MIB;
 
-/// Devices of a pool version.
-pub const POOL_WIDTH_MAX: u32 = 4096;
+/// Devices of a pool version. The permutation of a tile draws from at most 2^16.
+pub const POOL_WIDTH_MAX: u32 = 16_384;
 
 const _: () = assert!(UNIT_BYTES_MAX <= REQUEST_BULK_BYTES_MAX);
 const _: () = assert!(UNIT_BYTES_MAX <= BUFFER_BYTES_MAX);

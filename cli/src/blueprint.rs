@@ -6,11 +6,12 @@ use std::path::PathBuf;
 
 use base::units::{KIB, MIB};
 use base::{Endpoint, Fid, FidType, LayoutWidth, limits};
-use faces::ClusterTree;
 use faces::cluster_file::{
     ClusterFile, ClusterId, ClusterSection, ControlMember, ControlSection, Credential, DeviceSection,
     PoolSection, ProfileSection, SecurityKind, ServerSection, Transport,
 };
+use faces::limits::store_bytes_for;
+use faces::{ClusterTree, ConfigError};
 
 use crate::failure::Failure;
 
@@ -109,7 +110,7 @@ impl Blueprint {
             ));
         };
         let process = |index: u32| Fid::new(FidType::Process, 1, u64::from(index) + 1);
-        let file = ClusterFile {
+        let mut file = ClusterFile {
             cluster: ClusterSection {
                 name: self.name.clone(),
                 id: ClusterId(id),
@@ -161,7 +162,11 @@ impl Blueprint {
                 .collect(),
             tree: ClusterTree::default(),
         };
-        file.validate().map_err(|error| Failure::new(error.to_string()))?;
+        let said = |error: ConfigError| Failure::new(error.to_string());
+        file.validate().map_err(said)?;
+        // The file of a large cluster needs a larger store, and a little more may be written into it.
+        let text_bytes = file.to_toml().map_err(said)?.len();
+        file.control.store_bytes = file.control.store_bytes.max(store_bytes_for(text_bytes * 2));
         Ok(file)
     }
 }

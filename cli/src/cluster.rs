@@ -16,7 +16,7 @@ use base::{Endpoint, Fid, LayoutWidth, Nid, endpoint};
 use client::membership;
 use faces::cluster_file::{ClusterFile, SecurityKind, Transport as FileTransport};
 use fops::admin::{Ping, Shutdown};
-use fops::conf::{ClusterStatus, ClusterStatusReply};
+use fops::conf::ClusterStatusReply;
 use serde_json::json;
 use verbs_net::VerbsFabric;
 
@@ -427,7 +427,7 @@ fn ask_status(
     file: &KnownCluster,
     within: Duration,
 ) -> Result<ClusterStatusReply, Failure> {
-    station.call(file, file.control.endpoint, &ClusterStatus, within)
+    station.cluster_status(file, within)
 }
 
 /// `clovis cluster stop`

@@ -7,13 +7,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use faces::cluster_file::ClusterFile;
+use faces::limits::CLUSTER_UPLOAD_PART_BYTES;
 use faces::{Change, Effect, diff};
 use fops::Fop;
-use fops::conf::{ClusterStatus, ClusterStatusReply, ConfApply, ConfApplyReply, ConfHistory, ConfText};
+use fops::conf::{ClusterStatusReply, ConfApply, ConfApplyReply, ConfHistory, ConfText};
+use fops::conf_sync::{ConfApplyUpload, ConfUpload};
 use serde_json::json;
 
 use crate::args::{ConfApplyArgs, ConfCommand, ConfPlanArgs, ConfShowArgs, ConnectArgs};
-use crate::connection::{Station, find_cluster_file, unix_s};
+use crate::connection::{Station, find_cluster_file, new_epoch, unix_s};
 use crate::controls::{SeenControl, ask_members};
 use crate::failure::Failure;
 use crate::known_cluster::KnownCluster;
@@ -67,7 +69,12 @@ impl Desk {
 
     /// The text in force, and what control says of processes and devices.
     pub fn status(&mut self) -> Result<(Kept, ClusterStatusReply), Failure> {
-        Ok((self.text(0)?, self.ask(&ClusterStatus)?))
+        Ok((self.text(0)?, self.cluster_status()?))
+    }
+
+    /// What control says of processes and devices.
+    pub fn cluster_status(&mut self) -> Result<ClusterStatusReply, Failure> {
+        self.station.cluster_status(&self.local, self.within)
     }
 
     /// The text of a transaction, 0 for the one in force.
@@ -95,10 +102,22 @@ impl Desk {
         Ok(Kept { transaction: number, text, file })
     }
 
-    fn apply(&mut self, base: u64, text: &str, note: &str) -> Result<ConfApplyReply, Failure> {
-        let ask = ConfApply { base, unix_s: unix_s(), note: note.to_owned() };
+    fn apply(&mut self, against: u64, text: &str, note: &str) -> Result<ConfApplyReply, Failure> {
         let to = self.local.control.endpoint;
-        self.station.call_with_source(&self.local, to, &ask, text.as_bytes(), self.within)
+        let (unix_s, note, bytes) = (unix_s(), note.to_owned(), text.as_bytes());
+        if bytes.len() <= CLUSTER_UPLOAD_PART_BYTES {
+            let ask = ConfApply { base: against, unix_s, note };
+            return self.station.call_with_source(&self.local, to, &ask, bytes, self.within);
+        }
+        let upload = new_epoch();
+        let total_bytes = base::units::wide(bytes.len());
+        for (index, part) in bytes.chunks(CLUSTER_UPLOAD_PART_BYTES).enumerate() {
+            let offset = base::units::wide(index * CLUSTER_UPLOAD_PART_BYTES);
+            let ask = ConfUpload { upload, offset, total_bytes };
+            self.station.call_with_source(&self.local, to, &ask, part, self.within)?;
+        }
+        let checksum = base::checksum::crc32c(bytes);
+        self.ask(&ConfApplyUpload { upload, checksum, base: against, unix_s, note })
     }
 }
 

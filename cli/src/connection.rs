@@ -13,10 +13,12 @@ use base::units::MIB;
 use base::{Endpoint, Fid, Instant};
 use client::{Client, ClientConfig};
 use faces::cluster_file::ClusterFile;
-use fops::Fop;
+use faces::conf_client::StatusPages;
 use fops::admin::Ping;
+use fops::conf::{ClusterStatus, ClusterStatusReply};
+use fops::{Fop, FopError};
 use rpc::addb::AddbSpace;
-use rpc::{Answer, Bulk, CallOptions, RpcConfig, RpcMachine};
+use rpc::{Answer, Bulk, CallError, CallOptions, RpcConfig, RpcMachine};
 use runtime::{
     Arena, ArenaConfig, Counters, Crowd, Locality, LocalityConfig, LocalityHandle, MonotonicClock,
     SharedBuffer,
@@ -143,6 +145,29 @@ impl Station {
         within: Duration,
     ) -> Result<F::Reply, Failure> {
         self.call_over(&fabric_of(to)?, file, to, fop, within)
+    }
+
+    /// Processes and devices as control sees them: by pages, or in one message from a control daemon of a version that knows no pages.
+    pub fn cluster_status(
+        &mut self,
+        file: &KnownCluster,
+        within: Duration,
+    ) -> Result<ClusterStatusReply, Failure> {
+        let control = file.control.endpoint;
+        let rpc = self.rpc(&fabric_of(control)?, file)?;
+        let deadline = self.now() + within;
+        let mut status = StatusPages::default();
+        while let Some(ask) = status.ask() {
+            let answer = self.wait(rpc.call(control, &ask, Bulk::none(), CallOptions::until(deadline)))?;
+            match answer {
+                Ok(page) => status.take(page.reply),
+                Err(CallError::Fop(FopError::BadRequest { .. })) => {
+                    return self.call(file, control, &ClusterStatus, within);
+                }
+                Err(error) => return Err(Failure::new(error.to_string())),
+            }
+        }
+        Ok(status.seen)
     }
 
     /// One call of this very process of the cluster, also if it is a control daemon under whose name several are asked.

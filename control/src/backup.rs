@@ -136,9 +136,9 @@ pub async fn stored_version(
         Some((number, _)) => {
             let journal = Journal::open(&domain, number)?;
             // What is in the log alone may have been in force too.
-            let in_log = journal.newest_first().find_map(|batch| store::configuration_in(&batch).ok());
+            let in_log = journal.newest_first().find_map(|batch| store::version_in(&batch));
             let in_state = store::version_of(&domain, |tree| journal.place(tree));
-            in_state.map(|version| version.max(in_log.map(|configuration| configuration.version)))
+            in_state.map(|version| version.max(in_log))
         }
         None => store::version_of(&domain, |tree| tree),
     };
@@ -226,7 +226,7 @@ mod tests {
         let mut state = backup().state;
         let version = store::leap(&mut state).unwrap();
         assert_eq!(version, 1 + (1 << 24));
-        assert_eq!(state.changes.len(), 6);
+        assert_eq!(state.changes.len(), 7);
         let put = |key: &[u8]| {
             let found = state.changes.iter().rfind(|change| change.key == key).unwrap();
             found.value.clone().unwrap()

@@ -5,19 +5,23 @@
 //! Leases are not durable: after a restart each registered process has one lease's time to be heard.
 //! Thread: none of its own. Start at [`ControlCore::handle_register`] and [`ControlCore::handle_tick`].
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use base::units::BLOCK_BYTES;
 use base::{Endpoint, Fid, FidType, Instant};
 use faces::lease::lost_after;
-use faces::limits::{AWAITED_DISKS_MAX, FLAP_HOLD_LEASES, FLAP_WINDOW_LEASES, FLAPS_MAX, REPAIRS_PAGE};
-use faces::{Configuration, DeviceConfig, DeviceState, Moving, PoolVersionConfig};
+use faces::limits::{
+    AWAITED_DISKS_MAX, FENCE_WAITS_NAMED, FLAP_HOLD_LEASES, FLAP_WINDOW_LEASES, FLAPS_MAX, REPAIRS_PAGE,
+    STATUS_PAGE,
+};
+use faces::{Configuration, DeviceConfig, DeviceState, Moving, PoolVersionConfig, ProcessConfig};
 use fops::conf::{
     ClusterStatusReply, ConfApplyReply, DeviceCommand, DeviceCommandReply, DeviceEvidence, DeviceHealth,
     DeviceOrder, DeviceReport, DeviceStatus, Heartbeat, HeartbeatReply, ProcessStatus, Register,
     RegisterReply,
 };
+use fops::conf_sync::{StatusGet, StatusGetReply};
 use fops::lock::{FenceWait, FencesGet};
 use fops::repair::{
     RepairGet, RepairGetReply, RepairOrder, RepairProgress, RepairRecord, RepairState, RepairStatus,
@@ -270,17 +274,18 @@ impl ControlCore {
     /// Control starts at `now` with a configuration, fresh or recovered. `lease`: granted to each registration.
     #[must_use]
     pub fn new(now: Instant, configuration: Configuration, lease: Duration) -> ControlCore {
-        let any_online = |process: Fid| {
-            let mut devices = configuration.pool.devices.iter().filter(|device| device.process == process);
-            devices.any(|device| device.state == DeviceState::Online)
-        };
+        let online = configuration.pool.devices.iter().filter(|device| device.state == DeviceState::Online);
+        let online: BTreeSet<Fid> = online.map(|device| device.process).collect();
         let members = configuration
             .processes
             .iter()
             .filter(|process| process.epoch != 0)
             .map(|process| {
-                let online = any_online(process.process);
-                let state = if online { DeviceState::Online } else { DeviceState::Transient };
+                let state = if online.contains(&process.process) {
+                    DeviceState::Online
+                } else {
+                    DeviceState::Transient
+                };
                 (process.process, Member { epoch: None, heard_at: now, state })
             })
             .collect();
@@ -393,7 +398,7 @@ impl ControlCore {
         let process = request.process;
         let mut changed = false;
         let same_start = self.members.get(&process).is_some_and(|member| member.epoch == Some(request.epoch));
-        if let Some(found) = self.configuration.processes.iter_mut().find(|found| found.process == process)
+        if let Some(found) = self.process_mut(process)
             && found.epoch != request.epoch
         {
             found.epoch = request.epoch;
@@ -413,7 +418,7 @@ impl ControlCore {
             let next_version = self.configuration.version + 1;
             let wanted = self.configuration.replacement_of(registered.device);
             let pool = &mut self.configuration.pool;
-            if let Some(device) = pool.devices.iter_mut().find(|device| device.device == registered.device) {
+            if let Some(device) = pool.position(registered.device).and_then(|at| pool.devices.get_mut(at)) {
                 let is_new_disk = device.replaced != wanted && registered.replacement == wanted;
                 if is_new_disk && device.state == DeviceState::Failed {
                     device.replaced = wanted;
@@ -444,14 +449,18 @@ impl ControlCore {
             return false;
         };
         let listens = request.devices.iter().any(|device| device.endpoint == first);
-        let found = self.configuration.processes.iter_mut().find(|found| found.process == request.process);
-        match found {
+        match self.process_mut(request.process) {
             Some(found) if listens && found.endpoint != first => {
                 found.endpoint = first;
                 true
             }
             _ => false,
         }
+    }
+
+    fn process_mut(&mut self, process: Fid) -> Option<&mut ProcessConfig> {
+        let position = self.configuration.process_position(process)?;
+        self.configuration.processes.get_mut(position)
     }
 
     fn check_register(&self, request: &Register) -> Result<(), Refusal> {
@@ -542,20 +551,32 @@ impl ControlCore {
     /// The targets that have not acknowledged fence `number` and whose leases run at `now`: each may still let a change in.
     ///
     /// One whose lease ended is no such target: it stops by itself, and asks for the fences before it serves again.
+    /// The first [`FENCE_WAITS_NAMED`] of them.
     #[must_use]
     pub fn fence_waits(&self, now: Instant, number: u64) -> Vec<FenceWait> {
+        let wait = |(device, ends_at): (&DeviceConfig, Instant)| FenceWait {
+            device: device.device,
+            process: device.process,
+            endpoint: device.endpoint,
+            lease_ends_ms: u64::try_from(ends_at.since(now).as_millis()).unwrap_or(u64::MAX),
+        };
+        self.unfenced(now, number).map(wait).take(FENCE_WAITS_NAMED).collect()
+    }
+
+    /// True if no target lets in what fence `number` refuses.
+    #[must_use]
+    pub fn is_fenced(&self, now: Instant, number: u64) -> bool {
+        self.unfenced(now, number).next().is_none()
+    }
+
+    /// The targets that [`ControlCore::fence_waits`] tells of, with the end of the lease of each.
+    fn unfenced(&self, now: Instant, number: u64) -> impl Iterator<Item = (&DeviceConfig, Instant)> {
         let lost_after = lost_after(self.lease);
-        let wait = |device: &faces::DeviceConfig| {
+        self.configuration.pool.devices.iter().filter_map(move |device| {
             let seat = self.seats.get(&device.device)?;
             let ends_at = seat.heard_at + lost_after;
-            (seat.fenced < number && ends_at > now).then(|| FenceWait {
-                device: device.device,
-                process: device.process,
-                endpoint: device.endpoint,
-                lease_ends_ms: u64::try_from(ends_at.since(now).as_millis()).unwrap_or(u64::MAX),
-            })
-        };
-        self.configuration.pool.devices.iter().filter_map(wait).collect()
+            (seat.fenced < number && ends_at > now).then_some((device, ends_at))
+        })
     }
 
     /// Somebody reports what it saw of a device. `reporter`: its endpoint; only the device's own server proves an I/O error.
@@ -1002,8 +1023,30 @@ impl ControlCore {
     /// Processes and devices as seen at `now`.
     #[must_use]
     pub fn status(&self, now: Instant) -> ClusterStatusReply {
+        ClusterStatusReply {
+            version: self.configuration.version,
+            processes: self.process_statuses(now, 0).collect(),
+            devices: self.device_statuses(0).collect(),
+        }
+    }
+
+    /// A page of them.
+    #[must_use]
+    pub fn status_page(&self, now: Instant, request: StatusGet) -> StatusGetReply {
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let from = |from: u32| usize::try_from(from).unwrap_or(usize::MAX);
+        StatusGetReply {
+            version: self.configuration.version,
+            processes_total: count(self.configuration.processes.len()),
+            devices_total: count(self.configuration.pool.devices.len()),
+            processes: self.process_statuses(now, from(request.processes_from)).take(STATUS_PAGE).collect(),
+            devices: self.device_statuses(from(request.devices_from)).take(STATUS_PAGE).collect(),
+        }
+    }
+
+    fn process_statuses(&self, now: Instant, from: usize) -> impl Iterator<Item = ProcessStatus> {
         let lost_after = lost_after(self.lease);
-        let processes = self.configuration.processes.iter().map(|process| {
+        self.configuration.processes.iter().skip(from).map(move |process| {
             let member = self.members.get(&process.process).filter(|member| member.epoch.is_some());
             let silent = member.map(|member| now.since(member.heard_at));
             ProcessStatus {
@@ -1011,8 +1054,11 @@ impl ControlCore {
                 silent_ms: silent.map(|silent| u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
                 alive: silent.is_some_and(|silent| silent < lost_after),
             }
-        });
-        let devices = self.configuration.pool.devices.iter().map(|device| {
+        })
+    }
+
+    fn device_statuses(&self, from: usize) -> impl Iterator<Item = DeviceStatus> {
+        self.configuration.pool.devices.iter().skip(from).map(|device| {
             let health = self.seats.get(&device.device).and_then(|seat| seat.health.as_ref());
             DeviceStatus {
                 device: device.device,
@@ -1021,12 +1067,7 @@ impl ControlCore {
                 free_blocks: health.map(|health| health.free_blocks),
                 errors: health.map_or(0, |health| health.errors),
             }
-        });
-        ClusterStatusReply {
-            version: self.configuration.version,
-            processes: processes.collect(),
-            devices: devices.collect(),
-        }
+        })
     }
 
     /// Runs events through the table; one new version for all that change something.
@@ -1034,8 +1075,8 @@ impl ControlCore {
         let version = self.configuration.version + 1;
         let mut changed = changed_already;
         for (fid, event) in events {
-            let devices = &mut self.configuration.pool.devices;
-            let Some(device) = devices.iter_mut().find(|device| device.device == *fid) else { continue };
+            let pool = &mut self.configuration.pool;
+            let Some(device) = pool.position(*fid).and_then(|at| pool.devices.get_mut(at)) else { continue };
             let (from, to) = (device.state, next_state(device.state, *event));
             if from != to {
                 device.state = to;

@@ -18,17 +18,16 @@ use base::units::wide;
 use base::{Endpoint, Instant, Right};
 use faces::lease::{LEASE_DEFAULT, LEASE_MAX, LEASE_MIN};
 use faces::limits::{
-    CLUSTER_FILE_BYTES_MAX, CLUSTER_TEXT_PART_BYTES, EVENTS_KEPT, EVENTS_PAGE, EVENTS_WAIT_MS_MAX,
-    EVENTS_WAITS_MAX,
+    CLUSTER_TEXT_PART_BYTES, CONTROL_SESSIONS_MAX, EVENTS_KEPT, EVENTS_PAGE, EVENTS_WAIT_MS_MAX,
+    EVENTS_WAITS_MAX, LOAN_CHANGES_AT_ONCE,
 };
 use faces::{About, Configuration, Credential};
 use fops::FopError;
 use fops::admin::{Ping, PingReply, ProcessGet, ProcessGetReply, Shutdown, ShutdownReply};
 use fops::conf::{
-    ClusterStatus, ClusterStatusReply, ConfApply, ConfApplyReply, ConfGet, ConfGetReply, ConfHistory,
-    ConfHistoryReply, ConfText, ConfTextReply, DeviceCommand, DeviceCommandReply, DeviceEvidence,
-    DeviceReport, DeviceReportReply, Event, EventsGet, EventsReply, Heartbeat, HeartbeatReply, Register,
-    RegisterReply,
+    ClusterStatusReply, ConfHistory, ConfHistoryReply, ConfText, ConfTextReply, DeviceCommand,
+    DeviceCommandReply, DeviceEvidence, DeviceReport, DeviceReportReply, Event, EventsGet, EventsReply,
+    Heartbeat, HeartbeatReply, Register, RegisterReply,
 };
 use fops::load::{LoadGet, LoadGetReply, LoadReport, LoadReportReply};
 use fops::member::{BackupGet, BackupReply, MemberChange, MemberChangeReply, MembersGet, MembersReply};
@@ -42,6 +41,8 @@ use verbs_net::{Fabric, Security, TmConfig, TransferMachine};
 
 use crate::backup::Backup;
 use crate::bug::Bug;
+use crate::conf_book::{ConfBook, ConfBytes};
+use crate::conf_service;
 use crate::core::{ControlCore, Refusal, StateChange};
 use crate::error::ControlError;
 use crate::load::LoadBook;
@@ -115,7 +116,7 @@ impl ControlConfig {
             store,
             member: None,
             about: About::default(),
-            rpc: RpcConfig::default(),
+            rpc: RpcConfig { sessions_max: CONTROL_SESSIONS_MAX, ..RpcConfig::default() },
             bug: None,
         }
     }
@@ -206,6 +207,10 @@ pub(crate) struct Inner {
     event_waits: Cell<usize>,
     /// The last durable configuration.
     published: RefCell<Rc<Configuration>>,
+    /// The same for those who fetch it.
+    pub(crate) book: RefCell<ConfBook>,
+    /// A cluster file that is being brought.
+    pub(crate) upload: RefCell<Option<conf_service::Upload>>,
     /// Why the store takes no more, once it does not.
     store_failed: RefCell<Option<String>>,
     /// Rings when the core has a version that the store has not.
@@ -485,6 +490,7 @@ struct Begun {
     store: Store,
     stored: Stored,
     configuration: Configuration,
+    bytes: ConfBytes,
     transactions: Option<Transactions>,
 }
 
@@ -515,10 +521,11 @@ async fn begin(
     };
     let Recovered { configuration, transactions, changed } =
         recover(stored_configuration, stored_transactions, given, file.as_ref(), endpoint)?;
+    let bytes = ConfBytes::of(&configuration).map_err(ControlError::Configuration)?;
     if changed {
-        store.save(&configuration, transactions.as_ref(), &Changes::default()).await?;
+        store.save(Some(&bytes), transactions.as_ref(), &Changes::default()).await?;
     }
-    Ok(Begun { store, stored, configuration, transactions })
+    Ok(Begun { store, stored, configuration, bytes, transactions })
 }
 
 impl Office {
@@ -601,7 +608,7 @@ impl Office {
 
     /// Decides from now on. `epoch`: of this reign.
     fn reign(&self, begun: Begun, epoch: u64) {
-        let Begun { store, stored, configuration, transactions } = begun;
+        let Begun { store, stored, configuration, bytes, transactions } = begun;
         let (rpc, lease) = (self.rpc.clone(), self.lease);
         let locality = rpc.locality().clone();
         let now = locality.now();
@@ -635,6 +642,8 @@ impl Office {
             lease,
             event_waits: Cell::new(0),
             published: RefCell::new(Rc::new(configuration)),
+            book: RefCell::new(ConfBook::new(bytes)),
+            upload: RefCell::default(),
             store_failed: RefCell::new(None),
             dirty: Notify::new(),
             settled: Notify::new(),
@@ -766,14 +775,13 @@ fn refused(refusal: Refusal) -> FopError {
     FopError::NotPermitted { reason: refusal.to_string() }
 }
 
-fn not_permitted(refusal: &ApplyRefusal) -> FopError {
+pub(crate) fn not_permitted(refusal: &ApplyRefusal) -> FopError {
     FopError::NotPermitted { reason: refusal.to_string() }
 }
 
 impl Inner {
     fn serve_all(office: &Rc<Office>) {
         let inner = office;
-        serve(inner, |inner: Rc<Inner>, _fom, request: ConfGet| async move { inner.conf_get(&request) });
         serve(
             inner,
             |inner: Rc<Inner>, _fom, request: Register| async move { inner.register(request).await },
@@ -790,13 +798,7 @@ impl Inner {
             }
             inner.device_report(fom.peer().endpoint, request).await
         });
-        serve(inner, |inner: Rc<Inner>, _fom, _request: ClusterStatus| async move {
-            Ok(inner.core.borrow().status(inner.rpc.locality().now()))
-        });
         serve(inner, |inner: Rc<Inner>, _fom, request: ConfText| async move { inner.conf_text(&request) });
-        serve(inner, |inner: Rc<Inner>, fom: Fom, request: ConfApply| async move {
-            inner.conf_apply(&fom, request).await
-        });
         serve(inner, |inner: Rc<Inner>, _fom, _request: ConfHistory| async move { inner.conf_history() });
         serve(inner, |inner: Rc<Inner>, fom: Fom, request: EventsGet| async move {
             Ok(inner.events_get(&fom, &request).await)
@@ -821,6 +823,7 @@ impl Inner {
                 weak.upgrade().map_or_else(|| Err(stopped()), |office| office.backup(&inner, &request));
             std::future::ready(answer)
         });
+        conf_service::serve_all(inner);
         lock_service::serve_all(inner);
         watch_service::serve_all(inner);
         rm_service::serve_all(inner);
@@ -854,19 +857,6 @@ impl Inner {
         self.published.borrow().version
     }
 
-    fn conf_get(&self, request: &ConfGet) -> Result<ConfGetReply, FopError> {
-        let published = Rc::clone(&self.published.borrow());
-        let configuration = if published.version > request.known_version {
-            let bytes = published
-                .to_bytes()
-                .map_err(|error| FopError::Internal { reason: format!("own configuration: {error}") })?;
-            Some(bytes)
-        } else {
-            None
-        };
-        Ok(ConfGetReply { version: published.version, configuration })
-    }
-
     /// Nothing that is shown here is not durable yet.
     fn conf_text(&self, request: &ConfText) -> Result<ConfTextReply, FopError> {
         let core = self.core.borrow();
@@ -893,30 +883,6 @@ impl Inner {
             total_bytes: kept.record.text_bytes,
             part: text[from..end].to_vec(),
         })
-    }
-
-    async fn conf_apply(&self, fom: &Fom, request: ConfApply) -> Result<ConfApplyReply, FopError> {
-        let bytes = fom.bulk_source_bytes();
-        if bytes > wide(CLUSTER_FILE_BYTES_MAX) {
-            let reason =
-                format!("the file has {bytes} bytes; a cluster file has at most {CLUSTER_FILE_BYTES_MAX}");
-            return Err(FopError::BadRequest { reason });
-        }
-        let mut text = Vec::new();
-        for part in fom.pull().await? {
-            text.extend_from_slice(&part);
-        }
-        let text = String::from_utf8(text)
-            .map_err(|error| FopError::BadRequest { reason: format!("the file is not text: {error}") })?;
-        let ConfApply { base, unix_s, note } = request;
-        let reason = Reason { by: fom.peer().endpoint, unix_s, note };
-        let reply = self.core.borrow_mut().handle_apply(&text, base, reason);
-        let reply = reply.map_err(|refusal| match refusal {
-            ApplyRefusal::File(error) => FopError::BadRequest { reason: error.to_string() },
-            other => not_permitted(&other),
-        })?;
-        self.settle(reply.version).await?;
-        Ok(reply)
     }
 
     fn conf_history(&self) -> Result<ConfHistoryReply, FopError> {
@@ -995,7 +961,7 @@ impl Inner {
     }
 
     /// Waits until `version` is durable. Error: the store failed.
-    async fn settle(&self, version: u64) -> Result<(), FopError> {
+    pub(crate) async fn settle(&self, version: u64) -> Result<(), FopError> {
         self.settle_all(Serials { version, ..Serials::default() }).await
     }
 
@@ -1044,9 +1010,12 @@ impl Inner {
         }
     }
 
-    fn publish(&self, configuration: Configuration, events: Vec<Event>) {
-        self.rpc.config_version().set(configuration.version);
-        *self.published.borrow_mut() = Rc::new(configuration);
+    fn publish(&self, next: Option<(Configuration, ConfBytes)>, events: Vec<Event>) {
+        if let Some((configuration, bytes)) = next {
+            self.rpc.config_version().set(configuration.version);
+            *self.published.borrow_mut() = Rc::new(configuration);
+            self.book.borrow_mut().publish(bytes);
+        }
         let mut kept = self.events.borrow_mut();
         kept.extend(events);
         while kept.len() > EVENTS_KEPT {
@@ -1173,9 +1142,20 @@ async fn write_changes(inner: Rc<Inner>) {
     loop {
         inner.dirty.notified().await;
         loop {
+            // Most changes are of loans and locks, and the configuration of a large cluster is long.
             let (next, transactions) = {
                 let core = inner.core.borrow();
-                (core.configuration().clone(), core.transactions().cloned())
+                let is_new = core.configuration().version != inner.published.borrow().version;
+                let next = is_new.then(|| core.configuration().clone());
+                (next, if is_new { core.transactions().cloned() } else { None })
+            };
+            let bytes = match next.as_ref().map(ConfBytes::of).transpose() {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    *inner.store_failed.borrow_mut() = Some(error.to_string());
+                    inner.settled.notify_waiters();
+                    return;
+                }
             };
             let changes = inner.core.borrow_mut().take_changes();
             let locks_serial = inner.locks.borrow().serial();
@@ -1183,8 +1163,7 @@ async fn write_changes(inner: Rc<Inner>) {
             let lock_news = inner.locks.borrow_mut().take_news();
             let watches_serial = inner.watches.borrow().serial();
             let watches = inner.watches.borrow_mut().take_changes();
-            let loans_serial = inner.loans.borrow().serial();
-            let loans = inner.loans.borrow_mut().take_changes();
+            let (loans_serial, loans) = inner.loans.borrow_mut().take_changes(LOAN_CHANGES_AT_ONCE);
             let (repairs_serial, repairs) = {
                 let mut core = inner.core.borrow_mut();
                 (core.repairs().serial(), core.repairs().take_changes())
@@ -1194,15 +1173,15 @@ async fn write_changes(inner: Rc<Inner>) {
                 && watches.is_empty()
                 && loans.is_empty()
                 && repairs.is_empty();
-            let is_same_version = next.version == inner.published.borrow().version;
+            let is_same_version = next.is_none();
             if is_same_version && nothing_new {
                 break;
             }
             let events = inner.number(&changes);
             let changes = Changes { events, locks, watches, loans, repairs };
-            match inner.store.save(&next, transactions.as_ref(), &changes).await {
+            match inner.store.save(bytes.as_ref(), transactions.as_ref(), &changes).await {
                 Ok(()) => {
-                    inner.publish(next, changes.events);
+                    inner.publish(next.zip(bytes), changes.events);
                     inner.locks_stored.set(locks_serial);
                     inner.watches_stored.set(watches_serial);
                     inner.loans_stored.set(loans_serial);

@@ -50,7 +50,7 @@ pub enum ControlError {
     StoreBroken,
     /// Written by another version of this program.
     #[error(
-        "control's store has format version {found}, this program reads 1 and 2: use the program that wrote it"
+        "control's store has format version {found}, this program reads 1 to 3: use the program that wrote it"
     )]
     StoreFormat {
         /// As found.

@@ -2,7 +2,7 @@
 //!
 //! Must not know: objects, layouts of single objects, data. Pure and testable without I/O: [`transition`] (the table of device
 //! states), [`core`] (decisions about servers and devices), [`locks`] (named locks and fences), [`loans`] (the root of the
-//! resource manager), [`watches`] (watches and notifies), [`load`] (what the servers did in the last hour), `reconcile` (a restart with an edited file), [`backup`] (the state in a file). Around it: `store` (durable, a tree of its own
+//! resource manager), [`watches`] (watches and notifies), [`load`] (what the servers did in the last hour), [`conf_book`] (the configuration for those who fetch it, and its last changes), `reconcile` (a restart with an edited file), [`backup`] (the state in a file). Around it: `store` (durable, a tree of its own
 //! domain), `replication` (the state on several daemons) and [`daemon`] (requests, store before answer, leases, the lead).
 //!
 //! **Invariant**: a version of the configuration that anybody was told of survives a restart. **Invariant**: a device that
@@ -12,6 +12,8 @@
 
 pub mod backup;
 mod bug;
+pub mod conf_book;
+mod conf_service;
 pub mod core;
 pub mod daemon;
 mod error;

@@ -110,6 +110,10 @@ pub struct LoanTable {
     next_fid: u64,
     serial: u64,
     changes: Vec<LoanChange>,
+    /// No session ends before: when to look at all of them again.
+    silent_from: Instant,
+    /// Borrowers whose fence is waited for.
+    lost: usize,
 }
 
 fn asker(borrower: BorrowerId, number: u64) -> Asker {
@@ -138,7 +142,10 @@ impl LoanTable {
             next_fid: next_fid.max(FIRST_FID),
             serial: 0,
             changes: Vec::new(),
+            silent_from: now + lost_after(lease),
+            lost: 0,
         };
+        table.lost = table.borrowers.values().filter(|found| found.record.fence != 0).count();
         for LoanRecord { borrower, number, resource, credit } in loans {
             let Some(found) = table.borrowers.get_mut(&borrower) else { continue };
             found.requests.insert(number, resource.clone());
@@ -159,9 +166,11 @@ impl LoanTable {
         self.serial
     }
 
-    /// What the store has to do, in this order.
-    pub fn take_changes(&mut self) -> Vec<LoanChange> {
-        std::mem::take(&mut self.changes)
+    /// What the store has to do, in this order: the first `most`, and the number of the last of these.
+    pub fn take_changes(&mut self, most: usize) -> (u64, Vec<LoanChange>) {
+        let left = self.changes.split_off(most.min(self.changes.len()));
+        let taken = std::mem::replace(&mut self.changes, left);
+        (self.serial - base::units::wide(self.changes.len()), taken)
     }
 
     fn change(&mut self, change: LoanChange) {
@@ -348,6 +357,10 @@ impl LoanTable {
         for (borrower, number) in gone {
             self.take_back(borrower, number);
         }
+        // Whoever is heard only lives longer, so that thousands need not be looked at whenever one of them says something.
+        if now < self.silent_from {
+            return changed;
+        }
         let silent = self.borrowers.values().filter(|found| found.record.fence == 0);
         let silent = silent.filter(|found| !has_session(found, now, self.lease));
         for borrower in silent.map(|found| found.record.borrower).collect::<Vec<_>>() {
@@ -356,6 +369,7 @@ impl LoanTable {
                 let Some(number) = fence(OwnerId(borrower.0)) else { continue };
                 let Some(found) = self.borrowers.get_mut(&borrower) else { continue };
                 found.record.fence = number;
+                self.lost += 1;
                 let record = found.record.clone();
                 self.change(LoanChange::PutBorrower(record));
             } else {
@@ -364,6 +378,9 @@ impl LoanTable {
             }
             changed = true;
         }
+        let living = self.borrowers.values().filter(|found| found.record.fence == 0);
+        let ends = living.map(|found| found.heard_at + lost_after(self.lease));
+        self.silent_from = ends.min().unwrap_or(now + lost_after(self.lease));
         changed
     }
 
@@ -395,7 +412,7 @@ impl LoanTable {
     /// True while the fence of a lost borrower is waited for.
     #[must_use]
     pub fn is_burying(&self) -> bool {
-        self.borrowers.values().any(|found| found.record.fence != 0)
+        self.lost > 0
     }
 
     fn forget(&mut self, borrower: BorrowerId) {
@@ -407,7 +424,8 @@ impl LoanTable {
         }
         self.tell_owners(borrower, &Event::Buried { borrower });
         self.requests -= numbers.len();
-        self.borrowers.remove(&borrower);
+        let gone = self.borrowers.remove(&borrower);
+        self.lost -= usize::from(gone.is_some_and(|found| found.record.fence != 0));
         self.change(LoanChange::DropBorrower(borrower));
     }
 
@@ -461,9 +479,8 @@ impl LoanTable {
     /// When [`LoanTable::handle_tick`] has work next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        let holds = self.borrowers.values().filter(|found| found.record.fence == 0);
-        let ends = holds.map(|found| found.heard_at + lost_after(self.lease));
-        ends.chain(self.places.values().copied()).min()
+        let silent = (self.borrowers.len() > self.lost).then_some(self.silent_from);
+        silent.into_iter().chain(self.places.values().copied()).min()
     }
 
     /// A page of loans behind `after`.
@@ -581,7 +598,7 @@ mod tests {
 
     /// What a restart finds.
     fn restarted(mut table: LoanTable, stored: &mut Stored, now: u64) -> LoanTable {
-        for change in table.take_changes() {
+        for change in table.take_changes(usize::MAX).1 {
             match change {
                 LoanChange::PutBorrower(record) => {
                     stored.borrowers.insert(record.borrower, record);

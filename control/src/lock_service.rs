@@ -158,7 +158,7 @@ pub(crate) async fn run(inner: Rc<Inner>) {
         let mut changed = inner.locks.borrow_mut().handle_tick(now, inner.rpc.endpoint());
         let mut next = inner.locks.borrow().next_deadline().unwrap_or(Instant::NEVER);
         if inner.locks.borrow().is_breaking() {
-            let is_acknowledged = |fence| inner.core.borrow().fence_waits(now, fence).is_empty();
+            let is_acknowledged = |fence| inner.core.borrow().is_fenced(now, fence);
             changed |= inner.locks.borrow_mut().complete_breaks(is_acknowledged);
             // A lease that ends rings no bell.
             next = next.min(now + TRY_AGAIN);

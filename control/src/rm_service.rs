@@ -146,7 +146,7 @@ pub(crate) async fn run(inner: Rc<Inner>) {
         let mut changed = inner.loans.borrow_mut().handle_tick(now, fence);
         let mut next = inner.loans.borrow().next_deadline().unwrap_or(Instant::NEVER);
         if inner.loans.borrow().is_burying() {
-            let is_acknowledged = |fence| inner.core.borrow().fence_waits(now, fence).is_empty();
+            let is_acknowledged = |fence| inner.core.borrow().is_fenced(now, fence);
             changed |= inner.loans.borrow_mut().bury(is_acknowledged);
             // An acknowledgement rings another bell, a lease that ends none.
             next = next.min(now + TRY_AGAIN);

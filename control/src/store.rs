@@ -4,12 +4,14 @@
 //! version and bytes: docs/configuration.md#controls-store. Left over: a device error, after which control changes nothing.
 
 use std::cell::RefCell;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::rc::Rc;
 
+use base::checksum::crc32c;
 use base::{Fid, FidType};
 use faces::Configuration;
+use faces::configuration::CONFIGURATION_FORMAT;
 use faces::limits::EVENTS_KEPT;
 use fops::admin::StoreSpace;
 use fops::codec;
@@ -21,6 +23,7 @@ use fops::watch::{WatchRecord, WatcherId};
 use runtime::LocalityHandle;
 use spdk_stob::{Backend, Domain, FormatParams, TreeId};
 
+use crate::conf_book::ConfBytes;
 use crate::error::ControlError;
 use crate::loans::LoanChange;
 use crate::locks::{LockChange, LockNumbers};
@@ -32,12 +35,20 @@ use crate::watches::WatchChange;
 
 /// The tree of control's state.
 const TREE: TreeId = TreeId(1);
-/// The one key.
+/// The one key: head of the configuration ([`Head`]).
 const KEY: &[u8] = b"configuration";
-/// Format version before the encoded configuration.
-const FORMAT_VERSION: u32 = 2;
-/// Without numbers of replacements and the version that changes need; still read.
+/// Format version of the head: the encoded configuration stands in pages of [`PAGES`], of which a change writes those that it touches.
+const FORMAT_VERSION: u32 = 3;
+/// With the encoded configuration behind the version; still read.
+const FORMAT_VERSION_2: u32 = 2;
+/// The same without numbers of replacements and the version that changes need; still read.
 const FORMAT_VERSION_1: u32 = 1;
+/// Bytes of a page of the configuration: a change of one device rewrites two.
+const PAGE_BYTES: usize = 1024;
+/// Changed pages beyond which all are written to the other place first, in transactions of their own: a record of the log has 1 MiB.
+const PAGES_AT_ONCE_MAX: usize = 128;
+/// Bytes of what is written ahead in one transaction.
+const AHEAD_BYTES: usize = 256 << 10;
 /// Mark of the cluster file that was last read at a start.
 const SEEN_KEY: &[u8] = b"seen";
 /// The tree of transactions: key = number and part, big endian; part 0 is the record, the others pieces of the text.
@@ -56,6 +67,8 @@ const BORROWERS: TreeId = TreeId(7);
 const LOANS: TreeId = TreeId(8);
 /// The tree of repairs: key = the device's 16 key bytes; value = the encoded record.
 const REPAIRS: TreeId = TreeId(9);
+/// The tree of pages of the configuration: key = place (1 byte) and page (4, big endian).
+const PAGES: TreeId = TreeId(20);
 /// The first fid that was never handed out, little endian.
 const NEXT_FID_KEY: &[u8] = b"next-fid";
 /// The last numbers of tickets and fences, little endian.
@@ -73,6 +86,70 @@ pub(crate) struct Store {
     log: Rc<dyn ReplicatedLog>,
     /// Numbers of the transactions that are in it, with the keys of each.
     saved: RefCell<BTreeSet<(u64, u32)>>,
+    /// The place of the configuration in force, and its bytes; nothing before there is one in pages.
+    configuration: RefCell<Option<(u8, Rc<[u8]>)>>,
+}
+
+/// What stands at [`KEY`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Head {
+    /// Number of the configuration's own form.
+    form: u32,
+    /// Which of the two places its pages have.
+    place: u8,
+    version: u64,
+    bytes: u32,
+    checksum: u32,
+}
+
+const HEAD_BYTES: usize = 4 + 4 + 4 + 8 + 4 + 4;
+
+impl Head {
+    fn of(place: u8, configuration: &ConfBytes) -> Head {
+        Head {
+            form: CONFIGURATION_FORMAT,
+            place,
+            version: configuration.version,
+            bytes: u32::try_from(configuration.bytes.len()).expect("a configuration is below 1 MiB"),
+            checksum: configuration.checksum,
+        }
+    }
+
+    fn to_bytes(self) -> Vec<u8> {
+        let Head { form, place, version, bytes, checksum } = self;
+        let mut value = FORMAT_VERSION.to_le_bytes().to_vec();
+        value.extend(form.to_le_bytes());
+        value.extend(u32::from(place).to_le_bytes());
+        value.extend(version.to_le_bytes());
+        value.extend(bytes.to_le_bytes());
+        value.extend(checksum.to_le_bytes());
+        value
+    }
+
+    /// Of a value of [`FORMAT_VERSION`]. Error: damaged, or of a later program.
+    fn parse(value: &[u8]) -> Result<Head, ControlError> {
+        if value.len() != HEAD_BYTES {
+            return Err(ControlError::StoreBroken);
+        }
+        let word = |at: usize| value[at..].first_chunk::<4>().map_or(0, |word| u32::from_le_bytes(*word));
+        let version = value[12..].first_chunk::<8>().map_or(0, |word| u64::from_le_bytes(*word));
+        let place = u8::try_from(word(8)).map_err(|_| ControlError::StoreBroken)?;
+        let head = Head { form: word(4), place, version, bytes: word(20), checksum: word(24) };
+        if head.form != CONFIGURATION_FORMAT {
+            return Err(ControlError::StoreFormat { found: head.form });
+        }
+        Ok(head)
+    }
+
+    fn pages(self) -> u32 {
+        self.bytes.div_ceil(u32::try_from(PAGE_BYTES).expect("small"))
+    }
+}
+
+fn page_key(place: u8, page: u32) -> [u8; 5] {
+    let mut key = [place; 5];
+    key[1..].copy_from_slice(&page.to_be_bytes());
+    key
 }
 
 /// What a store had when it was opened.
@@ -107,10 +184,10 @@ pub(crate) struct Changes {
 impl Store {
     /// Reads what the log's state has; nothing if it has none yet. Errors: damaged, or written by a newer program.
     pub(crate) fn open(log: Rc<dyn ReplicatedLog>) -> Result<(Store, Option<Stored>), ControlError> {
-        let store = Store { log, saved: RefCell::default() };
+        let store = Store { log, saved: RefCell::default(), configuration: RefCell::default() };
         let stored = match store.get(TREE, KEY) {
             Some(value) => Some(Stored {
-                configuration: Some(decode(&value)?),
+                configuration: Some(store.read_configuration(&value)?),
                 transactions: store.read_transactions()?,
                 events: store.read_events()?,
                 grants: store.read_all(LOCKS)?,
@@ -135,17 +212,29 @@ impl Store {
         self.log.domain().tree_range(self.log.place(tree), from, limit)
     }
 
-    /// Durable when it returns: the configuration, the transactions that are new or no longer kept, new events, and what
-    /// changed of locks, fences, watches, loans and repairs.
+    fn read_configuration(&self, value: &[u8]) -> Result<Configuration, ControlError> {
+        let (configuration, pages) = decode(value, |key| self.get(PAGES, &key))?;
+        *self.configuration.borrow_mut() = pages;
+        Ok(configuration)
+    }
+
+    /// Durable when it returns: the configuration and the transactions that are new or no longer kept, if they changed since the last save; new
+    /// events, and what changed of locks, fences, watches, loans and repairs.
+    ///
+    /// What is long is written ahead, where nobody looks for it before the rest is there.
     pub(crate) async fn save(
         &self,
-        configuration: &Configuration,
+        configuration: Option<&ConfBytes>,
         transactions: Option<&Transactions>,
         changes: &Changes,
     ) -> Result<(), ControlError> {
         let Changes { events, locks: (lock_changes, lock_numbers), watches, loans, repairs } = changes;
-        let mut batch = Batch::default();
-        batch.put(TREE, KEY, &encode(configuration)?);
+        let (mut ahead, mut batch) = (Batch::default(), Batch::default());
+        let place = configuration.map(|configuration| {
+            let before = self.configuration.borrow();
+            let before = before.as_ref().map(|(place, bytes)| (*place, &**bytes));
+            put_configuration(before, configuration, &mut ahead, &mut batch)
+        });
         let mut saved = self.saved.borrow().clone();
         if let Some(transactions) = transactions {
             batch.put(TREE, SEEN_KEY, &transactions.seen().to_le_bytes());
@@ -155,11 +244,20 @@ impl Store {
                     continue;
                 }
                 let record = codec::encode(&kept.record).map_err(ControlError::Record)?;
-                let pieces = kept.text.as_bytes().chunks(PIECE_BYTES);
-                for (part, piece) in (0..).zip([record.as_slice()].into_iter().chain(pieces)) {
-                    batch.put(TRANSACTIONS, &key_of(number, part), piece);
-                    saved.insert((number, part));
+                batch.put(TRANSACTIONS, &key_of(number, 0), &record);
+                let mut parts = BTreeSet::from([(number, 0)]);
+                let pieces = if kept.text.len() > PIECE_BYTES { &mut ahead } else { &mut batch };
+                for (part, piece) in (1..).zip(kept.text.as_bytes().chunks(PIECE_BYTES)) {
+                    pieces.put(TRANSACTIONS, &key_of(number, part), piece);
+                    parts.insert((number, part));
                 }
+                // Pieces of a text that did not come in force, under the number that this one has now.
+                let left: Vec<(u64, u32)> = saved.range((number, 0)..=(number, u32::MAX)).copied().collect();
+                for (number, part) in left.into_iter().filter(|left| !parts.contains(left)) {
+                    batch.delete(TRANSACTIONS, &key_of(number, part));
+                    saved.remove(&(number, part));
+                }
+                saved.extend(parts);
             }
             let oldest = transactions.kept().front().map_or(0, |kept| kept.record.number);
             let gone: Vec<(u64, u32)> = saved.range(..(oldest, 0)).copied().collect();
@@ -168,6 +266,8 @@ impl Store {
                 saved.remove(&(number, part));
             }
         }
+        // Of more than are kept only the last ones ever are.
+        let events = &events[events.len().saturating_sub(EVENTS_KEPT)..];
         for event in events {
             let value = codec::encode(event).map_err(ControlError::Record)?;
             batch.put(EVENTS, &event.number.to_be_bytes(), &value);
@@ -235,8 +335,28 @@ impl Store {
             let value = codec::encode(record).map_err(ControlError::Record)?;
             batch.put(REPAIRS, &record.device.to_key_bytes(), &value);
         }
+        self.write_ahead(ahead).await?;
         self.log.commit(batch).await?;
         *self.saved.borrow_mut() = saved;
+        if let (Some(place), Some(configuration)) = (place, configuration) {
+            *self.configuration.borrow_mut() = Some((place, Rc::clone(&configuration.bytes)));
+        }
+        Ok(())
+    }
+
+    async fn write_ahead(&self, ahead: Batch) -> Result<(), ControlError> {
+        let (mut part, mut bytes) = (Batch::default(), 0);
+        for change in ahead.changes {
+            bytes += change.record_bytes();
+            if bytes > AHEAD_BYTES && !part.changes.is_empty() {
+                bytes = change.record_bytes();
+                self.log.commit(std::mem::take(&mut part)).await?;
+            }
+            part.changes.push(change);
+        }
+        if !part.changes.is_empty() {
+            self.log.commit(part).await?;
+        }
         Ok(())
     }
 
@@ -293,9 +413,12 @@ impl Store {
                 saved.insert((number, part));
                 if part == 0 {
                     records.push((codec::decode(&value).map_err(ControlError::Record)?, Vec::new()));
-                } else {
-                    records.last_mut().ok_or_else(broken)?.1.extend(value);
+                } else if let Some((_, text)) =
+                    records.last_mut().filter(|(record, _)| record.number == number)
+                {
+                    text.extend(value);
                 }
+                // Pieces without a record were written ahead of one that never came.
             }
         }
         *self.saved.borrow_mut() = saved;
@@ -326,6 +449,41 @@ impl Store {
     }
 }
 
+/// The pages that differ from those `before` (its place and bytes) go with the rest; or, if they are many, all of them to the other place ahead
+/// of it. Answer: the place.
+fn put_configuration(
+    before: Option<(u8, &[u8])>,
+    configuration: &ConfBytes,
+    ahead: &mut Batch,
+    batch: &mut Batch,
+) -> u8 {
+    let mut stored = before.map_or(&[][..], |(_, bytes)| bytes).chunks(PAGE_BYTES);
+    let pages = || (0..).zip(configuration.bytes.chunks(PAGE_BYTES));
+    let changed: Vec<(u32, &[u8])> = pages().filter(|(_, page)| stored.next() != Some(*page)).collect();
+    let place = match before {
+        Some((place, _)) if changed.len() <= PAGES_AT_ONCE_MAX => {
+            for (page, bytes) in changed {
+                batch.put(PAGES, &page_key(place, page), bytes);
+            }
+            let count = u32::try_from(pages().count()).unwrap_or(u32::MAX);
+            for (page, _) in (count..).zip(stored) {
+                batch.delete(PAGES, &page_key(place, page));
+            }
+            place
+        }
+        _ => {
+            let place = before.map_or(0, |(place, _)| 1 - place.min(1));
+            let to = if pages().count() > PAGES_AT_ONCE_MAX { ahead } else { &mut *batch };
+            for (page, bytes) in pages() {
+                to.put(PAGES, &page_key(place, page), bytes);
+            }
+            place
+        }
+    };
+    batch.put(TREE, KEY, &Head::of(place, configuration).to_bytes());
+    place
+}
+
 /// A copy of everything, for a backup. Errors: the state has no configuration yet.
 pub(crate) fn copy(log: &dyn ReplicatedLog) -> Result<(Position, u64, Batch), ControlError> {
     let state = state_of(log.domain(), |tree| log.place(tree));
@@ -339,13 +497,31 @@ pub(crate) fn version_of(
     place: impl Fn(TreeId) -> TreeId,
 ) -> Result<Option<u64>, ControlError> {
     let value = domain.tree_get(place(TREE), KEY);
-    value.map(|value| Ok(decode(&value)?.version)).transpose()
+    value.as_deref().map(version_by).transpose()
+}
+
+/// Version of the configuration that a batch brings.
+pub(crate) fn version_in(batch: &Batch) -> Option<u64> {
+    value_in(batch, KEY).and_then(|value| version_by(value).ok())
+}
+
+fn version_by(value: &[u8]) -> Result<u64, ControlError> {
+    match format_of(value)? {
+        FORMAT_VERSION => Ok(Head::parse(value)?.version),
+        _ => Ok(decode(value, |_| None)?.0.version),
+    }
 }
 
 /// The configuration that a copy holds.
 pub(crate) fn configuration_in(state: &Batch) -> Result<Configuration, ControlError> {
     let value = value_in(state, KEY).ok_or(ControlError::StoreBroken)?;
-    decode(value)
+    let pages: BTreeMap<&[u8], &Vec<u8>> = state
+        .changes
+        .iter()
+        .filter(|change| change.tree == PAGES)
+        .filter_map(|change| Some((change.key.as_slice(), change.value.as_ref()?)))
+        .collect();
+    Ok(decode(value, |key| pages.get(key.as_slice()).map(|page| (*page).clone()))?.0)
 }
 
 fn value_in<'a>(state: &'a Batch, key: &[u8]) -> Option<&'a [u8]> {
@@ -358,7 +534,11 @@ fn value_in<'a>(state: &'a Batch, key: &[u8]) -> Option<&'a [u8]> {
 pub(crate) fn leap(state: &mut Batch) -> Result<u64, ControlError> {
     let mut configuration = configuration_in(state)?;
     configuration.version += LEAP_OF_VERSIONS;
-    state.put(TREE, KEY, &encode(&configuration)?);
+    let bytes = ConfBytes::of(&configuration).map_err(ControlError::Configuration)?;
+    for (page, page_bytes) in (0..).zip(bytes.bytes.chunks(PAGE_BYTES)) {
+        state.put(PAGES, &page_key(0, page), page_bytes);
+    }
+    state.put(TREE, KEY, &Head::of(0, &bytes).to_bytes());
     let later = |value: Option<&[u8]>, index: usize| {
         let word = value.and_then(|value| value.get(8 * index..)?.first_chunk::<8>().copied());
         word.map_or(0, u64::from_le_bytes).saturating_add(LEAP_OF_NUMBERS).to_le_bytes()
@@ -393,11 +573,11 @@ pub(crate) fn space(domain: &Domain) -> StoreSpace {
 /// The cluster file in force by the durable state, its credential left out; `None` if there is none.
 pub(crate) fn text_in_force(place: impl Fn(TreeId) -> TreeId, domain: &Domain) -> Option<String> {
     let keys = domain.tree_range(place(TRANSACTIONS), Bound::Unbounded, usize::MAX);
-    let (newest, _) = keys.last().and_then(|(key, _)| number_of(key))?;
-    let pieces = keys
-        .into_iter()
-        .filter(|(key, _)| number_of(key).is_some_and(|(number, part)| number == newest && part > 0));
-    String::from_utf8(pieces.flat_map(|(_, piece)| piece).collect()).ok()
+    let numbers = || keys.iter().filter_map(|(key, piece)| Some((number_of(key)?, piece)));
+    // Pieces may stand there ahead of their record.
+    let newest = numbers().filter(|((_, part), _)| *part == 0).map(|((number, _), _)| number).max()?;
+    let pieces = numbers().filter(|((number, part), _)| *number == newest && *part > 0);
+    String::from_utf8(pieces.flat_map(|(_, piece)| piece.iter().copied()).collect()).ok()
 }
 
 /// Object (16 zeros: the cluster), then the name, a zero byte (no name has one), then the owner.
@@ -434,17 +614,113 @@ fn number_of(key: &[u8]) -> Option<(u64, u32)> {
     Some((u64::from_be_bytes(*number), u32::from_be_bytes(part.try_into().ok()?)))
 }
 
-fn encode(configuration: &Configuration) -> Result<Vec<u8>, ControlError> {
-    let mut value = FORMAT_VERSION.to_le_bytes().to_vec();
-    value.extend(configuration.to_bytes().map_err(ControlError::Configuration)?);
-    Ok(value)
+fn format_of(value: &[u8]) -> Result<u32, ControlError> {
+    let version = value.first_chunk::<4>().ok_or(ControlError::StoreFormat { found: 0 })?;
+    match u32::from_le_bytes(*version) {
+        found @ (FORMAT_VERSION | FORMAT_VERSION_2 | FORMAT_VERSION_1) => Ok(found),
+        found => Err(ControlError::StoreFormat { found }),
+    }
 }
 
-fn decode(value: &[u8]) -> Result<Configuration, ControlError> {
-    let (version, bytes) = value.split_first_chunk::<4>().ok_or(ControlError::StoreFormat { found: 0 })?;
-    match u32::from_le_bytes(*version) {
-        FORMAT_VERSION => Configuration::from_bytes(bytes).map_err(ControlError::Configuration),
-        FORMAT_VERSION_1 => Configuration::from_bytes_1(bytes).map_err(ControlError::Configuration),
-        found => Err(ControlError::StoreFormat { found }),
+/// A configuration, and the place and bytes of its pages if it has any.
+type Decoded = (Configuration, Option<(u8, Rc<[u8]>)>);
+
+/// Reads the value at [`KEY`], and the pages that it names.
+fn decode(value: &[u8], page: impl Fn([u8; 5]) -> Option<Vec<u8>>) -> Result<Decoded, ControlError> {
+    let wrong = ControlError::Configuration;
+    match format_of(value)? {
+        FORMAT_VERSION => {
+            let head = Head::parse(value)?;
+            let mut bytes = Vec::new();
+            for number in 0..head.pages() {
+                bytes.extend(page(page_key(head.place, number)).ok_or(ControlError::StoreBroken)?);
+            }
+            let is_that =
+                bytes.len() == base::units::narrow(head.bytes.into()) && crc32c(&bytes) == head.checksum;
+            if !is_that {
+                return Err(ControlError::StoreBroken);
+            }
+            let configuration = Configuration::from_bytes(&bytes).map_err(wrong)?;
+            Ok((configuration, Some((head.place, bytes.into()))))
+        }
+        FORMAT_VERSION_1 => Ok((Configuration::from_bytes_1(&value[4..]).map_err(wrong)?, None)),
+        _ => Ok((Configuration::from_bytes(&value[4..]).map_err(wrong)?, None)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(version: u64, len: usize, changed: &[usize]) -> ConfBytes {
+        let mut bytes = vec![7; len];
+        bytes[..8].copy_from_slice(&version.to_le_bytes());
+        changed.iter().for_each(|at| bytes[*at] ^= 1);
+        ConfBytes { version, checksum: crc32c(&bytes), bytes: bytes.into() }
+    }
+
+    /// What a tree has after batches, and the bytes that its head leads to.
+    #[derive(Default)]
+    struct Tree(BTreeMap<(u32, Vec<u8>), Vec<u8>>);
+
+    impl Tree {
+        fn apply(&mut self, batch: Batch) {
+            for change in batch.changes {
+                let key = (change.tree.0, change.key);
+                match change.value {
+                    Some(value) => self.0.insert(key, value),
+                    None => self.0.remove(&key),
+                };
+            }
+        }
+
+        fn whole(&self) -> Vec<u8> {
+            let head = Head::parse(&self.0[&(TREE.0, KEY.to_vec())]).unwrap();
+            let pages =
+                (0..head.pages()).map(|page| &self.0[&(PAGES.0, page_key(head.place, page).to_vec())]);
+            let bytes: Vec<u8> = pages.flatten().copied().collect();
+            assert_eq!(
+                (bytes.len(), crc32c(&bytes)),
+                (base::units::narrow(head.bytes.into()), head.checksum)
+            );
+            bytes
+        }
+    }
+
+    #[test]
+    fn a_change_writes_the_pages_that_it_touches_and_many_go_to_the_other_place_first() {
+        const LEN: usize = 700_000;
+        let mut tree = Tree::default();
+        let mut before: Option<(u8, ConfBytes)> = None;
+        let everywhere: Vec<usize> = (8..LEN).step_by(1000).collect();
+        let steps: [(&[usize], usize, usize, u8); 6] = [
+            (&[], LEN, 684, 0),
+            (&[400_000], LEN, 0, 0),
+            (&everywhere, LEN, 684, 1),
+            (&[9], LEN, 684, 0),
+            (&[9], LEN + 3000, 0, 0),
+            (&[9], 5000, 0, 0),
+        ];
+        for (version, (changed, len, pages_ahead, place)) in (1..).zip(steps) {
+            let next = bytes(version, len, changed);
+            let (mut ahead, mut batch) = (Batch::default(), Batch::default());
+            let stored = before.as_ref().map(|(place, one)| (*place, &*one.bytes));
+            let to = put_configuration(stored, &next, &mut ahead, &mut batch);
+            assert_eq!((ahead.changes.len(), to), (pages_ahead, place), "version {version}");
+            if version == 2 {
+                assert_eq!(batch.changes.len(), 3, "two pages and the head");
+            }
+            // The power may go before the head is there.
+            let whole_before = before.as_ref().map(|(_, one)| one.bytes.to_vec());
+            tree.apply(ahead);
+            if let Some(whole_before) = whole_before {
+                assert_eq!(tree.whole(), whole_before, "version {version}");
+            }
+            tree.apply(batch);
+            assert_eq!(tree.whole(), next.bytes.to_vec(), "version {version}");
+            before = Some((to, next));
+        }
+        // The other place keeps its pages; of this one what is not needed goes.
+        assert_eq!(tree.0.keys().filter(|(tree, key)| *tree == PAGES.0 && key[0] == 0).count(), 5);
     }
 }

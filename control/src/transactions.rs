@@ -1,6 +1,7 @@
 //! The cluster file in force and those before it: each change is one numbered transaction. Pure; `store` keeps them.
 //!
-//! Bound: [`TRANSACTIONS_KEPT`] transactions and [`TRANSACTION_TEXT_BYTES_MAX`] bytes of their texts; the one in force is kept
+//! Bound: [`TRANSACTIONS_KEPT`] transactions, and of their texts what [`text_bytes_kept`] says for the store, at most
+//! [`TRANSACTION_TEXT_BYTES_MAX`] bytes; the one in force is kept
 //! however long it is. **Invariant**: numbers grow by one; the last one is in force. **Invariant**: no text holds the credential.
 //! Start at [`Transactions::start`] and [`Transactions::apply`].
 
@@ -9,7 +10,9 @@ use std::rc::Rc;
 
 use base::Endpoint;
 use base::units::wide;
-use faces::limits::{CLUSTER_FILE_BYTES_MAX, NOTE_BYTES_MAX, TRANSACTION_TEXT_BYTES_MAX, TRANSACTIONS_KEPT};
+use faces::limits::{
+    CLUSTER_FILE_BYTES_MAX, NOTE_BYTES_MAX, TRANSACTION_TEXT_BYTES_MAX, TRANSACTIONS_KEPT, text_bytes_kept,
+};
 use faces::{Change, ClusterFile, ConfigError, Credential, Effect, diff};
 use fops::conf::ConfTransaction;
 
@@ -168,10 +171,9 @@ impl Transactions {
             text_bytes: wide(text.len()),
         };
         self.kept.push_back(Kept { record, text: text.into() });
+        let bytes_max = text_bytes_kept(self.file.control.store_bytes);
         let bytes = |kept: &VecDeque<Kept>| kept.iter().map(|one| one.text.len()).sum::<usize>();
-        while self.kept.len() > TRANSACTIONS_KEPT
-            || (self.kept.len() > 1 && bytes(&self.kept) > TRANSACTION_TEXT_BYTES_MAX)
-        {
+        while self.kept.len() > TRANSACTIONS_KEPT || (self.kept.len() > 1 && bytes(&self.kept) > bytes_max) {
             self.kept.pop_front();
         }
     }
@@ -213,7 +215,7 @@ impl Transactions {
     }
 }
 
-const _: () = assert!(TRANSACTION_TEXT_BYTES_MAX + CLUSTER_FILE_BYTES_MAX < 2 << 20);
+const _: () = assert!(TRANSACTION_TEXT_BYTES_MAX + CLUSTER_FILE_BYTES_MAX < 16 << 20);
 
 #[cfg(test)]
 mod tests {
@@ -359,7 +361,7 @@ mod tests {
                 format!("{}\n{comment}", text(&[("name = \"demo\"", &format!("name = \"long {count}\""))]));
             transactions.apply(&next, 101 + count, 200, reason("")).unwrap();
         }
-        assert_eq!(transactions.kept().len(), 1, "two of them are more than may be kept");
+        assert_eq!(transactions.kept().len(), 1, "two of them are more than so small a store is to keep");
         assert_eq!(transactions.file().cluster.name, "long 2");
     }
 }

@@ -10,7 +10,7 @@ use crate::permutation::targets_of_tile;
 use crate::pool::PoolLayout;
 
 /// Tiles whose permutation an object's layout remembers: a sequential writer, a reader, and the two tiles that each may
-/// straddle. 8 bytes for each device and tile: at most 128 KiB at 4096 devices.
+/// straddle. 8 bytes for each device and tile: at most 512 KiB at 16,384 devices.
 const TILES_REMEMBERED: usize = 4;
 
 /// A place on a target: unit-sized slot number `frame` of component object number `target`.

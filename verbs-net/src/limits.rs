@@ -27,7 +27,7 @@ pub const TRANSFERS_MAX: usize = 16 * 1024;
 pub const EXPOSURES_MAX: usize = 64 * 1024;
 /// Fault rules of one machine: each send looks at all of them.
 pub const FAULT_RULES_MAX: usize = 64;
-/// Messages in flight of one interface, over all its peers: 128 full windows. Beyond it a peer may still have one each.
+/// Messages in flight of one interface, over all its peers, besides one for each connection: 128 full windows.
 pub const NET_CREDITS: u32 = 128 * CREDIT_WINDOW;
 /// Part of [`NET_CREDITS`] that only replies may use.
 pub const NET_CREDITS_RESERVE: u32 = NET_CREDITS / 4;

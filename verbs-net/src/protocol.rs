@@ -107,6 +107,8 @@ pub(crate) struct Peer {
     pub(crate) rails: SmallVec<[Rail; 1]>,
     pub(crate) waiting: VecDeque<Waiting>,
     pub(crate) wants_writable: bool,
+    /// It stands in `Protocol::net_waiting`.
+    pub(crate) is_net_waiting: bool,
     /// Incarnations that others have replaced: they do not come back.
     pub(crate) retired: VecDeque<u64>,
     /// Its nids have been asked for, of this incarnation.
@@ -177,7 +179,7 @@ pub(crate) struct Protocol {
     slots: Vec<Slot>,
     free: Vec<u32>,
     greeting_count: usize,
-    open_count: usize,
+    pub(crate) open_count: usize,
     pub(crate) exposures: ExposureTable,
     transfers: BTreeMap<u64, Transfer>,
     next_transfer: u64,
@@ -1894,6 +1896,7 @@ impl Peer {
             rails: SmallVec::new(),
             waiting: VecDeque::new(),
             wants_writable: false,
+            is_net_waiting: false,
             retired: VecDeque::new(),
             asked_epoch: 0,
             last_epoch: 0,

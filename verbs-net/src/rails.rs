@@ -173,7 +173,8 @@ impl Protocol {
                 is_net_full |= connection.has_credit(lane) && only.is_none_or(|only| only == id);
             }
         }
-        if is_net_full && !self.net_waiting.contains(&to) {
+        if is_net_full && let Some(peer) = self.peers.get_mut(&to).filter(|peer| !peer.is_net_waiting) {
+            peer.is_net_waiting = true;
             self.net_waiting.push_back(to);
         }
         Choice::NoCredit
@@ -185,11 +186,14 @@ impl Protocol {
         let Some(connection) = self.connection(id) else { return false };
         let (has_credit, is_idle, interface) =
             (connection.has_credit(lane), connection.in_flight() == 0, connection.interface);
-        let most = match lane {
-            Lane::Request => NET_CREDITS - NET_CREDITS_RESERVE,
-            Lane::Reply => NET_CREDITS,
-        };
-        has_credit && (is_idle || self.interfaces[interface].in_flight < most)
+        let kept = if lane == Lane::Request { NET_CREDITS_RESERVE } else { 0 };
+        has_credit && (is_idle || self.interfaces[interface].in_flight + kept < self.net_credits())
+    }
+
+    /// Messages that an interface may have in flight. The last message to a peer that has nothing to say stays in flight, as its credit comes back with
+    /// half a window or with the peer's next message; thousands of such peers must not take what the others need.
+    fn net_credits(&self) -> u32 {
+        NET_CREDITS.saturating_add(u32::try_from(self.open_count).unwrap_or(u32::MAX))
     }
 
     /// The best rail that is up, but for one.
@@ -473,8 +477,18 @@ impl Protocol {
 
     /// A peer has consumed messages of ours.
     pub(crate) fn on_delivered(&mut self, id: ConnectionId, count: u32) {
-        for endpoint in std::mem::take(&mut self.net_waiting) {
-            self.notify_writable(endpoint);
+        if !self.net_waiting.is_empty() {
+            // As many as there is room for: if each delivery woke all of them, thousands would try for each other's credit in vain. What is not taken
+            // now is there with the next delivery, and while anything is in flight there is one.
+            let interface = self.connection(id).map_or(0, |connection| connection.interface);
+            let room = self.net_credits().saturating_sub(self.interfaces[interface].in_flight).max(count);
+            for _ in 0..room {
+                let Some(endpoint) = self.net_waiting.pop_front() else { break };
+                if let Some(peer) = self.peers.get_mut(&endpoint) {
+                    peer.is_net_waiting = false;
+                }
+                self.notify_writable(endpoint);
+            }
         }
         if self.is_ailing {
             self.heal(id, u16::try_from(count).unwrap_or(HEALTH_MAX));

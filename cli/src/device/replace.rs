@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use base::Fid;
-use fops::conf::{ClusterStatus, DeviceCommand, DeviceCommandReply, DeviceOrder};
+use fops::conf::{DeviceCommand, DeviceCommandReply, DeviceOrder};
 use serde_json::json;
 
 use super::find;
@@ -51,7 +51,7 @@ pub fn run(args: &DeviceReplaceArgs) -> Result<(), Failure> {
     }
     let done = repair::follow(&mut desk, device, replacement, args.json)?;
     interrupt.release();
-    let status = desk.ask(&ClusterStatus)?;
+    let status = desk.cluster_status()?;
     let state = status.devices.iter().find(|found| found.device == device);
     let state = state.map_or("", |found| found.state.as_str());
     let (objects, bytes, version) = (done.progress.objects, done.progress.bytes, status.version);

@@ -15,7 +15,7 @@ use crate::cluster_file::{ClusterFile, DeviceSpan, PoolVersionSection, SecurityK
 use crate::cluster_tree::{PartKind, SERVICES, check_tree};
 use crate::limits::{
     CLUSTER_FILE_BYTES_MAX, CONTROLS_MAX, DEVICE_RUNS_MAX, DEVICES_MAX, LOCALITIES_MAX, POOL_NAME_BYTES_MAX,
-    POOL_VERSIONS_MAX, REPAIR_RATE_MIN, SERVERS_MAX,
+    POOL_VERSIONS_MAX, REPAIR_RATE_MIN, SERVERS_MAX, store_bytes_for,
 };
 use crate::pools::{DeviceRun, FIRST_POOL_NAME};
 
@@ -223,6 +223,16 @@ pub enum ConfigProblem {
     NotBlocks {
         /// As written.
         bytes: u64,
+    },
+    /// The store of control is too small for the file.
+    #[error(
+        "a cluster file of {text_bytes} bytes needs a store of at least {needed} bytes, which a new cluster may have, or `clovis control restore` into one"
+    )]
+    StoreTooSmall {
+        /// Bytes of the file.
+        text_bytes: usize,
+        /// Bytes of the smallest store that keeps it.
+        needed: u64,
     },
     /// A unit size out of range.
     #[error("unit size {bytes} is not a multiple of {BLOCK_BYTES} from {UNIT_BYTES_MIN} to {UNIT_BYTES_MAX}")]
@@ -499,6 +509,15 @@ pub(crate) fn check(file: &ClusterFile) -> Result<(), Fault> {
     check_pool(file)
 }
 
+/// The text of the file, which control is to keep, has room in its store.
+pub(crate) fn check_store(file: &ClusterFile, text_bytes: usize) -> Result<(), Fault> {
+    let needed = store_bytes_for(text_bytes);
+    if file.control.store_bytes >= needed {
+        return Ok(());
+    }
+    Err(fault(Place::Key("control.store_bytes"), ConfigProblem::StoreTooSmall { text_bytes, needed }))
+}
+
 fn check_sections(file: &ClusterFile) -> Result<(), Fault> {
     if file.cluster.name.trim().is_empty() {
         return Err(fault(Place::Key("cluster.name"), ConfigProblem::NoName));
@@ -670,8 +689,9 @@ fn check_devices(file: &ClusterFile) -> Result<(), Fault> {
         }
         check_blocks(Place::Device(index, "size_bytes"), device.size_bytes)?;
     }
+    let with_devices: BTreeSet<Fid> = file.devices.iter().map(|device| device.server).collect();
     for (index, server) in file.servers.iter().enumerate() {
-        if file.devices_of(server.process).next().is_none() {
+        if !with_devices.contains(&server.process) {
             let problem = ConfigProblem::ServerWithoutDevice { process: server.process };
             return Err(fault(Place::Server(index, "process"), problem));
         }
@@ -1089,5 +1109,13 @@ devices = ["0x6b00000000000001:5"]
         assert!(matches!(file.validate().unwrap_err().problem, ConfigProblem::NoServer));
         assert!(refused("").contains("missing field `cluster`"));
         assert!(refused(&" ".repeat(CLUSTER_FILE_BYTES_MAX + 1)).contains("at most"));
+        // A long one needs a store for it.
+        let long = format!("{GOOD}\n# {}", "x".repeat(600 << 10));
+        let message = refused(&long);
+        let needed = store_bytes_for(long.len());
+        let said = format!("needs a store of at least {needed} bytes");
+        assert!(message.contains("line 13, control.store_bytes") && message.contains(&said), "{message}");
+        let large = format!("store_bytes = {}", 2 * needed);
+        ClusterFile::parse(&long.replace("store_bytes = 16777216", &large)).unwrap();
     }
 }

@@ -18,6 +18,7 @@ use toml::Spanned;
 use crate::cluster_check::{self, ConfigError, ConfigProblem, Place};
 use crate::cluster_tree::{ClusterTree, Part, PartKind};
 use crate::configuration::{Configuration, DeviceConfig, DeviceState, PoolConfig, ProcessConfig};
+use crate::fid_order::position_of;
 use crate::limits;
 use crate::pools::{DeviceRun, FIRST_POOL_NAME, FurtherPools, PoolName, PoolVersionConfig};
 
@@ -404,7 +405,9 @@ impl ClusterFile {
         let raw: RawFile = toml::from_str(text).map_err(|error| syntax_error(text, &error))?;
         let spans = Spans::of(text, &raw);
         let file = raw.into_file();
-        cluster_check::check(&file).map_err(|fault| spans.locate(fault))?;
+        cluster_check::check(&file)
+            .and_then(|()| cluster_check::check_store(&file, text.len()))
+            .map_err(|fault| spans.locate(fault))?;
         Ok(file)
     }
 
@@ -552,7 +555,7 @@ impl ClusterFile {
     /// The server with this process fid.
     #[must_use]
     pub fn server(&self, process: Fid) -> Option<&ServerSection> {
-        self.servers.iter().find(|server| server.process == process)
+        self.servers.get(position_of(&self.servers, process, |server| server.process)?)
     }
 
     /// The devices of one server.
@@ -826,15 +829,17 @@ impl RawFile {
 }
 
 /// From the place of a fault to its line.
-struct Spans {
-    lines: Vec<(Place, u32)>,
+struct Spans<'text> {
+    text: &'text str,
+    /// Where each place begins in the text, in bytes.
+    starts: Vec<(Place, usize)>,
 }
 
-impl Spans {
-    fn of(text: &str, raw: &RawFile) -> Spans {
-        let mut spans = Spans { lines: Vec::new() };
+impl<'text> Spans<'text> {
+    fn of(text: &'text str, raw: &RawFile) -> Spans<'text> {
+        let mut spans = Spans { text, starts: Vec::new() };
         let mut add = |place: Place, span: std::ops::Range<usize>| {
-            spans.lines.push((place, line_of(text, span.start)));
+            spans.starts.push((place, span.start));
         };
         add(Place::Key("cluster.name"), raw.cluster.name.span());
         add(Place::Key("cluster.id"), raw.cluster.id.span());
@@ -932,7 +937,8 @@ impl Spans {
     }
 
     fn line(&self, place: &Place) -> Option<u32> {
-        self.lines.iter().find(|(candidate, _)| candidate == place).map(|(_, line)| *line)
+        let (_, start) = self.starts.iter().find(|(candidate, _)| candidate == place)?;
+        Some(line_of(self.text, *start))
     }
 
     fn locate(&self, fault: cluster_check::Fault) -> ConfigError {

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::cluster_check::{ConfigProblem, Fault, Place, check_fid, fault};
 use crate::cluster_file::ClusterFile;
+use crate::fid_order::position_of;
 use crate::limits::PARTS_MAX;
 
 /// The one service that a server process runs.
@@ -140,7 +141,8 @@ impl ClusterTree {
     /// The part of a kind with this fid.
     #[must_use]
     pub fn part(&self, kind: PartKind, fid: Fid) -> Option<&Part> {
-        self.parts(kind).iter().find(|part| part.fid == fid)
+        let parts = self.parts(kind);
+        parts.get(position_of(parts, fid, |part| part.fid)?)
     }
 
     /// The rack that a disk stands in, by way of its controller and enclosure.

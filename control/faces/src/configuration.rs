@@ -12,8 +12,14 @@ use bincode::{Decode, Encode};
 use fops::codec::{self, CodecError};
 use serde::{Deserialize, Serialize};
 
+use crate::conf_difference::BadDifference;
+use crate::conf_parts::BadParts;
+use crate::fid_order::position_of;
 use crate::limits::{AWAITED_DISKS_MAX, DEVICES_MAX, SERVERS_MAX};
 use crate::pools::FurtherPools;
+
+/// Number of the form of the encoded configuration: grows when a field is added. Control's store and [`fops::conf_sync::ConfSync`] name it.
+pub const CONFIGURATION_FORMAT: u32 = 2;
 
 /// State of a device, as HA decides it. Words: docs/glossary.md; transitions: docs/ha.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode, Serialize, Deserialize)]
@@ -164,8 +170,15 @@ impl Configuration {
     /// Device index of a device.
     #[must_use]
     pub fn target_index(&self, device: Fid) -> Option<u32> {
-        let index = self.pool.devices.iter().position(|candidate| candidate.device == device)?;
-        u32::try_from(index).ok()
+        u32::try_from(self.pool.position(device)?).ok()
+    }
+}
+
+impl PoolConfig {
+    /// Index of a device. Quick where the devices stand in the order of their fids, as this program writes cluster files.
+    #[must_use]
+    pub fn position(&self, device: Fid) -> Option<usize> {
+        position_of(&self.devices, device, |candidate| candidate.device)
     }
 }
 
@@ -206,6 +219,38 @@ pub enum ConfigurationError {
         /// As it stands.
         bytes: u32,
     },
+    /// Changes that do not fit the configuration that they are to change.
+    #[error(transparent)]
+    Difference(#[from] BadDifference),
+    /// Parts that are not a whole.
+    #[error(transparent)]
+    Parts(#[from] BadParts),
+    /// Bytes of another configuration than was announced.
+    #[error(
+        "version {version} was announced with checksum {expected:#010x}, and its bytes have {found:#010x}"
+    )]
+    Checksum {
+        /// As announced.
+        version: u64,
+        /// As announced.
+        expected: u32,
+        /// Of the bytes.
+        found: u32,
+    },
+    /// A version that was not announced.
+    #[error("version {expected} was announced, and version {found} came")]
+    OtherVersion {
+        /// As announced.
+        expected: u64,
+        /// What came.
+        found: u64,
+    },
+    /// Parts for ever.
+    #[error("it was not whole after {messages} messages")]
+    Endless {
+        /// How many came.
+        messages: usize,
+    },
     /// A device twice, or of a process that is not there.
     #[error("device {device} is there twice, or its process {process} is not there")]
     Device {
@@ -227,20 +272,25 @@ impl Configuration {
     /// processes of the version before understand them. Errors: larger than the limits allow.
     pub fn to_bytes(&self) -> Result<Vec<u8>, ConfigurationError> {
         self.check()?;
+        self.to_bytes_again()
+    }
+
+    /// The same of one that was checked before.
+    pub(crate) fn to_bytes_again(&self) -> Result<Vec<u8>, ConfigurationError> {
         let Configuration { version, cluster, profile, control, processes, pool, pools } = self;
         let head = (version, cluster, profile, control, processes, pool);
         if pools.says_nothing(pool.devices.len()) {
-            return Ok(codec::encode(&head)?);
+            return Ok(codec::encode_long(&head)?);
         }
-        Ok(codec::encode(&(head, pools))?)
+        Ok(codec::encode_long(&(head, pools))?)
     }
 
     /// Reads and checks the bytes that [`Configuration::to_bytes`] made, on another machine.
     pub fn from_bytes(bytes: &[u8]) -> Result<Configuration, ConfigurationError> {
         // Behind the one shape stands more, so that bytes are only ever of one of them.
-        let (head, pools) = match codec::decode::<ConfigurationHead>(bytes) {
+        let (head, pools) = match codec::decode_long::<ConfigurationHead>(bytes) {
             Ok(head) => (head, None),
-            Err(_) => codec::decode::<(ConfigurationHead, FurtherPools)>(bytes)
+            Err(_) => codec::decode_long::<(ConfigurationHead, FurtherPools)>(bytes)
                 .map(|(head, pools)| (head, Some(pools)))?,
         };
         let (version, cluster, profile, control, processes, pool) = head;
@@ -252,7 +302,7 @@ impl Configuration {
 
     /// Reads the bytes of a version that knew no replacements of disks: there were none.
     pub fn from_bytes_1(bytes: &[u8]) -> Result<Configuration, ConfigurationError> {
-        let configuration = Configuration::from(codec::decode::<Configuration1>(bytes)?);
+        let configuration = Configuration::from(codec::decode_long::<Configuration1>(bytes)?);
         configuration.check()?;
         Ok(configuration)
     }
@@ -281,11 +331,15 @@ impl Configuration {
             }
         }
         let processes: BTreeSet<Fid> = self.processes.iter().map(|process| process.process).collect();
-        let mut seen = BTreeSet::new();
+        // In the order of their fids, as they mostly are, none is there twice.
+        let in_order = devices.is_sorted_by(|one, next| one.device < next.device);
+        let (mut seen, mut known) = (BTreeSet::new(), None);
         for DeviceConfig { device, process, .. } in devices {
-            if !seen.insert(*device) || !processes.contains(process) {
+            let is_double = !in_order && !seen.insert(*device);
+            if is_double || !(known == Some(process) || processes.contains(process)) {
                 return Err(ConfigurationError::Device { device: *device, process: *process });
             }
+            known = Some(process);
         }
         Ok(())
     }
@@ -293,13 +347,19 @@ impl Configuration {
     /// The device with this fid.
     #[must_use]
     pub fn device(&self, device: Fid) -> Option<&DeviceConfig> {
-        self.pool.devices.iter().find(|candidate| candidate.device == device)
+        self.pool.devices.get(self.pool.position(device)?)
     }
 
     /// The process with this fid.
     #[must_use]
     pub fn process(&self, process: Fid) -> Option<&ProcessConfig> {
-        self.processes.iter().find(|candidate| candidate.process == process)
+        self.processes.get(self.process_position(process)?)
+    }
+
+    /// Index of a process, found as [`PoolConfig::position`] finds a device.
+    #[must_use]
+    pub fn process_position(&self, process: Fid) -> Option<usize> {
+        position_of(&self.processes, process, |candidate| candidate.process)
     }
 }
 
@@ -426,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_configuration_fits_a_message() {
+    fn the_largest_configuration_has_the_size_that_limits_say() {
         let mut configuration = example();
         let (process, device) = (configuration.processes[0].clone(), configuration.pool.devices[0].clone());
         configuration.processes.clear();

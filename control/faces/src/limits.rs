@@ -1,16 +1,16 @@
-//! Limits of a configuration, each with its arithmetic. A configuration travels in one message, and that decides them.
+//! Limits of a configuration and of what control keeps, each with its arithmetic.
 
 use std::time::Duration;
 
 use base::limits::{MESSAGE_BYTES_MAX, REQUEST_BULK_BYTES_MAX};
 use base::units::wide;
 
-/// Server processes of a cluster.
-pub const SERVERS_MAX: usize = 256;
+/// Server processes of a cluster: ten devices each make the most devices.
+pub const SERVERS_MAX: usize = 1024;
 /// Control daemons: five, and two that come in place of others.
 pub const CONTROLS_MAX: usize = 7;
-/// Devices of a cluster.
-pub const DEVICES_MAX: usize = 768;
+/// Devices of a cluster. Each takes 66 bytes of a configuration, which whoever is new fetches in parts: [`CONFIGURATION_BYTES_MAX`].
+pub const DEVICES_MAX: usize = 10_240;
 
 /// Pool versions beside the first one.
 pub const POOL_VERSIONS_MAX: usize = 8;
@@ -23,19 +23,63 @@ pub const POOL_NAME_BYTES_MAX: usize = 24;
 pub const AWAITED_DISKS_MAX: usize = 64;
 /// Localities (endpoints) of one server process.
 pub const LOCALITIES_MAX: usize = 64;
-/// Racks, enclosures, controllers, disks, nodes and services of a cluster together: a disk for each device, and as much again.
-pub const PARTS_MAX: usize = 4096;
-/// Bytes of a cluster file: the largest cluster's file has about 200 bytes per device and server, and 80 per part. With the
-/// configuration it has to fit one record of control's log, 1 MiB.
-pub const CLUSTER_FILE_BYTES_MAX: usize = 512 << 10;
+/// Racks, enclosures, controllers, disks, nodes and services of a cluster together: a disk for each device, as much again, and 4096.
+pub const PARTS_MAX: usize = 2 * DEVICES_MAX + 4096;
+/// Bytes of a cluster file: the largest cluster's file has about 200 bytes per device and server, and 80 per part:
+/// 11,264 × 200 + 24,576 × 80 = 4.2 MB.
+pub const CLUSTER_FILE_BYTES_MAX: usize = 4 << 20;
+/// A cluster file of so many bytes fits every store of control.
+pub const CLUSTER_FILE_BYTES_ALWAYS: usize = 512 << 10;
+/// A longer one is at most this part of the store: a third of a checkpoint area, which is 1/128 (docs/disk.md). The configuration that belongs to it, twice,
+/// is another third.
+pub const CLUSTER_FILE_STORE_PART: u64 = 384;
+
+/// Bytes of the smallest store of control for a cluster file of so many bytes; 0: any.
+#[must_use]
+pub const fn store_bytes_for(text_bytes: usize) -> u64 {
+    if text_bytes <= CLUSTER_FILE_BYTES_ALWAYS {
+        return 0;
+    }
+    (text_bytes as u64 * CLUSTER_FILE_STORE_PART).next_multiple_of(base::units::MIB)
+}
+/// Bytes of a part of a cluster file that is being brought to control: the bulk of one request.
+pub const CLUSTER_UPLOAD_PART_BYTES: usize = 1 << 20;
 /// Bytes of a part of a cluster file in one message.
 pub const CLUSTER_TEXT_PART_BYTES: usize = 48 << 10;
 /// Bytes of the note of a transaction.
 pub const NOTE_BYTES_MAX: usize = 200;
 /// Transactions that control keeps.
 pub const TRANSACTIONS_KEPT: usize = 64;
-/// Bytes of the texts of the transactions that control keeps; the one in force is kept however long it is.
-pub const TRANSACTION_TEXT_BYTES_MAX: usize = 768 << 10;
+/// Bytes of the texts of the transactions that control keeps: two of the longest, and in a smaller store less ([`text_bytes_kept`]). The one in force is
+/// kept however long it is.
+pub const TRANSACTION_TEXT_BYTES_MAX: usize = 2 * CLUSTER_FILE_BYTES_MAX;
+
+/// Bytes of texts that a store of so many bytes is to keep: half of a checkpoint area, which has at least 1.5 MiB.
+#[must_use]
+pub fn text_bytes_kept(store_bytes: u64) -> usize {
+    base::units::narrow(store_bytes / 256).clamp(768 << 10, TRANSACTION_TEXT_BYTES_MAX)
+}
+
+/// Bytes of a part of a configuration in one message.
+pub const CONF_PART_BYTES: usize = 48 << 10;
+/// Bytes of the changes of a configuration in one message; longer ones come one message after the other.
+pub const CONF_CHANGES_BYTES: usize = 48 << 10;
+/// Bytes of a splice without what comes: two numbers and a length.
+pub const CONF_SPLICE_BYTES: usize = 4 + 4 + 8;
+/// Differences between versions that control keeps, for those who have an older one: an hour of a change each second, and more. 80 bytes each besides
+/// what is in [`CONF_HISTORY_BYTES`].
+pub const CONF_HISTORY_STEPS: usize = 4096;
+/// Bytes of these differences. Whoever is so far behind fetches everything, which is not much longer.
+pub const CONF_HISTORY_BYTES: usize = 1 << 20;
+/// For so long control hands the same version to all who begin to fetch everything, so that it does not change under them; what changed since follows
+/// as a difference. 15 parts to each of 10,000 clients over 100 Gbit/s are 0.6 s.
+pub const CONF_HANDOUT: Duration = Duration::from_secs(5);
+/// Messages after which a configuration that was asked for has to be whole: each of the 15 parts of the largest one, begun anew 60 times.
+pub const CONF_SYNC_MESSAGES_MAX: usize = 1024;
+/// Processes, and devices, of a page of the status of the cluster.
+pub const STATUS_PAGE: usize = 512;
+/// Targets that are named to one who waits for a fence; a break waits for all of them.
+pub const FENCE_WAITS_NAMED: usize = 768;
 
 /// Changes of states that control keeps.
 pub const EVENTS_KEPT: usize = 1024;
@@ -84,8 +128,8 @@ pub const LOAD_PERIOD: Duration = Duration::from_secs(10);
 /// Samples that control keeps: an hour, 35 KiB.
 pub const LOAD_PERIODS_KEPT: usize = 360;
 
-/// Watches of a cluster: 200 bytes each in memory and in control's store.
-pub const WATCHES_MAX: usize = 4096;
+/// Watches of a cluster: 200 bytes each in memory and in control's store, 3.2 MiB. One for each client that there can be.
+pub const WATCHES_MAX: usize = 16_384;
 /// Watches of one object: all of their acknowledgements fit one message.
 pub const WATCHES_PER_OBJECT_MAX: usize = 64;
 /// Watches of one watcher, named in each answer to it.
@@ -129,10 +173,23 @@ pub const HOLDER_ANSWER_BYTES_MAX: usize = NOTIFY_ACK_BYTES_MAX - (4 + 8);
 /// A lock that nobody has to renew is looked after so often by the program that holds it cooperatively.
 pub const LOCK_LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Sessions of borrowers at control: at most 200 bytes of memory each.
-pub const BORROWERS_MAX: usize = 4096;
-/// Loans and waiting requests of a cluster together: at most 800 bytes each with their keys, 13 MiB.
-pub const LOANS_MAX: usize = 16_384;
+/// Sessions of borrowers at control, one for each client: at most 300 bytes of memory each, 5 MiB.
+pub const BORROWERS_MAX: usize = 16_384;
+/// Loans and waiting requests of a cluster together, two for each borrower: at most 800 bytes each with their keys, 26 MiB.
+pub const LOANS_MAX: usize = 2 * BORROWERS_MAX;
+/// Changes of loans that become durable together: at most 400 bytes each, 200 KiB of the 1 MiB of a record of control's log. More go one after the other.
+pub const LOAN_CHANGES_AT_ONCE: usize = 512;
+/// The law of memory of a control daemon, which `control/tests/scale.rs` measures. What it takes whatever the cluster: 16 MiB of replies kept for
+/// resends, ADDB, the hour of load, 1.5 MiB of differences of the configuration, buffers of its store.
+pub const CONTROL_BASE_BYTES: u64 = 28 << 20;
+/// For each device of the configuration: what is known of it, and its part of five copies of the configuration.
+pub const CONTROL_DEVICE_BYTES: u64 = 1024;
+/// For each locality of a server: its session, what it did, what runs for it.
+pub const CONTROL_SERVER_BYTES: u64 = 12 << 10;
+/// For each client: its session, and what it holds.
+pub const CONTROL_CLIENT_BYTES: u64 = 9 << 10;
+/// Sessions of rpc at control: each borrower, each locality of servers (four on average), and commands.
+pub const CONTROL_SESSIONS_MAX: usize = BORROWERS_MAX + 4 * SERVERS_MAX + 4096;
 /// Loans and waiting requests of one borrower.
 pub const LOANS_PER_BORROWER_MAX: usize = 1024;
 /// Requests that wait for credits of one resource: each event looks at all pairs of them.
@@ -208,19 +265,40 @@ pub const CONFIGURATION_BYTES_MAX: usize = CONFIGURATION_HEAD_BYTES
     + DEVICES_MAX * DEVICE_CONFIG_BYTES
     + AWAITED_DISKS_MAX * FID_BYTES;
 
-/// What a `ConfGetReply` adds: version, option tag, length.
+/// What a `ConfGetReply` adds to a configuration that fits one message: version, option tag, length.
 const CONF_GET_REPLY_BYTES: usize = 8 + 1 + 8;
-/// Encoded bytes of the largest `ClusterStatusReply`: 26 per process; per device 41 and a word of at most 16 bytes.
-const CLUSTER_STATUS_BYTES_MAX: usize = 8 + 2 * 8 + SERVERS_MAX * 26 + DEVICES_MAX * (16 + 8 + 16 + 24);
+/// Bytes of the largest configuration that a `ConfGetReply` carries: what requesters get who do not know `ConfSync`.
+pub const CONF_MESSAGE_BYTES: usize = 65_536 - CONF_GET_REPLY_BYTES - ITEM_HEADER_ROOM;
+/// What a `Part` adds: variant, four numbers, checksum, length; and what `Changes` do: variant, two numbers, checksum, length.
+const CONF_PART_HEAD_BYTES: usize = 4 + 4 * 8 + 4 + 8;
+/// Encoded bytes of a `ProcessStatus`: fid, silence, flag.
+const PROCESS_STATUS_BYTES: usize = FID_BYTES + 9 + 1;
+/// Encoded bytes of a `DeviceStatus`: fid, a word of at most 16 bytes, three numbers, one of them optional.
+const DEVICE_STATUS_BYTES: usize = FID_BYTES + 8 + 16 + 8 + 9 + 8;
+/// Bytes of processes and devices of the largest `ClusterStatusReply`: what fits it is for requesters who do not know `StatusGet`.
+pub const CLUSTER_STATUS_BYTES: usize = 65_536 - 3 * 8 - ITEM_HEADER_ROOM;
+
+/// True if the status of so many processes and devices fits one message.
+#[must_use]
+pub fn status_fits_a_message(processes: usize, devices: usize) -> bool {
+    processes * PROCESS_STATUS_BYTES + devices * DEVICE_STATUS_BYTES <= CLUSTER_STATUS_BYTES
+}
 
 /// Room for the item's header in front of a body.
 const ITEM_HEADER_ROOM: usize = 1024;
 
 const _: () =
-    assert!(wide(CONFIGURATION_BYTES_MAX + CONF_GET_REPLY_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
-const _: () = assert!(wide(CLUSTER_STATUS_BYTES_MAX + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
+    assert!(wide(CONF_MESSAGE_BYTES + CONF_GET_REPLY_BYTES + ITEM_HEADER_ROOM) == MESSAGE_BYTES_MAX);
+const _: () = assert!(wide(CONF_PART_BYTES + CONF_PART_HEAD_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
+const _: () =
+    assert!(wide(CONF_CHANGES_BYTES + CONF_PART_HEAD_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
+const _: () = assert!(CONFIGURATION_BYTES_MAX <= fops::codec::LONG_BYTES_MAX);
+const _: () = assert!(
+    wide(STATUS_PAGE * (PROCESS_STATUS_BYTES + DEVICE_STATUS_BYTES) + 4 * 8 + ITEM_HEADER_ROOM)
+        <= MESSAGE_BYTES_MAX
+);
 const _: () = assert!(wide(CLUSTER_TEXT_PART_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
-const _: () = assert!(wide(CLUSTER_FILE_BYTES_MAX) <= REQUEST_BULK_BYTES_MAX);
+const _: () = assert!(wide(CLUSTER_UPLOAD_PART_BYTES) <= REQUEST_BULK_BYTES_MAX);
 /// Encoded bytes of a `ConfTransaction`: five numbers, endpoint, change count, note with its length.
 const TRANSACTION_BYTES_MAX: usize = 4 * 8 + 4 + ENDPOINT_BYTES + 8 + NOTE_BYTES_MAX;
 /// Encoded bytes of an `Event`: three numbers, fid, three words of at most 16 bytes.
@@ -305,6 +383,7 @@ const _: () =
     assert!(wide(8 + 1 + REPAIRS_PAGE * REPAIR_STATUS_BYTES_MAX + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 /// Encoded bytes of a `FenceWait`: two fids, endpoint, time.
 const FENCE_WAIT_BYTES: usize = 2 * FID_BYTES + ENDPOINT_BYTES + 8;
-const _: () = assert!(wide(4 + 8 + DEVICES_MAX * FENCE_WAIT_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
+const _: () =
+    assert!(wide(4 + 8 + FENCE_WAITS_NAMED * FENCE_WAIT_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 // docs/configuration.md says this number.
-const _: () = assert!(CONFIGURATION_BYTES_MAX == 64_194);
+const _: () = assert!(CONFIGURATION_BYTES_MAX == 721_602);

@@ -47,7 +47,7 @@ const MESSAGES_MAX: usize = 32;
 /// Messages that came and wait for their step; what comes on top is dropped, as if it had been lost.
 const INBOX_MAX: usize = 256;
 /// Bytes of a message put together from its parts: a copy of the state is the longest.
-const MESSAGE_BYTES_MAX: u64 = 16 << 20;
+const MESSAGE_BYTES_MAX: u64 = 64 << 20;
 
 /// What the driver is told to do.
 enum Input {

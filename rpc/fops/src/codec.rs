@@ -11,10 +11,16 @@ pub use bincode::{Decode, Encode};
 #[expect(clippy::cast_possible_truncation, reason = "a message is far smaller than any usize")]
 const BODY_BYTES_MAX: usize = MESSAGE_BYTES_MAX as usize;
 
+/// Bytes of the largest value that is encoded to travel in parts, or by its changes, or to be stored: a configuration.
+pub const LONG_BYTES_MAX: usize = 1 << 20;
+
 type Frozen = Configuration<LittleEndian, Fixint, Limit<BODY_BYTES_MAX>>;
 
 const FROZEN: Frozen =
     bincode::config::standard().with_little_endian().with_fixed_int_encoding().with_limit::<BODY_BYTES_MAX>();
+
+const FROZEN_LONG: Configuration<LittleEndian, Fixint, Limit<LONG_BYTES_MAX>> =
+    bincode::config::standard().with_little_endian().with_fixed_int_encoding().with_limit::<LONG_BYTES_MAX>();
 
 /// Why bytes are not the body that they should be, or a body does not fit a message.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +36,12 @@ pub enum CodecError {
     #[error("the body has {bytes} bytes, more than the {MESSAGE_BYTES_MAX} of a message")]
     TooLong {
         /// Size of the encoded body.
+        bytes: usize,
+    },
+    /// The encoded value is longer than anything that travels in parts.
+    #[error("the value has {bytes} bytes, more than the {LONG_BYTES_MAX} of what travels in parts")]
+    TooLongForParts {
+        /// Size of the encoded value.
         bytes: usize,
     },
     /// Bytes are left over behind the body.
@@ -64,6 +76,24 @@ pub fn decode<T: Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
     let (body, used) = bincode::decode_from_slice(bytes, FROZEN)?;
     match bytes.len() - used {
         0 => Ok(body),
+        left => Err(CodecError::TrailingBytes { left }),
+    }
+}
+
+/// Encodes what may be longer than a message, in the same form. Errors: longer than [`LONG_BYTES_MAX`].
+pub fn encode_long<T: Encode>(value: &T) -> Result<Vec<u8>, CodecError> {
+    let bytes = bincode::encode_to_vec(value, FROZEN_LONG)?;
+    if bytes.len() > LONG_BYTES_MAX {
+        return Err(CodecError::TooLongForParts { bytes: bytes.len() });
+    }
+    Ok(bytes)
+}
+
+/// Decodes what [`encode_long`] made; it must fill `bytes` exactly. Never allocates more than about [`LONG_BYTES_MAX`].
+pub fn decode_long<T: Decode<()>>(bytes: &[u8]) -> Result<T, CodecError> {
+    let (value, used) = bincode::decode_from_slice(bytes, FROZEN_LONG)?;
+    match bytes.len() - used {
+        0 => Ok(value),
         left => Err(CodecError::TrailingBytes { left }),
     }
 }

@@ -3,7 +3,7 @@
 //! Must not know: sessions, sockets, devices. A body is variable-shaped and goes through [`codec`]; the fixed headers around it
 //! belong to `rpc`. Bytes are pinned by golden tests; docs/wire.md lists the opcodes.
 //!
-//! Start at [`Fop`]; the bodies are grouped by the service that answers them: [`conf`], [`object`], [`component`], [`lock`],
+//! Start at [`Fop`]; the bodies are grouped by the service that answers them: [`conf`], [`conf_sync`], [`object`], [`component`], [`lock`],
 //! [`watch`], [`rm`], [`repair`], [`member`], [`admin`]. What notifies carry is in [`news`].
 #![forbid(unsafe_code)]
 
@@ -11,6 +11,7 @@ pub mod admin;
 pub mod codec;
 pub mod component;
 pub mod conf;
+pub mod conf_sync;
 mod error;
 pub mod load;
 pub mod lock;
@@ -133,6 +134,14 @@ pub enum Opcode {
     MemberChange = 122,
     /// [`member::BackupGet`]
     BackupGet = 123,
+    /// [`conf_sync::ConfSync`]
+    ConfSync = 130,
+    /// [`conf_sync::ConfUpload`]
+    ConfUpload = 131,
+    /// [`conf_sync::ConfApplyUpload`]
+    ConfApplyUpload = 132,
+    /// [`conf_sync::StatusGet`]
+    StatusGet = 133,
 }
 
 impl Opcode {
@@ -190,6 +199,10 @@ impl Opcode {
         Opcode::MembersGet,
         Opcode::MemberChange,
         Opcode::BackupGet,
+        Opcode::ConfSync,
+        Opcode::ConfUpload,
+        Opcode::ConfApplyUpload,
+        Opcode::StatusGet,
     ];
 
     /// The one with this number.

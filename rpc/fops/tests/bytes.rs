@@ -5,7 +5,9 @@
 
 use base::{BlockExtent, Endpoint, Fid, LayoutWidth};
 use fops::codec::{CodecError, Decode, Encode, decode, encode, encode_into};
-use fops::{FopError, admin, component, conf, load, lock, member, news, object, repair, rm, watch};
+use fops::{
+    FopError, admin, component, conf, conf_sync, load, lock, member, news, object, repair, rm, watch,
+};
 use proptest::prelude::*;
 
 type RawFid = (u64, u64);
@@ -610,6 +612,70 @@ fn bodies_of_load() {
 }
 
 #[test]
+fn bodies_of_what_travels_in_parts() {
+    pinned(
+        conf_sync::ConfSync { format: 2, known_version: 3, version: 4, offset: 5 },
+        agreed!((u32, u64, u64, u64): (2, 3, 4, 5)),
+        "02000000 0300000000000000 0400000000000000 0500000000000000",
+    );
+    pinned(
+        conf_sync::ConfSyncReply::Current { version: 3 },
+        agreed!((u32, u64): (0, 3)),
+        "00000000 0300000000000000",
+    );
+    pinned(
+        conf_sync::ConfSyncReply::Changes {
+            version: 4,
+            newest: 5,
+            checksum: 6,
+            steps: vec![vec![conf_sync::ConfSplice { at: 7, gone: 1, put: vec![0xaa, 0xbb] }]],
+        },
+        agreed!((u32, u64, u64, u32, Vec<Vec<(u32, u32, Vec<u8>)>>):
+            (1, 4, 5, 6, vec![vec![(7, 1, vec![0xaa, 0xbb])]])),
+        "01000000 0400000000000000 0500000000000000 06000000 0100000000000000 0100000000000000 07000000 01000000 0200000000000000 aabb",
+    );
+    pinned(
+        conf_sync::ConfSyncReply::Part {
+            version: 4,
+            newest: 5,
+            total_bytes: 9,
+            checksum: 6,
+            offset: 7,
+            part: vec![0xaa, 0xbb],
+        },
+        agreed!((u32, u64, u64, u64, u32, u64, Vec<u8>): (2, 4, 5, 9, 6, 7, vec![0xaa, 0xbb])),
+        "02000000 0400000000000000 0500000000000000 0900000000000000 06000000 0700000000000000 0200000000000000 aabb",
+    );
+    pinned(
+        conf_sync::ConfUpload { upload: 1, offset: 2, total_bytes: 3 },
+        agreed!((u64, u64, u64): (1, 2, 3)),
+        "0100000000000000 0200000000000000 0300000000000000",
+    );
+    pinned(conf_sync::ConfUploadReply { bytes: 2 }, agreed!(u64: 2), "0200000000000000");
+    pinned(
+        conf_sync::ConfApplyUpload { upload: 1, checksum: 2, base: 3, unix_s: 4, note: "n".to_owned() },
+        agreed!((u64, u32, u64, u64, String): (1, 2, 3, 4, "n".to_owned())),
+        "0100000000000000 02000000 0300000000000000 0400000000000000 0100000000000000 6e",
+    );
+    pinned(
+        conf_sync::StatusGet { processes_from: 1, devices_from: 2 },
+        agreed!((u32, u32): (1, 2)),
+        "01000000 02000000",
+    );
+    pinned(
+        conf_sync::StatusGetReply {
+            version: 1,
+            processes_total: 2,
+            devices_total: 3,
+            processes: vec![conf::ProcessStatus { process: FID, silent_ms: None, alive: false }],
+            devices: Vec::new(),
+        },
+        agreed!((u64, u32, u32, Vec<(RawFid, Option<u64>, bool)>, Vec<u8>): (1, 2, 3, vec![(RAW, None, false)], vec![])),
+        &format!("0100000000000000 02000000 03000000 0100000000000000 {FID_HEX} 00 00 0000000000000000"),
+    );
+}
+
+#[test]
 fn opcodes_are_pinned() {
     use fops::Opcode as O;
     let numbers = [
@@ -653,6 +719,10 @@ fn opcodes_are_pinned() {
         (O::RmList, 94),
         (O::LoadReport, 100),
         (O::LoadGet, 101),
+        (O::ConfSync, 130),
+        (O::ConfUpload, 131),
+        (O::ConfApplyUpload, 132),
+        (O::StatusGet, 133),
     ];
     for (opcode, number) in numbers {
         assert_eq!(opcode as u16, number, "{opcode:?}");
@@ -697,6 +767,12 @@ fn decode_as_everything(bytes: &[u8]) {
     one::<repair::RepairGetReply>(bytes);
     one::<conf::ClusterStatus>(bytes);
     one::<conf::ClusterStatusReply>(bytes);
+    one::<conf_sync::ConfSync>(bytes);
+    one::<conf_sync::ConfSyncReply>(bytes);
+    one::<conf_sync::ConfUpload>(bytes);
+    one::<conf_sync::ConfApplyUpload>(bytes);
+    one::<conf_sync::StatusGet>(bytes);
+    one::<conf_sync::StatusGetReply>(bytes);
     one::<object::ObjectOpen>(bytes);
     one::<object::ObjectOpenReply>(bytes);
     one::<object::ObjectUpdate>(bytes);

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use base::checksum::crc32c;
 use base::units::narrow;
 use fops::codec::{decode, encode};
-use fops::{Fop, FopError, admin, component, conf, object, repair};
+use fops::{Fop, FopError, admin, component, conf, conf_sync, object, repair};
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use spdk_stob::format::change::Change;
 use spdk_stob::format::record::RecordHeader;
@@ -67,6 +67,10 @@ fn fops(bytes: &[u8]) -> (Decoders, Decoders, usize, &[u8]) {
         conf::DeviceCommand,
         repair::RepairTurn,
         repair::RepairGet,
+        conf_sync::ConfSync,
+        conf_sync::ConfUpload,
+        conf_sync::ConfApplyUpload,
+        conf_sync::StatusGet,
     )
 }
 
@@ -94,7 +98,7 @@ fn reply(bytes: &[u8]) -> String {
 
 /// One byte of choice, then zeros: most bodies of fixed shape take them.
 fn zeros() -> Vec<Vec<u8>> {
-    (0..20_u8)
+    (0..28_u8)
         .flat_map(|which| [0, 8, 16, 40, 96].map(|count| [vec![which], vec![0; count]].concat()))
         .collect()
 }
@@ -247,6 +251,98 @@ fn conf_file(bytes: &[u8]) -> String {
         Ok(_) => "a cluster".into(),
         Err(error) => error.to_string().lines().last().unwrap_or_default().chars().take(30).collect(),
     }
+}
+
+fn small_configuration() -> faces::Configuration {
+    let text = include_str!("../../../control/faces/src/cluster_file_example.toml");
+    faces::ClusterFile::parse(text).expect("the example is one").initial_configuration()
+}
+
+/// A whole configuration, as its parts make it.
+fn configuration(bytes: &[u8]) -> String {
+    match faces::Configuration::from_bytes(bytes) {
+        Ok(found) => {
+            assert_eq!(found.to_bytes().expect("what was read is written"), bytes);
+            "a configuration".into()
+        }
+        Err(error) => error.to_string().chars().filter(|letter| !letter.is_ascii_digit()).take(40).collect(),
+    }
+}
+
+/// The first byte says what kind of lie the rest is: a reply to who fetches, taken as `ConfClient` takes it, with all that was right before.
+fn conf_reply(bytes: &[u8]) -> String {
+    use conf_sync::ConfSyncReply;
+    use faces::conf_parts::{Parts, Whole};
+    let known = small_configuration();
+    let reply = match decode::<ConfSyncReply>(bytes) {
+        Ok(reply) => reply,
+        Err(error) => return error.to_string().chars().take(40).collect(),
+    };
+    let kind = |error: String| -> String {
+        error.chars().filter(|letter| !letter.is_ascii_digit()).take(40).collect()
+    };
+    match reply {
+        ConfSyncReply::Current { .. } => "current".into(),
+        ConfSyncReply::Changes { version, checksum, steps, .. } => {
+            // Whatever the checksum says: what the steps make is bounded, or they are refused and change nothing.
+            let mut changed = known.to_bytes().expect("the example is one");
+            for step in &steps {
+                let before = changed.clone();
+                match faces::conf_difference::apply(&mut changed, step, 4096) {
+                    Ok(()) => assert!(changed.len() <= 4096),
+                    Err(_) => assert_eq!(changed, before),
+                }
+            }
+            match faces::conf_client::changed(&known, &steps, (version, checksum)) {
+                Ok(next) => format!("changes to {}", next.version.min(1)),
+                Err(error) => kind(error.to_string()),
+            }
+        }
+        ConfSyncReply::Part { version, total_bytes, checksum, offset, part, .. } => {
+            let whole = Whole { version, bytes: total_bytes, checksum };
+            let mut parts = match Parts::begin(whole) {
+                Ok(parts) => parts,
+                Err(error) => return kind(error.to_string()),
+            };
+            match parts.take(whole, offset, &part) {
+                Ok(false) => "a part".into(),
+                Ok(true) => parts.into_bytes().map_or_else(
+                    |error| kind(error.to_string()),
+                    |bytes| {
+                        assert_eq!(base::units::wide(bytes.len()), total_bytes);
+                        configuration(&bytes)
+                    },
+                ),
+                Err(error) => kind(error.to_string()),
+            }
+        }
+    }
+}
+
+fn configurations() -> Vec<Vec<u8>> {
+    vec![small_configuration().to_bytes().expect("the example is one")]
+}
+
+fn conf_replies() -> Vec<Vec<u8>> {
+    use conf_sync::ConfSyncReply;
+    let (one, mut other) = (small_configuration(), small_configuration());
+    other.version += 1;
+    other.pool.devices[2].size_blocks = 9;
+    other.pool.awaited_disks.push(other.pool.devices[1].device);
+    let [one, other] = [one, other].map(|one| one.to_bytes().expect("the example is one"));
+    let steps = vec![faces::conf_difference::difference(&one, &other)];
+    let part = |offset: usize| ConfSyncReply::Part {
+        version: 1,
+        newest: 1,
+        total_bytes: base::units::wide(one.len()),
+        checksum: crc32c(&one),
+        offset: base::units::wide(offset),
+        part: one[offset..].to_vec(),
+    };
+    let changes = ConfSyncReply::Changes { version: 2, newest: 2, checksum: crc32c(&other), steps };
+    [ConfSyncReply::Current { version: 3 }, changes, part(0), part(40)]
+        .map(|reply| encode(&reply).expect("it fits a message"))
+        .to_vec()
 }
 
 fn superblock(bytes: &[u8]) -> String {
@@ -444,6 +540,8 @@ pub fn all() -> Vec<Target> {
             conf_file,
             3,
         ),
+        target("conf_whole", configurations(), nothing, configuration, 3),
+        target("conf_sync", conf_replies(), nothing, conf_reply, 6),
         target("stob_superblock", superblocks(), mend_superblock, superblock, 4),
         target("stob_record", records(), mend_record, record, 2),
         target("stob_change", change_examples(), nothing, changes, 9),
