@@ -49,9 +49,9 @@ use crate::loans::LoanTable;
 use crate::lock_service;
 use crate::locks::LockTable;
 use crate::reconcile::reconcile;
-use crate::replication::journal::Journal;
+use crate::replication::journal::{Journal, Position, state_of};
 use crate::replication::log::{Alone, ReplicatedLog};
-use crate::replication::member::{Member, SILENCE_MAX, TICK};
+use crate::replication::member::{Member, MemberCounts, SILENCE_MAX, TICK};
 use crate::rm_service;
 use crate::store::{self, Changes, Store, Stored, open_domain};
 use crate::transactions::{ApplyRefusal, Kept, Reason, Transactions};
@@ -165,6 +165,8 @@ pub(crate) struct Office {
     copy: RefCell<Option<(u64, Vec<u8>)>>,
     shutdown: Cell<bool>,
     shutdown_rung: Notify,
+    /// A task hands the lead over, as this daemon is to be taken out.
+    is_handing_over: Cell<bool>,
 }
 
 /// A reign: the daemon while it decides.
@@ -246,7 +248,7 @@ impl Control {
         let cluster = config.configuration.cluster;
         let domain = open_domain(locality, config.store, cluster).await?;
         let member = config.member.as_ref();
-        let journal = open_journal(&domain, cluster, member).await?;
+        let journal = open_journal(&domain, cluster, member, config.bug).await?;
         let begun = match &journal {
             Some(_) => None,
             None => {
@@ -265,7 +267,8 @@ impl Control {
         let endpoints = config.member.map(|member| member.members).unwrap_or_default();
         let credential = config.file.as_ref().and_then(|file| file.credential);
         let member = journal.map(|journal| {
-            let (member, task) = Member::start(&rpc, &domain, journal, endpoints, (cluster, credential));
+            let whose = (cluster, credential);
+            let (member, task) = Member::start(&rpc, &domain, journal, endpoints, whose, config.bug);
             tasks.push(task);
             member
         });
@@ -287,6 +290,7 @@ impl Control {
             copy: RefCell::default(),
             shutdown: Cell::new(false),
             shutdown_rung: Notify::new(),
+            is_handing_over: Cell::new(false),
         });
         if let Some(begun) = begun {
             office.reign(begun, config.epoch);
@@ -315,6 +319,29 @@ impl Control {
     #[must_use]
     pub fn members(&self) -> MembersReply {
         self.office.members()
+    }
+
+    /// The term in which it was elected, whether it decides already or not; `None` if it does not lead, or is alone.
+    #[must_use]
+    pub fn leads_in(&self) -> Option<u64> {
+        self.office.member.as_ref()?.leads_in()
+    }
+
+    /// What it did as one of several since it started; nothing if it is alone.
+    #[must_use]
+    pub fn member_counts(&self) -> MemberCounts {
+        self.office.member.as_ref().map_or_else(MemberCounts::default, |member| member.counts())
+    }
+
+    /// For tests: every key and value of the durable state, and the entry of the log that it has the effect of (0 if it is alone).
+    #[doc(hidden)]
+    #[must_use]
+    pub fn state(&self) -> (u64, Vec<u8>) {
+        let (position, state) = match &self.office.member {
+            Some(member) => member.copy(),
+            None => (Position::default(), state_of(&self.office.domain, |tree| tree)),
+        };
+        (position.index, state.encode())
     }
 
     /// The last durable configuration that was decided here; before, the one given.
@@ -405,10 +432,13 @@ impl Control {
         }
     }
 
-    /// Finishes what runs within `RpcConfig::drain_within` and closes the store. Errors: the store's last checkpoint failed, or requests still ran when their time was
-    /// over; nothing acknowledged is lost.
+    /// Hands the lead over if it has it, finishes what runs within `RpcConfig::drain_within` and closes the store. Errors: the store's last checkpoint failed, or
+    /// requests still ran when their time was over; nothing acknowledged is lost.
     pub async fn stop(mut self) -> Result<(), ControlError> {
         self.office.shut_down();
+        if let Some(member) = &self.office.member {
+            member.hand_over().await;
+        }
         let drained = self.office.rpc.drain().await;
         self.end();
         self.office.domain.clone().close().await.map_err(ControlError::Store)?;
@@ -453,6 +483,7 @@ async fn open_journal(
     domain: &Domain,
     cluster: u64,
     member: Option<&MemberConfig>,
+    bug: Option<Bug>,
 ) -> Result<Option<Journal>, ControlError> {
     let owner = Journal::owner(domain)?;
     let Some(MemberConfig { number, members, first_start }) = member else {
@@ -468,14 +499,14 @@ async fn open_journal(
         }
         (Some(_), Some(_)) => Err(ControlError::Founded { number }),
         (None, None) => Err(ControlError::NotFounded { number }),
-        (Some(_), None) => Journal::open(domain, number).map(Some),
+        (Some(_), None) => Journal::open(domain, number, bug).map(Some),
         (None, Some(first_start)) => {
             let founders: Vec<u64> = match first_start {
                 FirstStart::Found => members.keys().copied().collect(),
                 FirstStart::Join => Vec::new(),
             };
             Journal::found(domain, (number, cluster), &founders).await?;
-            Journal::open(domain, number).map(Some)
+            Journal::open(domain, number, bug).map(Some)
         }
     }
 }
@@ -561,7 +592,7 @@ impl Office {
     }
 
     /// A member comes or goes. Asked again, it looks what became of it.
-    fn change(&self, request: &MemberChange) -> Result<MemberChangeReply, FopError> {
+    fn change(self: &Rc<Office>, request: &MemberChange) -> Result<MemberChangeReply, FopError> {
         let refuse = |reason: String| Err(FopError::NotPermitted { reason });
         let MemberChange { number, adds } = *request;
         let Some(member) = &self.member else {
@@ -585,7 +616,16 @@ impl Office {
         }
         // A change counts once it is on a majority, which `committed` shows: the library takes no second one before.
         let is_done = if adds { is_voter } else { found.is_none() } && member.is_settled();
-        if !is_done {
+        if !is_done && !adds && number == member.number() {
+            // Whoever leads then is asked again, and takes it out.
+            if !self.is_handing_over.replace(true) {
+                let (office, member) = (Rc::clone(self), Rc::clone(member));
+                drop(self.rpc.locality().spawn("control-hand-over", async move {
+                    member.hand_over().await;
+                    office.is_handing_over.set(false);
+                }));
+            }
+        } else if !is_done {
             member.wish_change(number, adds);
         }
         Ok(MemberChangeReply { is_done })
@@ -694,7 +734,9 @@ async fn follow_the_lead(office: Rc<Office>, member: Rc<Member>) {
         let log: Rc<dyn ReplicatedLog> = Rc::new(Rc::clone(&member));
         let endpoint = office.rpc.endpoint();
         let beginning = async {
-            Store::draw_a_line(&log).await?;
+            if office.bug != Some(Bug::ReignWithoutLine) {
+                Store::draw_a_line(&log).await?;
+            }
             begin(log, &office.configuration, office.file.as_ref(), endpoint).await
         };
         // What a try that took too long has put into the log stands before the line of the next one.

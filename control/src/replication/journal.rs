@@ -15,6 +15,7 @@ use base::units::{narrow, wide};
 use raft_io::{HardState, LogEntry, RaftLog, Snapshot};
 use spdk_stob::{Domain, TreeId};
 
+use crate::bug::Bug;
 use crate::error::ControlError;
 use crate::replication::batch::{Batch, Change};
 use crate::replication::message::{kind_number, kind_of};
@@ -86,6 +87,11 @@ struct State {
     pending: RefCell<Vec<Change>>,
     /// A copy of the state that came from another member, not in force yet, with the changes that go with it.
     arrived: RefCell<Option<(Position, Vec<u8>)>>,
+    bug: Option<Bug>,
+    /// What [`Bug::EntriesLate`] holds back.
+    late: RefCell<Vec<Change>>,
+    /// Entries that came from a leader and were never in force.
+    withdrawn: Cell<u64>,
 }
 
 /// The log; clones are the same one.
@@ -162,8 +168,8 @@ impl Journal {
         }
     }
 
-    /// Reads what the domain of a member has.
-    pub(crate) fn open(domain: &Domain, number: u64) -> Result<Journal, ControlError> {
+    /// Reads what the domain of a member has. `bug`: on purpose, for the simulation.
+    pub(crate) fn open(domain: &Domain, number: u64, bug: Option<Bug>) -> Result<Journal, ControlError> {
         let get = |key: &[u8]| {
             let value = domain.tree_get(META, key);
             value.map(|value| read_numbers(&value)).transpose()
@@ -203,6 +209,9 @@ impl Journal {
             is_second: Cell::new(is_second),
             pending: RefCell::new(leftovers),
             arrived: RefCell::default(),
+            bug,
+            late: RefCell::default(),
+            withdrawn: Cell::new(0),
         })))
     }
 
@@ -223,8 +232,13 @@ impl Journal {
 
     /// Makes durable what the library changed. Error: the device refused; nothing that follows from the changes may leave.
     pub(crate) async fn persist(&self) -> Result<(), ControlError> {
-        let State { domain, pending, arrived, .. } = &*self.0;
-        let changes = std::mem::take(&mut *pending.borrow_mut());
+        let State { domain, pending, arrived, bug, .. } = &*self.0;
+        let mut changes = std::mem::take(&mut *pending.borrow_mut());
+        match bug {
+            Some(Bug::VoteForgotten) => changes.retain(|change| change.key != VOTE_KEY),
+            Some(Bug::EntriesLate) => std::mem::swap(&mut changes, &mut *self.0.late.borrow_mut()),
+            _ => {}
+        }
         let arrived = arrived.borrow_mut().take();
         let Some((position, data)) = arrived else {
             return commit_in_parts(domain, changes).await;
@@ -259,6 +273,16 @@ impl Journal {
         domain.commit(transaction).await.map_err(ControlError::Store)?;
         applied.set(position);
         Ok(())
+    }
+
+    /// Entries that another leader took back since this was opened.
+    pub(crate) fn withdrawn(&self) -> u64 {
+        self.0.withdrawn.get()
+    }
+
+    /// Everything that the durable state has, and the entry that it has the effect of.
+    pub(crate) fn copy(&self) -> (Position, Batch) {
+        (self.applied(), self.state())
     }
 
     /// The batches of the log, newest first.
@@ -472,6 +496,7 @@ impl RaftLog for Journal {
             let kept = narrow(from - base - 1).min(entries.len());
             entries.split_off(kept)
         };
+        self.0.withdrawn.set(self.withdrawn() + wide(gone.len()));
         // Last first: cut in between, what is left has no gap.
         gone.iter().rev().for_each(|entry| self.forget(entry));
         Ok(())

@@ -16,9 +16,9 @@ use clovis_tests::sim_keys::{LockDid, LockState, NamedLock, VersionDid, VersionS
 use clovis_tests::sim_linear::{Event, Model, Verdict, check};
 use clovis_tests::sim_model::Ending;
 use fops::Fop;
-use fops::conf::{ConfGet, DeviceCommandReply};
+use fops::conf::{ConfGet, ConfGetReply, DeviceCommandReply};
 use fops::lock::{
-    BreakState, LockBreak, LockEntry, LockList, LockMode, LockName, LockRelease, LockRenew, LockTake,
+    BreakState, LockBreak, LockEntry, LockList, LockListReply, LockMode, LockName, LockRelease, LockRenew, LockTake,
     LockTakeReply, OnDeath, OwnerId, Ticket,
 };
 use rpc::{Bulk, CallOptions};
@@ -32,6 +32,9 @@ use crate::registers::told;
 const LOCKS: u64 = 2;
 /// How long a client waits for an answer.
 const ANSWER_TIME: Duration = Duration::from_millis(1200);
+/// How long a control daemon that is asked for itself may take to answer, and the longest pause between two such questions.
+const DAEMON_TIME: Duration = Duration::from_millis(400);
+const DAEMON_PAUSE_MAX_US: u64 = 150_000;
 /// How long control may let it wait for a lock, or a break.
 const WAIT_MS: u32 = 300;
 
@@ -119,6 +122,28 @@ impl Keys {
         self.versions.0.push(Event { began, ended: Some(ended), did });
     }
 
+    /// Somebody asked who has a lock, from `began` on, and was told now. Answer: the first of them.
+    fn saw_list(&mut self, lock: u64, began: u64, reply: LockListReply) -> Option<u64> {
+        let entry = |entry: LockEntry| {
+            let ticket = entry.grant.ticket;
+            (u64::try_from(ticket.owner.0).unwrap_or(u64::MAX), ticket.epoch, entry.grant.breaking.is_some())
+        };
+        let listed: Vec<_> = reply.locks.into_iter().map(entry).collect();
+        let first = listed.first().map(|(owner, ..)| *owner);
+        let ended = Some(self.moment());
+        self.lock(lock).0.push(Event { began, ended, did: LockDid::Listed(listed) });
+        first
+    }
+
+    /// Somebody asked for the configuration, from `began` on, and was told now.
+    fn saw_version(&mut self, began: u64, reply: ConfGetReply) {
+        let mut hash = TraceHash::default();
+        hash.add_bytes(&reply.configuration.unwrap_or_default());
+        let did = VersionDid::Read { version: reply.version, content: hash.0 };
+        let ended = Some(self.moment());
+        self.versions.0.push(Event { began, ended, did });
+    }
+
     /// Judges all histories. Error: one that no order explains.
     pub fn judge(&self) -> Result<Judged, String> {
         let mut judged = Judged { versions: self.versions.0.len() as u64, ..Judged::default() };
@@ -193,9 +218,10 @@ impl KeyWorker {
         self.running.set(self.running.get() - 1);
     }
 
-    /// Requests of this client that were sent again.
+    /// Requests of this client that were sent again, to the same control daemon or another one.
     fn resends(&self) -> u64 {
-        self.client.rpc().stats().requester.resends
+        let rpc = self.client.rpc();
+        rpc.stats().requester.resends + rpc.moved_in_group(self.control)
     }
 
     /// One question to control. `None`: nobody knows what it did.
@@ -308,13 +334,8 @@ impl KeyWorker {
         let began = self.moment();
         let question = LockList { object: Some(object_of(lock)), after: None };
         let Some(reply) = self.ask(format!("list of lock {lock}"), &question).await else { return };
-        let entry = |entry: LockEntry| {
-            let ticket = entry.grant.ticket;
-            (u64::try_from(ticket.owner.0).unwrap_or(u64::MAX), ticket.epoch, entry.grant.breaking.is_some())
-        };
-        let listed: Vec<_> = reply.locks.into_iter().map(entry).collect();
-        self.seen.extend(listed.first().map(|(owner, ..)| (lock, *owner)));
-        self.saw(lock, began, LockDid::Listed(listed));
+        let first = self.oracle.borrow_mut().keys.saw_list(lock, began, reply);
+        self.seen.extend(first.map(|owner| (lock, owner)));
     }
 
     /// Breaks the lock of whoever was last seen with it.
@@ -347,11 +368,57 @@ impl KeyWorker {
         let began = self.moment();
         let question = ConfGet { known_version: 0 };
         let Some(reply) = self.ask("read of the configuration".to_owned(), &question).await else { return };
-        let mut hash = TraceHash::default();
-        hash.add_bytes(&reply.configuration.unwrap_or_default());
-        let keys = &mut self.oracle.borrow_mut().keys;
-        let ended = Some(keys.moment());
-        let did = VersionDid::Read { version: reply.version, content: hash.0 };
-        keys.versions.0.push(Event { began, ended, did });
+        self.oracle.borrow_mut().keys.saw_version(began, reply);
+    }
+}
+
+/// Asks control daemons each for itself, those too that only believe that they lead: what one of them says has to fit into the same order.
+pub struct DaemonReader {
+    pub oracle: Rc<RefCell<Oracle>>,
+    pub locality: LocalityHandle,
+    pub client: Client,
+    pub clock: Rc<SimulatedClock>,
+    /// All but the first, whose endpoint is the name of all.
+    pub daemons: Vec<Endpoint>,
+    pub node: usize,
+    pub random: fastrand::Rng,
+    pub stop: Rc<Cell<bool>>,
+}
+
+impl DaemonReader {
+    pub async fn run(mut self) {
+        while !self.stop.get() {
+            self.locality.sleep(Duration::from_micros(self.random.u64(0..DAEMON_PAUSE_MAX_US))).await;
+            let daemon = self.daemons[self.random.usize(0..self.daemons.len())];
+            match self.random.u64(0..=LOCKS) {
+                LOCKS => self.read_version(daemon).await,
+                lock => self.list(daemon, lock).await,
+            }
+        }
+    }
+
+    /// `None`: it does not lead, or does not answer.
+    async fn ask<F: Fop>(&self, daemon: Endpoint, fop: &F) -> Option<F::Reply> {
+        let what = format!("question to {daemon} itself");
+        let op = self.oracle.borrow_mut().begin_look(self.node, self.clock.now(), what);
+        let options = CallOptions::until(self.locality.now() + DAEMON_TIME);
+        let result = self.client.rpc().call(daemon, fop, Bulk::none(), options).await;
+        self.oracle.borrow_mut().end(op, self.clock.now(), Ending::Nothing, None);
+        result.ok().map(|answer| answer.reply)
+    }
+
+    async fn read_version(&self, daemon: Endpoint) {
+        let began = self.oracle.borrow_mut().keys.moment();
+        if let Some(reply) = self.ask(daemon, &ConfGet { known_version: 0 }).await {
+            self.oracle.borrow_mut().keys.saw_version(began, reply);
+        }
+    }
+
+    async fn list(&self, daemon: Endpoint, lock: u64) {
+        let began = self.oracle.borrow_mut().keys.moment();
+        let question = LockList { object: Some(object_of(lock)), after: None };
+        if let Some(reply) = self.ask(daemon, &question).await {
+            self.oracle.borrow_mut().keys.saw_list(lock, began, reply);
+        }
     }
 }

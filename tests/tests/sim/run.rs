@@ -139,7 +139,8 @@ fn phases(world: &mut World, cut: &Cut, extent: &mut Extent, loaded: &mut Loaded
     let begin = world.now();
     // The whole schedule of the whole cluster: a cut leaves out, and moves nothing.
     let mut cast = world.cast();
-    cast.clients = (0..world.shape.clients.len()).map(|client| world.shape.servers + 1 + client).collect();
+    let before_clients = world.shape.servers + world.shape.controls;
+    cast.clients = (0..world.shape.clients.len()).map(|client| before_clients + client).collect();
     for Planned { after, fault, group } in
         faults::schedule(&mut random, &cast, Duration::from_millis(FAULTS_FOR_MS))
     {
@@ -407,6 +408,7 @@ fn finale(world: &mut World, random: &mut fastrand::Rng) -> Result<(), String> {
     rest::nothing_is_left(world)?;
     rest::space_adds_up(world)?;
     rest::nothing_leaks(world, false)?;
+    rest::daemons_agree(world)?;
     if world.seed.is_multiple_of(8) {
         // They are looked for four times in a lifetime.
         let until = world.now() + rpc::limits::SESSION_LIFETIME * 5 / 4 + START_MAX;

@@ -10,6 +10,8 @@ pub struct Shape {
     pub devices_per_server: usize,
     /// Of each server, which share its devices.
     pub localities: usize,
+    /// Control daemons.
+    pub controls: usize,
     /// N of the layout.
     pub data_units: u32,
     /// Clients: workers, and the longest pause of a worker in milliseconds.
@@ -29,6 +31,7 @@ impl Shape {
             devices_per_server,
             // A third of the clusters has servers of two localities, where they have devices for two; the seeded bugs are looked for without.
             localities: if mutation.is_none() && seed % 3 == 1 { devices_per_server.min(2) } else { 1 },
+            controls: Shape::controls_of(seed, mutation),
             data_units,
             clients,
             rate_max: None,
@@ -43,6 +46,17 @@ impl Shape {
         }
     }
 
+    /// One, and in two of seven seeds three or five; as many where a seeded bug needs several.
+    fn controls_of(seed: u64, mutation: Option<Mutation>) -> usize {
+        match (mutation, seed % 7) {
+            (None, 4) => 3,
+            (None, 0) => 5,
+            (Some(mutation), 0) if mutation.needs_several_controls() => 5,
+            (Some(mutation), _) if mutation.needs_several_controls() => 3,
+            _ => 1,
+        }
+    }
+
     /// The stated load: 4 servers, 500 operations in a simulated second of two clients, small objects (docs/simulation.md#speed).
     pub fn load(seed: u64) -> Shape {
         let clients: &'static [_] = &[(40, 60), (40, 60)];
@@ -51,6 +65,7 @@ impl Shape {
             servers: 4,
             devices_per_server: 2,
             localities: 1,
+            controls: 1,
             data_units,
             clients,
             rate_max: Some(500),
