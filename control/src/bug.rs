@@ -11,7 +11,7 @@ pub enum Bug {
     LeadNotAsked,
     /// Term and vote are not made durable.
     VoteForgotten,
-    /// What the log got is made durable with what comes next, and answered before.
+    /// What the log got is made durable with the next tick, and answered before.
     EntriesLate,
     /// A reign begins without its line: entries that have no effect yet are passed over.
     ReignWithoutLine,

@@ -49,7 +49,7 @@ use crate::loans::LoanTable;
 use crate::lock_service;
 use crate::locks::LockTable;
 use crate::reconcile::reconcile;
-use crate::replication::journal::{Journal, Position, state_of};
+use crate::replication::journal::{Journal, LOG_ENTRIES_MAX, Position, state_of};
 use crate::replication::log::{Alone, ReplicatedLog};
 use crate::replication::member::{Member, MemberCounts, SILENCE_MAX, TICK};
 use crate::rm_service;
@@ -87,6 +87,8 @@ pub struct ControlConfig {
     pub store: Box<dyn Backend>,
     /// What it is among several control daemons; `None` for one alone.
     pub member: Option<MemberConfig>,
+    /// Entries that a log with other daemons keeps before it is cut, for members that are a little behind; those further behind get a copy of the state.
+    pub log_entries_max: usize,
     /// What it says of itself.
     pub about: About,
     /// Limits of the rpc machine.
@@ -114,6 +116,7 @@ impl ControlConfig {
             lease: LEASE_DEFAULT,
             store,
             member: None,
+            log_entries_max: LOG_ENTRIES_MAX,
             about: About::default(),
             rpc: RpcConfig::default(),
             bug: None,
@@ -267,6 +270,7 @@ impl Control {
         let endpoints = config.member.map(|member| member.members).unwrap_or_default();
         let credential = config.file.as_ref().and_then(|file| file.credential);
         let member = journal.map(|journal| {
+            journal.set_entries_max(config.log_entries_max);
             let whose = (cluster, credential);
             let (member, task) = Member::start(&rpc, &domain, journal, endpoints, whose, config.bug);
             tasks.push(task);

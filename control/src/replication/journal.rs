@@ -43,10 +43,10 @@ const TRANSACTION_BYTES: usize = 512 << 10;
 /// Bytes of entries in one message, unless a single one has more.
 const MESSAGE_ENTRY_BYTES: usize = 256 << 10;
 /// The log is cut when it has more entries, or more bytes, with an effect than these ...
-const LOG_ENTRIES_MAX: usize = 512;
+pub(crate) const LOG_ENTRIES_MAX: usize = 512;
 const LOG_BYTES_MAX: usize = 256 << 10;
 /// ... down to these, for members that are a little behind.
-const LOG_ENTRIES_KEPT: usize = 128;
+const LOG_ENTRIES_KEPT: usize = 4; // one in so many
 const LOG_BYTES_KEPT: usize = 128 << 10;
 /// Stands between voters and those that are only fed, where members are a list of numbers: the library's mark.
 const FED: u64 = u64::MAX;
@@ -88,8 +88,8 @@ struct State {
     /// A copy of the state that came from another member, not in force yet, with the changes that go with it.
     arrived: RefCell<Option<(Position, Vec<u8>)>>,
     bug: Option<Bug>,
-    /// What [`Bug::EntriesLate`] holds back.
-    late: RefCell<Vec<Change>>,
+    /// The log is cut when it has more entries with an effect.
+    entries_max: Cell<usize>,
     /// Entries that came from a leader and were never in force.
     withdrawn: Cell<u64>,
 }
@@ -210,7 +210,7 @@ impl Journal {
             pending: RefCell::new(leftovers),
             arrived: RefCell::default(),
             bug,
-            late: RefCell::default(),
+            entries_max: Cell::new(LOG_ENTRIES_MAX),
             withdrawn: Cell::new(0),
         })))
     }
@@ -234,10 +234,8 @@ impl Journal {
     pub(crate) async fn persist(&self) -> Result<(), ControlError> {
         let State { domain, pending, arrived, bug, .. } = &*self.0;
         let mut changes = std::mem::take(&mut *pending.borrow_mut());
-        match bug {
-            Some(Bug::VoteForgotten) => changes.retain(|change| change.key != VOTE_KEY),
-            Some(Bug::EntriesLate) => std::mem::swap(&mut changes, &mut *self.0.late.borrow_mut()),
-            _ => {}
+        if *bug == Some(Bug::VoteForgotten) {
+            changes.retain(|change| change.key != VOTE_KEY);
         }
         let arrived = arrived.borrow_mut().take();
         let Some((position, data)) = arrived else {
@@ -275,6 +273,11 @@ impl Journal {
         Ok(())
     }
 
+    /// From now on the log is cut when it has more entries with an effect.
+    pub(crate) fn set_entries_max(&self, entries_max: usize) {
+        self.0.entries_max.set(entries_max);
+    }
+
     /// Entries that another leader took back since this was opened.
     pub(crate) fn withdrawn(&self) -> u64 {
         self.0.withdrawn.get()
@@ -302,12 +305,13 @@ impl Journal {
         let entries = self.0.entries.borrow();
         let with_effect = narrow(applied.index.saturating_sub(base.index)).min(entries.len());
         let bytes: usize = entries.range(..with_effect).map(|entry| entry.command.len()).sum();
-        if with_effect <= LOG_ENTRIES_MAX && bytes <= LOG_BYTES_MAX {
+        let entries_max = self.0.entries_max.get();
+        if with_effect <= entries_max && bytes <= LOG_BYTES_MAX {
             return None;
         }
         let mut kept_bytes = 0;
         let newest_first = entries.range(..with_effect).rev();
-        let kept = newest_first.take(LOG_ENTRIES_KEPT).take_while(|entry| {
+        let kept = newest_first.take(entries_max / LOG_ENTRIES_KEPT).take_while(|entry| {
             kept_bytes += entry.command.len();
             kept_bytes <= LOG_BYTES_KEPT
         });

@@ -447,6 +447,7 @@ impl Member {
             }
         };
         let is_message = matches!(event, Event::Message(_));
+        let is_tick = matches!(event, Event::Tick);
         let stepped = self.node.borrow_mut().step(event);
         let actions = match stepped {
             Ok(actions) => actions,
@@ -462,7 +463,9 @@ impl Member {
             let node = self.node.borrow();
             self.proposals.borrow_mut().insert(self.journal.last_index(), (node.term(), sender));
         }
-        self.journal.persist().await?;
+        if is_tick || self.bug != Some(Bug::EntriesLate) {
+            self.journal.persist().await?;
+        }
         self.look();
         if self.bug == Some(Bug::ToldBeforeMajority) {
             for (_, (_, sender)) in std::mem::take(&mut *self.proposals.borrow_mut()) {

@@ -36,8 +36,9 @@ pub enum Fault {
     PauseLeader { length: Duration },
     /// The control daemon that leads reaches nobody any more but one other node, nor does anybody else reach it.
     CutLeader { beside: usize },
-    /// Control daemons on two sides do not reach each other: the bits of `side` say who is where.
-    SplitControls { side: u32 },
+    /// Control daemons on two sides do not reach each other: the bits of `side` say who is where; without them the one that leads is alone. Others
+    /// reach all of them.
+    SplitControls { side: Option<u32> },
     /// Everybody reaches every control daemon again.
     HealControls,
     /// The control daemon that leads is asked to stop in good order.
@@ -210,15 +211,18 @@ fn several_controls(plan: &mut Plan<'_>, cast: &Cast) {
     }
     for _ in 0..cuts / 2 {
         plan.begin();
-        let beside = plan.one_of(&cast.clients);
-        let (start, end) = plan.window(500, 4000);
+        let others = [&cast.servers[..], &cast.clients].concat();
+        let beside = plan.one_of(&others);
+        // Most of them last longer than it takes the others to elect another one.
+        let (start, end) = plan.window(800, 4000);
         plan.push(start, Fault::CutLeader { beside });
         plan.push(end, Fault::HealControls);
     }
-    for _ in 0..splits / 3 {
+    for _ in 0..splits / 2 {
         plan.begin();
         let side = plan.random.u32(..);
-        let (start, end) = plan.window(300, 3000);
+        let side = plan.random.bool().then_some(side);
+        let (start, end) = plan.window(500, 3500);
         plan.push(start, Fault::SplitControls { side });
         plan.push(end, Fault::HealControls);
     }

@@ -32,9 +32,8 @@ use crate::registers::told;
 const LOCKS: u64 = 2;
 /// How long a client waits for an answer.
 const ANSWER_TIME: Duration = Duration::from_millis(1200);
-/// How long a control daemon that is asked for itself may take to answer, and the longest pause between two such questions.
+/// The same, where one control daemon is asked itself.
 const DAEMON_TIME: Duration = Duration::from_millis(400);
-const DAEMON_PAUSE_MAX_US: u64 = 150_000;
 /// How long control may let it wait for a lock, or a break.
 const WAIT_MS: u32 = 300;
 
@@ -181,7 +180,12 @@ pub struct KeyWorker {
     pub client: Client,
     pub clock: Rc<SimulatedClock>,
     pub control: Endpoint,
+    /// If not empty, each operation goes to one of these control daemons itself, if it believes that it leads: what one of them says, or does, has to
+    /// fit into the same order. All but the first, whose endpoint is the name of all.
+    pub daemons: Vec<Endpoint>,
     pub node: usize,
+    /// Whose locks it takes.
+    pub owner: usize,
     pub random: fastrand::Rng,
     pub stop: Rc<Cell<bool>>,
     pub operations_max: u64,
@@ -204,9 +208,21 @@ impl KeyWorker {
             if self.stop.get() || self.oracle.borrow().begun() >= self.operations_max {
                 break;
             }
+            if !self.daemons.is_empty() {
+                self.control = self.daemons[self.random.usize(0..self.daemons.len())];
+                if !self.read_version().await {
+                    continue;
+                }
+                // Mostly what it can answer by itself: a change shows nothing before somebody else has it, and is waited for in vain.
+                if self.random.u32(0..10) < 6 {
+                    let lock = self.random.u64(0..LOCKS);
+                    self.list(lock).await;
+                    continue;
+                }
+            }
             let lock = self.random.u64(0..LOCKS);
             match (self.held.get(&lock).copied(), self.random.u32(0..10)) {
-                (_, 0) => self.read_version().await,
+                (_, 0) => drop(self.read_version().await),
                 (_, 1) => self.list(lock).await,
                 (Some(epoch), 2..4) => self.renew(lock, epoch).await,
                 (Some(epoch), _) => self.release(lock, epoch).await,
@@ -227,7 +243,8 @@ impl KeyWorker {
     /// One question to control. `None`: nobody knows what it did.
     async fn ask<F: Fop>(&self, what: String, fop: &F) -> Option<F::Reply> {
         let op = self.oracle.borrow_mut().begin_look(self.node, self.clock.now(), what);
-        let options = CallOptions::until(self.locality.now() + ANSWER_TIME);
+        let answer_time = if self.daemons.is_empty() { ANSWER_TIME } else { DAEMON_TIME };
+        let options = CallOptions::until(self.locality.now() + answer_time);
         let result = self.client.rpc().call(self.control, fop, Bulk::none(), options).await;
         let (reply, error) = match result {
             Ok(answer) => (Some(answer.reply), None),
@@ -278,7 +295,7 @@ impl KeyWorker {
     }
 
     async fn take(&mut self, lock: u64, wait_ms: u32) {
-        let owner = owner_of(self.node, lock);
+        let owner = owner_of(self.owner, lock);
         let is_shared = is_shared(owner, lock);
         let take = LockTake {
             lock: name_of(lock),
@@ -307,7 +324,7 @@ impl KeyWorker {
     }
 
     async fn release(&mut self, lock: u64, epoch: u64) {
-        let owner = owner_of(self.node, lock);
+        let owner = owner_of(self.owner, lock);
         let release = LockRelease { lock: name_of(lock), owner: OwnerId(owner.into()), epoch };
         let begun = self.begin(lock, LockDid::Release { owner, epoch, released: None });
         let reply = self.ask(format!("release of lock {lock}"), &release).await;
@@ -319,7 +336,7 @@ impl KeyWorker {
     }
 
     async fn renew(&mut self, lock: u64, epoch: u64) {
-        let owner = owner_of(self.node, lock);
+        let owner = owner_of(self.owner, lock);
         let ticket = Ticket { owner: OwnerId(owner.into()), epoch };
         let began = self.moment();
         let renew = LockRenew { lock: name_of(lock), ticket };
@@ -340,7 +357,7 @@ impl KeyWorker {
 
     /// Breaks the lock of whoever was last seen with it.
     async fn break_lock(&mut self, lock: u64) {
-        let own = owner_of(self.node, lock);
+        let own = owner_of(self.owner, lock);
         let Some(owner) = self.seen.remove(&lock).filter(|owner| *owner != own) else {
             return self.list(lock).await;
         };
@@ -364,61 +381,13 @@ impl KeyWorker {
         }
     }
 
-    async fn read_version(&mut self) {
+    /// True if there was an answer.
+    async fn read_version(&mut self) -> bool {
         let began = self.moment();
         let question = ConfGet { known_version: 0 };
-        let Some(reply) = self.ask("read of the configuration".to_owned(), &question).await else { return };
-        self.oracle.borrow_mut().keys.saw_version(began, reply);
-    }
-}
-
-/// Asks control daemons each for itself, those too that only believe that they lead: what one of them says has to fit into the same order.
-pub struct DaemonReader {
-    pub oracle: Rc<RefCell<Oracle>>,
-    pub locality: LocalityHandle,
-    pub client: Client,
-    pub clock: Rc<SimulatedClock>,
-    /// All but the first, whose endpoint is the name of all.
-    pub daemons: Vec<Endpoint>,
-    pub node: usize,
-    pub random: fastrand::Rng,
-    pub stop: Rc<Cell<bool>>,
-}
-
-impl DaemonReader {
-    pub async fn run(mut self) {
-        while !self.stop.get() {
-            self.locality.sleep(Duration::from_micros(self.random.u64(0..DAEMON_PAUSE_MAX_US))).await;
-            let daemon = self.daemons[self.random.usize(0..self.daemons.len())];
-            match self.random.u64(0..=LOCKS) {
-                LOCKS => self.read_version(daemon).await,
-                lock => self.list(daemon, lock).await,
-            }
-        }
-    }
-
-    /// `None`: it does not lead, or does not answer.
-    async fn ask<F: Fop>(&self, daemon: Endpoint, fop: &F) -> Option<F::Reply> {
-        let what = format!("question to {daemon} itself");
-        let op = self.oracle.borrow_mut().begin_look(self.node, self.clock.now(), what);
-        let options = CallOptions::until(self.locality.now() + DAEMON_TIME);
-        let result = self.client.rpc().call(daemon, fop, Bulk::none(), options).await;
-        self.oracle.borrow_mut().end(op, self.clock.now(), Ending::Nothing, None);
-        result.ok().map(|answer| answer.reply)
-    }
-
-    async fn read_version(&self, daemon: Endpoint) {
-        let began = self.oracle.borrow_mut().keys.moment();
-        if let Some(reply) = self.ask(daemon, &ConfGet { known_version: 0 }).await {
-            self.oracle.borrow_mut().keys.saw_version(began, reply);
-        }
-    }
-
-    async fn list(&self, daemon: Endpoint, lock: u64) {
-        let began = self.oracle.borrow_mut().keys.moment();
-        let question = LockList { object: Some(object_of(lock)), after: None };
-        if let Some(reply) = self.ask(daemon, &question).await {
-            self.oracle.borrow_mut().keys.saw_list(lock, began, reply);
-        }
+        let reply = self.ask("read of the configuration".to_owned(), &question).await;
+        let is_told = reply.is_some();
+        reply.into_iter().for_each(|reply| self.oracle.borrow_mut().keys.saw_version(began, reply));
+        is_told
     }
 }

@@ -20,7 +20,7 @@ use server::{Server, ServerConfig, ServerError};
 use spdk_stob::{Domain, SimDisk, StobError};
 use verbs_net::{Fabric, SimArrivals, SimFabric, Token};
 
-use crate::keys::{DaemonReader, KeyWorker};
+use crate::keys::KeyWorker;
 use crate::mutation::{MutatedBackend, Mutation};
 use crate::oracle::Oracle;
 use crate::registers::RegisterWorker;
@@ -32,6 +32,10 @@ const ARENA_BYTES: u64 = 48 << 20;
 pub const LEASE: Duration = Duration::from_millis(600);
 /// Longest pause of a client between two operations on keys.
 const KEYS_PAUSE_MAX: Duration = Duration::from_millis(150);
+/// Logs of several control daemons are cut this soon, so that one that was away needs a copy of the state.
+const LOG_ENTRIES_MAX: usize = 48;
+/// What the number of a client is moved by, as owner of locks that it takes from single control daemons.
+const DIRECT_OWNER: usize = 64;
 /// How long a client's operation may take.
 pub const OP_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -388,6 +392,7 @@ fn start_control(
     if members.len() > 1 {
         config.endpoint = members[&number];
         config.member = Some(MemberConfig { number, members, first_start: None });
+        config.log_entries_max = LOG_ENTRIES_MAX;
     }
     let store = backend(disk, around.mutation);
     let (slot, cluster) = (Rc::clone(slot), around.configuration.cluster);
@@ -523,35 +528,28 @@ fn start_client(
             handle.spawn("worker", worker.run());
         }
         if workers > 0 {
-            let worker = KeyWorker {
-                oracle: Rc::clone(&oracle),
-                locality: handle.clone(),
-                client: client.clone(),
-                clock: Rc::clone(&clock),
-                control,
-                node,
-                random: fastrand::Rng::with_seed(seed ^ (epoch << 8) ^ 0x4e7),
-                stop: Rc::clone(&stop),
-                operations_max,
-                pause_max: KEYS_PAUSE_MAX,
-                is_calm: false,
-                running: Rc::new(Cell::new(1)),
-                held: BTreeMap::new(),
-                seen: BTreeMap::new(),
-            };
-            handle.spawn("keys", worker.run());
-            if !further_controls.is_empty() {
-                let reader = DaemonReader {
+            // One asks whoever leads; with several control daemons another one asks each of them.
+            let each_itself = (!further_controls.is_empty()).then_some((further_controls, 0x4eb, DIRECT_OWNER));
+            for (daemons, stream, owner) in [(Vec::new(), 0x4e7, 0)].into_iter().chain(each_itself) {
+                let worker = KeyWorker {
                     oracle: Rc::clone(&oracle),
                     locality: handle.clone(),
                     client: client.clone(),
                     clock: Rc::clone(&clock),
-                    daemons: further_controls,
+                    control,
+                    daemons,
                     node,
-                    random: fastrand::Rng::with_seed(seed ^ (epoch << 8) ^ 0x4eb),
+                    owner: node + owner,
+                    random: fastrand::Rng::with_seed(seed ^ (epoch << 8) ^ stream),
                     stop: Rc::clone(&stop),
+                    operations_max,
+                    pause_max: KEYS_PAUSE_MAX,
+                    is_calm: false,
+                    running: Rc::new(Cell::new(1)),
+                    held: BTreeMap::new(),
+                    seen: BTreeMap::new(),
                 };
-                handle.spawn("daemons", reader.run());
+                handle.spawn("keys", worker.run());
             }
             let worker = RegisterWorker {
                 oracle,

@@ -96,6 +96,8 @@ pub struct Script {
     pub cut: Cut,
     /// The load that speed is stated for, instead of the seed's own shape.
     pub is_load: bool,
+    /// Control daemons, instead of as many as the seed has.
+    pub controls: Option<usize>,
     /// Print everything that happens.
     pub is_loud: bool,
 }
@@ -104,6 +106,7 @@ pub struct Script {
 pub fn run(script: &Script) -> Result<Report, Box<Failure>> {
     let Script { seed, mutation, cut, .. } = script;
     let shape = if script.is_load { Shape::load(*seed) } else { Shape::of(*seed, *mutation) };
+    let shape = Shape { controls: script.controls.unwrap_or(shape.controls), ..shape };
     let mut world = World::new(*seed, *mutation, shape, cut);
     world.oracle.borrow_mut().is_loud = script.is_loud;
     let mut extent = Extent {
@@ -205,7 +208,9 @@ fn registers_at_rest(world: &mut World) -> Result<(), String> {
             client: client.clone(),
             clock: Rc::clone(&world.clock),
             control: world.configuration.control,
+            daemons: Vec::new(),
             node: index,
+            owner: index,
             random: fastrand::Rng::with_seed(world.seed ^ ((index as u64) << 48)),
             stop: Rc::clone(&stop),
             operations_max: u64::MAX,

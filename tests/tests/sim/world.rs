@@ -83,6 +83,8 @@ pub struct World {
     has_happened: bool,
     /// Who loses power once more was heard of locks than this.
     ambush: Option<(Ambushed, u64)>,
+    /// Two control daemons believe that they lead.
+    has_rivals: bool,
     /// Of several control daemons, the one that was elected in a term.
     elected: BTreeMap<u64, usize>,
     lost: BTreeSet<Fid>,
@@ -217,6 +219,7 @@ impl World {
             turns: 0,
             has_happened: true,
             ambush: None,
+            has_rivals: false,
             elected: BTreeMap::new(),
             lost: BTreeSet::new(),
             damaged: BTreeSet::new(),
@@ -271,6 +274,12 @@ impl World {
             control.as_ref().filter(|control| control.decides())?.leads_in().or(Some(0))
         };
         self.controls().into_iter().filter_map(|index| Some((decides(&index)?, index))).max().map(|(_, index)| index)
+    }
+
+    /// True if this one of several control daemons believes that it leads.
+    fn leads(&self, control: usize) -> bool {
+        let slot = self.nodes[control].slot().map(|slot| slot.control.borrow());
+        slot.as_ref().and_then(|slot| slot.as_ref()).is_some_and(|control| control.leads_in().is_some())
     }
 
     /// What the control daemon that decides says, if there is one.
@@ -444,9 +453,12 @@ impl World {
                 self.nodes[index].endpoints.iter().for_each(|at| self.fabric.crash(*at));
                 self.nodes[index].life = None;
                 let is_control = matches!(self.nodes[index].role, Role::Control { .. });
-                self.oracle.borrow_mut().sometimes.reached(match is_control {
-                    true => "a control daemon was stopped in good order while it led",
-                    false => "a server was stopped and started again",
+                let is_elected = |other: &usize| self.leads(*other);
+                let is_followed = self.controls().iter().any(is_elected);
+                self.oracle.borrow_mut().sometimes.reached(match (is_control, is_followed) {
+                    (true, true) => "a control daemon that led handed over and stopped",
+                    (true, false) => "a control daemon that led stopped, and nobody followed it yet",
+                    (false, _) => "a server was stopped and started again",
                 });
                 changed = true;
             } else if is_up && !self.nodes[index].was_up {
@@ -540,7 +552,11 @@ impl World {
             }
             Fault::SplitControls { side } => {
                 let controls = self.controls();
-                let is_here = |place: usize| side >> place & 1 == 1;
+                let leader = self.leader();
+                let is_here = |place: usize| match side {
+                    Some(side) => side >> place & 1 == 1,
+                    None => leader == Some(controls[place]),
+                };
                 for (one, from) in controls.iter().enumerate() {
                     for (other, to) in controls.iter().enumerate() {
                         if is_here(one) != is_here(other) {
@@ -682,6 +698,7 @@ impl World {
         let Some(life) = &self.nodes[index].life else { return };
         let seat = life.first();
         let Some(control) = seat.slot.control.borrow_mut().take() else { return };
+        note_member(&mut self.oracle.borrow_mut().sometimes, &control);
         seat.slot.is_stopping.set(true);
         seat.slot.is_up.set(false);
         let slot = Rc::clone(&seat.slot);
@@ -888,6 +905,11 @@ impl World {
 
     /// Leases that control took as lost since the last look: whoever had one has to have stopped by then.
     fn look_at_leases(&mut self) -> Result<(), String> {
+        let had_rivals = self.has_rivals;
+        self.has_rivals = self.controls().iter().filter(|index| self.leads(**index)).count() > 1;
+        if self.has_rivals && !had_rivals {
+            self.oracle.borrow_mut().sometimes.reached("two control daemons believed that they lead");
+        }
         for control in self.controls() {
             self.look_at_leases_of(control)?;
         }
@@ -1220,7 +1242,6 @@ fn note_member(counters: &mut Sometimes, control: &Control) {
     counters.add("a copy of the state took the place of an old one", counts.copies_taken);
     counters.add("a majority vouched for an answer", counts.answers_vouched);
     counters.add("an answer was withheld, as nobody vouched for it", counts.answers_withheld);
-    counters.add("a lead was handed over", counts.hand_overs);
 }
 
 /// No request ran twice in one life of a server, but reads: one whose bytes were lost with the connection they were pushed over is done
