@@ -122,6 +122,8 @@ pub struct Cast {
     pub devices: usize,
     /// K.
     pub damage_max: usize,
+    /// Servers also start while what is sent again to them gets lost ([`bad_starts`]).
+    pub has_bad_starts: bool,
 }
 
 impl Cast {
@@ -150,6 +152,9 @@ pub fn schedule(random: &mut fastrand::Rng, cast: &Cast, length: Duration) -> Ve
     control_alone(&mut plan, cast);
     if cast.controls.len() > 1 {
         several_controls(&mut plan, cast);
+    }
+    if cast.has_bad_starts {
+        bad_starts(&mut plan, cast);
     }
     let mut events = plan.events;
     events.sort_by_key(|planned| planned.after); // stable: what was planned first stays first
@@ -192,6 +197,31 @@ fn control_alone(plan: &mut Plan<'_>, cast: &Cast) {
         let node = plan.control_of(cast);
         plan.push(start, Fault::Ambush { node });
         plan.push(end, Fault::Start { node });
+    }
+}
+
+/// A server's last words are lost, as in [`power_and_net`], and it starts while many a message gets lost and control hears of it a little later: what was
+/// asked before is asked again when it begins to serve, or while it still reads what it knows of that.
+fn bad_starts(plan: &mut Plan<'_>, cast: &Cast) {
+    for _ in 0..plan.random.u32(1..6) {
+        plan.begin();
+        let server = plan.one_of(&cast.servers);
+        let (silence, crash) = plan.window(20, 300);
+        let back = crash + Duration::from_micros(plan.random.u64(2_000..60_000));
+        let served = back + Duration::from_micros(plan.random.u64(2_000..120_000));
+        for client in &cast.clients {
+            plan.push(silence, Fault::Partition { from: server, to: *client });
+            plan.push(crash, Fault::Heal { from: server, to: *client });
+        }
+        plan.push(crash, Fault::Crash { node: server });
+        for control in &cast.controls {
+            plan.push(crash, Fault::Partition { from: server, to: *control });
+            plan.push(served, Fault::Heal { from: server, to: *control });
+        }
+        let loss_per_mille = plan.random.u32(100..600);
+        plan.push(back, Fault::Net(SimFaults { loss_per_mille, ..SimFaults::NONE }));
+        plan.push(back, Fault::Start { node: server });
+        plan.push(served + Duration::from_millis(20), Fault::Net(SimFaults::NONE));
     }
 }
 

@@ -33,7 +33,7 @@ const LOCKS: u64 = 2;
 /// How long a client waits for an answer.
 const ANSWER_TIME: Duration = Duration::from_millis(1200);
 /// The same, where one control daemon is asked itself.
-const DAEMON_TIME: Duration = Duration::from_millis(400);
+const DAEMON_TIME: Duration = Duration::from_millis(250);
 /// How long control may let it wait for a lock, or a break.
 const WAIT_MS: u32 = 300;
 
@@ -181,7 +181,7 @@ pub struct KeyWorker {
     pub clock: Rc<SimulatedClock>,
     pub control: Endpoint,
     /// If not empty, each operation goes to one of these control daemons itself, if it believes that it leads: what one of them says, or does, has to
-    /// fit into the same order. All but the first, whose endpoint is the name of all.
+    /// fit into the same order.
     pub daemons: Vec<Endpoint>,
     pub node: usize,
     /// Whose locks it takes.
@@ -245,7 +245,11 @@ impl KeyWorker {
         let op = self.oracle.borrow_mut().begin_look(self.node, self.clock.now(), what);
         let answer_time = if self.daemons.is_empty() { ANSWER_TIME } else { DAEMON_TIME };
         let options = CallOptions::until(self.locality.now() + answer_time);
-        let result = self.client.rpc().call(self.control, fop, Bulk::none(), options).await;
+        let rpc = self.client.rpc();
+        let result = match self.daemons.is_empty() {
+            true => rpc.call(self.control, fop, Bulk::none(), options).await,
+            false => rpc.call_itself(self.control, fop, Bulk::none(), options).await,
+        };
         let (reply, error) = match result {
             Ok(answer) => (Some(answer.reply), None),
             Err(error) => (None, Some(error)),

@@ -59,11 +59,11 @@ impl Mutation {
         (Mutation::Control(control::Bug::ReignWithoutLine), 40),
     ];
 
-    /// Seeded bugs that no seed has shown yet (1 to 24 do not): looked for with `CLOVIS_SIM_BUGS`, and demanded of nobody. One
-    /// that is found goes to [`Mutation::ALL`].
+    /// Seeded bugs that no seed has shown yet: looked for with `CLOVIS_SIM_BUGS`, and demanded of nobody. One that is found goes to
+    /// [`Mutation::ALL`].
     pub const CANDIDATES: &[(Mutation, u64)] = &[
-        (Mutation::Rpc(rpc::Bug::ResumedTooEarly), 24),
-        (Mutation::Client(client::Bug::Rpc(rpc::Bug::SessionNeverLost)), 24),
+        (Mutation::Rpc(rpc::Bug::ResumedTooEarly), 80),
+        (Mutation::Client(client::Bug::Rpc(rpc::Bug::SessionNeverLost)), 40),
     ];
 
     /// Control's bug, if it is one.

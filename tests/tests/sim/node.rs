@@ -36,6 +36,8 @@ const KEYS_PAUSE_MAX: Duration = Duration::from_millis(150);
 const LOG_ENTRIES_MAX: usize = 48;
 /// What the number of a client is moved by, as owner of locks that it takes from single control daemons.
 const DIRECT_OWNER: usize = 64;
+/// Longest pause of one that asks single control daemons.
+const DIRECT_PAUSE_MAX: Duration = Duration::from_millis(40);
 /// How long a client's operation may take.
 pub const OP_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -170,6 +172,8 @@ pub struct Surroundings<'a> {
     pub configuration: &'a Configuration,
     /// Where the control daemons listen, by their number from 1 on.
     pub controls: &'a [Endpoint],
+    /// Sessions that a control daemon has room for, if they are few.
+    pub sessions_max: Option<usize>,
     pub mutation: Option<Mutation>,
     pub seed: u64,
     pub epoch: u64,
@@ -387,6 +391,7 @@ fn start_control(
     );
     config.lease = LEASE;
     config.bug = around.mutation.and_then(Mutation::control_bug);
+    config.rpc.sessions_max = around.sessions_max.unwrap_or(config.rpc.sessions_max);
     let members: BTreeMap<u64, Endpoint> = (1..).zip(around.controls.iter().copied()).collect();
     let founders: Vec<u64> = members.keys().copied().collect();
     if members.len() > 1 {
@@ -498,7 +503,7 @@ fn start_client(
     };
     let (slot, oracle, stop) = (Rc::clone(slot), Rc::clone(around.oracle), Rc::clone(around.stop_work));
     let (node, seed, epoch) = (around.index, around.seed, around.epoch);
-    let (control, further_controls) = (around.configuration.control, around.further_controls());
+    let (control, controls) = (around.configuration.control, around.controls.to_vec());
     let (clock, operations_max) = (Rc::clone(around.clock), around.operations_max);
     let (rate_max, are_objects_small) = (around.rate_max, around.are_objects_small);
     let (bug, inline_bytes) = (around.mutation.and_then(Mutation::client_bug), around.inline_bytes());
@@ -529,8 +534,9 @@ fn start_client(
         }
         if workers > 0 {
             // One asks whoever leads; with several control daemons another one asks each of them.
-            let each_itself = (!further_controls.is_empty()).then_some((further_controls, 0x4eb, DIRECT_OWNER));
-            for (daemons, stream, owner) in [(Vec::new(), 0x4e7, 0)].into_iter().chain(each_itself) {
+            let each_itself = (controls.len() > 1).then_some((controls, 0x4eb, DIRECT_OWNER, DIRECT_PAUSE_MAX));
+            let group = (Vec::new(), 0x4e7, 0, KEYS_PAUSE_MAX);
+            for (daemons, stream, owner, pause_max) in [group].into_iter().chain(each_itself) {
                 let worker = KeyWorker {
                     oracle: Rc::clone(&oracle),
                     locality: handle.clone(),
@@ -543,7 +549,7 @@ fn start_client(
                     random: fastrand::Rng::with_seed(seed ^ (epoch << 8) ^ stream),
                     stop: Rc::clone(&stop),
                     operations_max,
-                    pause_max: KEYS_PAUSE_MAX,
+                    pause_max,
                     is_calm: false,
                     running: Rc::new(Cell::new(1)),
                     held: BTreeMap::new(),

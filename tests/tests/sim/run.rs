@@ -106,7 +106,10 @@ pub struct Script {
 pub fn run(script: &Script) -> Result<Report, Box<Failure>> {
     let Script { seed, mutation, cut, .. } = script;
     let shape = if script.is_load { Shape::load(*seed) } else { Shape::of(*seed, *mutation) };
-    let shape = Shape { controls: script.controls.unwrap_or(shape.controls), ..shape };
+    let shape = match script.controls {
+        Some(controls) => Shape { controls, has_bad_starts: controls > 1, ..shape },
+        None => shape,
+    };
     let mut world = World::new(*seed, *mutation, shape, cut);
     world.oracle.borrow_mut().is_loud = script.is_loud;
     let mut extent = Extent {

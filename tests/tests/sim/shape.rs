@@ -3,6 +3,9 @@
 use crate::mutation::Mutation;
 use crate::workload;
 
+/// Sessions that a control daemon has room for where they are few: fewer than there are nodes that talk to it.
+const FEW_SESSIONS: usize = 8;
+
 /// What cluster a seed runs on.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
@@ -12,6 +15,10 @@ pub struct Shape {
     pub localities: usize,
     /// Control daemons.
     pub controls: usize,
+    /// Servers also start while what is sent again to them gets lost: in the seeds with several control daemons, as those before keep their schedules.
+    pub has_bad_starts: bool,
+    /// Sessions that a control daemon has room for, if they are few.
+    pub sessions_max: Option<usize>,
     /// N of the layout.
     pub data_units: u32,
     /// Clients: workers, and the longest pause of a worker in milliseconds.
@@ -26,12 +33,17 @@ impl Shape {
     /// The shape of a seed: mostly 4 servers of 2 devices, and everything from 3 nodes to 12. Seeded bugs are looked for on the common one.
     pub fn of(seed: u64, mutation: Option<Mutation>) -> Shape {
         let data_units = workload::data_units(seed);
+        let controls = Shape::controls_of(seed, mutation);
+        let is_about_starts = mutation == Some(Mutation::Rpc(rpc::Bug::ResumedTooEarly));
+        let is_about_sessions = mutation == Some(Mutation::Client(client::Bug::Rpc(rpc::Bug::SessionNeverLost)));
         let shape = |servers, devices_per_server, clients| Shape {
             servers,
             devices_per_server,
             // A third of the clusters has servers of two localities, where they have devices for two; the seeded bugs are looked for without.
             localities: if mutation.is_none() && seed % 3 == 1 { devices_per_server.min(2) } else { 1 },
-            controls: Shape::controls_of(seed, mutation),
+            controls,
+            has_bad_starts: (controls > 1 && mutation.is_none()) || is_about_starts,
+            sessions_max: (is_about_sessions || (controls > 1 && seed % 2 == 1)).then_some(FEW_SESSIONS),
             data_units,
             clients,
             rate_max: None,
@@ -66,6 +78,8 @@ impl Shape {
             devices_per_server: 2,
             localities: 1,
             controls: 1,
+            has_bad_starts: false,
+            sessions_max: None,
             data_units,
             clients,
             rate_max: Some(500),

@@ -257,6 +257,7 @@ impl World {
             clients: of(|role| matches!(role, Role::Client { .. })),
             devices: self.configuration.pool.devices.len(),
             damage_max: PARITY,
+            has_bad_starts: self.shape.has_bad_starts,
         }
     }
 
@@ -640,6 +641,7 @@ impl World {
             oracle: &self.oracle,
             configuration: &self.configuration,
             controls: &controls,
+            sessions_max: self.shape.sessions_max,
             mutation: self.mutation,
             seed: self.seed,
             epoch,
@@ -1057,6 +1059,7 @@ impl World {
             counters.add("a call ended at its deadline", stats.requester.timeouts);
             counters.add("a session was lost", stats.requester.sessions_lost);
             counters.add("a reply came from the reply cache", stats.reply_cache.hits);
+            counters.add("a session gave way to another one", stats.responder.sessions_evicted);
             counters.add("a request met its twin in progress", stats.reply_cache.in_progress_hits);
             counters.add("a session went on after its server restarted", stats.requester.sessions_resumed);
             counters.add("a request was answered from the record of its slot", stats.reply_cache.replays);
