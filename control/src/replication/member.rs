@@ -274,8 +274,8 @@ impl Member {
         others.max_by_key(|voter| (lasts.get(voter).copied(), std::cmp::Reverse(*voter)))
     }
 
-    /// Hands the lead over, if it has it: from now on it decides nothing. Returns when another one leads, when there is nobody who could, or after
-    /// [`HAND_OVER_MAX`]; from then on it may decide again.
+    /// Hands the lead over, if it has it: from now on it decides nothing. Returns when another one leads and what it said first is on a majority (until then
+    /// whoever asks here is told so, instead of nothing), when there is nobody who could, or after [`HAND_OVER_MAX`]; from then on it may decide again.
     pub(crate) async fn hand_over(&self) {
         let until = self.locality.now() + HAND_OVER_MAX;
         let mut again = Instant::ZERO;
@@ -283,7 +283,9 @@ impl Member {
         while self.failure().is_none() {
             let (view, now) = (self.view.get(), self.locality.now());
             has_led |= view.leads;
-            let is_over = !has_led || view.leader.is_some_and(|leader| leader != self.number());
+            let has_reached_us = || self.journal.term_at(view.committed) == Some(view.term);
+            let is_led = view.leader.is_some_and(|leader| leader != self.number()) && has_reached_us();
+            let is_over = !has_led || is_led;
             let heir = self.heir();
             if is_over || now >= until || (view.leads && heir.is_none()) {
                 break;
@@ -296,7 +298,7 @@ impl Member {
                 again = now + HAND_OVER_AGAIN;
             }
             // Either way it is looked again.
-            let _rung = self.locality.timeout_at(until.min(now + HAND_OVER_AGAIN), self.changed.notified()).await;
+            let _rung = self.locality.timeout_at(until.min(now + TICK), self.changed.notified()).await;
         }
         if self.is_leaving.replace(false) {
             self.look();

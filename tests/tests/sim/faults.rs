@@ -203,7 +203,7 @@ fn control_alone(plan: &mut Plan<'_>, cast: &Cast) {
 /// A server's last words are lost, as in [`power_and_net`], and it starts while many a message gets lost and control hears of it a little later: what was
 /// asked before is asked again when it begins to serve, or while it still reads what it knows of that.
 fn bad_starts(plan: &mut Plan<'_>, cast: &Cast) {
-    for _ in 0..plan.random.u32(1..6) {
+    for _ in 0..plan.random.u32(3..10) {
         plan.begin();
         let server = plan.one_of(&cast.servers);
         let (silence, crash) = plan.window(20, 300);

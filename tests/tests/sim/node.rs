@@ -33,7 +33,7 @@ pub const LEASE: Duration = Duration::from_millis(600);
 /// Longest pause of a client between two operations on keys.
 const KEYS_PAUSE_MAX: Duration = Duration::from_millis(150);
 /// Logs of several control daemons are cut this soon, so that one that was away needs a copy of the state.
-const LOG_ENTRIES_MAX: usize = 48;
+const LOG_ENTRIES_MAX: usize = 16;
 /// What the number of a client is moved by, as owner of locks that it takes from single control daemons.
 const DIRECT_OWNER: usize = 64;
 /// Longest pause of one that asks single control daemons.
