@@ -5,8 +5,10 @@ use std::time::Duration;
 /// Events that one driver handles in one turn: about a completion queue's worth.
 pub const DRIVER_EVENTS_PER_TURN: usize = 64;
 
-/// Polls of tasks in one turn. At about a microsecond each this keeps devices waiting for a quarter of a millisecond at most.
-pub const TASK_POLLS_PER_TURN: usize = 256;
+/// Polls of tasks in one turn: at about a microsecond each, a few system calls' worth. What they made leaves then, and peers and devices work on
+/// it while the rest of a large batch is polled here; with many more, two sides with 64 requests in flight take turns at waiting for each
+/// other, with fewer a packet has too few items (docs/benchmarks.md#rpc).
+pub const TASK_POLLS_PER_TURN: usize = 32;
 
 /// Timers fired in one turn.
 pub const TIMERS_PER_TURN: usize = 1024;
