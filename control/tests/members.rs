@@ -572,6 +572,7 @@ fn a_leader_that_is_stopped_in_good_order_hands_the_lead_over() {
             let took = world.stop(first);
             assert!(took < Duration::from_millis(300), "seed {seed}: it took {took:?} to stop");
         });
+        println!("seed {seed}: a lead was handed over, and nobody answered for {silence:?}");
         assert!(silence < Duration::from_millis(250), "seed {seed}: no answer for {silence:?}");
         let second = world.elect();
         assert_ne!(second, first);
@@ -584,7 +585,9 @@ fn a_leader_that_is_stopped_in_good_order_hands_the_lead_over() {
         assert_eq!(world.leader(), Some(second));
         world.start(other, None);
         world.pass(Duration::from_secs(2));
-        let silence = longest_silence(&mut world, |world| drop(world.stop(second)));
+        let silence = longest_silence(&mut world, |world| {
+            let _ = world.stop(second);
+        });
         assert!(silence < Duration::from_millis(250), "seed {seed}: no answer for {silence:?}");
         assert_eq!(world.run(client.in_force(LONG)).unwrap(), (3, "\"after\"".to_owned()));
         // What a lost leader costs instead.
@@ -592,6 +595,7 @@ fn a_leader_that_is_stopped_in_good_order_hands_the_lead_over() {
         world.pass(Duration::from_secs(3));
         let third = world.elect();
         let silence = longest_silence(&mut world, |world| world.kill(third, true));
+        println!("seed {seed}: a leader was lost, and nobody answered for {silence:?}");
         assert!(silence > Duration::from_millis(700), "seed {seed}: {silence:?}");
     }
 }
@@ -615,7 +619,9 @@ fn a_leader_that_nobody_can_follow_stops_all_the_same() {
     let paused = world.members.iter().copied().find(|number| *number != leader).unwrap();
     world.machine(paused).paused_until = world.clock.now() + Duration::from_secs(20);
     world.pass(Duration::from_millis(700));
-    let silence = longest_silence(&mut world, |world| drop(world.stop(leader)));
+    let silence = longest_silence(&mut world, |world| {
+        let _ = world.stop(leader);
+    });
     assert!(silence < Duration::from_secs(6), "{silence:?}");
     // The last of three cannot be led by anybody, and there is nobody to hand over to.
     let last = world.elect();
@@ -634,7 +640,8 @@ fn a_leader_that_is_taken_out_hands_the_lead_over_first() {
         assert!(silence < Duration::from_millis(400), "seed {seed}: no answer for {silence:?}");
         assert_ne!(world.elect(), first);
         assert_eq!(world.run(client.apply(1, "without it", LONG)).unwrap(), 2);
-        let said = world.machine(first).running.as_ref().unwrap().control.borrow().as_ref().unwrap().decides();
+        let said =
+            world.machine(first).running.as_ref().unwrap().control.borrow().as_ref().unwrap().decides();
         assert!(!said, "seed {seed}: it decides, and is no member");
     }
 }

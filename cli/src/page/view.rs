@@ -54,13 +54,17 @@ impl<'a> Source<'a> {
         if control.decides() {
             return Ok(Source::Here(control));
         }
-        let leads = members.members.iter().find(|one| one.number == members.leader && one.number != members.own);
+        let leads =
+            members.members.iter().find(|one| one.number == members.leader && one.number != members.own);
         match leads.and_then(|leads| leads.endpoint) {
             Some(endpoint) => {
                 let until = control.rpc().locality().now() + WITHIN;
                 Ok(Source::Leader { control, endpoint, until })
             }
-            None => Err("no control daemon leads now, as far as this one knows (`clovis control member list`)".to_owned()),
+            None => {
+                Err("no control daemon leads now, as far as this one knows (`clovis control member list`)"
+                    .to_owned())
+            }
         }
     }
 
@@ -85,7 +89,8 @@ impl<'a> Source<'a> {
                 break;
             }
         }
-        let text = String::from_utf8(bytes).map_err(|error| format!("the cluster file is no text: {error}"))?;
+        let text =
+            String::from_utf8(bytes).map_err(|error| format!("the cluster file is no text: {error}"))?;
         Ok(Some((transaction, Rc::from(text))))
     }
 
@@ -125,7 +130,8 @@ impl<'a> Source<'a> {
         match self {
             Source::Here(_) => Err("asked of itself".to_owned()),
             Source::Leader { control, endpoint, until } => {
-                let answer = control.rpc().call(*endpoint, question, Bulk::none(), CallOptions::until(*until)).await;
+                let answer =
+                    control.rpc().call(*endpoint, question, Bulk::none(), CallOptions::until(*until)).await;
                 answer
                     .map(|answer| answer.reply)
                     .map_err(|error| format!("the control daemon that leads, at {endpoint}: {error}"))

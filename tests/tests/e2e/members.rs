@@ -110,8 +110,9 @@ fn kill_in_a_loop(name_of_test: &str, count: u64, rounds: u32) {
         for round in 0..rounds {
             let number = leader(&cluster);
             // The leader and those that follow it in the circle, others each time.
-            let away: Vec<u64> =
-                (0..count / 2).map(|step| (number - 1 + step * (1 + u64::from(round % 2))) % count + 1).collect();
+            let away: Vec<u64> = (0..count / 2)
+                .map(|step| (number - 1 + step * (1 + u64::from(round % 2))) % count + 1)
+                .collect();
             away.iter().for_each(|number| cluster.kill_hard(&name(*number)));
             // The others go on without them.
             let next = leader(&cluster);

@@ -182,7 +182,8 @@ fn the_page_of_a_daemon_that_does_not_lead_shows_what_the_one_that_leads_says_an
     fs::write(&content, vec![7; 300_000]).unwrap();
     let _ = cluster.run(&["cp", "--quiet", content.to_str().unwrap(), "1:1"]).succeeded();
     let has_browser = processes::have("chromium", "the page of a daemon that does not lead");
-    let told = |number: u64| -> Value { serde_json::from_str(&get(port_of(number), "/status.json").1).unwrap() };
+    let told =
+        |number: u64| -> Value { serde_json::from_str(&get(port_of(number), "/status.json").1).unwrap() };
     let leader = || {
         let all = cluster.run(&["control", "member", "list", "--json"]).succeeded();
         let all: Value = serde_json::from_str(all.text()).unwrap();
@@ -195,7 +196,10 @@ fn the_page_of_a_daemon_that_does_not_lead_shows_what_the_one_that_leads_says_an
                 let (leads, before) = (leader()?, figures_of(&status(&cluster)));
                 let (shown, of, from) = if has_browser {
                     let page = browse(port_of(*number), cluster.scratch());
-                    assert!(!page.contains("class=\"old\"") || page.contains("no control daemon leads"), "{page}");
+                    assert!(
+                        !page.contains("class=\"old\"") || page.contains("no control daemon leads"),
+                        "{page}"
+                    );
                     (figures_in(&page), number_in(&page, "data-number")?, number_in(&page, "data-leader")?)
                 } else {
                     let told = told(*number);

@@ -18,8 +18,8 @@ use clovis_tests::sim_model::Ending;
 use fops::Fop;
 use fops::conf::{ConfGet, ConfGetReply, DeviceCommandReply};
 use fops::lock::{
-    BreakState, LockBreak, LockEntry, LockList, LockListReply, LockMode, LockName, LockRelease, LockRenew, LockTake,
-    LockTakeReply, OnDeath, OwnerId, Ticket,
+    BreakState, LockBreak, LockEntry, LockList, LockListReply, LockMode, LockName, LockRelease, LockRenew,
+    LockTake, LockTakeReply, OnDeath, OwnerId, Ticket,
 };
 use rpc::{Bulk, CallOptions};
 use runtime::LocalityHandle;

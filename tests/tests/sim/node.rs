@@ -534,7 +534,8 @@ fn start_client(
         }
         if workers > 0 {
             // One asks whoever leads; with several control daemons another one asks each of them.
-            let each_itself = (controls.len() > 1).then_some((controls, 0x4eb, DIRECT_OWNER, DIRECT_PAUSE_MAX));
+            let each_itself =
+                (controls.len() > 1).then_some((controls, 0x4eb, DIRECT_OWNER, DIRECT_PAUSE_MAX));
             let group = (Vec::new(), 0x4e7, 0, KEYS_PAUSE_MAX);
             for (daemons, stream, owner, pause_max) in [group].into_iter().chain(each_itself) {
                 let worker = KeyWorker {

@@ -32,7 +32,8 @@ impl Shape {
         let data_units = workload::data_units(seed);
         let controls = Shape::controls_of(seed, mutation);
         let is_about_starts = mutation == Some(Mutation::Rpc(rpc::Bug::ResumedTooEarly));
-        let is_about_sessions = mutation == Some(Mutation::Client(client::Bug::Rpc(rpc::Bug::SessionNeverLost)));
+        let is_about_sessions =
+            mutation == Some(Mutation::Client(client::Bug::Rpc(rpc::Bug::SessionNeverLost)));
         let shape = |servers, devices_per_server, clients| Shape {
             servers,
             devices_per_server,

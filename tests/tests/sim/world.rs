@@ -274,7 +274,11 @@ impl World {
             let control = slot.control.borrow();
             control.as_ref().filter(|control| control.decides())?.leads_in().or(Some(0))
         };
-        self.controls().into_iter().filter_map(|index| Some((decides(&index)?, index))).max().map(|(_, index)| index)
+        self.controls()
+            .into_iter()
+            .filter_map(|index| Some((decides(&index)?, index)))
+            .max()
+            .map(|(_, index)| index)
     }
 
     /// True if this one of several control daemons believes that it leads.
@@ -415,7 +419,9 @@ impl World {
             Ambushed::Control(node) if self.shape.controls == 1 => vec![node],
             Ambushed::Control(_) => {
                 let leader: Vec<usize> = self.leader().into_iter().collect();
-                leader.iter().for_each(|node| self.plan(self.now() + AMBUSHED_FOR, Fault::Start { node: *node }));
+                leader
+                    .iter()
+                    .for_each(|node| self.plan(self.now() + AMBUSHED_FOR, Fault::Start { node: *node }));
                 leader
             }
         };
@@ -518,7 +524,9 @@ impl World {
             Fault::Ambush { node } => {
                 self.ambush = Some((Ambushed::Control(node), self.oracle.borrow().keys.heard));
             }
-            Fault::AmbushControls => self.ambush = Some((Ambushed::Controls, self.oracle.borrow().keys.heard)),
+            Fault::AmbushControls => {
+                self.ambush = Some((Ambushed::Controls, self.oracle.borrow().keys.heard))
+            }
             Fault::Start { node } => {
                 self.ambush = self.ambush.filter(|(ambushed, _)| *ambushed != Ambushed::Control(node));
                 self.start(node);
@@ -547,7 +555,9 @@ impl World {
                 let Some(leader) = self.leader() else { return };
                 let others = (0..self.nodes.len()).filter(|node| ![leader, beside].contains(node));
                 for (one, other) in others.flat_map(|other| [(leader, other), (other, leader)]) {
-                    pairs(self, one, other).into_iter().for_each(|(from, to)| self.fabric.partition(from, to));
+                    pairs(self, one, other)
+                        .into_iter()
+                        .for_each(|(from, to)| self.fabric.partition(from, to));
                 }
                 self.oracle.borrow_mut().sometimes.reached("the leading control daemon was cut off");
             }
@@ -568,8 +578,10 @@ impl World {
                 }
             }
             Fault::HealControls => {
-                for (control, other) in
-                    self.controls().into_iter().flat_map(|control| (0..self.nodes.len()).map(move |other| (control, other)))
+                for (control, other) in self
+                    .controls()
+                    .into_iter()
+                    .flat_map(|control| (0..self.nodes.len()).map(move |other| (control, other)))
                 {
                     for (from, to) in [(control, other), (other, control)] {
                         pairs(self, from, to).into_iter().for_each(|(from, to)| self.fabric.heal(from, to));
@@ -928,7 +940,10 @@ impl World {
                 let elected = *self.elected.entry(term).or_insert(by);
                 if elected != by {
                     let (one, other) = (&self.nodes[elected].name, &self.nodes[by].name);
-                    return Err(format!("at {:?}: {one} and {other} both lead in term {term}", self.clock.now()));
+                    return Err(format!(
+                        "at {:?}: {one} and {other} both lead in term {term}",
+                        self.clock.now()
+                    ));
                 }
             }
             if control.decides() { self.leases.lost_since(control) } else { Vec::new() }
