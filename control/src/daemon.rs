@@ -51,7 +51,7 @@ use crate::locks::LockTable;
 use crate::reconcile::reconcile;
 use crate::replication::journal::{Journal, LOG_ENTRIES_MAX, Position, state_of};
 use crate::replication::log::{Alone, ReplicatedLog};
-use crate::replication::member::{Member, MemberCounts, SILENCE_MAX, TICK};
+use crate::replication::member::{HAND_OVER_MAX, Member, MemberCounts, SILENCE_MAX, TICK};
 use crate::rm_service;
 use crate::store::{self, Changes, Store, Stored, open_domain};
 use crate::transactions::{ApplyRefusal, Kept, Reason, Transactions};
@@ -168,8 +168,8 @@ pub(crate) struct Office {
     copy: RefCell<Option<(u64, Vec<u8>)>>,
     shutdown: Cell<bool>,
     shutdown_rung: Notify,
-    /// A task hands the lead over, as this daemon is to be taken out.
-    is_handing_over: Cell<bool>,
+    /// Hands the lead over, as this daemon is to be taken out.
+    handing_over: RefCell<Option<Task>>,
 }
 
 /// A reign: the daemon while it decides.
@@ -294,7 +294,7 @@ impl Control {
             copy: RefCell::default(),
             shutdown: Cell::new(false),
             shutdown_rung: Notify::new(),
-            is_handing_over: Cell::new(false),
+            handing_over: RefCell::default(),
         });
         if let Some(begun) = begun {
             office.reign(begun, config.epoch);
@@ -441,7 +441,7 @@ impl Control {
     pub async fn stop(mut self) -> Result<(), ControlError> {
         self.office.shut_down();
         if let Some(member) = &self.office.member {
-            member.hand_over().await;
+            member.hand_over(self.office.rpc.locality().now() + HAND_OVER_MAX).await;
         }
         let drained = self.office.rpc.drain().await;
         self.end();
@@ -452,6 +452,7 @@ impl Control {
     fn end(&mut self) {
         self.tasks.drain(..).for_each(Task::cancel);
         self.office.reign_tasks.borrow_mut().drain(..).for_each(Task::cancel);
+        self.office.handing_over.take().into_iter().for_each(Task::cancel);
         if let Some(member) = &self.office.member {
             member.stop();
         }
@@ -622,12 +623,13 @@ impl Office {
         let is_done = if adds { is_voter } else { found.is_none() } && member.is_settled();
         if !is_done && !adds && number == member.number() {
             // Whoever leads then is asked again, and takes it out.
-            if !self.is_handing_over.replace(true) {
+            if self.handing_over.borrow().is_none() {
                 let (office, member) = (Rc::clone(self), Rc::clone(member));
-                drop(self.rpc.locality().spawn("control-hand-over", async move {
-                    member.hand_over().await;
-                    office.is_handing_over.set(false);
-                }));
+                let task = self.rpc.locality().spawn("control-hand-over", async move {
+                    member.hand_over(Instant::NEVER).await;
+                    drop(office.handing_over.take());
+                });
+                *self.handing_over.borrow_mut() = Some(task);
             }
         } else if !is_done {
             member.wish_change(number, adds);

@@ -44,8 +44,8 @@ pub(crate) const SILENCE_MAX: Duration = Duration::from_millis(1500);
 /// How long a message may be under way. Another follows sooner or later, so one that is late is worth little.
 const MESSAGE_TIME: Duration = Duration::from_millis(1000);
 const UNREACHABLE_MAX: Duration = Duration::from_millis(300);
-/// How long handing over the lead may take; after that it goes on, or ends, as if nobody had asked.
-const HAND_OVER_MAX: Duration = Duration::from_secs(2);
+/// How long a daemon that is to end tries to hand the lead over.
+pub(crate) const HAND_OVER_MAX: Duration = Duration::from_secs(2);
 /// Another member is asked to take the lead if nothing came of it for so long.
 const HAND_OVER_AGAIN: Duration = Duration::from_millis(250);
 /// One that has not been heard for so long is not asked to.
@@ -275,9 +275,9 @@ impl Member {
     }
 
     /// Hands the lead over, if it has it: from now on it decides nothing. Returns when another one leads and what it said first is on a majority (until then
-    /// whoever asks here is told so, instead of nothing), when there is nobody who could, or after [`HAND_OVER_MAX`]; from then on it may decide again.
-    pub(crate) async fn hand_over(&self) {
-        let until = self.locality.now() + HAND_OVER_MAX;
+    /// whoever asks here is told so, instead of nothing), at once if there is nobody who could, or at `until`. One that was asked to take the lead and dies
+    /// keeps this one from deciding, as the library waits for it: whoever goes on afterwards gives all the time there is, and another one is asked.
+    pub(crate) async fn hand_over(&self, until: Instant) {
         let mut again = Instant::ZERO;
         let mut has_led = false;
         while self.failure().is_none() {
@@ -287,7 +287,7 @@ impl Member {
             let is_led = view.leader.is_some_and(|leader| leader != self.number()) && has_reached_us();
             let is_over = !has_led || is_led;
             let heir = self.heir();
-            if is_over || now >= until || (view.leads && heir.is_none()) {
+            if is_over || now >= until || (again == Instant::ZERO && heir.is_none()) {
                 break;
             }
             if !self.is_leaving.replace(true) {
