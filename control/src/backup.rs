@@ -134,7 +134,7 @@ pub async fn stored_version(
     let domain = store::open_domain(locality, store, cluster).await?;
     let found = match Journal::owner(&domain)? {
         Some((number, _)) => {
-            let journal = Journal::open(&domain, number)?;
+            let journal = Journal::open(&domain, number, None)?;
             // What is in the log alone may have been in force too.
             let in_log = journal.newest_first().find_map(|batch| store::version_in(&batch));
             let in_state = store::version_of(&domain, |tree| journal.place(tree));

@@ -50,9 +50,9 @@ use crate::loans::LoanTable;
 use crate::lock_service;
 use crate::locks::LockTable;
 use crate::reconcile::reconcile;
-use crate::replication::journal::Journal;
+use crate::replication::journal::{Journal, LOG_ENTRIES_MAX, Position, state_of};
 use crate::replication::log::{Alone, ReplicatedLog};
-use crate::replication::member::{Member, SILENCE_MAX, TICK};
+use crate::replication::member::{HAND_OVER_MAX, Member, MemberCounts, SILENCE_MAX, TICK};
 use crate::rm_service;
 use crate::store::{self, Changes, Store, Stored, open_domain};
 use crate::transactions::{ApplyRefusal, Kept, Reason, Transactions};
@@ -88,6 +88,8 @@ pub struct ControlConfig {
     pub store: Box<dyn Backend>,
     /// What it is among several control daemons; `None` for one alone.
     pub member: Option<MemberConfig>,
+    /// Entries that a log with other daemons keeps before it is cut, for members that are a little behind; those further behind get a copy of the state.
+    pub log_entries_max: usize,
     /// What it says of itself.
     pub about: About,
     /// Limits of the rpc machine.
@@ -115,6 +117,7 @@ impl ControlConfig {
             lease: LEASE_DEFAULT,
             store,
             member: None,
+            log_entries_max: LOG_ENTRIES_MAX,
             about: About::default(),
             rpc: RpcConfig { sessions_max: CONTROL_SESSIONS_MAX, ..RpcConfig::default() },
             bug: None,
@@ -166,6 +169,8 @@ pub(crate) struct Office {
     copy: RefCell<Option<(u64, Vec<u8>)>>,
     shutdown: Cell<bool>,
     shutdown_rung: Notify,
+    /// Hands the lead over, as this daemon is to be taken out.
+    handing_over: RefCell<Option<Task>>,
 }
 
 /// A reign: the daemon while it decides.
@@ -251,7 +256,7 @@ impl Control {
         let cluster = config.configuration.cluster;
         let domain = open_domain(locality, config.store, cluster).await?;
         let member = config.member.as_ref();
-        let journal = open_journal(&domain, cluster, member).await?;
+        let journal = open_journal(&domain, cluster, member, config.bug).await?;
         let begun = match &journal {
             Some(_) => None,
             None => {
@@ -270,7 +275,9 @@ impl Control {
         let endpoints = config.member.map(|member| member.members).unwrap_or_default();
         let credential = config.file.as_ref().and_then(|file| file.credential);
         let member = journal.map(|journal| {
-            let (member, task) = Member::start(&rpc, &domain, journal, endpoints, (cluster, credential));
+            journal.set_entries_max(config.log_entries_max);
+            let whose = (cluster, credential);
+            let (member, task) = Member::start(&rpc, &domain, journal, endpoints, whose, config.bug);
             tasks.push(task);
             member
         });
@@ -292,6 +299,7 @@ impl Control {
             copy: RefCell::default(),
             shutdown: Cell::new(false),
             shutdown_rung: Notify::new(),
+            handing_over: RefCell::default(),
         });
         if let Some(begun) = begun {
             office.reign(begun, config.epoch);
@@ -320,6 +328,29 @@ impl Control {
     #[must_use]
     pub fn members(&self) -> MembersReply {
         self.office.members()
+    }
+
+    /// The term in which it was elected, whether it decides already or not; `None` if it does not lead, or is alone.
+    #[must_use]
+    pub fn leads_in(&self) -> Option<u64> {
+        self.office.member.as_ref()?.leads_in()
+    }
+
+    /// What it did as one of several since it started; nothing if it is alone.
+    #[must_use]
+    pub fn member_counts(&self) -> MemberCounts {
+        self.office.member.as_ref().map_or_else(MemberCounts::default, |member| member.counts())
+    }
+
+    /// For tests: every key and value of the durable state, and the entry of the log that it has the effect of (0 if it is alone).
+    #[doc(hidden)]
+    #[must_use]
+    pub fn state(&self) -> (u64, Vec<u8>) {
+        let (position, state) = match &self.office.member {
+            Some(member) => member.copy(),
+            None => (Position::default(), state_of(&self.office.domain, |tree| tree)),
+        };
+        (position.index, state.encode())
     }
 
     /// The last durable configuration that was decided here; before, the one given.
@@ -410,10 +441,13 @@ impl Control {
         }
     }
 
-    /// Finishes what runs within `RpcConfig::drain_within` and closes the store. Errors: the store's last checkpoint failed, or requests still ran when their time was
-    /// over; nothing acknowledged is lost.
+    /// Hands the lead over if it has it, finishes what runs within `RpcConfig::drain_within` and closes the store. Errors: the store's last checkpoint failed, or
+    /// requests still ran when their time was over; nothing acknowledged is lost.
     pub async fn stop(mut self) -> Result<(), ControlError> {
         self.office.shut_down();
+        if let Some(member) = &self.office.member {
+            member.hand_over(self.office.rpc.locality().now() + HAND_OVER_MAX).await;
+        }
         let drained = self.office.rpc.drain().await;
         self.end();
         self.office.domain.clone().close().await.map_err(ControlError::Store)?;
@@ -423,6 +457,7 @@ impl Control {
     fn end(&mut self) {
         self.tasks.drain(..).for_each(Task::cancel);
         self.office.reign_tasks.borrow_mut().drain(..).for_each(Task::cancel);
+        self.office.handing_over.take().into_iter().for_each(Task::cancel);
         if let Some(member) = &self.office.member {
             member.stop();
         }
@@ -458,6 +493,7 @@ async fn open_journal(
     domain: &Domain,
     cluster: u64,
     member: Option<&MemberConfig>,
+    bug: Option<Bug>,
 ) -> Result<Option<Journal>, ControlError> {
     let owner = Journal::owner(domain)?;
     let Some(MemberConfig { number, members, first_start }) = member else {
@@ -473,14 +509,14 @@ async fn open_journal(
         }
         (Some(_), Some(_)) => Err(ControlError::Founded { number }),
         (None, None) => Err(ControlError::NotFounded { number }),
-        (Some(_), None) => Journal::open(domain, number).map(Some),
+        (Some(_), None) => Journal::open(domain, number, bug).map(Some),
         (None, Some(first_start)) => {
             let founders: Vec<u64> = match first_start {
                 FirstStart::Found => members.keys().copied().collect(),
                 FirstStart::Join => Vec::new(),
             };
             Journal::found(domain, (number, cluster), &founders).await?;
-            Journal::open(domain, number).map(Some)
+            Journal::open(domain, number, bug).map(Some)
         }
     }
 }
@@ -568,7 +604,7 @@ impl Office {
     }
 
     /// A member comes or goes. Asked again, it looks what became of it.
-    fn change(&self, request: &MemberChange) -> Result<MemberChangeReply, FopError> {
+    fn change(self: &Rc<Office>, request: &MemberChange) -> Result<MemberChangeReply, FopError> {
         let refuse = |reason: String| Err(FopError::NotPermitted { reason });
         let MemberChange { number, adds } = *request;
         let Some(member) = &self.member else {
@@ -592,7 +628,17 @@ impl Office {
         }
         // A change counts once it is on a majority, which `committed` shows: the library takes no second one before.
         let is_done = if adds { is_voter } else { found.is_none() } && member.is_settled();
-        if !is_done {
+        if !is_done && !adds && number == member.number() {
+            // Whoever leads then is asked again, and takes it out.
+            if self.handing_over.borrow().is_none() {
+                let (office, member) = (Rc::clone(self), Rc::clone(member));
+                let task = self.rpc.locality().spawn("control-hand-over", async move {
+                    member.hand_over(Instant::NEVER).await;
+                    drop(office.handing_over.take());
+                });
+                *self.handing_over.borrow_mut() = Some(task);
+            }
+        } else if !is_done {
             member.wish_change(number, adds);
         }
         Ok(MemberChangeReply { is_done })
@@ -703,7 +749,9 @@ async fn follow_the_lead(office: Rc<Office>, member: Rc<Member>) {
         let log: Rc<dyn ReplicatedLog> = Rc::new(Rc::clone(&member));
         let endpoint = office.rpc.endpoint();
         let beginning = async {
-            Store::draw_a_line(&log).await?;
+            if office.bug != Some(Bug::ReignWithoutLine) {
+                Store::draw_a_line(&log).await?;
+            }
             begin(log, &office.configuration, office.file.as_ref(), endpoint).await
         };
         // What a try that took too long has put into the log stands before the line of the next one.

@@ -37,3 +37,4 @@ pub use daemon::{Control, ControlConfig, FirstStart, MemberConfig, OperatorFile,
 pub use error::ControlError;
 pub use reconcile::Difference;
 pub use replication::batch::DamagedBatch;
+pub use replication::member::MemberCounts;

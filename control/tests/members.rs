@@ -226,6 +226,20 @@ impl World {
         }
     }
 
+    /// Stops in good order, which takes so long.
+    fn stop(&mut self, number: u64) -> Duration {
+        let net = self.net.clone();
+        let control = self.machine(number).running.as_ref().unwrap().control.borrow_mut().take().unwrap();
+        let began = self.clock.now();
+        self.run(control.stop()).unwrap();
+        let took = self.clock.now().since(began);
+        let machine = self.machine(number);
+        drop(machine.running.take());
+        machine.disk.restart();
+        net.crash(endpoint(number));
+        took
+    }
+
     fn leader(&self) -> Option<u64> {
         let decides = |machine: &&Machine| {
             machine
@@ -521,6 +535,115 @@ fn stores_that_are_not_what_they_should_be_are_refused() {
     world.kill(3, false);
     world.start(2, Some(FirstStart::Found));
     assert!(refusal(&mut world, 2).contains("without --first-start"), "{}", refusal(&mut world, 2));
+}
+
+/// The longest time without an answer of a client that asks all the time, while `happens`.
+fn longest_silence(world: &mut World, happens: impl FnOnce(&mut World)) -> Duration {
+    let client = world.client();
+    let (stop, longest) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(Duration::ZERO)));
+    let (ends, noted, handle) = (Rc::clone(&stop), Rc::clone(&longest), world.handle.clone());
+    drop(world.handle.spawn("asker", async move {
+        let mut last = handle.now();
+        while !ends.get() {
+            if client.in_force(LONG).await.is_ok() {
+                noted.set(noted.get().max(handle.now().since(last)));
+                last = handle.now();
+            }
+            handle.sleep(Duration::from_millis(5)).await;
+        }
+    }));
+    world.pass(Duration::from_secs(1));
+    longest.set(Duration::ZERO);
+    happens(world);
+    world.pass(Duration::from_secs(5));
+    stop.set(true);
+    world.pass(Duration::from_secs(1));
+    longest.get()
+}
+
+#[test]
+fn a_leader_that_is_stopped_in_good_order_hands_the_lead_over() {
+    for (seed, count) in [(60, 3), (61, 3), (62, 5), (63, 5)] {
+        let mut world = World::found(seed, count);
+        let client = world.client();
+        let first = world.elect();
+        assert_eq!(world.run(client.apply(1, "before", LONG)).unwrap(), 2);
+        let silence = longest_silence(&mut world, |world| {
+            let took = world.stop(first);
+            assert!(took < Duration::from_millis(300), "seed {seed}: it took {took:?} to stop");
+        });
+        println!("seed {seed}: a lead was handed over, and nobody answered for {silence:?}");
+        assert!(silence < Duration::from_millis(250), "seed {seed}: no answer for {silence:?}");
+        let second = world.elect();
+        assert_ne!(second, first);
+        assert_eq!(world.run(client.apply(2, "after", LONG)).unwrap(), 3);
+        // It comes back, and the next one hands over too; one that does not lead has nothing to hand over.
+        world.start(first, None);
+        world.pass(Duration::from_secs(2));
+        let other = world.members.iter().copied().find(|number| ![first, second].contains(number)).unwrap();
+        let _ = world.stop(other);
+        assert_eq!(world.leader(), Some(second));
+        world.start(other, None);
+        world.pass(Duration::from_secs(2));
+        let silence = longest_silence(&mut world, |world| {
+            let _ = world.stop(second);
+        });
+        assert!(silence < Duration::from_millis(250), "seed {seed}: no answer for {silence:?}");
+        assert_eq!(world.run(client.in_force(LONG)).unwrap(), (3, "\"after\"".to_owned()));
+        // What a lost leader costs instead.
+        world.start(second, None);
+        world.pass(Duration::from_secs(3));
+        let third = world.elect();
+        let silence = longest_silence(&mut world, |world| world.kill(third, true));
+        println!("seed {seed}: a leader was lost, and nobody answered for {silence:?}");
+        assert!(silence > Duration::from_millis(700), "seed {seed}: {silence:?}");
+    }
+}
+
+#[test]
+fn a_leader_that_nobody_can_follow_stops_all_the_same() {
+    let mut world = World::found(70, 3);
+    let leader = world.elect();
+    let others: Vec<u64> = world.members.iter().copied().filter(|number| *number != leader).collect();
+    world.cut(&[leader], &others);
+    // Its heir seems near still, and hears nothing.
+    world.pass(Duration::from_millis(100));
+    let took = world.stop(leader);
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    world.net.heal_all();
+    world.elect();
+    // With one that stands still it is another's turn.
+    world.start(leader, None);
+    world.pass(Duration::from_secs(2));
+    let leader = world.elect();
+    let paused = world.members.iter().copied().find(|number| *number != leader).unwrap();
+    world.machine(paused).paused_until = world.clock.now() + Duration::from_secs(20);
+    world.pass(Duration::from_millis(700));
+    let silence = longest_silence(&mut world, |world| {
+        let _ = world.stop(leader);
+    });
+    assert!(silence < Duration::from_secs(6), "{silence:?}");
+    // The last of three cannot be led by anybody, and there is nobody to hand over to.
+    let last = world.elect();
+    let took = world.stop(last);
+    assert!(took < Duration::from_secs(3), "{took:?}");
+}
+
+#[test]
+fn a_leader_that_is_taken_out_hands_the_lead_over_first() {
+    for seed in 80..83 {
+        let mut world = World::found(seed, 3);
+        let client = world.client();
+        let first = world.elect();
+        let other = world.client();
+        let silence = longest_silence(&mut world, |world| world.run(settle(&other, first, false)));
+        assert!(silence < Duration::from_millis(400), "seed {seed}: no answer for {silence:?}");
+        assert_ne!(world.elect(), first);
+        assert_eq!(world.run(client.apply(1, "without it", LONG)).unwrap(), 2);
+        let said =
+            world.machine(first).running.as_ref().unwrap().control.borrow().as_ref().unwrap().decides();
+        assert!(!said, "seed {seed}: it decides, and is no member");
+    }
 }
 
 /// A loop of changes and of one lock that is never given twice, while daemons die, stand still and are cut off and clocks run at nine to eleven tenths.

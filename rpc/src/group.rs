@@ -23,14 +23,18 @@ use crate::machine::RpcMachine;
 const UNREACHABLE_MAX: Duration = Duration::from_millis(500);
 /// How often a member that has not answered is pinged, and how long that may take.
 const PING_EVERY: Duration = Duration::from_secs(1);
-/// Pause after every member was asked in vain: an election takes longer than asking round.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Pause after every member was asked in vain. The first is short, as a lead that was handed over is taken up soon, and each one twice as long as the one
+/// before: an election takes longer than asking round.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// The members, and which of them led when last heard.
 pub(crate) struct Group {
     name: Endpoint,
     members: RefCell<Vec<Endpoint>>,
     leads: Cell<usize>,
+    /// Requests that one member did not answer and that were sent to another.
+    moved: Cell<u64>,
 }
 
 impl Group {
@@ -78,7 +82,7 @@ impl RpcMachine {
     pub fn set_group(&self, name: Endpoint, others: &[Endpoint]) {
         let mut members = vec![name];
         members.extend(others.iter().filter(|other| **other != name));
-        let group = Group { name, members: RefCell::new(members), leads: Cell::new(0) };
+        let group = Group { name, members: RefCell::new(members), leads: Cell::new(0), moved: Cell::new(0) };
         *self.group().borrow_mut() = (!others.is_empty()).then(|| Rc::new(group));
     }
 
@@ -86,6 +90,12 @@ impl RpcMachine {
     #[must_use]
     pub fn leader_of(&self, name: Endpoint) -> Endpoint {
         self.group_of(name).map_or(name, |group| group.leader())
+    }
+
+    /// Requests to the group of this name that one member did not answer and that were sent to another: each may have run at both.
+    #[must_use]
+    pub fn moved_in_group(&self, name: Endpoint) -> u64 {
+        self.group_of(name).map_or(0, |group| group.moved.get())
     }
 
     pub(crate) fn group_of(&self, to: Endpoint) -> Option<Rc<Group>> {
@@ -104,7 +114,7 @@ impl RpcMachine {
         let options = options.unreachable_max(unreachable_max);
         let Bulk { source, mut sink } = bulk;
         let may_ask_another = sink.is_empty();
-        let mut asked = 0;
+        let (mut asked, mut pause) = (0, PAUSE_MIN);
         loop {
             let member = group.leader();
             let bulk = Bulk { source: source.clone(), sink: std::mem::take(&mut sink) };
@@ -120,13 +130,15 @@ impl RpcMachine {
             if !goes_on::<F>(&error) || !may_ask_another {
                 return Err(error);
             }
+            group.moved.set(group.moved.get() + 1);
             match error {
                 CallError::Fop(FopError::NotLeader { leader: Some(leader) }) => group.follow(member, leader),
                 _ => group.pass_over(member),
             }
             asked += 1;
             if asked % group.count() == 0 {
-                locality.sleep(PAUSE).await;
+                locality.sleep(pause).await;
+                pause = PAUSE_MAX.min(2 * pause);
             }
             if locality.now() >= options.deadline {
                 return Err(error);
@@ -170,7 +182,7 @@ mod tests {
 
     fn group() -> Group {
         let members = (1..=3).map(endpoint).collect();
-        Group { name: endpoint(1), members: RefCell::new(members), leads: Cell::new(0) }
+        Group { name: endpoint(1), members: RefCell::new(members), leads: Cell::new(0), moved: Cell::new(0) }
     }
 
     #[test]

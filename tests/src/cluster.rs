@@ -118,6 +118,18 @@ impl RunningCluster {
     /// # Panics
     /// If there is no such daemon, or it does not go.
     pub fn kill_hard(&self, name: &str) {
+        self.signal(name, "-KILL");
+    }
+
+    /// Asks one daemon to end (SIGTERM) and waits until it is gone: `name` as in `run/NAME.pid`.
+    ///
+    /// # Panics
+    /// If there is no such daemon, or it does not go.
+    pub fn end(&self, name: &str) {
+        self.signal(name, "-TERM");
+    }
+
+    fn signal(&self, name: &str, signal: &str) {
         let file = self.dir().join("run").join(format!("{name}.pid"));
         let text =
             std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
@@ -127,8 +139,8 @@ impl RunningCluster {
             .and_then(|word| word.parse().ok())
             .unwrap_or_else(|| panic!("{} begins with no process id: {text:?}", file.display()));
         let status =
-            Command::new("kill").args(["-KILL", &id.to_string()]).status().expect("kill can be started");
-        assert!(status.success(), "kill -KILL {id}: {status}");
+            Command::new("kill").args([signal, &id.to_string()]).status().expect("kill can be started");
+        assert!(status.success(), "kill {signal} {id}: {status}");
         crate::wait::until(&format!("the end of {name}"), COMMAND_LIMIT, || is_gone(id).then_some(()))
             .unwrap_or_else(|error| panic!("{error}"));
     }

@@ -1,10 +1,12 @@
 //! The status page: what control sees, in a browser. docs/operators.md has the operator's view.
 //!
 //! One page without outside assets, and two answers in JSON that it asks for. It shows and changes nothing, and holds no secret: states, sizes, rates
-//! and names of parts. Its figures are those of `clovis status --json`, made by the same code ([`Picture`]).
+//! and names of parts. A control daemon that does not lead shows what the one that leads says ([`view`]). Its figures are those of `clovis status --json`, made by the same code ([`Picture`]).
 //!
 //! Threads: the exporter's threads ask control's locality through a mailbox ([`Questions`]); control answers between two requests.
 //! Bounds: [`QUESTIONS_MAX`] wait; who finds no room, or no answer within [`WITHIN`], is told so. Start at [`Questions::answer_all`].
+
+mod view;
 
 use std::sync::mpsc;
 use std::time::Duration;
@@ -12,13 +14,13 @@ use std::time::Duration;
 use control::Control;
 use faces::Credential;
 use faces::cluster_file::ClusterFile;
-use fops::load::LoadGet;
 use runtime::{LocalityHandle, MailReceiver, MailSender, mailbox};
 use serde_json::{Value, json};
 
 use crate::events::event_json;
 use crate::metrics::exporter::{Answer, Found, Refusal};
 use crate::status::{Load, Picture, sample_json};
+use view::Source;
 
 /// Questions that wait for control.
 const QUESTIONS_MAX: usize = 16;
@@ -85,44 +87,38 @@ impl Questions {
         let mut known: Option<(u64, ClusterFile)> = None;
         while let Some(Letter { question, answer }) = self.0.recv().await {
             let json = match question {
-                Question::Status => status(control, credential, &mut known),
-                Question::Load { after } => load(control, after),
+                Question::Status => status(control, credential, &mut known).await,
+                Question::Load { after } => load(control, after).await,
             };
             // Whoever asked does not wait any more.
-            let _ = answer.try_send(json.to_string());
+            let _ = answer.try_send(json.unwrap_or_else(|error| json!({ "error": error })).to_string());
         }
     }
 }
 
-fn status(
+async fn status(
     control: &Control,
     credential: Option<Credential>,
     known: &mut Option<(u64, ClusterFile)>,
-) -> Value {
-    let Some((transaction, text)) = control.cluster_text() else {
-        return json!({ "error": match control.decides() {
-            true => "control was started without a cluster file",
-            false => "this control daemon does not lead: look at the page of the one that does (`clovis control member list`)",
-        } });
-    };
-    let file = match known.take().filter(|(number, _)| *number == transaction) {
-        Some((_, file)) => file,
-        None => match ClusterFile::parse_hidden(&text, credential) {
-            Ok(file) => file,
-            Err(error) => return json!({ "error": error.to_string() }),
-        },
-    };
-    let load = Load::of(&control.load(&LoadGet { after: 0, most: 1 }));
-    let (status, repairs) = (control.status(), control.repairs());
-    let events: Vec<Value> = control.events().iter().map(event_json).collect();
-    let json =
-        json!({ "status": Picture::of(&file, &status, load, &repairs).json(transaction), "events": events });
-    *known = Some((transaction, file));
-    json
+) -> Result<Value, String> {
+    let members = control.members();
+    let source = Source::of(control, &members)?;
+    if let Some((transaction, text)) = source.text(known.as_ref().map(|(number, _)| *number)).await? {
+        let file = ClusterFile::parse_hidden(&text, credential).map_err(|error| error.to_string())?;
+        *known = Some((transaction, file));
+    }
+    let Some((transaction, file)) = known else { return Err("control has no cluster file".to_owned()) };
+    let seen = source.look().await?;
+    let events: Vec<Value> = seen.events.iter().map(event_json).collect();
+    let picture = Picture::of(file, &seen.status, Load::of(&seen.load), &seen.repairs);
+    // Samples of the load are numbered by whoever decides: another lead, other samples.
+    let daemon = json!({ "number": members.own, "leader": members.leader, "term": members.term });
+    Ok(json!({ "status": picture.json(*transaction), "events": events, "daemon": daemon }))
 }
 
-fn load(control: &Control, after: u64) -> Value {
-    let reply = control.load(&LoadGet { after, most: u32::MAX });
+async fn load(control: &Control, after: u64) -> Result<Value, String> {
+    let members = control.members();
+    let reply = Source::of(control, &members)?.load(after).await?;
     let samples: Vec<Value> = reply.samples.iter().map(sample_json).collect();
-    json!({ "period_ms": reply.period_ms, "samples": samples })
+    Ok(json!({ "period_ms": reply.period_ms, "samples": samples }))
 }

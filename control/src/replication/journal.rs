@@ -15,6 +15,7 @@ use base::units::{narrow, wide};
 use raft_io::{HardState, LogEntry, RaftLog, Snapshot};
 use spdk_stob::{Domain, TreeId};
 
+use crate::bug::Bug;
 use crate::error::ControlError;
 use crate::replication::batch::{Batch, Change};
 use crate::replication::message::{kind_number, kind_of};
@@ -42,10 +43,10 @@ const TRANSACTION_BYTES: usize = 512 << 10;
 /// Bytes of entries in one message, unless a single one has more.
 const MESSAGE_ENTRY_BYTES: usize = 256 << 10;
 /// The log is cut when it has more entries, or more bytes, with an effect than these ...
-const LOG_ENTRIES_MAX: usize = 512;
+pub(crate) const LOG_ENTRIES_MAX: usize = 512;
 const LOG_BYTES_MAX: usize = 256 << 10;
 /// ... down to these, for members that are a little behind.
-const LOG_ENTRIES_KEPT: usize = 128;
+const LOG_ENTRIES_KEPT: usize = 4; // one in so many
 const LOG_BYTES_KEPT: usize = 128 << 10;
 /// Stands between voters and those that are only fed, where members are a list of numbers: the library's mark.
 const FED: u64 = u64::MAX;
@@ -86,6 +87,11 @@ struct State {
     pending: RefCell<Vec<Change>>,
     /// A copy of the state that came from another member, not in force yet, with the changes that go with it.
     arrived: RefCell<Option<(Position, Vec<u8>)>>,
+    bug: Option<Bug>,
+    /// The log is cut when it has more entries with an effect.
+    entries_max: Cell<usize>,
+    /// Entries that came from a leader and were never in force.
+    withdrawn: Cell<u64>,
 }
 
 /// The log; clones are the same one.
@@ -162,8 +168,8 @@ impl Journal {
         }
     }
 
-    /// Reads what the domain of a member has.
-    pub(crate) fn open(domain: &Domain, number: u64) -> Result<Journal, ControlError> {
+    /// Reads what the domain of a member has. `bug`: on purpose, for the simulation.
+    pub(crate) fn open(domain: &Domain, number: u64, bug: Option<Bug>) -> Result<Journal, ControlError> {
         let get = |key: &[u8]| {
             let value = domain.tree_get(META, key);
             value.map(|value| read_numbers(&value)).transpose()
@@ -203,6 +209,9 @@ impl Journal {
             is_second: Cell::new(is_second),
             pending: RefCell::new(leftovers),
             arrived: RefCell::default(),
+            bug,
+            entries_max: Cell::new(LOG_ENTRIES_MAX),
+            withdrawn: Cell::new(0),
         })))
     }
 
@@ -223,8 +232,11 @@ impl Journal {
 
     /// Makes durable what the library changed. Error: the device refused; nothing that follows from the changes may leave.
     pub(crate) async fn persist(&self) -> Result<(), ControlError> {
-        let State { domain, pending, arrived, .. } = &*self.0;
-        let changes = std::mem::take(&mut *pending.borrow_mut());
+        let State { domain, pending, arrived, bug, .. } = &*self.0;
+        let mut changes = std::mem::take(&mut *pending.borrow_mut());
+        if *bug == Some(Bug::VoteForgotten) {
+            changes.retain(|change| change.key != VOTE_KEY);
+        }
         let arrived = arrived.borrow_mut().take();
         let Some((position, data)) = arrived else {
             return commit_in_parts(domain, changes).await;
@@ -261,6 +273,21 @@ impl Journal {
         Ok(())
     }
 
+    /// From now on the log is cut when it has more entries with an effect.
+    pub(crate) fn set_entries_max(&self, entries_max: usize) {
+        self.0.entries_max.set(entries_max);
+    }
+
+    /// Entries that another leader took back since this was opened.
+    pub(crate) fn withdrawn(&self) -> u64 {
+        self.0.withdrawn.get()
+    }
+
+    /// Everything that the durable state has, and the entry that it has the effect of.
+    pub(crate) fn copy(&self) -> (Position, Batch) {
+        (self.applied(), self.state())
+    }
+
     /// The batches of the log, newest first.
     pub(crate) fn newest_first(&self) -> impl Iterator<Item = Batch> {
         let entries: Vec<LogEntry> = self.0.entries.borrow().iter().rev().cloned().collect();
@@ -278,12 +305,13 @@ impl Journal {
         let entries = self.0.entries.borrow();
         let with_effect = narrow(applied.index.saturating_sub(base.index)).min(entries.len());
         let bytes: usize = entries.range(..with_effect).map(|entry| entry.command.len()).sum();
-        if with_effect <= LOG_ENTRIES_MAX && bytes <= LOG_BYTES_MAX {
+        let entries_max = self.0.entries_max.get();
+        if with_effect <= entries_max && bytes <= LOG_BYTES_MAX {
             return None;
         }
         let mut kept_bytes = 0;
         let newest_first = entries.range(..with_effect).rev();
-        let kept = newest_first.take(LOG_ENTRIES_KEPT).take_while(|entry| {
+        let kept = newest_first.take(entries_max / LOG_ENTRIES_KEPT).take_while(|entry| {
             kept_bytes += entry.command.len();
             kept_bytes <= LOG_BYTES_KEPT
         });
@@ -472,6 +500,7 @@ impl RaftLog for Journal {
             let kept = narrow(from - base - 1).min(entries.len());
             entries.split_off(kept)
         };
+        self.0.withdrawn.set(self.withdrawn() + wide(gone.len()));
         // Last first: cut in between, what is left has no gap.
         gone.iter().rev().for_each(|entry| self.forget(entry));
         Ok(())

@@ -4,6 +4,7 @@
 //! from it. A member that stood still does not make up for the ticks: time in which it did not run says nothing about the others.
 //! **Invariant**: [`Member::commit`] returns when the entry is durable on a majority and its effect is durable here. **Invariant**:
 //! [`Member::confirm`] returns when a majority has said, after it was called, that this member leads.
+//! One that is to stop while it leads hands the lead over ([`Member::hand_over`]): it decides nothing more, brings another one up to date and lets it ask for votes at once.
 //! Bound: [`MESSAGES_MAX`] messages wait for each member, older ones are dropped; one is under way. [`INBOX_MAX`] wait here. Left over: a store that fails; the member then
 //! takes no part, says why, and the others go on. Thread: one locality. Rules: docs/rfd/0012, docs/ha.md#several-control-daemons. Start at [`Member::start`].
 
@@ -24,6 +25,7 @@ use runtime::sync::{Notify, oneshot};
 use runtime::{LocalityHandle, SharedBuffer, Task};
 use spdk_stob::{Domain, TreeId};
 
+use crate::bug::Bug;
 use crate::error::ControlError;
 use crate::replication::batch::Batch;
 use crate::replication::journal::{Journal, Position};
@@ -42,6 +44,12 @@ pub(crate) const SILENCE_MAX: Duration = Duration::from_millis(1500);
 /// How long a message may be under way. Another follows sooner or later, so one that is late is worth little.
 const MESSAGE_TIME: Duration = Duration::from_millis(1000);
 const UNREACHABLE_MAX: Duration = Duration::from_millis(300);
+/// How long a daemon that is to end tries to hand the lead over.
+pub(crate) const HAND_OVER_MAX: Duration = Duration::from_secs(2);
+/// Another member is asked to take the lead if nothing came of it for so long.
+const HAND_OVER_AGAIN: Duration = Duration::from_millis(250);
+/// One that has not been heard for so long is not asked to.
+const HEARD_WITHIN: Duration = Duration::from_millis(500);
 /// Messages that wait for a member.
 const MESSAGES_MAX: usize = 32;
 /// Messages that came and wait for their step; what comes on top is dropped, as if it had been lost.
@@ -54,6 +62,33 @@ enum Input {
     Message(Message),
     Propose(Vec<u8>, oneshot::Sender<Result<(), NotLeading>>),
     Change { number: u64, adds: bool },
+    HandOver { to: u64 },
+}
+
+/// What a member did since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemberCounts {
+    /// Times that it came to lead.
+    pub leads: u64,
+    /// Times that it led and reached no majority.
+    pub silences: u64,
+    /// Changes whose end it does not know, as it lost the lead.
+    pub changes_lost: u64,
+    /// Changes that wait for a majority now.
+    pub changes_waiting: u64,
+    /// Entries that it got from a leader, and that another one took back.
+    pub entries_withdrawn: u64,
+    /// Copies of the state that it sent, and that it took over.
+    pub copies_sent: u64,
+    /// See above.
+    pub copies_taken: u64,
+    /// Answers that left after a majority had said that nobody else leads.
+    pub answers_vouched: u64,
+    /// Answers that nobody vouched for: another one was told instead to answer.
+    pub answers_withheld: u64,
+    /// Times that it asked another one to take the lead.
+    pub hand_overs: u64,
 }
 
 /// A message that comes in parts.
@@ -122,6 +157,10 @@ pub(crate) struct Member {
     peers: RefCell<BTreeMap<u64, Peer>>,
     partials: RefCell<BTreeMap<u64, Partial>>,
     failed: RefCell<Option<String>>,
+    /// It hands the lead over, and decides nothing meanwhile.
+    is_leaving: Cell<bool>,
+    counts: Cell<MemberCounts>,
+    bug: Option<Bug>,
 }
 
 impl Member {
@@ -132,6 +171,7 @@ impl Member {
         journal: Journal,
         endpoints: BTreeMap<u64, Endpoint>,
         (cluster, credential): (u64, Option<Credential>),
+        bug: Option<Bug>,
     ) -> (Rc<Member>, Task) {
         let locality = rpc.locality().clone();
         // The members come from the journal: no peers are given here.
@@ -165,6 +205,9 @@ impl Member {
             peers: RefCell::default(),
             partials: RefCell::default(),
             failed: RefCell::new(None),
+            is_leaving: Cell::new(false),
+            counts: Cell::default(),
+            bug,
             locality,
         });
         member.learn_endpoints();
@@ -186,10 +229,80 @@ impl Member {
         self.reigns.get()
     }
 
-    /// Who leads, as far as known, if that is another one.
+    /// The term in which it was elected, if it leads as far as it knows.
+    pub(crate) fn leads_in(&self) -> Option<u64> {
+        let view = self.view.get();
+        view.leads.then_some(view.term)
+    }
+
+    /// Who leads, or is about to, as far as known, if that is another one.
     pub(crate) fn other_leader(&self) -> Option<Endpoint> {
-        let leader = self.view.get().leader.filter(|leader| *leader != self.journal.number())?;
-        self.endpoints.borrow().get(&leader).copied()
+        let leader = match self.view.get() {
+            View { leads: true, .. } if self.is_leaving.get() => self.heir(),
+            view => view.leader.filter(|leader| *leader != self.number()),
+        };
+        self.endpoints.borrow().get(&leader?).copied()
+    }
+
+    /// What it did since it started.
+    pub(crate) fn counts(&self) -> MemberCounts {
+        MemberCounts {
+            changes_waiting: wide(self.proposals.borrow().len()),
+            entries_withdrawn: self.journal.withdrawn(),
+            ..self.counts.get()
+        }
+    }
+
+    /// Everything that its durable state has, and the entry that it has the effect of.
+    pub(crate) fn copy(&self) -> (Position, Batch) {
+        self.journal.copy()
+    }
+
+    fn count(&self, what: impl FnOnce(&mut MemberCounts)) {
+        let mut counts = self.counts.get();
+        what(&mut counts);
+        self.counts.set(counts);
+    }
+
+    /// Whom it hands the lead over to: of those that were heard a moment ago, the one that has most.
+    fn heir(&self) -> Option<u64> {
+        let (now, own) = (self.locality.now(), self.number());
+        let (heard, lasts) = (self.heard.borrow(), self.lasts.borrow());
+        let is_near = |voter: &u64| heard.get(voter).is_some_and(|heard| *heard + HEARD_WITHIN > now);
+        let voters = self.members.borrow().0.clone();
+        let others = voters.into_iter().filter(|voter| *voter != own && is_near(voter));
+        others.max_by_key(|voter| (lasts.get(voter).copied(), std::cmp::Reverse(*voter)))
+    }
+
+    /// Hands the lead over, if it has it: from now on it decides nothing. Returns when another one leads and what it said first is on a majority (until then
+    /// whoever asks here is told so, instead of nothing), at once if there is nobody who could, or at `until`. One that was asked to take the lead and dies
+    /// keeps this one from deciding, as the library waits for it: whoever goes on afterwards gives all the time there is, and another one is asked.
+    pub(crate) async fn hand_over(&self, until: Instant) {
+        let mut again = Instant::ZERO;
+        let mut has_led = false;
+        while self.failure().is_none() {
+            let (view, now) = (self.view.get(), self.locality.now());
+            has_led |= view.leads;
+            let has_reached_us = || self.journal.term_at(view.committed) == Some(view.term);
+            let is_led = view.leader.is_some_and(|leader| leader != self.number()) && has_reached_us();
+            let is_over = !has_led || is_led;
+            let heir = self.heir();
+            if is_over || now >= until || (again == Instant::ZERO && heir.is_none()) {
+                break;
+            }
+            if !self.is_leaving.replace(true) {
+                self.look();
+            }
+            if let (true, Some(to)) = (view.leads && now >= again, heir) {
+                self.tell(Input::HandOver { to });
+                again = now + HAND_OVER_AGAIN;
+            }
+            // Either way it is looked again.
+            let _rung = self.locality.timeout_at(until.min(now + TICK), self.changed.notified()).await;
+        }
+        if self.is_leaving.replace(false) {
+            self.look();
+        }
     }
 
     /// Number of this member.
@@ -330,8 +443,13 @@ impl Member {
                 Some(event) => event,
                 None => return Ok(()),
             },
+            Some(Input::HandOver { to }) => {
+                self.count(|counts| counts.hand_overs += 1);
+                Event::TransferLeadership(to)
+            }
         };
         let is_message = matches!(event, Event::Message(_));
+        let is_tick = matches!(event, Event::Tick);
         let stepped = self.node.borrow_mut().step(event);
         let actions = match stepped {
             Ok(actions) => actions,
@@ -347,8 +465,15 @@ impl Member {
             let node = self.node.borrow();
             self.proposals.borrow_mut().insert(self.journal.last_index(), (node.term(), sender));
         }
-        self.journal.persist().await?;
+        if is_tick || self.bug != Some(Bug::EntriesLate) {
+            self.journal.persist().await?;
+        }
         self.look();
+        if self.bug == Some(Bug::ToldBeforeMajority) {
+            for (_, (_, sender)) in std::mem::take(&mut *self.proposals.borrow_mut()) {
+                let _gone = sender.send(Ok(()));
+            }
+        }
         let mut applied = false;
         for action in actions {
             match action {
@@ -357,7 +482,10 @@ impl Member {
                     self.apply(Position { index, term }, &command).await?;
                     applied = true;
                 }
-                Action::RestoreSnapshot { .. } => self.learn_endpoints(),
+                Action::RestoreSnapshot { .. } => {
+                    self.count(|counts| counts.copies_taken += 1);
+                    self.learn_endpoints();
+                }
                 Action::MembershipChanged { .. } => self.changed.notify_waiters(),
                 Action::ReadReady { id, .. } => self.answer_question(id),
                 // What is not asked for: the log is cut by our own measure, in bytes.
@@ -437,6 +565,7 @@ impl Member {
             self.changed.notify_waiters();
         }
         if view.leads && (!before.leads || before.term != view.term) {
+            self.count(|counts| counts.leads += 1);
             self.leads_since.set(now);
             self.lasts.borrow_mut().clear();
         }
@@ -452,15 +581,20 @@ impl Member {
             let near = voters.iter().filter(|voter| since(voter) + SILENCE_MAX > now).count();
             near > voters.len() / 2
         };
-        let reigns = (view.leads && has_majority).then_some(view.term);
-        if self.reigns.replace(reigns) != reigns {
+        if self.reigns.get() == Some(view.term) && view.leads && !has_majority {
+            self.count(|counts| counts.silences += 1);
+        }
+        let reigns = (view.leads && has_majority && !self.is_leaving.get()).then_some(view.term);
+        if self.reigns.replace(reigns) != reigns || before.leader != view.leader {
             self.changed.notify_waiters();
         }
     }
 
     /// It does not lead: nobody gets what they wait for.
     fn give_up(&self) {
-        for (_, (_, sender)) in std::mem::take(&mut *self.proposals.borrow_mut()) {
+        let proposals = std::mem::take(&mut *self.proposals.borrow_mut());
+        self.count(|counts| counts.changes_lost += wide(proposals.len()));
+        for (_, (_, sender)) in proposals {
             let _gone = sender.send(Err(NotLeading));
         }
         let Questions { next, asked } = std::mem::take(&mut *self.questions.borrow_mut());
@@ -517,6 +651,7 @@ impl Member {
         let mut outbox = peer.outbox.borrow_mut();
         let is_copy = |message: &Message| matches!(message, Message::InstallSnapshot(_));
         if is_copy(&message) {
+            self.count(|counts| counts.copies_sent += 1);
             // The newest copy is enough.
             outbox.retain(|waiting| !is_copy(waiting));
         }
@@ -591,14 +726,23 @@ impl ReplicatedLog for Rc<Member> {
     }
 
     fn confirm(&self) -> Option<Confirming<'_>> {
+        if matches!(self.bug, Some(Bug::LeadNotAsked | Bug::ToldBeforeMajority)) {
+            return None;
+        }
         let (sender, receiver) = oneshot::channel();
         self.questions.borrow_mut().next.push(sender);
         self.rung.notify_one();
         let until = self.locality.now() + SILENCE_MAX;
         Some(Box::pin(async move {
             match self.locality.timeout_at(until, receiver).await {
-                Ok(Ok(true)) => Ok(()),
-                _ => Err(NotLeading),
+                Ok(Ok(true)) => {
+                    self.count(|counts| counts.answers_vouched += 1);
+                    Ok(())
+                }
+                _ => {
+                    self.count(|counts| counts.answers_withheld += 1);
+                    Err(NotLeading)
+                }
             }
         }))
     }

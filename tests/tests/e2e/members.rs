@@ -1,4 +1,4 @@
-//! Three control daemons as processes: their leader killed again and again under changes, members that come and go, stores that are not theirs.
+//! Three and five control daemons as processes: their leader killed again and again under changes, members that come and go, stores that are not theirs.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -54,51 +54,78 @@ fn notes(cluster: &RunningCluster) -> BTreeMap<u64, String> {
     all.map(|one| (one["number"].as_u64().unwrap(), one["note"].as_str().unwrap().to_owned())).collect()
 }
 
-#[test]
-fn a_leader_killed_in_a_loop_of_changes_loses_nothing_acknowledged() {
-    let cluster = RunningCluster::start("members-kill", &SMALL);
+/// Objects that a client wrote and was told so: number and first byte.
+fn write_objects(cluster: &RunningCluster, stop: &AtomicBool) -> Vec<(u32, u8)> {
+    let mut written = Vec::new();
+    for number in 1.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let byte = u8::try_from(number % 251).unwrap();
+        let file = cluster.scratch().join("object");
+        fs::write(&file, vec![byte; 20_000]).unwrap();
+        let id = format!("2:{number}");
+        if cluster.run(&["cp", "--quiet", file.to_str().unwrap(), &id]).status.success() {
+            written.push((number, byte));
+        }
+    }
+    written
+}
+
+/// Changes of the configuration, one after the other: notes of those that were acknowledged, by transaction.
+fn apply_in_a_loop(cluster: &RunningCluster, stop: &AtomicBool) -> BTreeMap<u64, String> {
+    let mut acknowledged = BTreeMap::new();
+    for number in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let note = format!("change {number}");
+        let unit = format!("unit_bytes = {}", 4096 * (number % 16 + 1));
+        let file = edited(cluster, "change.toml", &[("unit_bytes = 65536", &unit)]);
+        let finished = cluster.run(&["conf", "apply", &file, "-m", &note]);
+        // One that is refused or late was not acknowledged.
+        let said = String::from_utf8_lossy(&finished.stdout).into_owned();
+        let in_force = said.split_once("transaction ").and_then(|(_, rest)| rest.split(' ').next());
+        if let Some(number) = in_force.filter(|_| finished.status.success()) {
+            let twice = acknowledged.insert(number.parse::<u64>().unwrap(), note);
+            assert_eq!(twice, None, "transaction {number} was acknowledged twice");
+        }
+    }
+    acknowledged
+}
+
+/// With `count` control daemons, kills as many at once as may be away, the leader among them, `rounds` times under a loop of changes and with a client
+/// at work.
+fn kill_in_a_loop(name_of_test: &str, count: u64, rounds: u32) {
+    let count_word = count.to_string();
+    let arguments = [&["--control", &count_word], &SMALL[2..]].concat();
+    let cluster = RunningCluster::start(name_of_test, &arguments);
     let content = cluster.scratch().join("content");
     fs::write(&content, [7; 100_000]).unwrap();
     let _ = cluster.run(&["cp", "--quiet", content.to_str().unwrap(), "1:1"]).succeeded();
     let stop = AtomicBool::new(false);
-    let (acknowledged, kills) = std::thread::scope(|scope| {
-        let changes = scope.spawn(|| {
-            let mut acknowledged = BTreeMap::new();
-            for number in 0.. {
-                if stop.load(Ordering::Relaxed) {
-                    break;
-                }
-                let note = format!("change {number}");
-                let unit = format!("unit_bytes = {}", 4096 * (number % 16 + 1));
-                let file = edited(&cluster, "change.toml", &[("unit_bytes = 65536", &unit)]);
-                let finished = cluster.run(&["conf", "apply", &file, "-m", &note]);
-                // One that is refused or late was not acknowledged.
-                let said = String::from_utf8_lossy(&finished.stdout).into_owned();
-                let in_force = said.split_once("transaction ").and_then(|(_, rest)| rest.split(' ').next());
-                if let Some(number) = in_force.filter(|_| finished.status.success()) {
-                    let twice = acknowledged.insert(number.parse::<u64>().unwrap(), note);
-                    assert_eq!(twice, None, "transaction {number} was acknowledged twice");
-                }
-            }
-            acknowledged
-        });
-        let mut kills = 0;
-        for _ in 0..5 {
+    let (acknowledged, written) = std::thread::scope(|scope| {
+        let changes = scope.spawn(|| apply_in_a_loop(&cluster, &stop));
+        let objects = scope.spawn(|| write_objects(&cluster, &stop));
+        for round in 0..rounds {
             let number = leader(&cluster);
-            cluster.kill_hard(&name(number));
-            kills += 1;
-            // The others go on without it.
+            // The leader and those that follow it in the circle, others each time.
+            let away: Vec<u64> = (0..count / 2)
+                .map(|step| (number - 1 + step * (1 + u64::from(round % 2))) % count + 1)
+                .collect();
+            away.iter().for_each(|number| cluster.kill_hard(&name(*number)));
+            // The others go on without them.
             let next = leader(&cluster);
-            assert_ne!(next, number);
+            assert!(!away.contains(&next), "{next} leads, of {away:?} that were killed");
             let shown = cluster.run(&["conf", "show"]).succeeded();
             assert!(shown.text().contains("unit_bytes"));
             cluster.start_again(&[]);
         }
         stop.store(true, Ordering::Relaxed);
-        (changes.join().unwrap(), kills)
+        (changes.join().unwrap(), objects.join().unwrap())
     });
-    assert_eq!(kills, 5);
     assert!(acknowledged.len() >= 5, "{acknowledged:?}");
+    assert!(written.len() >= 5, "{written:?}");
     let kept = notes(&cluster);
     let (oldest, newest) = (*kept.first_key_value().unwrap().0, *kept.last_key_value().unwrap().0);
     assert!(newest >= *acknowledged.last_key_value().unwrap().0, "{acknowledged:?}; kept: {kept:?}");
@@ -112,8 +139,44 @@ fn a_leader_killed_in_a_loop_of_changes_loses_nothing_acknowledged() {
     assert_eq!(notes(&cluster), kept);
     let back = cluster.run(&["cat", "1:1"]).succeeded();
     assert_eq!(back.stdout, fs::read(&content).unwrap());
+    for (number, byte) in written {
+        let back = cluster.run(&["cat", &format!("2:{number}")]).succeeded();
+        assert!(back.stdout == vec![byte; 20_000], "object 2:{number} was acknowledged");
+    }
     let all = members(&cluster);
     assert_eq!(all.iter().filter(|one| one["state"] == "no answer").count(), 1, "{all:?}");
+}
+
+#[test]
+fn a_leader_killed_in_a_loop_of_changes_loses_nothing_acknowledged() {
+    kill_in_a_loop("members-kill", 3, 5);
+}
+
+#[test]
+fn two_of_five_killed_in_a_loop_of_changes_lose_nothing_acknowledged() {
+    kill_in_a_loop("members-five", 5, 4);
+}
+
+#[test]
+fn a_leader_that_is_asked_to_end_hands_the_lead_over_before_it_goes() {
+    let cluster = RunningCluster::start("members-hand-over", &SMALL);
+    for round in 0..2 {
+        let number = leader(&cluster);
+        cluster.end(&name(number));
+        // It went when it had heard of another one that leads: nobody is waited for.
+        let clock = runtime::clock::MonotonicClock::start();
+        let all = members(&cluster);
+        assert!(all.iter().any(|one| one["state"] == "leads"), "round {round}: {all:?}\n{}", cluster.logs());
+        let shown = cluster.run(&["conf", "show"]).succeeded();
+        assert!(shown.text().contains("unit_bytes"));
+        println!("two commands after an orderly end of the leader: {:?}", clock.now());
+        cluster.start_again(&[]);
+    }
+    // `member remove` of the leader: another one takes it out.
+    let number = leader(&cluster);
+    let said = cluster.run(&["control", "member", "remove", &number.to_string()]).succeeded();
+    assert!(said.text().contains("is no member"), "{}", said.text());
+    assert_ne!(leader(&cluster), number);
 }
 
 #[test]

@@ -164,3 +164,74 @@ fn the_page_shows_what_status_says_under_load_and_after_a_failure() {
         assert!(page.contains("online</span>") && page.contains("lease lost"), "no event: {page}");
     }
 }
+
+fn number_in(page: &str, name: &str) -> Option<u64> {
+    attribute(page, "id=\"daemon\"", name)?.parse().ok()
+}
+
+#[test]
+fn the_page_of_a_daemon_that_does_not_lead_shows_what_the_one_that_leads_says_and_never_what_is_old() {
+    // Ports of the first control daemon, of two servers, and of the other control daemons.
+    let port = processes::free_ports(5);
+    let port_word = port.to_string();
+    let shape =
+        ["--control", "3", "--servers", "2", "--layout", "1+1+0", "--device-size", "16M", "--metrics-port"];
+    let cluster = RunningCluster::start("page-daemons", &[&shape[..], &[&port_word]].concat());
+    let port_of = |number: u64| if number == 1 { port } else { port + 1 + u16::try_from(number).unwrap() };
+    let content = cluster.scratch().join("content");
+    fs::write(&content, vec![7; 300_000]).unwrap();
+    let _ = cluster.run(&["cp", "--quiet", content.to_str().unwrap(), "1:1"]).succeeded();
+    let has_browser = processes::have("chromium", "the page of a daemon that does not lead");
+    let told =
+        |number: u64| -> Value { serde_json::from_str(&get(port_of(number), "/status.json").1).unwrap() };
+    let leader = || {
+        let all = cluster.run(&["control", "member", "list", "--json"]).succeeded();
+        let all: Value = serde_json::from_str(all.text()).unwrap();
+        all.as_array().unwrap().iter().find(|one| one["state"] == "leads")?["number"].as_u64()
+    };
+    // Each page says who it is of and who leads, and the same as the command.
+    let agree = |numbers: &[u64]| {
+        for number in numbers {
+            wait::until(&format!("page {number} to say what status says"), LIMIT, || {
+                let (leads, before) = (leader()?, figures_of(&status(&cluster)));
+                let (shown, of, from) = if has_browser {
+                    let page = browse(port_of(*number), cluster.scratch());
+                    assert!(
+                        !page.contains("class=\"old\"") || page.contains("no control daemon leads"),
+                        "{page}"
+                    );
+                    (figures_in(&page), number_in(&page, "data-number")?, number_in(&page, "data-leader")?)
+                } else {
+                    let told = told(*number);
+                    let daemon = &told["daemon"];
+                    (figures_of(&told["status"]), daemon["number"].as_u64()?, daemon["leader"].as_u64()?)
+                };
+                let is_same = before == shown && before == figures_of(&status(&cluster));
+                (is_same && of == *number && from == leads).then_some(())
+            })
+            .unwrap_or_else(|error| panic!("{error}\n{}", cluster.logs()));
+        }
+    };
+    agree(&[1, 2, 3]);
+    let first = wait::until("a leader", LIMIT, leader).unwrap();
+    let load: Value =
+        serde_json::from_str(&get(port_of(if first == 1 { 2 } else { 1 }), "/load.json?after=0").1).unwrap();
+    assert!(load["period_ms"].as_u64() > Some(0) && load["samples"].is_array(), "{load}");
+    let name = |number: u64| if number == 1 { "control".to_owned() } else { format!("control-{number}") };
+    cluster.kill_hard(&name(first));
+    let left: Vec<u64> = (1..=3).filter(|number| *number != first).collect();
+    agree(&left);
+    // Alone, the last one knows of nobody who leads: it shows no figures, and says why.
+    let second = wait::until("another leader", LIMIT, leader).unwrap();
+    cluster.kill_hard(&name(second));
+    let last = left.into_iter().find(|number| *number != second).unwrap();
+    wait::until("the last one to know that nobody leads", LIMIT, || {
+        let told = told(last);
+        told["error"].as_str().is_some_and(|error| error.contains("no control daemon leads")).then_some(())
+    })
+    .unwrap();
+    if has_browser {
+        let page = browse(port_of(last), cluster.scratch());
+        assert!(page.contains("no control daemon leads") && figures_in(&page).is_empty(), "{page}");
+    }
+}

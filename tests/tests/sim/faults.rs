@@ -26,7 +26,24 @@ pub enum Fault {
     Ambush { node: usize },
     /// It comes back, if it is down.
     Start { node: usize },
-    /// A server is asked to stop in good order.
+    /// The control daemon that leads loses power.
+    CrashLeader,
+    /// All control daemons lose power in one moment, as soon as a client hears from control that it took or gave back a lock.
+    AmbushControls,
+    /// Control daemons that are down come back.
+    StartControls,
+    /// The thread of the control daemon that leads stands still.
+    PauseLeader { length: Duration },
+    /// The control daemon that leads reaches nobody any more but one other node, nor does anybody else reach it.
+    CutLeader { beside: usize },
+    /// Control daemons on two sides do not reach each other: the bits of `side` say who is where; without them the one that leads is alone. Others
+    /// reach all of them.
+    SplitControls { side: Option<u32> },
+    /// Everybody reaches every control daemon again.
+    HealControls,
+    /// The control daemon that leads is asked to stop in good order.
+    StopLeader,
+    /// A server or control daemon is asked to stop in good order.
     Stop { node: usize },
     /// Each access of a device fails from now on.
     LoseDevice { device: usize },
@@ -98,20 +115,22 @@ pub const DRIFT_ALLOWED: std::ops::RangeInclusive<u32> = 900..=1100;
 /// Which nodes there are, by index.
 #[derive(Clone, Debug)]
 pub struct Cast {
-    pub control: usize,
+    /// At least one.
+    pub controls: Vec<usize>,
     pub servers: Vec<usize>,
     pub clients: Vec<usize>,
     pub devices: usize,
     /// K.
     pub damage_max: usize,
+    /// Servers also start while what is sent again to them gets lost ([`bad_starts`]).
+    pub has_bad_starts: bool,
 }
 
 impl Cast {
     fn everybody(&self) -> Vec<usize> {
-        std::iter::once(self.control)
-            .chain(self.servers.iter().copied())
-            .chain(self.clients.iter().copied())
-            .collect()
+        let (first, further) = self.controls.split_at(1);
+        let parts = [first, &self.servers, &self.clients, further];
+        parts.into_iter().flatten().copied().collect()
     }
 }
 
@@ -131,6 +150,12 @@ pub fn schedule(random: &mut fastrand::Rng, cast: &Cast, length: Duration) -> Ve
     let mut newest = fastrand::Rng::with_seed(later.u64(..));
     let mut plan = Plan { random: &mut newest, length, group, events };
     control_alone(&mut plan, cast);
+    if cast.controls.len() > 1 {
+        several_controls(&mut plan, cast);
+    }
+    if cast.has_bad_starts {
+        bad_starts(&mut plan, cast);
+    }
     let mut events = plan.events;
     events.sort_by_key(|planned| planned.after); // stable: what was planned first stays first
     events
@@ -158,7 +183,8 @@ fn control_alone(plan: &mut Plan<'_>, cast: &Cast) {
         let server = plan.one_of(&cast.servers);
         let (start, end) = plan.window(700, 3000);
         let directions = plan.random.u32(1..4);
-        for (bit, from, to) in [(1, server, cast.control), (2, cast.control, server)] {
+        let control = plan.control_of(cast);
+        for (bit, from, to) in [(1, server, control), (2, control, server)] {
             if directions & bit != 0 {
                 plan.push(start, Fault::Partition { from, to });
                 plan.push(end, Fault::Heal { from, to });
@@ -168,8 +194,98 @@ fn control_alone(plan: &mut Plan<'_>, cast: &Cast) {
     for _ in 0..ambushes / 2 {
         plan.begin();
         let (start, end) = plan.window(200, 1000);
-        plan.push(start, Fault::Ambush { node: cast.control });
-        plan.push(end, Fault::Start { node: cast.control });
+        let node = plan.control_of(cast);
+        plan.push(start, Fault::Ambush { node });
+        plan.push(end, Fault::Start { node });
+    }
+}
+
+/// A server's last words are lost, as in [`power_and_net`], and it starts while many a message gets lost and control hears of it a little later: what was
+/// asked before is asked again when it begins to serve, or while it still reads what it knows of that.
+fn bad_starts(plan: &mut Plan<'_>, cast: &Cast) {
+    for _ in 0..plan.random.u32(3..10) {
+        plan.begin();
+        let server = plan.one_of(&cast.servers);
+        let (silence, crash) = plan.window(20, 300);
+        let back = crash + Duration::from_micros(plan.random.u64(2_000..60_000));
+        let served = back + Duration::from_micros(plan.random.u64(2_000..120_000));
+        for client in &cast.clients {
+            plan.push(silence, Fault::Partition { from: server, to: *client });
+            plan.push(crash, Fault::Heal { from: server, to: *client });
+        }
+        plan.push(crash, Fault::Crash { node: server });
+        for control in &cast.controls {
+            plan.push(crash, Fault::Partition { from: server, to: *control });
+            plan.push(served, Fault::Heal { from: server, to: *control });
+        }
+        let loss_per_mille = plan.random.u32(100..600);
+        plan.push(back, Fault::Net(SimFaults { loss_per_mille, ..SimFaults::NONE }));
+        plan.push(back, Fault::Start { node: server });
+        plan.push(served + Duration::from_millis(20), Fault::Net(SimFaults::NONE));
+    }
+}
+
+/// What happens to several control daemons as a group, most of it to the one that leads.
+fn several_controls(plan: &mut Plan<'_>, cast: &Cast) {
+    let [crashes, pauses, cuts, splits, stops, ambushes, absences, drifts] = counts(plan.random);
+    for _ in 0..crashes / 2 {
+        plan.begin();
+        let (start, end) = plan.window(20, 3000);
+        plan.push(start, Fault::CrashLeader);
+        plan.push(end, Fault::StartControls);
+    }
+    for _ in 0..pauses / 2 {
+        plan.begin();
+        let (start, end) = plan.window(200, 3500);
+        plan.push(start, Fault::PauseLeader { length: end - start });
+    }
+    for _ in 0..cuts / 2 {
+        plan.begin();
+        let others = [&cast.servers[..], &cast.clients].concat();
+        let beside = plan.one_of(&others);
+        // Most of them last longer than it takes the others to elect another one.
+        let (start, end) = plan.window(800, 4000);
+        plan.push(start, Fault::CutLeader { beside });
+        plan.push(end, Fault::HealControls);
+    }
+    for _ in 0..splits / 2 {
+        plan.begin();
+        let side = plan.random.u32(..);
+        let side = plan.random.bool().then_some(side);
+        let (start, end) = plan.window(500, 3500);
+        plan.push(start, Fault::SplitControls { side });
+        plan.push(end, Fault::HealControls);
+    }
+    for _ in 0..stops / 2 {
+        plan.begin();
+        let (start, end) = plan.window(500, 3000);
+        plan.push(start, Fault::StopLeader);
+        plan.push(end, Fault::StartControls);
+    }
+    for _ in 0..ambushes / 3 {
+        plan.begin();
+        let (start, end) = plan.window(100, 1000);
+        plan.push(start, Fault::AmbushControls);
+        plan.push(end, Fault::StartControls);
+    }
+    for _ in 0..absences / 3 {
+        plan.begin();
+        // Long enough that the others cut their logs.
+        let node = plan.one_of(&cast.controls);
+        let (start, end) = plan.window(2000, 6000);
+        plan.push(start, Fault::Crash { node });
+        plan.push(end, Fault::Start { node });
+    }
+    for _ in 0..drifts / 2 {
+        plan.begin();
+        let node = plan.one_of(&cast.controls);
+        let rate_per_mille = match plan.random.u32(0..4) {
+            0 => plan.random.u32(400..2500),
+            _ => plan.random.u32(DRIFT_ALLOWED),
+        };
+        let (start, end) = plan.window(200, 5000);
+        plan.push(start, Fault::Drift { node, rate_per_mille });
+        plan.push(end, Fault::Drift { node, rate_per_mille: 1000 });
     }
 }
 
@@ -190,7 +306,7 @@ fn time_and_orders(plan: &mut Plan<'_>, cast: &Cast) {
         plan.begin();
         // Servers and control most: a paused client holds nothing up but itself.
         let node = match plan.random.u32(0..8) {
-            0 | 1 => cast.control,
+            0 | 1 => plan.control_of(cast),
             2 => plan.one_of(&cast.clients),
             _ => plan.one_of(&cast.servers),
         };
@@ -255,7 +371,7 @@ fn power_and_net(plan: &mut Plan<'_>, cast: &Cast) {
     for _ in 0..crashes {
         plan.begin();
         let node = match plan.random.u32(0..6) {
-            0 => cast.control,
+            0 => plan.control_of(cast),
             _ => plan.one_of(&cast.servers),
         };
         let (start, end) = plan.window(20, 3000);
@@ -266,7 +382,7 @@ fn power_and_net(plan: &mut Plan<'_>, cast: &Cast) {
         plan.begin();
         // Everything loses power within a moment.
         let (start, end) = plan.window(100, 2000);
-        for node in std::iter::once(cast.control).chain(cast.servers.iter().copied()) {
+        for node in cast.controls.iter().chain(&cast.servers).copied() {
             plan.push(start, Fault::Crash { node });
             let late = Duration::from_millis(plan.random.u64(0..800));
             plan.push(end + late, Fault::Start { node });
@@ -356,6 +472,14 @@ impl Plan<'_> {
 
     fn push(&mut self, after: Duration, fault: Fault) {
         self.events.push(Planned { after, fault, group: self.group });
+    }
+
+    /// One of the control daemons. One alone takes no number of the seed's.
+    fn control_of(&mut self, cast: &Cast) -> usize {
+        match cast.controls[..] {
+            [alone] => alone,
+            _ => self.one_of(&cast.controls),
+        }
     }
 
     fn one_of(&mut self, of: &[usize]) -> usize {

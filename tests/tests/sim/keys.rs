@@ -16,10 +16,10 @@ use clovis_tests::sim_keys::{LockDid, LockState, NamedLock, VersionDid, VersionS
 use clovis_tests::sim_linear::{Event, Model, Verdict, check};
 use clovis_tests::sim_model::Ending;
 use fops::Fop;
-use fops::conf::{ConfGet, DeviceCommandReply};
+use fops::conf::{ConfGet, ConfGetReply, DeviceCommandReply};
 use fops::lock::{
-    BreakState, LockBreak, LockEntry, LockList, LockMode, LockName, LockRelease, LockRenew, LockTake,
-    LockTakeReply, OnDeath, OwnerId, Ticket,
+    BreakState, LockBreak, LockEntry, LockList, LockListReply, LockMode, LockName, LockRelease, LockRenew,
+    LockTake, LockTakeReply, OnDeath, OwnerId, Ticket,
 };
 use rpc::{Bulk, CallOptions};
 use runtime::LocalityHandle;
@@ -32,6 +32,8 @@ use crate::registers::told;
 const LOCKS: u64 = 2;
 /// How long a client waits for an answer.
 const ANSWER_TIME: Duration = Duration::from_millis(1200);
+/// The same, where one control daemon is asked itself.
+const DAEMON_TIME: Duration = Duration::from_millis(250);
 /// How long control may let it wait for a lock, or a break.
 const WAIT_MS: u32 = 300;
 
@@ -119,6 +121,28 @@ impl Keys {
         self.versions.0.push(Event { began, ended: Some(ended), did });
     }
 
+    /// Somebody asked who has a lock, from `began` on, and was told now. Answer: the first of them.
+    fn saw_list(&mut self, lock: u64, began: u64, reply: LockListReply) -> Option<u64> {
+        let entry = |entry: LockEntry| {
+            let ticket = entry.grant.ticket;
+            (u64::try_from(ticket.owner.0).unwrap_or(u64::MAX), ticket.epoch, entry.grant.breaking.is_some())
+        };
+        let listed: Vec<_> = reply.locks.into_iter().map(entry).collect();
+        let first = listed.first().map(|(owner, ..)| *owner);
+        let ended = Some(self.moment());
+        self.lock(lock).0.push(Event { began, ended, did: LockDid::Listed(listed) });
+        first
+    }
+
+    /// Somebody asked for the configuration, from `began` on, and was told now.
+    fn saw_version(&mut self, began: u64, reply: ConfGetReply) {
+        let mut hash = TraceHash::default();
+        hash.add_bytes(&reply.configuration.unwrap_or_default());
+        let did = VersionDid::Read { version: reply.version, content: hash.0 };
+        let ended = Some(self.moment());
+        self.versions.0.push(Event { began, ended, did });
+    }
+
     /// Judges all histories. Error: one that no order explains.
     pub fn judge(&self) -> Result<Judged, String> {
         let mut judged = Judged { versions: self.versions.0.len() as u64, ..Judged::default() };
@@ -156,7 +180,12 @@ pub struct KeyWorker {
     pub client: Client,
     pub clock: Rc<SimulatedClock>,
     pub control: Endpoint,
+    /// If not empty, each operation goes to one of these control daemons itself, if it believes that it leads: what one of them says, or does, has to
+    /// fit into the same order.
+    pub daemons: Vec<Endpoint>,
     pub node: usize,
+    /// Whose locks it takes.
+    pub owner: usize,
     pub random: fastrand::Rng,
     pub stop: Rc<Cell<bool>>,
     pub operations_max: u64,
@@ -179,9 +208,21 @@ impl KeyWorker {
             if self.stop.get() || self.oracle.borrow().begun() >= self.operations_max {
                 break;
             }
+            if !self.daemons.is_empty() {
+                self.control = self.daemons[self.random.usize(0..self.daemons.len())];
+                if !self.read_version().await {
+                    continue;
+                }
+                // Mostly what it can answer by itself: a change shows nothing before somebody else has it, and is waited for in vain.
+                if self.random.u32(0..10) < 6 {
+                    let lock = self.random.u64(0..LOCKS);
+                    self.list(lock).await;
+                    continue;
+                }
+            }
             let lock = self.random.u64(0..LOCKS);
             match (self.held.get(&lock).copied(), self.random.u32(0..10)) {
-                (_, 0) => self.read_version().await,
+                (_, 0) => drop(self.read_version().await),
                 (_, 1) => self.list(lock).await,
                 (Some(epoch), 2..4) => self.renew(lock, epoch).await,
                 (Some(epoch), _) => self.release(lock, epoch).await,
@@ -193,16 +234,22 @@ impl KeyWorker {
         self.running.set(self.running.get() - 1);
     }
 
-    /// Requests of this client that were sent again.
+    /// Requests of this client that were sent again, to the same control daemon or another one.
     fn resends(&self) -> u64 {
-        self.client.rpc().stats().requester.resends
+        let rpc = self.client.rpc();
+        rpc.stats().requester.resends + rpc.moved_in_group(self.control)
     }
 
     /// One question to control. `None`: nobody knows what it did.
     async fn ask<F: Fop>(&self, what: String, fop: &F) -> Option<F::Reply> {
         let op = self.oracle.borrow_mut().begin_look(self.node, self.clock.now(), what);
-        let options = CallOptions::until(self.locality.now() + ANSWER_TIME);
-        let result = self.client.rpc().call(self.control, fop, Bulk::none(), options).await;
+        let answer_time = if self.daemons.is_empty() { ANSWER_TIME } else { DAEMON_TIME };
+        let options = CallOptions::until(self.locality.now() + answer_time);
+        let rpc = self.client.rpc();
+        let result = match self.daemons.is_empty() {
+            true => rpc.call(self.control, fop, Bulk::none(), options).await,
+            false => rpc.call_itself(self.control, fop, Bulk::none(), options).await,
+        };
         let (reply, error) = match result {
             Ok(answer) => (Some(answer.reply), None),
             Err(error) => (None, Some(error)),
@@ -252,7 +299,7 @@ impl KeyWorker {
     }
 
     async fn take(&mut self, lock: u64, wait_ms: u32) {
-        let owner = owner_of(self.node, lock);
+        let owner = owner_of(self.owner, lock);
         let is_shared = is_shared(owner, lock);
         let take = LockTake {
             lock: name_of(lock),
@@ -281,7 +328,7 @@ impl KeyWorker {
     }
 
     async fn release(&mut self, lock: u64, epoch: u64) {
-        let owner = owner_of(self.node, lock);
+        let owner = owner_of(self.owner, lock);
         let release = LockRelease { lock: name_of(lock), owner: OwnerId(owner.into()), epoch };
         let begun = self.begin(lock, LockDid::Release { owner, epoch, released: None });
         let reply = self.ask(format!("release of lock {lock}"), &release).await;
@@ -293,7 +340,7 @@ impl KeyWorker {
     }
 
     async fn renew(&mut self, lock: u64, epoch: u64) {
-        let owner = owner_of(self.node, lock);
+        let owner = owner_of(self.owner, lock);
         let ticket = Ticket { owner: OwnerId(owner.into()), epoch };
         let began = self.moment();
         let renew = LockRenew { lock: name_of(lock), ticket };
@@ -308,18 +355,13 @@ impl KeyWorker {
         let began = self.moment();
         let question = LockList { object: Some(object_of(lock)), after: None };
         let Some(reply) = self.ask(format!("list of lock {lock}"), &question).await else { return };
-        let entry = |entry: LockEntry| {
-            let ticket = entry.grant.ticket;
-            (u64::try_from(ticket.owner.0).unwrap_or(u64::MAX), ticket.epoch, entry.grant.breaking.is_some())
-        };
-        let listed: Vec<_> = reply.locks.into_iter().map(entry).collect();
-        self.seen.extend(listed.first().map(|(owner, ..)| (lock, *owner)));
-        self.saw(lock, began, LockDid::Listed(listed));
+        let first = self.oracle.borrow_mut().keys.saw_list(lock, began, reply);
+        self.seen.extend(first.map(|owner| (lock, owner)));
     }
 
     /// Breaks the lock of whoever was last seen with it.
     async fn break_lock(&mut self, lock: u64) {
-        let own = owner_of(self.node, lock);
+        let own = owner_of(self.owner, lock);
         let Some(owner) = self.seen.remove(&lock).filter(|owner| *owner != own) else {
             return self.list(lock).await;
         };
@@ -343,15 +385,13 @@ impl KeyWorker {
         }
     }
 
-    async fn read_version(&mut self) {
+    /// True if there was an answer.
+    async fn read_version(&mut self) -> bool {
         let began = self.moment();
         let question = ConfGet { known_version: 0 };
-        let Some(reply) = self.ask("read of the configuration".to_owned(), &question).await else { return };
-        let mut hash = TraceHash::default();
-        hash.add_bytes(&reply.configuration.unwrap_or_default());
-        let keys = &mut self.oracle.borrow_mut().keys;
-        let ended = Some(keys.moment());
-        let did = VersionDid::Read { version: reply.version, content: hash.0 };
-        keys.versions.0.push(Event { began, ended, did });
+        let reply = self.ask("read of the configuration".to_owned(), &question).await;
+        let is_told = reply.is_some();
+        reply.into_iter().for_each(|reply| self.oracle.borrow_mut().keys.saw_version(began, reply));
+        is_told
     }
 }

@@ -1,7 +1,7 @@
 //! The promise of a lease, looked at from outside: when control takes a server's lease as lost, that server has stopped serving.
 //!
 //! It holds while every clock runs within [`crate::faults::DRIFT_ALLOWED`]. A node whose clock ran at another rate is excused from then on, and
-//! a control daemon whose clock did excuses everybody: what holds then is in docs/simulation.md#clocks.
+//! a control daemon whose clock did excuses everybody whose lease it takes as lost: what holds then is in docs/simulation.md#clocks.
 
 use std::collections::BTreeSet;
 
@@ -22,17 +22,19 @@ impl LeaseWatch {
         self.excused.insert(node);
     }
 
-    /// True if nothing is promised for this node: its own clock or control's (node 0) was too fast or too slow.
-    pub fn is_excused(&self, node: usize) -> bool {
-        self.excused.contains(&node) || self.excused.contains(&0)
+    /// True if nothing is promised for this node by this control daemon: a clock of theirs was too fast or too slow.
+    pub fn is_excused(&self, node: usize, control: usize) -> bool {
+        self.excused.contains(&node) || self.excused.contains(&control)
     }
 
-    /// The processes and devices whose leases were taken as lost since the last look.
+    /// The processes and devices whose leases were taken as lost since the last look. Of several daemons each is asked: one that only believes that it
+    /// leads has nothing that others have not.
     pub fn lost_since(&mut self, control: &Control) -> Vec<Fid> {
         let version = control.configuration().version;
-        if std::mem::replace(&mut self.version, version) == version {
+        if version <= self.version {
             return Vec::new();
         }
+        self.version = version;
         let events = control.events();
         let fresh: Vec<_> = events
             .iter()
@@ -43,7 +45,7 @@ impl LeaseWatch {
         let is_last = |at: usize| fresh[at + 1..].iter().all(|later| later.subject != fresh[at].subject);
         let lost = (0..fresh.len()).filter(|at| fresh[*at].cause == "lease lost" && is_last(*at));
         let lost = lost.map(|at| fresh[at].subject).collect();
-        self.number = events.last().map_or(self.number, |event| event.number);
+        self.number = events.last().map_or(self.number, |event| event.number.max(self.number));
         lost
     }
 }

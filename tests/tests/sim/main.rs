@@ -6,7 +6,8 @@
 //!
 //! Without environment: the short fixed set (each seed twice, same hash), the seeded bugs, the rare states. With `CLOVIS_SIM_SEED`,
 //! `CLOVIS_SIM_COUNT` or `CLOVIS_SIM_MINUTES`: those seeds; `CLOVIS_SIM_CUT`: what is left of each (`clovis_tests::sim_cut`). A seed that fails is
-//! made smaller, and the command that replays the rest is printed. `CLOVIS_SIM_LOAD=1`: the load that speed is stated for.
+//! made smaller, and the command that replays the rest is printed. `CLOVIS_SIM_LOAD=1`: the load that speed is stated for. `CLOVIS_SIM_CONTROLS`: so many control
+//! daemons in each.
 //! `CLOVIS_SIM_BUGS=1`: only the seeded bugs (or, instead of 1, a part of a name). `CLOVIS_SIM_STORY=1`: a line for everything that happens. Speaks the result line of libtest, so
 //! `./dev` sums it.
 #![forbid(unsafe_code)]
@@ -91,13 +92,19 @@ fn main() -> ExitCode {
         Ok(cut) => cut,
         Err(error) => panic!("CLOVIS_SIM_CUT: {error}"),
     };
-    let whole = Script { cut, is_load: std::env::var_os("CLOVIS_SIM_LOAD").is_some(), ..Script::default() };
+    let controls = number("CLOVIS_SIM_CONTROLS").map(|controls| match controls {
+        1 | 3 | 5 => usize::try_from(controls).expect("few"),
+        _ => panic!("CLOVIS_SIM_CONTROLS is 1, 3 or 5, and not {controls}"),
+    });
+    let is_load = std::env::var_os("CLOVIS_SIM_LOAD").is_some();
+    let whole = Script { cut, is_load, controls, ..Script::default() };
     let (passed, failed) = if std::env::var_os("CLOVIS_SIM_BUGS").is_some() {
         find_bugs()
     } else if seed.is_none()
         && count.is_none()
         && minutes.is_none()
         && !whole.is_load
+        && whole.controls.is_none()
         && whole.cut == Cut::default()
     {
         short_set()
@@ -192,9 +199,14 @@ fn regressions() -> Vec<(Script, String)> {
             let mut next =
                 || parts.next().unwrap_or_else(|| panic!("regressions.txt: a line lacks a part: {line}"));
             let (name, seed, cut) = (next(), next(), next());
+            // SEED, or SEED/CONTROLS.
+            let (seed, controls) = match seed.split_once('/') {
+                Some((seed, controls)) => (seed, controls.parse().ok()),
+                None => (seed, None),
+            };
             let seed = seed.parse().unwrap_or_else(|_| panic!("regressions.txt: {seed:?} is no seed"));
             let cut = cut.parse().unwrap_or_else(|error| panic!("regressions.txt: {error}"));
-            (Script { seed, cut, ..Script::default() }, name.to_owned())
+            (Script { seed, cut, controls, ..Script::default() }, name.to_owned())
         })
         .collect()
 }
@@ -233,7 +245,8 @@ fn find_bugs() -> (u64, u64) {
 
 /// The first seed, from 1 to `within`, that shows a seeded bug.
 fn find(mutation: Mutation, within: u64) -> Option<(u64, String)> {
-    let script = |seed| Script { seed, mutation: Some(mutation), ..Script::default() };
+    let is_loud = std::env::var_os("CLOVIS_SIM_STORY").is_some();
+    let script = |seed| Script { seed, mutation: Some(mutation), is_loud, ..Script::default() };
     (1..=within).find_map(|seed| once(&script(seed)).err().map(|found| (seed, found.text)))
 }
 
@@ -359,6 +372,9 @@ fn command_of(script: &Script) -> String {
     }
     if script.is_load {
         command.push_str(" --load");
+    }
+    if let Some(controls) = script.controls {
+        command.push_str(&format!(" --controls {controls}"));
     }
     command
 }

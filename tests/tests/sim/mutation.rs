@@ -52,13 +52,18 @@ impl Mutation {
         (Mutation::Server(server::Bug::LeaseUnchecked), 24),
         (Mutation::Client(client::Bug::FirstAnswerIsEnough), 60),
         (Mutation::Client(client::Bug::RepairBesideWrites), 60),
+        (Mutation::Control(control::Bug::ToldBeforeMajority), 40),
+        (Mutation::Control(control::Bug::LeadNotAsked), 40),
+        (Mutation::Control(control::Bug::VoteForgotten), 40),
+        (Mutation::Control(control::Bug::EntriesLate), 40),
+        (Mutation::Control(control::Bug::ReignWithoutLine), 40),
     ];
 
-    /// Seeded bugs that no seed has shown yet (1 to 24 do not): looked for with `CLOVIS_SIM_BUGS`, and demanded of nobody. One
-    /// that is found goes to [`Mutation::ALL`].
+    /// Seeded bugs that no seed has shown yet: looked for with `CLOVIS_SIM_BUGS`, and demanded of nobody. One that is found goes to
+    /// [`Mutation::ALL`].
     pub const CANDIDATES: &[(Mutation, u64)] = &[
-        (Mutation::Rpc(rpc::Bug::ResumedTooEarly), 24),
-        (Mutation::Client(client::Bug::Rpc(rpc::Bug::SessionNeverLost)), 24),
+        (Mutation::Rpc(rpc::Bug::ResumedTooEarly), 80),
+        (Mutation::Client(client::Bug::Rpc(rpc::Bug::SessionNeverLost)), 40),
     ];
 
     /// Control's bug, if it is one.
@@ -67,6 +72,11 @@ impl Mutation {
             Mutation::Control(bug) => Some(bug),
             _ => None,
         }
+    }
+
+    /// True if a cluster with one control daemon cannot show it.
+    pub fn needs_several_controls(self) -> bool {
+        self.control_bug().is_some_and(control::Bug::needs_several)
     }
 
     /// The servers' bug, if it is one.

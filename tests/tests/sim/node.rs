@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use base::{Endpoint, Fid, Instant};
 use client::{Client, ClientConfig};
-use control::{Control, ControlConfig};
+use control::{Control, ControlConfig, ControlError, MemberConfig};
 use faces::Configuration;
 use rpc::{RpcConfig, RpcMachine};
 use runtime::clock::{DriftingClock, SimulatedClock};
@@ -32,6 +32,12 @@ const ARENA_BYTES: u64 = 48 << 20;
 pub const LEASE: Duration = Duration::from_millis(600);
 /// Longest pause of a client between two operations on keys.
 const KEYS_PAUSE_MAX: Duration = Duration::from_millis(150);
+/// Logs of several control daemons are cut this soon, so that one that was away needs a copy of the state.
+const LOG_ENTRIES_MAX: usize = 16;
+/// What the number of a client is moved by, as owner of locks that it takes from single control daemons.
+const DIRECT_OWNER: usize = 64;
+/// Longest pause of one that asks single control daemons.
+const DIRECT_PAUSE_MAX: Duration = Duration::from_millis(40);
 /// How long a client's operation may take.
 pub const OP_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -48,7 +54,9 @@ type NewDisks = Rc<RefCell<BTreeMap<Fid, SimDisk>>>;
 
 /// What a node is.
 pub enum Role {
+    /// `number`: among several.
     Control {
+        number: u64,
         disk: SimDisk,
     },
     /// `seats`: where each of its localities listens.
@@ -162,6 +170,10 @@ pub struct Surroundings<'a> {
     pub fabric: &'a SimFabric,
     pub oracle: &'a Rc<RefCell<Oracle>>,
     pub configuration: &'a Configuration,
+    /// Where the control daemons listen, by their number from 1 on.
+    pub controls: &'a [Endpoint],
+    /// Sessions that a control daemon has room for, if they are few.
+    pub sessions_max: Option<usize>,
     pub mutation: Option<Mutation>,
     pub seed: u64,
     pub epoch: u64,
@@ -176,6 +188,10 @@ pub struct Surroundings<'a> {
 }
 
 impl Surroundings<'_> {
+    fn further_controls(&self) -> Vec<Endpoint> {
+        self.controls.iter().copied().filter(|control| *control != self.configuration.control).collect()
+    }
+
     /// In a third of the seeds bulk of up to two blocks travels inside of its item, as over tcp; the seeded bugs are looked for without.
     fn inline_bytes(&self) -> Option<usize> {
         (self.mutation.is_none() && self.seed % 3 == 2).then_some(2 * 4096)
@@ -310,7 +326,7 @@ impl Node {
 
     pub fn disks(&self) -> Vec<&SimDisk> {
         match &self.role {
-            Role::Control { disk } => vec![disk],
+            Role::Control { disk, .. } => vec![disk],
             Role::Server { devices, .. } => devices.iter().map(|device| &device.disk).collect(),
             Role::Client { .. } => Vec::new(),
         }
@@ -338,7 +354,9 @@ impl Node {
         locality.turn(self.clock.shows(around.clock.now()));
         let slot = Rc::new(Slot::default());
         match &self.role {
-            Role::Control { disk } => start_control(&locality, &slot, disk, around),
+            Role::Control { number, disk } => {
+                start_control(&locality, &slot, (*number, disk), !self.was_up, around);
+            }
             Role::Server { process, seats, devices } => {
                 let own = devices.iter().filter(|device| device.seat == seat).collect();
                 let devices = (own, Rc::clone(&self.new_disks));
@@ -356,7 +374,13 @@ fn backend(disk: &SimDisk, mutation: Option<Mutation>) -> Box<MutatedBackend> {
     Box::new(MutatedBackend::new(disk.backend(), mutation))
 }
 
-fn start_control(locality: &Locality, slot: &Rc<Slot>, disk: &SimDisk, around: &Surroundings<'_>) {
+fn start_control(
+    locality: &Locality,
+    slot: &Rc<Slot>,
+    (number, disk): (u64, &SimDisk),
+    is_first: bool,
+    around: &Surroundings<'_>,
+) {
     let handle = locality.handle();
     let fabric = Fabric::Sim(around.fabric.clone());
     let mut config = ControlConfig::new(
@@ -367,8 +391,28 @@ fn start_control(locality: &Locality, slot: &Rc<Slot>, disk: &SimDisk, around: &
     );
     config.lease = LEASE;
     config.bug = around.mutation.and_then(Mutation::control_bug);
-    let slot = Rc::clone(slot);
+    config.rpc.sessions_max = around.sessions_max.unwrap_or(config.rpc.sessions_max);
+    let members: BTreeMap<u64, Endpoint> = (1..).zip(around.controls.iter().copied()).collect();
+    let founders: Vec<u64> = members.keys().copied().collect();
+    if members.len() > 1 {
+        config.endpoint = members[&number];
+        config.member = Some(MemberConfig { number, members, first_start: None });
+        config.log_entries_max = LOG_ENTRIES_MAX;
+    }
+    let store = backend(disk, around.mutation);
+    let (slot, cluster) = (Rc::clone(slot), around.configuration.cluster);
     locality.handle().spawn("boot", async move {
+        if is_first && founders.len() > 1 {
+            // As `clovis cluster init` does; cut in the middle of it, again.
+            let founded = control::found_store(&handle, store, (number, cluster), &founders).await;
+            if let Err(error) = founded.or_else(|error| match error {
+                ControlError::Founded { .. } => Ok(()),
+                other => Err(other),
+            }) {
+                *slot.failed.borrow_mut() = Some((error.to_string(), true));
+                return;
+            }
+        }
         match Control::start(&handle, &fabric, config).await {
             Ok(control) => {
                 *slot.control.borrow_mut() = Some(control);
@@ -399,6 +443,7 @@ fn start_server(
     let control = around.configuration.control;
     let mut config = ServerConfig::new(endpoint, process, control, token(), around.epoch, backends);
     config.format = format;
+    config.further_controls = around.further_controls();
     let mutation = around.mutation;
     config.disks = Some(Rc::new(move |device, _| match new_disks.borrow().get(&device) {
         Some(disk) => Ok(backend(disk, mutation)),
@@ -407,7 +452,7 @@ fn start_server(
     let copies = ClientConfig {
         local: Some(copier_endpoint(endpoint)),
         control,
-        further_controls: Vec::new(),
+        further_controls: around.further_controls(),
         security: token().into(),
         epoch: around.epoch,
         op_timeout: OP_TIMEOUT,
@@ -450,7 +495,7 @@ fn start_client(
     let config = ClientConfig {
         local: Some(endpoint),
         control: around.configuration.control,
-        further_controls: Vec::new(),
+        further_controls: around.further_controls(),
         security: token().into(),
         epoch: around.epoch,
         op_timeout: OP_TIMEOUT,
@@ -458,7 +503,7 @@ fn start_client(
     };
     let (slot, oracle, stop) = (Rc::clone(slot), Rc::clone(around.oracle), Rc::clone(around.stop_work));
     let (node, seed, epoch) = (around.index, around.seed, around.epoch);
-    let control = around.configuration.control;
+    let (control, controls) = (around.configuration.control, around.controls.to_vec());
     let (clock, operations_max) = (Rc::clone(around.clock), around.operations_max);
     let (rate_max, are_objects_small) = (around.rate_max, around.are_objects_small);
     let (bug, inline_bytes) = (around.mutation.and_then(Mutation::client_bug), around.inline_bytes());
@@ -488,23 +533,31 @@ fn start_client(
             handle.spawn("worker", worker.run());
         }
         if workers > 0 {
-            let worker = KeyWorker {
-                oracle: Rc::clone(&oracle),
-                locality: handle.clone(),
-                client: client.clone(),
-                clock: Rc::clone(&clock),
-                control,
-                node,
-                random: fastrand::Rng::with_seed(seed ^ (epoch << 8) ^ 0x4e7),
-                stop: Rc::clone(&stop),
-                operations_max,
-                pause_max: KEYS_PAUSE_MAX,
-                is_calm: false,
-                running: Rc::new(Cell::new(1)),
-                held: BTreeMap::new(),
-                seen: BTreeMap::new(),
-            };
-            handle.spawn("keys", worker.run());
+            // One asks whoever leads; with several control daemons another one asks each of them.
+            let each_itself =
+                (controls.len() > 1).then_some((controls, 0x4eb, DIRECT_OWNER, DIRECT_PAUSE_MAX));
+            let group = (Vec::new(), 0x4e7, 0, KEYS_PAUSE_MAX);
+            for (daemons, stream, owner, pause_max) in [group].into_iter().chain(each_itself) {
+                let worker = KeyWorker {
+                    oracle: Rc::clone(&oracle),
+                    locality: handle.clone(),
+                    client: client.clone(),
+                    clock: Rc::clone(&clock),
+                    control,
+                    daemons,
+                    node,
+                    owner: node + owner,
+                    random: fastrand::Rng::with_seed(seed ^ (epoch << 8) ^ stream),
+                    stop: Rc::clone(&stop),
+                    operations_max,
+                    pause_max,
+                    is_calm: false,
+                    running: Rc::new(Cell::new(1)),
+                    held: BTreeMap::new(),
+                    seen: BTreeMap::new(),
+                };
+                handle.spawn("keys", worker.run());
+            }
             let worker = RegisterWorker {
                 oracle,
                 locality: handle.clone(),

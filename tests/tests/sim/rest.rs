@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::time::Duration;
 
 use base::{BlockExtent, Fid, FidType};
 use client::ObjectStat;
@@ -22,6 +23,9 @@ use crate::world::World;
 const BUFFERS_AT_REST_MAX: u64 = 2 << 20;
 /// And so much for each device: pages of its log and trees.
 const BUFFERS_OF_A_DEVICE_MAX: u64 = 2 << 20;
+
+/// How often it is looked whether control daemons agree.
+const LOOK_AT_DAEMONS: Duration = Duration::from_millis(200);
 
 /// A unit as read back: `None` for a block that was never written.
 type Unit = Vec<Option<Vec<u8>>>;
@@ -210,6 +214,31 @@ pub fn nothing_is_left(world: &World) -> Result<(), String> {
             )),
         }
     })
+}
+
+/// Every control daemon comes to have the same state, byte for byte, once nothing changes any more.
+pub fn daemons_agree(world: &mut World) -> Result<(), String> {
+    let states = |world: &World| -> Vec<(u64, Vec<u8>)> {
+        let slots = world.controls().into_iter().filter_map(|control| world.nodes[control].slot());
+        slots.filter_map(|slot| Some(slot.control.borrow().as_ref()?.state())).collect()
+    };
+    let is_one = |all: &[(u64, Vec<u8>)]| all.windows(2).all(|pair| pair[0] == pair[1]);
+    let until = world.now() + crate::run::START_MAX;
+    while world.shape.controls > 1 {
+        let all = states(world);
+        if all.len() == world.shape.controls && is_one(&all) {
+            world.oracle.borrow_mut().sometimes.reached("all control daemons had the same state");
+            break;
+        }
+        if world.now() >= until {
+            let told: Vec<String> =
+                all.iter().map(|(entry, state)| format!("{} bytes at entry {entry}", state.len())).collect();
+            return Err(format!("at rest: control daemons have different states: {}", told.join(", ")));
+        }
+        let later = world.now() + LOOK_AT_DAEMONS;
+        world.run_until(later, |_| false)?;
+    }
+    Ok(())
 }
 
 fn each_domain(world: &World, look: impl Fn(&str, Fid, &Domain) -> Result<(), String>) -> Result<(), String> {

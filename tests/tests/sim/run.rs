@@ -96,6 +96,8 @@ pub struct Script {
     pub cut: Cut,
     /// The load that speed is stated for, instead of the seed's own shape.
     pub is_load: bool,
+    /// Control daemons, instead of as many as the seed has.
+    pub controls: Option<usize>,
     /// Print everything that happens.
     pub is_loud: bool,
 }
@@ -104,6 +106,10 @@ pub struct Script {
 pub fn run(script: &Script) -> Result<Report, Box<Failure>> {
     let Script { seed, mutation, cut, .. } = script;
     let shape = if script.is_load { Shape::load(*seed) } else { Shape::of(*seed, *mutation) };
+    let shape = match script.controls {
+        Some(controls) => Shape { controls, has_bad_starts: controls > 1, ..shape },
+        None => shape,
+    };
     let mut world = World::new(*seed, *mutation, shape, cut);
     world.oracle.borrow_mut().is_loud = script.is_loud;
     let mut extent = Extent {
@@ -139,7 +145,8 @@ fn phases(world: &mut World, cut: &Cut, extent: &mut Extent, loaded: &mut Loaded
     let begin = world.now();
     // The whole schedule of the whole cluster: a cut leaves out, and moves nothing.
     let mut cast = world.cast();
-    cast.clients = (0..world.shape.clients.len()).map(|client| world.shape.servers + 1 + client).collect();
+    let before_clients = world.shape.servers + world.shape.controls;
+    cast.clients = (0..world.shape.clients.len()).map(|client| before_clients + client).collect();
     for Planned { after, fault, group } in
         faults::schedule(&mut random, &cast, Duration::from_millis(FAULTS_FOR_MS))
     {
@@ -204,7 +211,9 @@ fn registers_at_rest(world: &mut World) -> Result<(), String> {
             client: client.clone(),
             clock: Rc::clone(&world.clock),
             control: world.configuration.control,
+            daemons: Vec::new(),
             node: index,
+            owner: index,
             random: fastrand::Rng::with_seed(world.seed ^ ((index as u64) << 48)),
             stop: Rc::clone(&stop),
             operations_max: u64::MAX,
@@ -407,6 +416,7 @@ fn finale(world: &mut World, random: &mut fastrand::Rng) -> Result<(), String> {
     rest::nothing_is_left(world)?;
     rest::space_adds_up(world)?;
     rest::nothing_leaks(world, false)?;
+    rest::daemons_agree(world)?;
     if world.seed.is_multiple_of(8) {
         // They are looked for four times in a lifetime.
         let until = world.now() + rpc::limits::SESSION_LIFETIME * 5 / 4 + START_MAX;

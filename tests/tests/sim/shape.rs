@@ -10,6 +10,12 @@ pub struct Shape {
     pub devices_per_server: usize,
     /// Of each server, which share its devices.
     pub localities: usize,
+    /// Control daemons.
+    pub controls: usize,
+    /// Servers also start while what is sent again to them gets lost: in the seeds with several control daemons, as those before keep their schedules.
+    pub has_bad_starts: bool,
+    /// A control daemon has room for the sessions of those that live, and hardly more: in half of the seeds with several.
+    pub has_few_sessions: bool,
     /// N of the layout.
     pub data_units: u32,
     /// Clients: workers, and the longest pause of a worker in milliseconds.
@@ -24,11 +30,18 @@ impl Shape {
     /// The shape of a seed: mostly 4 servers of 2 devices, and everything from 3 nodes to 12. Seeded bugs are looked for on the common one.
     pub fn of(seed: u64, mutation: Option<Mutation>) -> Shape {
         let data_units = workload::data_units(seed);
+        let controls = Shape::controls_of(seed, mutation);
+        let is_about_starts = mutation == Some(Mutation::Rpc(rpc::Bug::ResumedTooEarly));
+        let is_about_sessions =
+            mutation == Some(Mutation::Client(client::Bug::Rpc(rpc::Bug::SessionNeverLost)));
         let shape = |servers, devices_per_server, clients| Shape {
             servers,
             devices_per_server,
             // A third of the clusters has servers of two localities, where they have devices for two; the seeded bugs are looked for without.
             localities: if mutation.is_none() && seed % 3 == 1 { devices_per_server.min(2) } else { 1 },
+            controls,
+            has_bad_starts: (controls > 1 && mutation.is_none()) || is_about_starts,
+            has_few_sessions: is_about_sessions || (controls > 1 && seed % 2 == 1),
             data_units,
             clients,
             rate_max: None,
@@ -43,6 +56,24 @@ impl Shape {
         }
     }
 
+    /// One, and in two of seven seeds three or five; as many where a seeded bug needs several.
+    fn controls_of(seed: u64, mutation: Option<Mutation>) -> usize {
+        match (mutation, seed % 7) {
+            (None, 4) => 3,
+            (None, 0) => 5,
+            (Some(mutation), 0) if mutation.needs_several_controls() => 5,
+            (Some(mutation), _) if mutation.needs_several_controls() => 3,
+            _ => 1,
+        }
+    }
+
+    /// Sessions that a control daemon has room for, if they are few. Those of servers, their copiers and clients are in use all the time; two more clients
+    /// come at the end, and one place has to be free.
+    pub fn sessions_max(&self) -> Option<usize> {
+        let in_use = 2 * self.servers * self.localities + self.clients.len() + self.controls - 1;
+        self.has_few_sessions.then_some(in_use + 3)
+    }
+
     /// The stated load: 4 servers, 500 operations in a simulated second of two clients, small objects (docs/simulation.md#speed).
     pub fn load(seed: u64) -> Shape {
         let clients: &'static [_] = &[(40, 60), (40, 60)];
@@ -51,6 +82,9 @@ impl Shape {
             servers: 4,
             devices_per_server: 2,
             localities: 1,
+            controls: 1,
+            has_bad_starts: false,
+            has_few_sessions: false,
             data_units,
             clients,
             rate_max: Some(500),

@@ -12,6 +12,7 @@ use std::time::Duration;
 use base::nid::NetKind;
 use base::{Endpoint, Fid, FidType, Instant, LayoutWidth, Nid, ObjectId};
 use clovis_tests::sim_cut::Cut;
+use control::Control;
 use faces::{Configuration, DeviceConfig, DeviceState, FurtherPools, PoolConfig, ProcessConfig};
 use fops::conf::{DeviceCommand, DeviceOrder};
 use fops::repair::RepairStatus;
@@ -29,6 +30,7 @@ use crate::node::{LEASE, Node, Role, Seat, SimDevice, Slot, Surroundings};
 use crate::oracle::Oracle;
 use crate::replacement::Replacements;
 use crate::shape::Shape;
+use crate::sometimes::Sometimes;
 use crate::workload;
 
 /// K of the layout.
@@ -51,6 +53,8 @@ const SLOW_NEW_DISK: u32 = 100;
 const REPLACE_AGAIN: Duration = Duration::from_millis(300);
 /// A supervisor starts a node again so long after its start failed.
 const START_AGAIN: Duration = Duration::from_millis(150);
+/// A leading control daemon that was waited for comes back so long after it lost power.
+const AMBUSHED_FOR: Duration = Duration::from_millis(1200);
 
 /// See the module head.
 pub struct World {
@@ -78,13 +82,25 @@ pub struct World {
     /// A fault happened since the nodes were looked at.
     has_happened: bool,
     /// Who loses power once more was heard of locks than this.
-    ambush: Option<(usize, u64)>,
+    ambush: Option<(Ambushed, u64)>,
+    /// Two control daemons believe that they lead.
+    has_rivals: bool,
+    /// Of several control daemons, the one that was elected in a term.
+    elected: BTreeMap<u64, usize>,
     lost: BTreeSet<Fid>,
     damaged: BTreeSet<Fid>,
     /// Devices that an operator wanted out at some time.
     pub taken_out: BTreeSet<usize>,
     rots: Vec<Rot>,
     replacements: Replacements,
+}
+
+/// Who is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ambushed {
+    /// Of several control daemons, whichever leads by then.
+    Control(usize),
+    Controls,
 }
 
 /// Blocks chosen to rot: each with the bit and the content that it was chosen with.
@@ -127,7 +143,8 @@ impl World {
         let mut clocks = fastrand::Rng::with_seed(seed ^ 0xc10c);
         let mut nodes = Vec::new();
         let disk = SimDisk::new(random.u64(..), CONTROL_BLOCKS, spdk_stob::SimFaults::default());
-        nodes.push(Node::new("control".to_owned(), control, Role::Control { disk }, ahead(&mut clocks)));
+        let role = Role::Control { number: 1, disk };
+        nodes.push(Node::new("control".to_owned(), control, role, ahead(&mut clocks)));
         let mut processes = Vec::new();
         let mut devices = Vec::new();
         for server in 0..shape.servers {
@@ -152,6 +169,11 @@ impl World {
             }
             let role = Role::Server { process, seats, devices: own };
             nodes.push(Node::new(format!("server {server}"), at, role, ahead(&mut clocks)));
+        }
+        for number in 2..=shape.controls as u64 {
+            let disk = SimDisk::new(random.u64(..), CONTROL_BLOCKS, spdk_stob::SimFaults::default());
+            let (at, role) = (endpoint(nodes.len()), Role::Control { number, disk });
+            nodes.push(Node::new(format!("control {number}"), at, role, ahead(&mut clocks)));
         }
         let configuration = Configuration {
             pools: FurtherPools::none(devices.len()),
@@ -198,6 +220,8 @@ impl World {
             turns: 0,
             has_happened: true,
             ambush: None,
+            has_rivals: false,
+            elected: BTreeMap::new(),
             lost: BTreeSet::new(),
             damaged: BTreeSet::new(),
             taken_out: BTreeSet::new(),
@@ -229,12 +253,45 @@ impl World {
             (0..self.nodes.len()).filter(|index| wanted(&self.nodes[*index].role)).collect()
         };
         Cast {
-            control: 0,
+            controls: self.controls(),
             servers: of(|role| matches!(role, Role::Server { .. })),
             clients: of(|role| matches!(role, Role::Client { .. })),
             devices: self.configuration.pool.devices.len(),
             damage_max: PARITY,
+            has_bad_starts: self.shape.has_bad_starts,
         }
+    }
+
+    /// The control daemons.
+    pub fn controls(&self) -> Vec<usize> {
+        let further = self.shape.servers + 1..self.shape.servers + self.shape.controls;
+        std::iter::once(0).chain(further).collect()
+    }
+
+    /// The control daemon that decides; of several that believe to do, the one that was elected last.
+    pub fn leader(&self) -> Option<usize> {
+        let decides = |index: &usize| {
+            let slot = self.nodes[*index].slot()?;
+            let control = slot.control.borrow();
+            control.as_ref().filter(|control| control.decides())?.leads_in().or(Some(0))
+        };
+        self.controls()
+            .into_iter()
+            .filter_map(|index| Some((decides(&index)?, index)))
+            .max()
+            .map(|(_, index)| index)
+    }
+
+    /// True if this one of several control daemons believes that it leads.
+    fn leads(&self, control: usize) -> bool {
+        let slot = self.nodes[control].slot().map(|slot| slot.control.borrow());
+        slot.as_ref().and_then(|slot| slot.as_ref()).is_some_and(|control| control.leads_in().is_some())
+    }
+
+    /// What the control daemon that decides says, if there is one.
+    pub fn ask_control<T>(&self, question: impl FnOnce(&Control) -> T) -> Option<T> {
+        let control = self.nodes[self.leader()?].slot()?.control.borrow();
+        control.as_ref().map(question)
     }
 
     pub fn now(&self) -> Instant {
@@ -356,12 +413,25 @@ impl World {
     /// True if a node that was waited for lost power.
     fn spring_ambush(&mut self) -> bool {
         let heard = self.oracle.borrow().keys.heard;
-        let Some((node, _)) = self.ambush.filter(|(_, before)| heard > *before) else { return false };
+        let Some((ambushed, _)) = self.ambush.filter(|(_, before)| heard > *before) else { return false };
         self.ambush = None;
-        if self.nodes[node].life.is_some() {
-            self.note_crash(node);
-            self.crash(node);
-            self.oracle.borrow_mut().sometimes.reached("control lost power with an answer just gone");
+        let victims = match ambushed {
+            Ambushed::Controls => self.controls(),
+            Ambushed::Control(node) if self.shape.controls == 1 => vec![node],
+            Ambushed::Control(_) => {
+                let leader: Vec<usize> = self.leader().into_iter().collect();
+                leader
+                    .iter()
+                    .for_each(|node| self.plan(self.now() + AMBUSHED_FOR, Fault::Start { node: *node }));
+                leader
+            }
+        };
+        for node in victims {
+            if self.nodes[node].life.is_some() {
+                self.note_crash(node);
+                self.crash(node);
+                self.oracle.borrow_mut().sometimes.reached("control lost power with an answer just gone");
+            }
         }
         true
     }
@@ -390,7 +460,14 @@ impl World {
                 self.collect(index)?;
                 self.nodes[index].endpoints.iter().for_each(|at| self.fabric.crash(*at));
                 self.nodes[index].life = None;
-                self.oracle.borrow_mut().sometimes.reached("a server was stopped and started again");
+                let is_control = matches!(self.nodes[index].role, Role::Control { .. });
+                let is_elected = |other: &usize| self.leads(*other);
+                let is_followed = self.controls().iter().any(is_elected);
+                self.oracle.borrow_mut().sometimes.reached(match (is_control, is_followed) {
+                    (true, true) => "a control daemon that led handed over and stopped",
+                    (true, false) => "a control daemon that led stopped, and nobody followed it yet",
+                    (false, _) => "a server was stopped and started again",
+                });
                 changed = true;
             } else if is_up && !self.nodes[index].was_up {
                 self.nodes[index].was_up = true;
@@ -445,10 +522,72 @@ impl World {
                     self.crash(node);
                 }
             }
-            Fault::Ambush { node } => self.ambush = Some((node, self.oracle.borrow().keys.heard)),
+            Fault::Ambush { node } => {
+                self.ambush = Some((Ambushed::Control(node), self.oracle.borrow().keys.heard));
+            }
+            Fault::AmbushControls => {
+                self.ambush = Some((Ambushed::Controls, self.oracle.borrow().keys.heard))
+            }
             Fault::Start { node } => {
-                self.ambush = self.ambush.filter(|(ambushed, _)| *ambushed != node);
+                self.ambush = self.ambush.filter(|(ambushed, _)| *ambushed != Ambushed::Control(node));
                 self.start(node);
+            }
+            Fault::StartControls => {
+                self.ambush = self.ambush.filter(|(ambushed, _)| *ambushed != Ambushed::Controls);
+                self.controls().into_iter().for_each(|node| self.start(node));
+            }
+            Fault::CrashLeader => {
+                if let Some(node) = self.leader() {
+                    self.note_crash(node);
+                    self.crash(node);
+                }
+            }
+            Fault::PauseLeader { length } => {
+                if let Some(node) = self.leader() {
+                    self.pause(node, length);
+                }
+            }
+            Fault::StopLeader => {
+                if let Some(node) = self.leader() {
+                    self.stop_control(node);
+                }
+            }
+            Fault::CutLeader { beside } => {
+                let Some(leader) = self.leader() else { return };
+                let others = (0..self.nodes.len()).filter(|node| ![leader, beside].contains(node));
+                for (one, other) in others.flat_map(|other| [(leader, other), (other, leader)]) {
+                    pairs(self, one, other)
+                        .into_iter()
+                        .for_each(|(from, to)| self.fabric.partition(from, to));
+                }
+                self.oracle.borrow_mut().sometimes.reached("the leading control daemon was cut off");
+            }
+            Fault::SplitControls { side } => {
+                let controls = self.controls();
+                let leader = self.leader();
+                let is_here = |place: usize| match side {
+                    Some(side) => side >> place & 1 == 1,
+                    None => leader == Some(controls[place]),
+                };
+                for (one, from) in controls.iter().enumerate() {
+                    for (other, to) in controls.iter().enumerate() {
+                        if is_here(one) != is_here(other) {
+                            let between = pairs(self, *from, *to);
+                            between.into_iter().for_each(|(from, to)| self.fabric.partition(from, to));
+                        }
+                    }
+                }
+            }
+            Fault::HealControls => {
+                for (control, other) in self
+                    .controls()
+                    .into_iter()
+                    .flat_map(|control| (0..self.nodes.len()).map(move |other| (control, other)))
+                {
+                    for (from, to) in [(control, other), (other, control)] {
+                        pairs(self, from, to).into_iter().for_each(|(from, to)| self.fabric.heal(from, to));
+                    }
+                }
             }
             Fault::Stop { node } => self.stop(node),
             Fault::LoseDevice { device } => self.lose_device(device),
@@ -473,6 +612,7 @@ impl World {
     }
 
     fn note_crash(&mut self, node: usize) {
+        let is_leader = self.shape.controls > 1 && self.leader() == Some(node);
         let mut oracle = self.oracle.borrow_mut();
         if self.nodes[node].seat_count() > 1 {
             oracle.sometimes.reached("a server of several localities lost power");
@@ -480,6 +620,9 @@ impl World {
         match &self.nodes[node].role {
             Role::Control { .. } => {
                 oracle.sometimes.reached("control lost power");
+                if is_leader {
+                    oracle.sometimes.reached("the leading control daemon lost power");
+                }
             }
             Role::Server { .. } if oracle.changes_running() > 0 => {
                 oracle.sometimes.reached("a server lost power while changes were under way");
@@ -503,11 +646,15 @@ impl World {
             Some(Mutation::EpochReused) => 1 + index as u64,
             _ => self.epoch,
         };
+        let controls: Vec<Endpoint> =
+            self.controls().into_iter().map(|control| self.nodes[control].endpoint).collect();
         let around = Surroundings {
             index,
             fabric: &self.fabric,
             oracle: &self.oracle,
             configuration: &self.configuration,
+            controls: &controls,
+            sessions_max: self.shape.sessions_max(),
             mutation: self.mutation,
             seed: self.seed,
             epoch,
@@ -561,12 +708,30 @@ impl World {
         }
     }
 
+    /// Asks a control daemon to stop in good order.
+    fn stop_control(&mut self, index: usize) {
+        let Some(life) = &self.nodes[index].life else { return };
+        let seat = life.first();
+        let Some(control) = seat.slot.control.borrow_mut().take() else { return };
+        note_member(&mut self.oracle.borrow_mut().sometimes, &control);
+        seat.slot.is_stopping.set(true);
+        seat.slot.is_up.set(false);
+        let slot = Rc::clone(&seat.slot);
+        let (oracle, clock) = (Rc::clone(&self.oracle), Rc::clone(&self.clock));
+        seat.locality.handle().spawn("stop", async move {
+            if let Err(error) = control.stop().await {
+                oracle.borrow_mut().violate(clock.now(), format!("a control daemon does not stop: {error}"));
+            }
+            slot.is_stopped.set(true);
+        });
+    }
+
     fn device(&mut self, index: usize) -> &mut SimDevice {
         let (server, device) =
             (index / self.shape.devices_per_server + 1, index % self.shape.devices_per_server);
         match &mut self.nodes[server].role {
             Role::Server { devices, .. } => &mut devices[device],
-            _ => unreachable!("servers follow control"),
+            _ => unreachable!("servers follow the first control daemon"),
         }
     }
 
@@ -711,10 +876,7 @@ impl World {
     fn replace(&mut self, index: usize) {
         self.plan(self.now() + REPLACE_AGAIN, Fault::Replace { device: index });
         let fid = self.configuration.pool.devices[index].device;
-        let found = self.nodes[0].slot().and_then(|slot| {
-            let control = slot.control.borrow();
-            control.as_ref()?.configuration().device(fid).cloned()
-        });
+        let found = self.ask_control(|control| control.configuration().device(fid).cloned()).flatten();
         let failed = found.filter(|found| found.state == DeviceState::Failed && self.lost.contains(&fid));
         if failed.is_some_and(|found| self.replacements.begin(fid, found.replaced)) {
             let disk = SimDisk::new(self.seed ^ fid.key, DEVICE_BLOCKS, spdk_stob::SimFaults::default());
@@ -758,9 +920,35 @@ impl World {
 
     /// Leases that control took as lost since the last look: whoever had one has to have stopped by then.
     fn look_at_leases(&mut self) -> Result<(), String> {
-        let Some(slot) = self.nodes[0].slot() else { return Ok(()) };
-        let lost =
-            slot.control.borrow().as_ref().map_or_else(Vec::new, |control| self.leases.lost_since(control));
+        let had_rivals = self.has_rivals;
+        self.has_rivals = self.controls().iter().filter(|index| self.leads(**index)).count() > 1;
+        if self.has_rivals && !had_rivals {
+            self.oracle.borrow_mut().sometimes.reached("two control daemons believed that they lead");
+        }
+        for control in self.controls() {
+            self.look_at_leases_of(control)?;
+        }
+        Ok(())
+    }
+
+    /// Those that this control daemon took as lost; and whether it leads by right.
+    fn look_at_leases_of(&mut self, by: usize) -> Result<(), String> {
+        let lost = {
+            let Some(slot) = self.nodes[by].slot() else { return Ok(()) };
+            let control = slot.control.borrow();
+            let Some(control) = control.as_ref() else { return Ok(()) };
+            if let Some(term) = control.leads_in() {
+                let elected = *self.elected.entry(term).or_insert(by);
+                if elected != by {
+                    let (one, other) = (&self.nodes[elected].name, &self.nodes[by].name);
+                    return Err(format!(
+                        "at {:?}: {one} and {other} both lead in term {term}",
+                        self.clock.now()
+                    ));
+                }
+            }
+            if control.decides() { self.leases.lost_since(control) } else { Vec::new() }
+        };
         for subject in lost {
             let is_of = |node: &Node| match &node.role {
                 Role::Server { process, devices, .. } => {
@@ -775,7 +963,7 @@ impl World {
             let is_serving = self.nodes[index].is_serving(now, device);
             let node = &self.nodes[index];
             let mut oracle = self.oracle.borrow_mut();
-            match (is_serving, self.leases.is_excused(index)) {
+            match (is_serving, self.leases.is_excused(index, by)) {
                 (true, false) => {
                     return Err(format!(
                         "at {now:?}: {} still serves when control takes its lease as lost",
@@ -887,6 +1075,7 @@ impl World {
             counters.add("a call ended at its deadline", stats.requester.timeouts);
             counters.add("a session was lost", stats.requester.sessions_lost);
             counters.add("a reply came from the reply cache", stats.reply_cache.hits);
+            counters.add("a session gave way to another one", stats.responder.sessions_evicted);
             counters.add("a request met its twin in progress", stats.reply_cache.in_progress_hits);
             counters.add("a session went on after its server restarted", stats.requester.sessions_resumed);
             counters.add("a request was answered from the record of its slot", stats.reply_cache.replays);
@@ -915,7 +1104,10 @@ impl World {
             }
             counters.add("bulk came for memory no longer exposed", net.bulk_bytes_late);
             let phases = rpc.records();
-            ran_at_most_once(&phases).map_err(|error| format!("{}: {error}", node.name))?;
+            // What control is asked may run twice, and does when its session had to give way to another one's.
+            if !(self.shape.has_few_sessions && matches!(node.role, Role::Control { .. })) {
+                ran_at_most_once(&phases).map_err(|error| format!("{}: {error}", node.name))?;
+            }
             ran_not_again(&phases, &oracle.durable_requests)
                 .map_err(|error| format!("{}: {error}", node.name))?;
             let durable = phases.iter().filter(|record| record.is(Phase::Durable));
@@ -923,6 +1115,10 @@ impl World {
         }
         let control = node.slot().map(|slot| slot.control.borrow());
         if let Some(control) = control.as_ref().and_then(|control| control.as_ref()) {
+            if let Some(failure) = control.store_failure() {
+                return Err(format!("{} takes no part any more: {failure}", node.name));
+            }
+            note_member(&mut oracle.sometimes, control);
             let events = control.events();
             for event in &events {
                 match (event.subject.is(base::FidType::Device), event.to.as_str()) {
@@ -1024,7 +1220,7 @@ impl World {
             }
         }
         reasons.extend(self.oracle.borrow().running_lines());
-        let slot = self.nodes[0].slot();
+        let slot = self.leader().and_then(|leader| self.nodes[leader].slot());
         let control = slot.as_ref().map(|slot| slot.control.borrow());
         let control = control.as_ref().and_then(|control| control.as_ref());
         let repairs = control.map(|control| control.repairs()).unwrap_or_default();
@@ -1034,7 +1230,10 @@ impl World {
         for device in self.replacements.unfinished().iter().filter(|device| !is_beyond(device)) {
             reasons.push(format!("device {device} has another disk, and not everything on it"));
         }
-        let Some(control) = control else { return reasons };
+        let Some(control) = control else {
+            reasons.push("no control daemon decides".to_owned());
+            return reasons;
+        };
         for process in control.status().processes.iter().filter(|process| !process.alive) {
             reasons.push(format!("process {} has no lease", process.process));
         }
@@ -1052,6 +1251,19 @@ impl World {
         }
         reasons
     }
+}
+
+/// What a control daemon did as one of several.
+fn note_member(counters: &mut Sometimes, control: &Control) {
+    let counts = control.member_counts();
+    counters.add("a control daemon came to lead", counts.leads);
+    counters.add("a leading control daemon reached no majority", counts.silences);
+    counters.add("a lead was lost in the middle of a change", counts.changes_lost + counts.changes_waiting);
+    counters.add("an entry of a lost leader was taken back", counts.entries_withdrawn);
+    counters.add("a copy of the state was sent", counts.copies_sent);
+    counters.add("a copy of the state took the place of an old one", counts.copies_taken);
+    counters.add("a majority vouched for an answer", counts.answers_vouched);
+    counters.add("an answer was withheld, as nobody vouched for it", counts.answers_withheld);
 }
 
 /// No request ran twice in one life of a server, but reads: one whose bytes were lost with the connection they were pushed over is done
