@@ -131,8 +131,9 @@ mod tests {
         let width: LayoutWidth = "4+2+1".parse().unwrap();
         assert!(PoolLayout::new(width, 7, 4096).is_ok());
         assert_eq!(PoolLayout::new(width, 6, 4096), Err(LayoutError::TooFewDevices { width, pool_width: 6 }));
-        assert!(PoolLayout::new(width, 4096, 1 << 20).is_ok());
-        assert_eq!(PoolLayout::new(width, 4097, 4096), Err(LayoutError::TooManyDevices { pool_width: 4097 }));
+        assert!(PoolLayout::new(width, POOL_WIDTH_MAX, 1 << 20).is_ok());
+        let pool_width = POOL_WIDTH_MAX + 1;
+        assert_eq!(PoolLayout::new(width, pool_width, 4096), Err(LayoutError::TooManyDevices { pool_width }));
         for unit_bytes in [0, 1, 4095, 4097, (1 << 20) + 4096, u32::MAX] {
             assert_eq!(PoolLayout::new(width, 7, unit_bytes), Err(LayoutError::UnitBytes { unit_bytes }));
         }

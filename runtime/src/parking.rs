@@ -5,7 +5,7 @@
 //! sequentially consistent, so at least one of the two sees the other: either the locality does not wait, or the waker writes the eventfd.
 //! **Invariant**: whoever turns `notified` from false to true does the look at `sleeping`; others need not, as the locality clears
 //! `notified` before it reads the queue.
-//! What a locality's own code wakes while it is turned needs none of this: it goes into a list of the thread ([`Turning`]), without a lock, and into
+//! What a locality's own code wakes while it is turned needs none of this: it goes into a list of the thread (`Turning`), without a lock, and into
 //! the locality's queue in the order of the wakes.
 //! **Invariant**: the eventfd exists before `sleeping` is ever set. A locality that never sleeps (a simulation) has none.
 

@@ -9,8 +9,9 @@ use std::time::Duration;
 use base::units::wide;
 use base::{Endpoint, Instant};
 use control::Control;
+use faces::conf_client::StatusPages;
 use fops::Fop;
-use fops::conf::{ClusterStatus, ClusterStatusReply, ConfText, Event, EventsGet};
+use fops::conf::{ClusterStatusReply, ConfText, Event, EventsGet};
 use fops::load::{LoadGet, LoadGetReply};
 use fops::member::MembersReply;
 use fops::repair::{RepairGet, RepairStatus};
@@ -101,7 +102,11 @@ impl<'a> Source<'a> {
             let (status, repairs, events) = (control.status(), control.repairs(), control.events());
             return Ok(Seen { status, repairs, load: control.load(&newest), events });
         }
-        let status = self.ask(&ClusterStatus).await?;
+        let mut status = StatusPages::default();
+        while let Some(ask) = status.ask() {
+            status.take(self.ask(&ask).await?);
+        }
+        let status = status.seen;
         let load = self.ask(&newest).await?;
         let mut repairs: Vec<RepairStatus> = Vec::new();
         loop {

@@ -249,7 +249,7 @@ pub(crate) const CONFIGURATION_HEAD_BYTES: usize =
 
 /// Encoded bytes of the largest `FurtherPools`: devices of the first version; versions (pool, fid, width, unit size, a length), their runs; names;
 /// pools in rebalance.
-const FURTHER_POOLS_BYTES_MAX: usize = 4
+pub const FURTHER_POOLS_BYTES_MAX: usize = 4
     + 8
     + POOL_VERSIONS_MAX * (2 * FID_BYTES + 12 + 4 + 8)
     + DEVICE_RUNS_MAX * 8

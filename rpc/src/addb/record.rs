@@ -89,7 +89,7 @@ pub struct Record {
 pub enum Place {
     /// Never written.
     Blank,
-    /// A record; the second value says what was passed at the same instant, see [`Record::with_passed`].
+    /// A record; the second value says what was passed at the same instant, see `Record::with_passed`.
     Record(Record, u32),
     /// Half written, overwritten just now, or damaged.
     Damaged,
@@ -176,7 +176,7 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// Each phase has a lower number than those behind it, by [`PASSED_MAX`] at most; anything else is a bug that the compiler finds.
+    /// Each phase has a lower number than those behind it, by `PASSED_MAX` at most; anything else is a bug that the compiler finds.
     #[must_use]
     pub const fn new(passed: &'static [Phase], last: Phase) -> Steps {
         let (mut mask, mut index) = (0, 0);

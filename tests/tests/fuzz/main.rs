@@ -71,6 +71,8 @@ targets!(
     rpc_slot_record,
     addb_file,
     conf_file,
+    conf_whole,
+    conf_sync,
     stob_superblock,
     stob_record,
     stob_change,
