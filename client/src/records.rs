@@ -13,6 +13,7 @@ use fops::object::{ObjectList, ObjectOpen, ObjectRecord, ObjectUpdate, OpenMode,
 use futures_util::future::join_all;
 use rpc::Bulk;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::bug::Bug;
 use crate::error::{ClientError, Fault, UnitFailures};
@@ -254,16 +255,26 @@ impl Store {
             if faults.is_empty() {
                 return Ok(record);
             }
-            for (target, fault) in &faults {
-                self.report_fault(*target, fault).await;
-            }
-            let error =
-                self.record_error(object, "written", faults.iter().map(|(target, fault)| (*target, fault)));
-            let retry = faults.iter().all(|(_, fault)| fault.may_retry() || fault.is_device_error());
-            if !retry || !self.wait_to_retry(&mut wait, deadline).await {
-                return Err(error);
-            }
+            self.rest_after_faults(object, &faults, &mut wait, deadline).await?;
         }
+    }
+
+    /// Some holders did not take a record: tells of their devices, and returns when it is time to try again. Errors: another try does not help, or
+    /// there is no time for one.
+    async fn rest_after_faults(
+        &self,
+        object: ObjectId,
+        faults: &[(u32, Fault)],
+        wait: &mut Duration,
+        deadline: Instant,
+    ) -> Result<(), ClientError> {
+        for (target, fault) in faults {
+            self.report_fault(*target, fault).await;
+        }
+        let error =
+            self.record_error(object, "written", faults.iter().map(|(target, fault)| (*target, fault)));
+        let retry = faults.iter().all(|(_, fault)| fault.may_retry() || fault.is_device_error());
+        if retry && self.wait_to_retry(wait, deadline).await { Ok(()) } else { Err(error) }
     }
 
     /// True if the object's bytes of this generation were in force and are no more. Nobody to ask: as far as is known, no.
@@ -318,15 +329,7 @@ impl Store {
             if faults.is_empty() {
                 return Ok(true);
             }
-            for (target, fault) in &faults {
-                self.report_fault(*target, fault).await;
-            }
-            let error =
-                self.record_error(object, "written", faults.iter().map(|(target, fault)| (*target, fault)));
-            let retry = faults.iter().all(|(_, fault)| fault.may_retry() || fault.is_device_error());
-            if !retry || !self.wait_to_retry(&mut wait, deadline).await {
-                return Err(error);
-            }
+            self.rest_after_faults(object, &faults, &mut wait, deadline).await?;
         }
     }
 

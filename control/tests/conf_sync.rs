@@ -53,20 +53,8 @@ impl support::World for World {
     }
 
     fn turn(&mut self, end: Instant) {
-        let now = self.clock.now();
-        let mut next = end;
-        // Twice: what the second one sends without having progressed, the first one hears of in the next round.
-        for _ in 0..2 {
-            next = end;
-            for locality in &mut self.localities {
-                let turn = locality.turn(now);
-                if turn.progressed {
-                    return;
-                }
-                next = next.min(turn.next_deadline.unwrap_or(Instant::NEVER));
-            }
-        }
-        self.clock.advance_to(next.max(now + Duration::from_nanos(1)));
+        let localities = &mut self.localities;
+        support::turn_rounds(&self.clock, end, |now| support::turn_each(localities.iter_mut(), now));
     }
 }
 

@@ -85,21 +85,10 @@ impl support::World for World {
     }
 
     fn turn(&mut self, end: Instant) {
-        let now = self.clock.now();
-        let mut next = end;
-        for _ in 0..2 {
-            let mut progressed = false;
-            next = end;
-            for locality in self.localities.iter_mut().flatten() {
-                let turn = locality.turn(now);
-                progressed |= turn.progressed;
-                next = next.min(turn.next_deadline.unwrap_or(Instant::NEVER));
-            }
-            if progressed {
-                return;
-            }
-        }
-        self.clock.advance_to(next.max(now + Duration::from_nanos(1)));
+        let localities = &mut self.localities;
+        support::turn_rounds(&self.clock, end, |now| {
+            support::turn_each(localities.iter_mut().flatten(), now)
+        });
     }
 }
 

@@ -22,6 +22,7 @@ use rpc::{Bulk, CallError, CallOptions, RpcConfig, RpcMachine};
 use runtime::clock::DriftingClock;
 use runtime::{
     Arena, ArenaConfig, Counters, Locality, LocalityConfig, LocalityHandle, SharedBuffer, SimulatedClock,
+    Turn,
 };
 use spdk_stob::{SimDisk, SimFaults as DiskFaults};
 use verbs_net::{Fabric, SimFabric, SimFaults, TmConfig, Token, TransferMachine};
@@ -115,29 +116,22 @@ impl support::World for World {
     }
 
     fn turn(&mut self, end: Instant) {
-        let now = self.clock.now();
-        let mut next = end;
-        for _ in 0..2 {
-            let mut progressed = false;
-            next = end;
-            let turn = self.locality.turn(now);
-            progressed |= turn.progressed;
-            next = next.min(turn.next_deadline.unwrap_or(Instant::NEVER));
-            for machine in &mut self.machines {
+        let (locality, machines) = (&mut self.locality, &mut self.machines);
+        support::turn_rounds(&self.clock, end, |now| {
+            let mut round = locality.turn(now);
+            for machine in machines.iter_mut() {
                 let Some(running) = &mut machine.running else { continue };
                 if machine.paused_until > now {
-                    next = next.min(machine.paused_until);
+                    let paused = Turn { progressed: false, next_deadline: Some(machine.paused_until) };
+                    round = support::both(round, paused);
                     continue;
                 }
                 let turn = running.locality.turn(machine.clock.shows(now));
-                progressed |= turn.progressed;
-                next = next.min(machine.clock.first_time_of(turn.next_deadline.unwrap_or(Instant::NEVER)));
+                let next_deadline = turn.next_deadline.map(|at| machine.clock.first_time_of(at));
+                round = support::both(round, Turn { next_deadline, ..turn });
             }
-            if progressed {
-                return;
-            }
-        }
-        self.clock.advance_to(next.max(now + Duration::from_nanos(1)));
+            round
+        });
     }
 }
 
