@@ -149,6 +149,8 @@ struct Board {
 
 struct World {
     shape: Shape,
+    /// Devices of the first pool version, if it has not all of them.
+    first_devices: Option<usize>,
     clock: SimulatedClock,
     net: SimFabric,
     disk: SimDisk,
@@ -217,6 +219,7 @@ impl World {
     fn start(shape: Shape) -> World {
         let mut world = World {
             shape,
+            first_devices: None,
             clock: SimulatedClock::default(),
             net: SimFabric::new(7),
             // Sparse. Its checkpoint areas hold 8 MiB each.
@@ -258,7 +261,11 @@ impl World {
     fn start_control(&mut self, epoch: u64) {
         let handle = self.nodes[0].locality.as_ref().unwrap().handle();
         let store = Box::new(self.disk.backend());
-        let config = ControlConfig::new(Token::new([7; 32]), epoch, self.shape.configuration(), store);
+        let mut configuration = self.shape.configuration();
+        if let Some(first_devices) = self.first_devices {
+            configuration.pools.first_devices = u32::try_from(first_devices).unwrap();
+        }
+        let config = ControlConfig::new(Token::new([7; 32]), epoch, configuration, store);
         let control = self.run(Control::start(&handle, &Fabric::Sim(self.net.clone()), config)).unwrap();
         self.control = Some(control);
     }
@@ -680,8 +687,34 @@ fn the_largest_configuration_is_stored_in_pages_and_an_older_store_is_read() {
     assert!(in_one.contains("does not fit one message"), "{in_one}");
 }
 
+/// Everything is gone but the disk, which loses what was not flushed.
+fn start_again(world: &mut World, epoch: u64) {
+    world.control = None;
+    world.nodes.clear();
+    world.net = SimFabric::new(epoch);
+    world.disk.crash();
+    world.node(0, world.control_arena.clone());
+    world.start_control(epoch);
+}
+
+/// Format of the store, and pages of the configuration, of a control daemon that is gone then.
+fn format_of(world: &mut World, epoch: u64) -> (u32, usize) {
+    world.control = None;
+    world.nodes.clear();
+    world.net = SimFabric::new(epoch);
+    let (_, handle) = world.node(0, world.control_arena.clone());
+    let store = Box::new(world.disk.backend());
+    world.run(async move {
+        let domain = Domain::open(&handle, store, None).await.unwrap();
+        let value = domain.tree_get(TreeId(1), b"configuration").unwrap();
+        let pages = domain.tree_range(TreeId(20), std::ops::Bound::Unbounded, usize::MAX);
+        domain.close().await.unwrap();
+        (u32::from_le_bytes(*value.first_chunk().unwrap()), pages.len())
+    })
+}
+
 #[test]
-fn a_store_of_format_2_is_read_and_then_written_in_pages() {
+fn a_store_of_format_2_stays_one_until_the_cluster_is_too_large_for_it() {
     let shape = Shape { servers: 4, devices_each: 10, clients: 0, followers: 0 };
     let mut world = World::start(shape);
     world.control = None;
@@ -710,11 +743,17 @@ fn a_store_of_format_2_is_read_and_then_written_in_pages() {
     world.until("its devices are online", |world| world.state_of(9) == DeviceState::Online);
     let now = world.control().configuration();
     assert_eq!(now.pool.devices[7].state, DeviceState::Failed);
-    world.control = None;
-    world.nodes.clear();
-    world.net = SimFabric::new(10);
-    world.disk.crash();
-    world.node(0, world.control_arena.clone());
-    world.start_control(6);
+    start_again(&mut world, 6);
     assert_eq!(*world.control().configuration(), *now);
+    assert_eq!(format_of(&mut world, 7), (2, 0));
+    // More devices than a program takes that reads no format 3: 40 in the pool as ever, and 960 in none.
+    world.shape = Shape { servers: 100, ..shape };
+    world.first_devices = Some(shape.devices());
+    start_again(&mut world, 8);
+    let grown = world.control().configuration();
+    assert!(grown.pool.devices.len() == 1000 && grown.pool.devices[7] == now.pool.devices[7]);
+    start_again(&mut world, 9);
+    assert_eq!(*world.control().configuration(), *grown);
+    let pages = grown.to_bytes().unwrap().len().div_ceil(1024);
+    assert_eq!(format_of(&mut world, 10), (3, pages));
 }

@@ -84,6 +84,9 @@ fn a_cluster_grows_and_its_objects_move_while_clients_work_and_a_server_is_kille
         "{}",
         said.text()
     );
+    let no_way_back =
+        "! earlier versions of control, whose store has no format 3, do not take this: pool versions";
+    assert!(said.text().contains(no_way_back), "{}", said.text());
     let early = cluster.run(&["pool", "expand", "default", "--devices", "server-5"]);
     assert!(early.refused().contains("server-5 has not started with it yet"), "{}", early.refused());
     // Each starts and formats its devices, which nobody ever used.
@@ -129,6 +132,7 @@ fn a_cluster_grows_and_its_objects_move_while_clients_work_and_a_server_is_kille
     );
     let expanded = json(&cluster, &["pool", "expand", "default", "--devices", "server-5", "--json"]);
     assert_eq!(expanded["changes"].as_array().unwrap().len(), 1, "{expanded}");
+    assert!(expanded["no_way_back"].is_null(), "that was two transactions ago: {expanded}");
     let _ =
         cluster.run(&["pool", "create", "fast", "--layout", "1+1+0", "--devices", "server-6"]).succeeded();
     let shown = cluster.run(&["conf", "show"]).succeeded();
