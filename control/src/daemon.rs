@@ -178,7 +178,7 @@ pub(crate) struct Inner {
     pub(crate) rpc: RpcMachine,
     /// Of this reign: numbers that live in memory alone mean nothing in another.
     pub(crate) epoch: u64,
-    store: Store,
+    pub(crate) store: Store,
     bug: Option<Bug>,
     pub(crate) core: RefCell<ControlCore>,
     /// Serial of the last durable change of repairs.

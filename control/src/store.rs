@@ -454,6 +454,11 @@ impl Store {
         log.commit(Batch::default()).await
     }
 
+    /// Bytes that it was made with.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.log.domain().info().device_blocks.saturating_mul(base::units::BLOCK_BYTES)
+    }
+
     /// Where the state is, for a copy of it.
     pub(crate) fn log(&self) -> &dyn ReplicatedLog {
         &*self.log
