@@ -406,7 +406,7 @@ mod tests {
         );
         let mut wider = grown.clone();
         wider.servers[0].endpoints.push("127.0.0.1@tcp:12345:34:10".parse().unwrap());
-        wider.devices[4].locality = u64::try_from(wider.servers[0].endpoints.len()).unwrap() - 1;
+        wider.devices[4].locality = u32::try_from(wider.servers[0].endpoints.len()).unwrap() - 1;
         let on_a_new_locality = "+ device 0x6b00000000000001:0x5: device 4 on server 0x7200000000000001:0x1  (when server 0x7200000000000001:0x1 restarts)";
         assert!(
             text(&from, &wider).iter().any(|line| line == on_a_new_locality),
