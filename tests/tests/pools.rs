@@ -573,11 +573,14 @@ fn a_handle_that_slept_through_a_rebalance_writes_where_the_object_lies() {
     world.check(&model, "after writes by old handles");
 }
 
+/// A device, what it wanted a disk for, and what became of that.
+type Told = (Fid, DiskWanted, Result<(), String>);
+
 /// What a server was given for devices that it was not started with, and what it told of them.
 #[derive(Clone, Default)]
 struct Shelf {
     disks: Rc<RefCell<BTreeMap<Fid, SimDisk>>>,
-    told: Rc<RefCell<Vec<(Fid, DiskWanted, Result<(), String>)>>>,
+    told: Rc<RefCell<Vec<Told>>>,
 }
 
 impl Shelf {
