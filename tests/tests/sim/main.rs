@@ -15,6 +15,7 @@
 mod faults;
 mod keys;
 mod leases;
+mod membership;
 mod mutation;
 mod node;
 mod oracle;

@@ -146,6 +146,8 @@ pub struct Node {
     pub role: Role,
     pub life: Option<Life>,
     pub starts: u64,
+    /// Nobody starts it: it is not taken in yet, or not any more.
+    pub is_out: bool,
     /// Its devices were formatted: from now on a blank one is a loss.
     pub was_up: bool,
     pub last_failure: Option<String>,
@@ -172,6 +174,8 @@ pub struct Surroundings<'a> {
     pub configuration: &'a Configuration,
     /// Where the control daemons listen, by their number from 1 on.
     pub controls: &'a [Endpoint],
+    /// So many of them found the cluster; another one joins them later.
+    pub founders: usize,
     /// Sessions that a control daemon has room for, if they are few.
     pub sessions_max: Option<usize>,
     pub mutation: Option<Mutation>,
@@ -218,6 +222,7 @@ impl Node {
             role,
             life: None,
             starts: 0,
+            is_out: false,
             was_up: false,
             last_failure: None,
             clock: DriftingClock::ahead_by(ahead),
@@ -314,6 +319,16 @@ impl Node {
         self.life.is_some() && self.slots().all(|slot| slot.is_up.get())
     }
 
+    /// It is up, or is not to be.
+    pub fn is_in_order(&self) -> bool {
+        self.is_out || self.is_up()
+    }
+
+    /// It is down, and is not to be.
+    pub fn is_missing(&self) -> bool {
+        self.life.is_none() && !self.is_out
+    }
+
     /// The rpc machines of its localities that are up.
     pub fn rpcs(&self) -> Vec<RpcMachine> {
         self.slots().filter_map(Slot::rpc).collect()
@@ -393,8 +408,11 @@ fn start_control(
     config.bug = around.mutation.and_then(Mutation::control_bug);
     config.rpc.sessions_max = around.sessions_max.unwrap_or(config.rpc.sessions_max);
     let members: BTreeMap<u64, Endpoint> = (1..).zip(around.controls.iter().copied()).collect();
-    let founders: Vec<u64> = members.keys().copied().collect();
-    if members.len() > 1 {
+    let is_one_of_several = members.len() > 1;
+    // One that joins is told by those who are there who they are.
+    let founders = members.keys().copied().take(around.founders);
+    let founders: Vec<u64> = if number <= around.founders as u64 { founders.collect() } else { Vec::new() };
+    if is_one_of_several {
         config.endpoint = members[&number];
         config.member = Some(MemberConfig { number, members, first_start: None });
         config.log_entries_max = LOG_ENTRIES_MAX;
@@ -402,7 +420,7 @@ fn start_control(
     let store = backend(disk, around.mutation);
     let (slot, cluster) = (Rc::clone(slot), around.configuration.cluster);
     locality.handle().spawn("boot", async move {
-        if is_first && founders.len() > 1 {
+        if is_first && is_one_of_several {
             // As `clovis cluster init` does; cut in the middle of it, again.
             let founded = control::found_store(&handle, store, (number, cluster), &founders).await;
             if let Err(error) = founded.or_else(|error| match error {

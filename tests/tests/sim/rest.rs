@@ -218,11 +218,23 @@ pub fn nothing_is_left(world: &World) -> Result<(), String> {
 
 /// Every control daemon comes to have the same state, byte for byte, once nothing changes any more.
 pub fn daemons_agree(world: &mut World) -> Result<(), String> {
-    let states = |world: &World| -> Vec<(u64, Vec<u8>)> {
+    // Of each that runs: its newest entry, the state then, and who its members are.
+    let states = |world: &World| -> Vec<((u64, Vec<u8>), Vec<u64>)> {
         let slots = world.controls().into_iter().filter_map(|control| world.nodes[control].slot());
-        slots.filter_map(|slot| Some(slot.control.borrow().as_ref()?.state())).collect()
+        let of = |control: &control::Control| {
+            let members = control.members().members.into_iter().filter(|member| member.is_voter);
+            (control.state(), members.map(|member| member.number).collect())
+        };
+        slots.filter_map(|slot| slot.control.borrow().as_ref().map(of)).collect()
     };
-    let is_one = |all: &[(u64, Vec<u8>)]| all.windows(2).all(|pair| pair[0] == pair[1]);
+    let running: Vec<u64> = (1..)
+        .zip(world.controls())
+        .filter(|(_, index)| !world.nodes[*index].is_out)
+        .map(|(number, _)| number)
+        .collect();
+    let is_one = |all: &[((u64, Vec<u8>), Vec<u64>)]| {
+        all.windows(2).all(|pair| pair[0] == pair[1]) && all.iter().all(|(_, members)| *members == running)
+    };
     let until = world.now() + crate::run::START_MAX;
     while world.shape.controls > 1 {
         let all = states(world);
@@ -231,9 +243,14 @@ pub fn daemons_agree(world: &mut World) -> Result<(), String> {
             break;
         }
         if world.now() >= until {
-            let told: Vec<String> =
-                all.iter().map(|(entry, state)| format!("{} bytes at entry {entry}", state.len())).collect();
-            return Err(format!("at rest: control daemons have different states: {}", told.join(", ")));
+            let tell = |((entry, state), members): &((u64, Vec<u8>), Vec<u64>)| {
+                format!("{} bytes at entry {entry} of members {members:?}", state.len())
+            };
+            let told: Vec<String> = all.iter().map(tell).collect();
+            return Err(format!(
+                "at rest: control daemons {running:?} run and have different states or other members: {}",
+                told.join(", ")
+            ));
         }
         let later = world.now() + LOOK_AT_DAEMONS;
         world.run_until(later, |_| false)?;

@@ -107,7 +107,10 @@ pub fn run(script: &Script) -> Result<Report, Box<Failure>> {
     let Script { seed, mutation, cut, .. } = script;
     let shape = if script.is_load { Shape::load(*seed) } else { Shape::of(*seed, *mutation) };
     let shape = match script.controls {
-        Some(controls) => Shape { controls, has_bad_starts: controls > 1, ..shape },
+        Some(controls) => {
+            let has_newcomer = Shape::has_newcomer(*seed, controls, *mutation);
+            Shape { controls, has_newcomer, has_bad_starts: controls > 1, ..shape }
+        }
         None => shape,
     };
     let mut world = World::new(*seed, *mutation, shape, cut);
@@ -145,7 +148,7 @@ fn phases(world: &mut World, cut: &Cut, extent: &mut Extent, loaded: &mut Loaded
     let begin = world.now();
     // The whole schedule of the whole cluster: a cut leaves out, and moves nothing.
     let mut cast = world.cast();
-    let before_clients = world.shape.servers + world.shape.controls;
+    let before_clients = world.shape.servers + world.shape.control_nodes();
     cast.clients = (0..world.shape.clients.len()).map(|client| before_clients + client).collect();
     for Planned { after, fault, group } in
         faults::schedule(&mut random, &cast, Duration::from_millis(FAULTS_FOR_MS))
@@ -282,6 +285,7 @@ fn converge(world: &mut World) -> Result<(), String> {
         }
     }
     world.finish_replacements();
+    world.finish_members();
     for index in 0..world.nodes.len() {
         world.start(index);
     }
@@ -291,7 +295,7 @@ fn converge(world: &mut World) -> Result<(), String> {
     let mut stopped = true;
     while stopped {
         stopped = false;
-        let all_alive = |world: &World| world.nodes.iter().any(|node| node.life.is_none()) || world.is_well();
+        let all_alive = |world: &World| world.nodes.iter().any(|node| node.is_missing()) || world.is_well();
         if !world.run_until(until, all_alive)? {
             return Err(format!(
                 "{CONVERGE_MAX:?} after the last fault the cluster is not well: {}",
@@ -299,7 +303,7 @@ fn converge(world: &mut World) -> Result<(), String> {
             ));
         }
         for index in 0..world.nodes.len() {
-            if world.nodes[index].life.is_none() {
+            if world.nodes[index].is_missing() {
                 stopped = true;
                 world.start(index);
             }
@@ -313,7 +317,8 @@ fn converge(world: &mut World) -> Result<(), String> {
 fn write_beside_copies(world: &mut World) -> Result<(), String> {
     let is_whole = |world: &World| world.unfinished_replacements().is_empty();
     let until = world.now() + COPIES_MAX;
-    if !world.run_until(until, |world| is_whole(world) || world.nodes.iter().all(|node| node.is_up()))?
+    if !world
+        .run_until(until, |world| is_whole(world) || world.nodes.iter().all(|node| node.is_in_order()))?
         || is_whole(world)
     {
         return Ok(()); // what does not come up is told by the wait that follows
