@@ -12,6 +12,7 @@
 //! `./dev` sums it.
 #![forbid(unsafe_code)]
 
+mod cluster_file;
 mod faults;
 mod keys;
 mod leases;

@@ -20,6 +20,7 @@ use server::{Server, ServerConfig, ServerError};
 use spdk_stob::{Domain, SimDisk, StobError};
 use verbs_net::{Fabric, SimArrivals, SimFabric, Token};
 
+use crate::cluster_file::{Acknowledged, ClusterText, Operator};
 use crate::keys::KeyWorker;
 use crate::mutation::{MutatedBackend, Mutation};
 use crate::oracle::Oracle;
@@ -176,6 +177,10 @@ pub struct Surroundings<'a> {
     pub controls: &'a [Endpoint],
     /// So many of them found the cluster; another one joins them later.
     pub founders: usize,
+    /// What operators make the cluster file of, where they change it.
+    pub cluster_text: Option<&'a Rc<ClusterText>>,
+    /// What was acknowledged to them.
+    pub acknowledged: &'a Rc<RefCell<Acknowledged>>,
     /// Sessions that a control daemon has room for, if they are few.
     pub sessions_max: Option<usize>,
     pub mutation: Option<Mutation>,
@@ -409,9 +414,12 @@ fn start_control(
     config.rpc.sessions_max = around.sessions_max.unwrap_or(config.rpc.sessions_max);
     let members: BTreeMap<u64, Endpoint> = (1..).zip(around.controls.iter().copied()).collect();
     let is_one_of_several = members.len() > 1;
-    // One that joins is told by those who are there who they are.
-    let founders = members.keys().copied().take(around.founders);
-    let founders: Vec<u64> = if number <= around.founders as u64 { founders.collect() } else { Vec::new() };
+    let is_founder = number <= around.founders as u64;
+    // Founders hear of the one that joins by the cluster file; it is told by those who are there who they are.
+    let members: BTreeMap<u64, Endpoint> =
+        members.into_iter().take(if is_founder { around.founders } else { usize::MAX }).collect();
+    let founders: Vec<u64> = if is_founder { members.keys().copied().collect() } else { Vec::new() };
+    config.file = around.cluster_text.map(|text| text.first(around.founders));
     if is_one_of_several {
         config.endpoint = members[&number];
         config.member = Some(MemberConfig { number, members, first_start: None });
@@ -524,6 +532,7 @@ fn start_client(
     let (control, controls) = (around.configuration.control, around.controls.to_vec());
     let (clock, operations_max) = (Rc::clone(around.clock), around.operations_max);
     let (rate_max, are_objects_small) = (around.rate_max, around.are_objects_small);
+    let cluster_file = around.cluster_text.map(|text| (Rc::clone(text), Rc::clone(around.acknowledged)));
     let (bug, inline_bytes) = (around.mutation.and_then(Mutation::client_bug), around.inline_bytes());
     locality.handle().spawn("boot", async move {
         let client = match Client::connect_simulated(&handle, &fabric, config, bug, inline_bytes).await {
@@ -575,6 +584,21 @@ fn start_client(
                     seen: BTreeMap::new(),
                 };
                 handle.spawn("keys", worker.run());
+            }
+            if let Some((text, acknowledged)) = cluster_file {
+                let operator = Operator {
+                    oracle: Rc::clone(&oracle),
+                    locality: handle.clone(),
+                    client: client.clone(),
+                    clock: Rc::clone(&clock),
+                    control,
+                    text,
+                    acknowledged,
+                    name: format!("{node}-{epoch}"),
+                    random: fastrand::Rng::with_seed(seed ^ (epoch << 8) ^ 0x4ec),
+                    stop: Rc::clone(&stop),
+                };
+                handle.spawn("cluster file", operator.run());
             }
             let worker = RegisterWorker {
                 oracle,

@@ -16,6 +16,7 @@ use clovis_tests::sim_model::Ending;
 use runtime::clock::SimulatedClock;
 use verbs_net::SimFaults;
 
+use crate::cluster_file;
 use crate::faults::{self, Fault, Planned};
 use crate::keys::KeyWorker;
 use crate::mutation::Mutation;
@@ -417,6 +418,7 @@ fn finale(world: &mut World, random: &mut fastrand::Rng) -> Result<(), String> {
         ));
     }
     read_everything(world, checker, "after the losses are known")?;
+    judge_cluster_file(world, checker)?;
     delete_everything(world, checker)?;
     rest::nothing_is_left(world)?;
     rest::space_adds_up(world)?;
@@ -429,6 +431,30 @@ fn finale(world: &mut World, random: &mut fastrand::Rng) -> Result<(), String> {
         rest::nothing_leaks(world, true)?;
         world.oracle.borrow_mut().sometimes.reached("sessions of the dead came back");
     }
+    Ok(())
+}
+
+/// What operators were told of the cluster file is what control says of it.
+fn judge_cluster_file(world: &mut World, node: usize) -> Result<(), String> {
+    let Some(life) = &world.nodes[node].life else { return Err("the reader is gone".to_owned()) };
+    let Some(client) = life.first().slot.client.borrow().clone() else {
+        return Err("the reader is gone".to_owned());
+    };
+    if !world.shape.has_newcomer {
+        return Ok(());
+    }
+    let outcome: Rc<RefCell<Option<Result<u64, String>>>> = Rc::default();
+    let (told, control) = (Rc::clone(&outcome), world.configuration.control);
+    let acknowledged = world.acknowledged.take();
+    life.first().locality.handle().spawn("history", async move {
+        let judged = cluster_file::judge(&client, control, &acknowledged).await;
+        *told.borrow_mut() = Some(judged);
+    });
+    let until = world.now() + FINALE_MAX;
+    world.run_until(until, |_| outcome.borrow().is_some())?;
+    let judged = outcome.borrow_mut().take();
+    let count = judged.unwrap_or_else(|| Err("the history of the cluster file is not told".to_owned()))?;
+    world.oracle.borrow_mut().sometimes.add("a change of the cluster file was found in its history", count);
     Ok(())
 }
 

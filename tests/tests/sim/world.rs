@@ -24,6 +24,7 @@ use server::Server;
 use spdk_stob::{SimDisk, TraceEvent};
 use verbs_net::{SimFabric, SimFaults, SimKeys};
 
+use crate::cluster_file::{Acknowledged, ClusterText};
 use crate::faults::{Ailment, Cast, DRIFT_ALLOWED, Fault};
 use crate::leases::LeaseWatch;
 use crate::membership::{Membership, Step};
@@ -100,6 +101,9 @@ pub struct World {
     rots: Vec<Rot>,
     replacements: Replacements,
     membership: Membership,
+    /// What operators make the cluster file of, where they change it.
+    cluster_text: Option<Rc<ClusterText>>,
+    pub acknowledged: Rc<RefCell<Acknowledged>>,
 }
 
 /// Who is waited for.
@@ -254,13 +258,32 @@ impl World {
             rots: Vec::new(),
             replacements: Replacements::default(),
             membership: Membership::default(),
+            cluster_text: None,
+            acknowledged: Rc::default(),
         };
+        world.cluster_text = shape.has_newcomer.then(|| Rc::new(world.first_cluster_text()));
         world.clock.advance(Duration::from_secs(1));
         world.nodes.iter_mut().for_each(|node| node.join(&world.fabric));
         for (workers, think_ms_max) in shape.clients.iter().take(cut.clients.unwrap_or(usize::MAX)) {
             world.add_client(*workers, Duration::from_millis(*think_ms_max), false);
         }
         world
+    }
+
+    fn first_cluster_text(&self) -> ClusterText {
+        let localities = self.nodes.iter().filter_map(|node| match &node.role {
+            Role::Server { seats, .. } => Some(seats.clone()),
+            _ => None,
+        });
+        let members: Vec<Endpoint> =
+            self.controls().into_iter().map(|control| self.nodes[control].endpoint).collect();
+        let text = ClusterText::new(&self.configuration, &localities.collect::<Vec<_>>(), &members);
+        assert_eq!(
+            text.configuration(self.shape.controls),
+            self.configuration,
+            "one cluster, said in two ways"
+        );
+        text
     }
 
     /// Adds a client node, not started.
@@ -708,6 +731,8 @@ impl World {
             configuration: &self.configuration,
             controls: &controls,
             founders: self.shape.controls,
+            cluster_text: self.cluster_text.as_ref(),
+            acknowledged: &self.acknowledged,
             sessions_max: self.shape.sessions_max(),
             mutation: self.mutation,
             seed: self.seed,
