@@ -98,6 +98,8 @@ pub struct World {
     damaged: BTreeSet<Fid>,
     /// Devices that an operator wanted out at some time.
     pub taken_out: BTreeSet<usize>,
+    /// Orders about devices that have no answer yet: they may be carried out at any time.
+    orders: Rc<Cell<usize>>,
     rots: Vec<Rot>,
     replacements: Replacements,
     membership: Membership,
@@ -139,6 +141,22 @@ struct Rot {
     bits: Vec<(u64, usize, Vec<u8>)>,
     /// The blocks get each other's content instead: each the one before it.
     misdirected: bool,
+}
+
+/// One of those that are counted, until it is dropped: done, or gone with its node.
+struct UnderWay(Rc<Cell<usize>>);
+
+impl UnderWay {
+    fn begin(count: &Rc<Cell<usize>>) -> UnderWay {
+        count.set(count.get() + 1);
+        UnderWay(Rc::clone(count))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 /// Where a device keeps bytes of stobs.
@@ -255,6 +273,7 @@ impl World {
             lost: BTreeSet::new(),
             damaged: BTreeSet::new(),
             taken_out: BTreeSet::new(),
+            orders: Rc::default(),
             rots: Vec::new(),
             replacements: Replacements::default(),
             membership: Membership::default(),
@@ -929,7 +948,9 @@ impl World {
         let (oracle, clock, handle) =
             (Rc::clone(&self.oracle), Rc::clone(&self.clock), life.first().locality.handle());
         let control = self.configuration.control;
+        let under_way = UnderWay::begin(&self.orders);
         life.first().locality.handle().spawn("order", async move {
+            let _under_way = under_way;
             let options = CallOptions::until(handle.now() + ORDER_TIME);
             let command = DeviceCommand { device, order };
             let began = oracle.borrow_mut().keys.begin_order();
@@ -1384,6 +1405,9 @@ impl World {
         };
         for device in self.replacements.unfinished().iter().filter(|device| !is_beyond(device)) {
             reasons.push(format!("device {device} has another disk, and not everything on it"));
+        }
+        if self.orders.get() > 0 {
+            reasons.push(format!("{} orders about devices have no answer", self.orders.get()));
         }
         if self.membership.step().is_under_way() {
             reasons.push(format!("the change of members is at {:?}", self.membership.step()));

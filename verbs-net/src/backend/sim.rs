@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use base::units::wide;
-use base::{Endpoint, Instant};
+use base::{Endpoint, Instant, LookupMap};
 use runtime::clock::DriftingClock;
 
 use crate::backend::packet::{Packet, PacketWire, Parcel, ParcelTraits};
@@ -145,7 +145,7 @@ impl SimArrivals {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct LinkState {
     /// When the last in-order packet arrives.
     ordered_until: Instant,
@@ -170,7 +170,7 @@ struct SimNet {
     crashed: BTreeSet<Endpoint>,
     ports: BTreeMap<Endpoint, Rc<Port>>,
     stations: BTreeMap<Endpoint, SimStation>,
-    links: BTreeMap<(Endpoint, Endpoint), LinkState>,
+    links: LookupMap<(Endpoint, Endpoint), LinkState>,
     next_id: u64,
     stats: SimStats,
     trace_hash: u64,
@@ -209,7 +209,7 @@ impl SimFabric {
             crashed: BTreeSet::new(),
             ports: BTreeMap::new(),
             stations: BTreeMap::new(),
-            links: BTreeMap::new(),
+            links: LookupMap::new(),
             next_id: 1,
             stats: SimStats::default(),
             trace_hash: 0xcbf2_9ce4_8422_2325,
@@ -498,8 +498,7 @@ impl SimNet {
         faults: &SimFaults,
     ) -> Instant {
         let latency = self.random_duration(faults.latency_min, faults.latency_max);
-        let fresh = LinkState { ordered_until: Instant::ZERO, busy_until: Instant::ZERO };
-        let link = self.links.entry((from, to)).or_insert(fresh);
+        let link = self.links.get_or_default((from, to));
         let on_wire = (bytes * 1_000_000_000).checked_div(faults.bytes_per_second).unwrap_or(0);
         link.busy_until = link.busy_until.max(now) + Duration::from_nanos(on_wire);
         (link.busy_until + latency).max(link.ordered_until)
