@@ -48,6 +48,8 @@ const KEYS_PAUSE_MAX: Duration = Duration::from_millis(60);
 const REGISTERS_FOR: Duration = Duration::from_millis(700);
 /// Orders that end what operators did are given again after this.
 const ATTACH_AGAIN: Duration = Duration::from_secs(3);
+/// Whoever could not connect has tried again after this time: longer than the pauses of rpc and of the net together.
+const RECONNECTED_AFTER: Duration = Duration::from_secs(4);
 /// A silent server is asked again after this time (longer than the client's suspicion).
 const SUSPICION_OVER: Duration = Duration::from_millis(2500);
 
@@ -309,6 +311,11 @@ fn converge(world: &mut World) -> Result<(), String> {
                 world.start(index);
             }
         }
+    }
+    if world.shape.has_few_sessions {
+        // A client that was away until now may pause before it tries to connect again.
+        let until = world.now() + RECONNECTED_AFTER;
+        world.run_until(until, |_| false)?;
     }
     world.is_calm = true;
     Ok(())
