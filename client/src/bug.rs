@@ -15,6 +15,8 @@ pub enum Bug {
     FirstAnswerIsEnough,
     /// While a device is in repair, changes in place are made without the credit that keeps the copy machine off.
     RepairBesideWrites,
+    /// Writes go past the spare units that stand for a repaired device's.
+    PastTheSpare,
     /// One of its rpc machine's.
     Rpc(rpc::Bug),
 }

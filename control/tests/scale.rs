@@ -119,6 +119,7 @@ impl Shape {
                 changes_from: 0,
             },
             pools: FurtherPools::none(self.devices()),
+            spares: faces::Spares::default(),
         }
     }
 }

@@ -278,6 +278,11 @@ fn is_new(device: &DeviceConfig) -> bool {
     device.state == DeviceState::Unknown && device.size_blocks == 0
 }
 
+/// True of a device that nobody uses before it has another disk.
+fn is_given_up(device: &DeviceConfig) -> bool {
+    matches!(device.state, DeviceState::Failed | DeviceState::Repaired)
+}
+
 /// Disks of this locality's devices that are not in `given`, which are new to the configuration. Errors: none can be had; a device that is not new
 /// has nothing in its place.
 fn new_devices(
@@ -294,7 +299,7 @@ fn new_devices(
         if is_new(found) {
             let disk = disks(device, 0).map_err(|reason| ServerError::NoDisk { device, reason })?;
             new.push((device, disk));
-        } else if found.state != DeviceState::Failed {
+        } else if !is_given_up(found) {
             let reason = "there is nothing in its place, and it has had bytes".to_owned();
             return Err(ServerError::NoDisk { device, reason });
         }
@@ -332,7 +337,7 @@ async fn open_devices(
             Err(error @ StobError::Device(_)) => unopened.push((fid, error)),
             // Nobody uses it: a blank disk in its place, or a broken one, keeps nobody else from serving.
             Err(error)
-                if configuration.device(fid).is_some_and(|device| device.state == DeviceState::Failed) =>
+                if configuration.device(fid).is_some_and(is_given_up) =>
             {
                 unopened.push((fid, error));
             }
@@ -364,9 +369,11 @@ fn serve_all(rpc: &RpcMachine, slot: &StateSlot) {
     serve_change(rpc, slot, object_service::update);
     serve_change(rpc, slot, object_service::delete);
     serve(rpc, slot, object_service::list);
+    serve(rpc, slot, object_service::forget);
     serve_change(rpc, slot, component_service::write);
     serve(rpc, slot, component_service::read);
     serve_change(rpc, slot, component_service::delete);
+    serve(rpc, slot, component_service::punch);
     serve(
         rpc,
         slot,

@@ -69,6 +69,8 @@ impl Opcode {
             | Opcode::FencesGet
             | Opcode::LoadReport
             | Opcode::RepairTurn
+            | Opcode::ObjectForget
+            | Opcode::ComponentPunch
             | Opcode::MemberMessage => Right::Serve,
             // Control judges devices by it: a client that may not write cannot take one out of service.
             Opcode::DeviceReport => Right::Write,

@@ -49,7 +49,7 @@ impl Turner {
     pub fn add(&mut self, name: &str) -> (usize, LocalityHandle) {
         let place = self.localities.len();
         let index = u32::try_from(place).unwrap();
-        let locality = Locality::new(LocalityConfig {
+        let mut locality = Locality::new(LocalityConfig {
             index: 0,
             name: name.to_owned(),
             seed: self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(u64::from(index)),
@@ -57,6 +57,8 @@ impl Turner {
             arena: Arena::new(ArenaConfig { capacity_bytes: 64 << 20 }).unwrap(),
             crowd: None,
         });
+        // It learns what time it is: deadlines of what is begun outside of its turns count from then.
+        let _turn = locality.turn(self.clock.now());
         let handle = locality.handle();
         self.localities.push(Some(locality));
         (place, handle)

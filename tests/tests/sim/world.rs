@@ -177,6 +177,7 @@ impl World {
         }
         let configuration = Configuration {
             pools: FurtherPools::none(devices.len()),
+            spares: faces::Spares::default(),
             version: 1,
             cluster: CLUSTER,
             profile: Fid::new(FidType::Profile, 1, 1),
