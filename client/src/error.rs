@@ -298,7 +298,9 @@ pub enum ClientError {
         pool: Fid,
     },
     /// A device of which nothing is to be copied to spare units, from them, or freed in them.
-    #[error("nothing of device {device} is on its way to spare units or back any more, or something else by now")]
+    #[error(
+        "nothing of device {device} is on its way to spare units or back any more, or something else by now"
+    )]
     NotSparing {
         /// The device.
         device: Fid,

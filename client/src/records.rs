@@ -91,8 +91,9 @@ impl Store {
     /// has no record means nothing: it is not asked (`all_needed` is false), and never the only one.
     fn holders(&self, object: ObjectId, all_needed: bool) -> Result<Vec<u32>, ClientError> {
         let all = self.record_holders(object)?;
-        let serving =
-            |holder: &&RecordHolder| self.device(holder.device).is_ok_and(|device| is_in_service(device.state));
+        let serving = |holder: &&RecordHolder| {
+            self.device(holder.device).is_ok_and(|device| is_in_service(device.state))
+        };
         let knows = |holder: &&RecordHolder| {
             let found = self.device(holder.device);
             holder.filling.is_empty() && found.is_ok_and(|device| has_all_records(device.state))

@@ -32,8 +32,8 @@ use crate::error::{ClientError, Fault, UnitFailures};
 use crate::group_read::{GroupRequest, Origin, read_groups};
 use crate::limits;
 use crate::object::write_error;
-use crate::replacement::drop_components;
 use crate::records::Whose;
+use crate::replacement::drop_components;
 use crate::spares;
 use crate::store::{Store, is_in_service};
 use crate::targets::{self, WriteBody};
@@ -173,8 +173,10 @@ impl Client {
         match slot.phase {
             SparePhase::Filling | SparePhase::Returning => {
                 let whose = Whose::Holders;
-                self.sweep(copying, whose, check, async |record, run| self.restore(restoring, record, run).await)
-                    .await
+                self.sweep(copying, whose, check, async |record, run| {
+                    self.restore(restoring, record, run).await
+                })
+                .await
             }
             SparePhase::Freeing => {
                 let each = async |record: &ObjectRecord, run: &Run<'_>| {
@@ -457,8 +459,8 @@ async fn bring(view: &View, wanted: &[(u64, u32, StandIns)]) -> Result<(u64, boo
             let body = WriteBody::new(piece.bytes.clone(), *group, *unit);
             for place in places {
                 // What was read there is there.
-                let is_missing = piece.origin == Origin::Rebuilt
-                    || (piece.origin == Origin::Present && *place != home);
+                let is_missing =
+                    piece.origin == Origin::Rebuilt || (piece.origin == Origin::Present && *place != home);
                 if is_missing {
                     bytes += (piece.rows.end - piece.rows.start) * BLOCK_BYTES;
                     pieces.push(view.piece_at(*group, *place, &piece.rows, body.clone()));

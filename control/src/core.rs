@@ -17,8 +17,8 @@ use faces::limits::{
 };
 use faces::spares::SPARE_JOB;
 use faces::{
-    Configuration, DeviceConfig, DeviceState, Moving, NoSpare, PoolVersionConfig, ProcessConfig, SparePhase,
-    SpareSlot,
+    Configuration, DeviceConfig, DeviceState, Moving, NoSpare, PoolVersionConfig, ProcessConfig, SpareCopy,
+    SparePhase, SpareSlot,
 };
 use fops::conf::{
     ClusterStatusReply, ConfApplyReply, DeviceCommand, DeviceCommandReply, DeviceEvidence, DeviceHealth,
@@ -156,7 +156,9 @@ pub enum Refusal {
         process: Fid,
     },
     /// Its units cannot go to spare units.
-    #[error("the units of device {device} cannot be rebuilt in spare units: {reason}; `clovis device replace` brings them to another disk in its place")]
+    #[error(
+        "the units of device {device} cannot be rebuilt in spare units: {reason}; `clovis device replace` brings them to another disk in its place"
+    )]
     NoSpare {
         /// The device.
         device: Fid,
@@ -164,7 +166,9 @@ pub enum Refusal {
         reason: NoSpare,
     },
     /// Its units go to the disk that is awaited.
-    #[error("device {device} awaits the disk that it is to be replaced by, and everything will be copied there once it is in its place")]
+    #[error(
+        "device {device} awaits the disk that it is to be replaced by, and everything will be copied there once it is in its place"
+    )]
     AwaitsDisk {
         /// The device.
         device: Fid,
@@ -690,7 +694,8 @@ impl ControlCore {
             let takes_writes = |state| matches!(state, DeviceState::Repair | DeviceState::Rebalance);
             is_heeded = found.is_some_and(|found| takes_writes(found.state)) && self.all_know(now);
         }
-        let replacement = self.configuration.replacement_of(device);
+        let job = self.configuration.spare_slot_of(device).filter(|slot| slot.phase.is_job());
+        let replacement = job.map_or_else(|| self.configuration.replacement_of(device), |slot| slot.job);
         let state = found.map_or("", |found| found.state.word()).to_owned();
         let is_new = version != before || self.repairs.serial() != repairs_before;
         Ok(DeviceCommandReply { version, state, is_new, is_heeded, replacement })
@@ -772,7 +777,7 @@ impl ControlCore {
         let index = self.configuration.target_index(device).unwrap_or(u32::MAX);
         let slot = self.configuration.free_spare_slot(index);
         let slot = slot.map_err(|reason| Refusal::NoSpare { device, reason })?;
-        let job = self.configuration.spares.next_job();
+        let job = self.configuration.spares.next_job(SpareCopy::There);
         self.configuration.spares.slots.push(SpareSlot {
             device: index,
             slot,
@@ -789,7 +794,7 @@ impl ControlCore {
 
     /// Nobody is to use the spare units of a slot any more: they are freed once all know.
     fn start_freeing(&mut self, now: Instant, device: Fid) {
-        let job = self.configuration.spares.next_job();
+        let job = self.configuration.spares.next_job(SpareCopy::Free);
         let Some(slot) = self.configuration.spare_slot_mut(device) else { return };
         (slot.phase, slot.job) = (SparePhase::Freeing, job);
         self.apply(now, true, &[]);
@@ -1149,9 +1154,8 @@ impl ControlCore {
             let others = version.device_indexes().filter(|other| *other != index);
             let others = others.filter_map(|other| self.configuration.target(other));
             // Of those in spare units, or on their way back from there, nothing is missing.
-            let is_whole = |state| {
-                matches!(state, DeviceState::Online | DeviceState::Repaired | DeviceState::Rebalance)
-            };
+            let is_whole =
+                |state| matches!(state, DeviceState::Online | DeviceState::Repaired | DeviceState::Rebalance);
             let away = others.filter(|other| !is_whole(other.state)).count();
             let parity = usize::try_from(version.width.parity()).unwrap_or(usize::MAX);
             if away >= parity && !force {
@@ -1309,7 +1313,7 @@ impl ControlCore {
                     // What is being freed of it has nothing to do with its disk.
                     DeviceState::Failed if slot.is_none() => self.repairs.abort(*fid),
                     DeviceState::Rebalance => {
-                        let job = self.configuration.spares.next_job();
+                        let job = self.configuration.spares.next_job(SpareCopy::Back);
                         if let Some(slot) = self.configuration.spare_slot_mut(*fid) {
                             (slot.phase, slot.job) = (SparePhase::Returning, job);
                         }
@@ -1801,6 +1805,183 @@ mod tests {
                 "repair aborted"
             ]
         );
+    }
+
+    /// The slot of the first device: phase and job, or that there is none.
+    fn slot(core: &ControlCore) -> String {
+        match core.configuration().spare_slot(0) {
+            Some(found) => {
+                format!("{:?} {} {:?}", found.phase, found.slot, SpareCopy::of_number(found.job).unwrap())
+            }
+            None => "none".to_owned(),
+        }
+    }
+
+    fn job(core: &ControlCore) -> u32 {
+        core.configuration().spare_slot(0).unwrap().job
+    }
+
+    fn fail(core: &mut ControlCore, ms: u64, index: usize) {
+        let device = core.configuration().pool.devices[index].device;
+        let give_up = DeviceReport { device, evidence: DeviceEvidence::Operator };
+        let control = core.configuration().control;
+        core.handle_evidence(at(ms), &give_up, control).unwrap();
+    }
+
+    /// Both servers are heard, and go by the version in force.
+    fn all_hear(core: &mut ControlCore, initial: &Configuration, ms: u64) {
+        for (process, epoch) in [(0, 7), (1, 8)] {
+            let beat = heartbeat(initial, process, epoch);
+            assert!(core.handle_heartbeat(at(ms), &beat).known);
+            core.note_server_version(&beat, core.configuration().version);
+        }
+    }
+
+    #[test]
+    fn a_failed_devices_units_go_to_spare_units_and_back_and_those_are_freed() {
+        let (initial, mut core) = registered();
+        let refused = order(&mut core, 0, 0, DeviceOrder::RepairStart).unwrap_err().to_string();
+        assert!(refused.contains("is online: nothing is repaired there"), "{refused}");
+        fail(&mut core, 0, 0);
+        let failed = "failed online online online";
+        let begun = order(&mut core, 1, 0, DeviceOrder::RepairStart).unwrap();
+        assert_eq!(
+            (begun.as_str(), slot(&core).as_str()),
+            (&*format!("failed new not heeded: v5 {failed}"), "Filling 0 There")
+        );
+        assert_eq!((core.configuration().pool.changes_from, core.configuration().spares.reads_from), (5, 0));
+        assert!(order(&mut core, 1, 0, DeviceOrder::RepairStart).unwrap().contains(" old "));
+        let there = job(&core);
+        // Another disk now would be a second copy to another place.
+        let refused = order(&mut core, 1, 0, DeviceOrder::Replace).unwrap_err();
+        assert!(matches!(refused, Refusal::Sparing { phase: SparePhase::Filling, .. }), "{refused}");
+        // The other spare unit of a group that there is not.
+        fail(&mut core, 1, 3);
+        let refused = order(&mut core, 1, 3, DeviceOrder::RepairStart).unwrap_err();
+        assert!(
+            matches!(refused, Refusal::NoSpare { reason: NoSpare::AllTaken { spares: 1 }, .. }),
+            "{refused}"
+        );
+        order(&mut core, 1, 3, DeviceOrder::Replace).unwrap();
+        let refused = order(&mut core, 1, 3, DeviceOrder::RepairStart).unwrap_err();
+        assert!(matches!(refused, Refusal::AwaitsDisk { .. }), "{refused}");
+        // The server of the first online device copies; the other one is told to stand by.
+        let states = |rest: &str| format!("v7 {rest} online online failed");
+        let failed = states("failed");
+        assert_eq!(turn(&mut core, 2, (0, 7), there, RepairWord::Asks), format!("Wait: {failed}"));
+        assert_eq!(turn(&mut core, 2, (1, 8), there, RepairWord::Asks), format!("Pause: {failed}"));
+        all_hear(&mut core, &initial, 3);
+        assert_eq!(turn(&mut core, 4, (0, 7), there, RepairWord::Asks), format!("Run: {failed}"));
+        assert_eq!(
+            turn(&mut core, 4, (0, 7), 0, RepairWord::Asks),
+            format!("Leave: {failed}"),
+            "a copy to its disk"
+        );
+        let ended = || RepairWord::Ended(RepairProgress { objects: 3, ..RepairProgress::default() });
+        assert_eq!(turn(&mut core, 5, (1, 8), there, ended()), format!("Pause: {failed}"), "not its turn");
+        let lost = RepairProgress { lost_count: 1, ..RepairProgress::default() };
+        assert_eq!(turn(&mut core, 5, (0, 7), there, RepairWord::Ended(lost)), format!("Pause: {failed}"));
+        assert_eq!(slot(&core), "Filling 0 There", "one object is not there");
+        order(&mut core, 6, 0, DeviceOrder::RepairStart).unwrap();
+        assert_eq!(turn(&mut core, 7, (0, 7), there, ended()), "Leave: v8 repaired online online failed");
+        assert_eq!(slot(&core), "Standing 0 There");
+        assert_eq!(
+            turn(&mut core, 7, (0, 7), there, ended()),
+            "Leave: v8 repaired online online failed",
+            "told twice"
+        );
+        // What its server says of the old disk, and a restart of control, change nothing.
+        let mut sick = heartbeat(&initial, 0, 7);
+        sick.devices[0].failed = true;
+        core.handle_heartbeat(at(8), &sick);
+        let mut core = ControlCore::new(at(9), core.configuration().clone(), LEASE)
+            .with_repairs(core.repairs().take_changes());
+        core.handle_register(at(9), &register(&initial, 0, 7)).unwrap();
+        core.handle_register(at(9), &register(&initial, 1, 8)).unwrap();
+        assert_eq!(self::states(&core), "v8 repaired online online failed");
+
+        // Another disk.
+        assert!(
+            order(&mut core, 10, 0, DeviceOrder::Replace).unwrap().starts_with("repaired new not heeded: v9")
+        );
+        let mut formatted = register(&initial, 0, 7);
+        formatted.devices[0].replacement = 1;
+        core.handle_register(at(11), &formatted).unwrap();
+        assert_eq!(
+            (self::states(&core).as_str(), slot(&core).as_str()),
+            ("v10 rebalance online online failed", "Returning 0 Back")
+        );
+        assert_eq!(core.configuration().pool.changes_from, 10);
+        let back = job(&core);
+        // It fails too: nothing is lost, and everything as before.
+        fail(&mut core, 12, 0);
+        assert_eq!(
+            (self::states(&core).as_str(), slot(&core).as_str()),
+            ("v11 repaired online online failed", "Standing 0 Back")
+        );
+        assert_eq!(turn(&mut core, 12, (0, 7), back, ended()), "Leave: v11 repaired online online failed");
+        order(&mut core, 13, 0, DeviceOrder::Replace).unwrap();
+        formatted.devices[0].replacement = 2;
+        core.handle_register(at(14), &formatted).unwrap();
+        all_hear(&mut core, &initial, 15);
+        let again = job(&core);
+        assert_ne!(again, back);
+        assert_eq!(turn(&mut core, 15, (0, 7), back, ended()), "Leave: v13 rebalance online online failed");
+        assert_eq!(turn(&mut core, 15, (0, 7), again, ended()), "Leave: v14 online online online failed");
+        assert_eq!(slot(&core), "Leaving 0 Back");
+        assert_eq!(core.configuration().spares.reads_from, 14);
+        // Freed once everybody refuses those who read there, and then once everybody refuses those who write there.
+        assert!(!core.handle_tick(at(16)), "not all know");
+        all_hear(&mut core, &initial, 17);
+        assert!(core.handle_tick(at(18)));
+        assert_eq!(slot(&core), "Freeing 0 Free");
+        let free = job(&core);
+        assert_eq!(
+            turn(&mut core, 19, (0, 7), free, RepairWord::Asks),
+            "Wait: v15 online online online failed"
+        );
+        let refused = order(&mut core, 19, 0, DeviceOrder::RepairAbort).unwrap_err();
+        assert!(matches!(refused, Refusal::Repair { reason: RepairRefusal::Freeing, .. }), "{refused}");
+        all_hear(&mut core, &initial, 20);
+        assert_eq!(
+            turn(&mut core, 21, (0, 7), free, RepairWord::Asks),
+            "Run: v15 online online online failed"
+        );
+        // It fails while that is done: the two have nothing to do with each other.
+        fail(&mut core, 22, 0);
+        let refused = order(&mut core, 22, 0, DeviceOrder::RepairStart).unwrap_err();
+        assert!(matches!(refused, Refusal::Sparing { phase: SparePhase::Freeing, .. }), "{refused}");
+        assert_eq!(turn(&mut core, 23, (0, 7), free, ended()), "Leave: v17 failed online online failed");
+        assert_eq!(slot(&core), "none");
+        order(&mut core, 24, 0, DeviceOrder::RepairStart).unwrap();
+        // Given up on the way there: freed again, and failed all along.
+        assert!(order(&mut core, 25, 0, DeviceOrder::RepairAbort).unwrap().starts_with("failed new"));
+        assert_eq!(slot(&core), "Freeing 0 Free");
+        assert_eq!(core.configuration().pool.changes_from, core.configuration().version);
+    }
+
+    #[test]
+    fn what_nobody_replaces_goes_to_spare_units_after_the_time_in_the_profile() {
+        let text = include_str!("../faces/src/cluster_file_example.toml");
+        for (seconds, after) in [(None, Some(600)), (Some(5), Some(5)), (Some(0), None)] {
+            let line = seconds.map_or_else(String::new, |seconds: u64| {
+                format!("\n[profile]\nspare_repair_after_seconds = {seconds}\n")
+            });
+            let hidden = ClusterFile::hide_credential(&format!("{text}{line}")).unwrap();
+            let (initial, core) = registered();
+            let why = Reason { by: initial.control, unix_s: 0, note: String::new() };
+            let credential = Some(faces::Credential::from_bytes([1; 32]));
+            let (transactions, _) = Transactions::start(&hidden, credential, None, 1, why).unwrap();
+            let mut core = core.with_transactions(Some(transactions));
+            fail(&mut core, 0, 0);
+            let begun = (0..2000).find(|second| {
+                core.handle_heartbeat(at(second * 1000), &heartbeat(&initial, 0, 7));
+                core.handle_heartbeat(at(second * 1000), &heartbeat(&initial, 1, 8));
+                core.handle_tick(at(second * 1000));
+                core.configuration().spare_slot(0).is_some()
+            });
+            assert_eq!(begun, after, "{seconds:?}");
+        }
     }
 
     #[test]

@@ -336,9 +336,7 @@ async fn open_devices(
             }
             Err(error @ StobError::Device(_)) => unopened.push((fid, error)),
             // Nobody uses it: a blank disk in its place, or a broken one, keeps nobody else from serving.
-            Err(error)
-                if configuration.device(fid).is_some_and(is_given_up) =>
-            {
+            Err(error) if configuration.device(fid).is_some_and(is_given_up) => {
                 unopened.push((fid, error));
             }
             Err(source) => return Err(ServerError::Device { device: fid, source }),

@@ -10,8 +10,8 @@ use base::limits::MESSAGE_BYTES_MAX;
 use base::units::{narrow, wide};
 use base::{Fid, Right};
 use fops::object::{
-    ObjectDelete, ObjectDeleteReply, ObjectForget, ObjectForgetReply, ObjectList, ObjectListReply, ObjectOpen,
-    ObjectOpenReply, ObjectRecord, ObjectUpdate, ObjectUpdateReply, OpenMode,
+    ObjectDelete, ObjectDeleteReply, ObjectForget, ObjectForgetReply, ObjectList, ObjectListReply,
+    ObjectOpen, ObjectOpenReply, ObjectRecord, ObjectUpdate, ObjectUpdateReply, OpenMode,
 };
 use fops::{FopError, codec};
 use rpc::{Fom, Phase};

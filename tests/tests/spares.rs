@@ -156,7 +156,8 @@ impl World {
         let mut model = Model::new();
         for lo in 1..=objects {
             // Whole groups, and some that end inside of one.
-            let count = usize::try_from(lo % 4 + 2).unwrap() * GROUP + usize::try_from(lo % 3).unwrap() * 5000;
+            let count =
+                usize::try_from(lo % 4 + 2).unwrap() * GROUP + usize::try_from(lo % 3).unwrap() * 5000;
             model.insert(lo, bytes(lo, count));
             self.put(lo, &model[&lo]);
         }
@@ -335,7 +336,8 @@ fn units_go_to_spare_units_and_back_while_clients_work_and_k_more_failures_lose_
     world.order(3, DeviceOrder::RepairStart).unwrap();
     let refused = world.refusal(6, DeviceOrder::RepairStart);
     assert!(
-        refused.contains("all 2 spare units of a group stand for other devices") && refused.contains("device replace"),
+        refused.contains("all 2 spare units of a group stand for other devices")
+            && refused.contains("device replace"),
         "{refused}"
     );
     let worker = world.worker(&model);
@@ -465,7 +467,10 @@ fn an_aborted_copy_to_spare_units_leaves_nothing_there_and_one_back_leaves_all()
     assert!(refused.contains("the spare units that it had are being freed"), "{refused}");
     world.until_phase(1, None);
     let used = world.used();
-    assert!((0..ALL).filter(|index| *index != 1).all(|index| used[index] == before[index]), "{before:?} {used:?}");
+    assert!(
+        (0..ALL).filter(|index| *index != 1).all(|index| used[index] == before[index]),
+        "{before:?} {used:?}"
+    );
     world.check(&model, "aborted");
     // There, and the way back is given up: all stays in spare units.
     world.order(1, DeviceOrder::RepairStart).unwrap();

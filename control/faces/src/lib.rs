@@ -47,5 +47,5 @@ pub use lease::Lease;
 pub use load::{LoadReporter, MovedBytes};
 pub use pools::{DeviceRun, FurtherPools, Moving, PoolVersionConfig};
 pub use repair::{Copier, CopyEnd, Copying};
-pub use spares::{NoSpare, SparePhase, SpareSlot, Spares};
+pub use spares::{NoSpare, SpareCopy, SparePhase, SpareSlot, Spares};
 pub use watcher::{Notified, NotifyOutcome, Watch, WatchEvent, Watcher};

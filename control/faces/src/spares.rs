@@ -12,8 +12,50 @@ use bincode::{Decode, Encode};
 use crate::configuration::{Configuration, ConfigurationError, DeviceConfig};
 use crate::limits::SPARE_SLOTS_MAX;
 
-/// Numbers of copies to spare units and back have this bit, those of replacements of disks do not.
+/// Numbers of copies to spare units and back have this bit, those of replacements of disks do not. The two bits below it say which way, the others count.
 pub const SPARE_JOB: u32 = 1 << 31;
+/// Where the two bits are.
+const WAY_SHIFT: u32 = 29;
+
+/// What a copy with a number of its own does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpareCopy {
+    /// Fills spare units with what a device had.
+    There,
+    /// Brings it back to the device's new disk.
+    Back,
+    /// Frees the spare units.
+    Free,
+}
+
+impl SpareCopy {
+    /// What the copy of a number does; `None`: it is that of a replacement.
+    #[must_use]
+    pub const fn of_number(number: u32) -> Option<SpareCopy> {
+        match (number & SPARE_JOB, (number >> WAY_SHIFT) & 3) {
+            (0, _) => None,
+            (_, 0) => Some(SpareCopy::There),
+            (_, 1) => Some(SpareCopy::Back),
+            _ => Some(SpareCopy::Free),
+        }
+    }
+
+    /// Which copy of the cluster it is, for people.
+    #[must_use]
+    pub const fn count_of(number: u32) -> u32 {
+        number & ((1 << WAY_SHIFT) - 1)
+    }
+
+    /// For people and programs.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            SpareCopy::There => "to spare units",
+            SpareCopy::Back => "back from spare units",
+            SpareCopy::Free => "freeing spare units",
+        }
+    }
+}
 
 /// How far a device is on the way to spare units, or back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
@@ -114,9 +156,14 @@ impl Spares {
     }
 
     /// A number for the next copy.
-    pub fn next_job(&mut self) -> u32 {
-        self.jobs = (self.jobs + 1) & !SPARE_JOB;
-        self.jobs | SPARE_JOB
+    pub fn next_job(&mut self, copy: SpareCopy) -> u32 {
+        self.jobs = SpareCopy::count_of(self.jobs.wrapping_add(1));
+        let way: u32 = match copy {
+            SpareCopy::There => 0,
+            SpareCopy::Back => 1,
+            SpareCopy::Free => 2,
+        };
+        SPARE_JOB | way << WAY_SHIFT | self.jobs
     }
 }
 
@@ -158,8 +205,9 @@ impl Configuration {
     pub fn free_spare_slot(&self, index: u32) -> Result<u32, NoSpare> {
         let pool = self.pool_of(index).ok_or(NoSpare::NoPool)?;
         let its_own = self.pool_versions().filter(|version| version.has_device(index));
-        let Some((spares, pool_version)) =
-            its_own.map(|version| (version.width.spare(), version.pool_version)).min_by_key(|(spares, _)| *spares)
+        let Some((spares, pool_version)) = its_own
+            .map(|version| (version.width.spare(), version.pool_version))
+            .min_by_key(|(spares, _)| *spares)
         else {
             return Err(NoSpare::NoPool);
         };
@@ -250,7 +298,11 @@ mod tests {
         assert_eq!(configuration.free_spare_slot(1), Err(NoSpare::AllTaken { spares: 1 }));
         assert_eq!(configuration.free_spare_slot(77), Err(NoSpare::NoPool));
         assert_eq!(configuration.spare_slot_of(configuration.pool.devices[2].device).unwrap().slot, 0);
-        for wrong in [slot(2, 1, SparePhase::Filling), slot(3, 0, SparePhase::Filling), slot(9, 1, SparePhase::Filling)] {
+        for wrong in [
+            slot(2, 1, SparePhase::Filling),
+            slot(3, 0, SparePhase::Filling),
+            slot(9, 1, SparePhase::Filling),
+        ] {
             let mut bad = configuration.clone();
             bad.spares.slots.push(wrong);
             assert!(matches!(bad.check(), Err(ConfigurationError::SpareSlot { .. })), "{wrong:?}");
@@ -262,7 +314,12 @@ mod tests {
     #[test]
     fn no_two_copies_have_one_number() {
         let mut spares = Spares::default();
-        let jobs: Vec<u32> = (0..3).map(|_| spares.next_job()).collect();
-        assert_eq!(jobs, [SPARE_JOB | 1, SPARE_JOB | 2, SPARE_JOB | 3]);
+        let ways = [SpareCopy::There, SpareCopy::Back, SpareCopy::Free, SpareCopy::There];
+        let jobs: Vec<u32> = ways.iter().map(|way| spares.next_job(*way)).collect();
+        assert_eq!(jobs, [0x8000_0001, 0xa000_0002, 0xc000_0003, 0x8000_0004]);
+        assert!(jobs.iter().zip(ways).all(|(job, way)| SpareCopy::of_number(*job) == Some(way)));
+        assert_eq!((SpareCopy::of_number(7), SpareCopy::count_of(jobs[2])), (None, 3));
+        spares.jobs = u32::MAX >> 3;
+        assert_eq!(spares.next_job(SpareCopy::Free), 0xc000_0000, "and from the beginning");
     }
 }
