@@ -113,6 +113,20 @@ mod tests {
     }
 
     #[test]
+    fn the_worked_example_of_docs_layout() {
+        let pool = PoolLayout::new("4+2+2".parse().unwrap(), 11, 4096).unwrap();
+        let mut layout = pool.object(Fid { container: 0x4700_0000_0000_0000, key: 999 });
+        assert_eq!((layout.place(0, 6).target, layout.place(0, 0).target), (3, 6));
+        assert_eq!(homes(&mut layout, 0, &[(3, 0)].into())[0], 6, "who had only a spare unit is not missed");
+        let unit_0 = |layout: &mut ObjectLayout, slots: &[(u32, u32)]| {
+            homes(layout, 1, &slots.iter().copied().collect())[0]
+        };
+        assert_eq!(unit_0(&mut layout, &[]), 7);
+        assert_eq!(unit_0(&mut layout, &[(7, 0)]), 9);
+        assert_eq!(unit_0(&mut layout, &[(7, 0), (9, 1)]), 10);
+    }
+
+    #[test]
     fn what_is_rebuilt_spreads_evenly_over_the_others() {
         // 4+2+2 over 16: each other target takes a fifteenth of what target 0 had, and of what the second one had.
         let pool = PoolLayout::new("4+2+2".parse().unwrap(), 16, 4096).unwrap();

@@ -60,7 +60,11 @@ fn without_a_disk_a_device_goes_to_spare_units_and_comes_back_with_one() {
         let _ = cluster.run(&["device", "fail", device]).succeeded();
     }
     let refused = cluster.run(&["repair", "start", "5"]);
-    assert!(refused.refused().contains("all 1 spare units of a group stand for other devices"), "{}", refused.refused());
+    assert!(
+        refused.refused().contains("all 1 spare units of a group stand for other devices"),
+        "{}",
+        refused.refused()
+    );
     for (index, content) in content.iter().enumerate() {
         let wanted = if index == 3 { &changed } else { content };
         has(&cluster, &format!("1:{index}"), wanted, "with three devices lost");
