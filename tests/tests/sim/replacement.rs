@@ -98,6 +98,8 @@ impl Repair {
         // Whole already, and the last answer was lost?
         let known = self.look().await.ok().filter(|found| found.replacement > self.replaced_before);
         let is_done = known.is_some_and(|found| found.state == "done" && !is_on_its_way(&found));
+        // Copies to spare units and back have numbers of their own: the last ones may be of an earlier disk.
+        let is_done = is_done && !matches!(self.state().await?.as_str(), "failed" | "repaired" | "rebalance");
         if !is_done {
             if self.by_spares {
                 self.go_to_spares(&locality).await?;
@@ -127,9 +129,7 @@ impl Repair {
     /// Until its units stand in spare units, and a while longer; or there are none for them.
     async fn go_to_spares(&self, locality: &LocalityHandle) -> Result<(), String> {
         for _ in 0..SPARE_ASKS {
-            let status = self.ask(&ClusterStatus).await?;
-            let state = status.devices.iter().find(|found| found.device == self.device);
-            match state.map_or("", |found| found.state.as_str()) {
+            match self.state().await?.as_str() {
                 "failed" => match self.order(DeviceOrder::RepairStart).await {
                     Err(refused) if refused.contains("cannot be rebuilt in spare units") => return Ok(()),
                     // Not heard, or what it had before is still being freed.
@@ -162,6 +162,13 @@ impl Repair {
 
     async fn order(&self, order: DeviceOrder) -> Result<DeviceCommandReply, String> {
         self.ask(&DeviceCommand { device: self.device, order }).await
+    }
+
+    /// Word of the device's state.
+    async fn state(&self) -> Result<String, String> {
+        let status = self.ask(&ClusterStatus).await?;
+        let found = status.devices.into_iter().find(|found| found.device == self.device);
+        Ok(found.map_or_else(String::new, |found| found.state))
     }
 
     async fn look(&self) -> Result<RepairStatus, String> {
