@@ -1114,7 +1114,11 @@ impl ControlCore {
                 state: state.to_owned(),
                 reason,
                 progress: record.progress.clone(),
-                expected_bytes: self.expected_bytes(record.device),
+                expected_bytes: match SpareCopy::of_number(record.replacement) {
+                    // It writes none.
+                    Some(SpareCopy::Free) if !is_pool => 0,
+                    _ => self.expected_bytes(record.device),
+                },
                 bytes_per_second: pace.filter(|_| record.state == RepairState::Running).unwrap_or(0),
                 bytes_per_second_max,
             }
