@@ -1176,16 +1176,17 @@ pub enum RepairCommand {
     Pause(RepairOrderArgs),
     /// Let a paused copy go on where it is
     Resume(RepairOrderArgs),
-    /// Give the new disk up: the device is failed again
+    /// Give the new disk up, or the copy to spare units: the device is failed again. On the way back from spare units: its units stay there
     Abort(RepairOrderArgs),
-    /// Show how far repairs are: objects, bytes, rate, time left, what is lost
+    /// Show how far repairs, and copies to spare units and back, are: objects, bytes, rate, time left, what is lost
     Status(RepairStatusArgs),
 }
 
 /// `clovis repair start`
 #[derive(Debug, Args)]
 pub struct RepairStartArgs {
-    /// The device's fid, or its position in the pool from 0 [default: all whose repair failed]
+    /// The device's fid, or its position in the pool from 0: a failed one, whose units are rebuilt in spare units then, or one whose repair failed
+    /// [default: all whose repair failed]
     pub device: Option<String>,
     /// Leave once the order is given
     #[arg(long)]

@@ -617,7 +617,7 @@ fn start_server(station: &mut Station, fabric: &Fabric, seat: &ServerSeat) -> Re
     let configuration = server.configuration();
     let is_failed = |device: &Fid| {
         let found = configuration.as_ref().and_then(|configuration| configuration.device(*device));
-        found.is_some_and(|found| found.state == DeviceState::Failed)
+        found.is_some_and(|found| matches!(found.state, DeviceState::Failed | DeviceState::Repaired))
     };
     if let Some((device, error)) = server.unopened().iter().find(|(device, _)| !is_failed(device)) {
         let refusal = Failure::new(format!("device {device}: {error}"));

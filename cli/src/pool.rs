@@ -332,8 +332,10 @@ struct Pool<'a> {
     /// Of devices that said how much is free, like the next.
     size_bytes: u64,
     free_bytes: u64,
-    /// Devices that are in no sum.
+    /// Devices that are in no sum, as they did not say what they have.
     silent: usize,
+    /// Devices that are in no sum, as nobody uses what is in their place: failed, or their units stand in spare units.
+    given_up: usize,
     /// Devices that may go now, and every object can be read.
     may_lose: usize,
 }
@@ -346,6 +348,19 @@ fn silence(count: usize) -> String {
     match count {
         0 => String::new(),
         count => format!("{count} devices did not say how much they have free: they are in no sum\n"),
+    }
+}
+
+fn is_in(device: &DeviceStatus, states: &[DeviceState]) -> bool {
+    states.iter().any(|state| device.state == state.word())
+}
+
+fn no_room(count: usize) -> String {
+    match count {
+        0 => String::new(),
+        count => format!(
+            "{count} devices are failed, or their units stand in spare units: what is in their place is in no sum\n"
+        ),
     }
 }
 
@@ -382,11 +397,16 @@ impl<'a> Pool<'a> {
             size_bytes: 0,
             free_bytes: 0,
             silent: 0,
+            given_up: 0,
             may_lose: 0,
         };
         for index in &pool.devices {
             let found = pool.status_of(*index);
             pool.online += usize::from(found.is_some_and(|one| one.state == DeviceState::Online.word()));
+            if found.is_some_and(|one| is_in(one, &[DeviceState::Failed, DeviceState::Repaired])) {
+                pool.given_up += 1;
+                continue;
+            }
             match found.and_then(|one| Some((one.size_blocks, one.free_blocks?))) {
                 Some((size, free)) => {
                     pool.size_bytes = pool.size_bytes.saturating_add(bytes(size));
@@ -398,10 +418,12 @@ impl<'a> Pool<'a> {
         // Objects lie in any version: the one that has lost most says what may still go.
         let may_lose = pool.versions.iter().map(|version| {
             let parity = usize::try_from(version.width.parity()).unwrap_or(usize::MAX);
-            let is_online = |index: &u32| {
-                pool.status_of(*index).is_some_and(|one| one.state == DeviceState::Online.word())
+            // Of those in spare units, or on their way back from there, nothing is missing.
+            let is_whole = |index: &u32| {
+                let whole = [DeviceState::Online, DeviceState::Repaired, DeviceState::Rebalance];
+                pool.status_of(*index).is_some_and(|one| is_in(one, &whole))
             };
-            parity.saturating_sub(version.device_indexes().filter(|index| !is_online(index)).count())
+            parity.saturating_sub(version.device_indexes().filter(|index| !is_whole(index)).count())
         });
         pool.may_lose = may_lose.min().unwrap_or(0);
         pool
@@ -420,7 +442,7 @@ impl<'a> Pool<'a> {
         self.size_bytes.saturating_sub(self.free_bytes)
     }
 
-    /// What of the free bytes data can have, with parity beside it, if it spreads evenly over the devices; spare units take none before a repair.
+    /// What of the free bytes data can have, with parity beside it, if it spreads evenly over the devices; spare units take none while every device is in service.
     fn free_for_data_bytes(&self) -> u64 {
         let width: LayoutWidth = self.newest().width;
         let (data, parity) = (u64::from(width.data()), u64::from(width.parity()));
@@ -472,7 +494,7 @@ impl<'a> Pool<'a> {
             bytes_text(self.used_bytes()),
             bytes_text(self.free_bytes),
             bytes_text(self.free_for_data_bytes()),
-            silence(self.silent),
+            silence(self.silent) + &no_room(self.given_up),
             self.versions_text(counts),
             table.render()
         )
@@ -533,7 +555,7 @@ impl<'a> Pool<'a> {
             "name": self.name, "fid": self.fid.to_string(), "version": newest.pool_version.to_string(), "layout": newest.width.to_string(),
             "unit_bytes": newest.unit_bytes,
             "online": self.online, "may_lose": self.may_lose, "size_bytes": self.size_bytes, "used_bytes": self.used_bytes(),
-            "free_bytes": self.free_bytes, "free_for_data_bytes": self.free_for_data_bytes(), "devices_in_no_sum": self.silent,
+            "free_bytes": self.free_bytes, "free_for_data_bytes": self.free_for_data_bytes(), "devices_in_no_sum": self.silent, "devices_given_up": self.given_up,
             "devices": devices.collect::<Vec<_>>(), "versions": versions.collect::<Vec<_>>(),
         })
     }
@@ -570,6 +592,11 @@ mod tests {
         let pool = Pool::all(&file, &status).remove(0);
         assert_eq!((pool.online, pool.may_lose), (3, 0));
         assert!(pool.text(None).contains("no further device may be lost"));
+        status.devices[1].state = "repaired".to_owned();
+        let pool = Pool::all(&file, &status).remove(0);
+        assert_eq!((pool.may_lose, pool.given_up), (1, 1), "nothing of it is missing");
+        assert_eq!(pool.size_bytes, 2000 * BLOCK_BYTES);
+        assert!(pool.text(None).contains("1 devices are failed, or their units stand in spare units"));
         status.devices.clear();
         assert_eq!(Pool::all(&file, &status)[0].json(None)["devices_in_no_sum"], 4);
     }

@@ -1,4 +1,4 @@
-//! `clovis repair`: how far the copies to replaced devices are, and an operator's word on them. `clovis rebalance` is the same for pools
+//! `clovis repair`: how far the copies to replaced devices, and to spare units and back, are, and an operator's word on them. `clovis rebalance` is the same for pools
 //! ([`crate::rebalance`]): what both share takes the fid of a device or of a pool.
 //!
 //! The servers copy, control orders and keeps how far they are (docs/ha.md#repair): a command only gives an order, or looks. One that
@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use base::{Fid, FidType};
+use faces::SpareCopy;
 use fops::conf::{DeviceCommand, DeviceCommandReply, DeviceOrder};
 use fops::repair::{RepairGet, RepairStatus};
 use serde_json::{Value, json};
@@ -99,8 +100,15 @@ fn start(args: &RepairStartArgs) -> Result<(), Failure> {
     for device in devices {
         let reply = desk.ask(&DeviceCommand { device, order: DeviceOrder::RepairStart })?;
         if !args.json {
-            let how = if reply.is_new { "begins again, from the first object" } else { "runs already" };
-            output::line(&format!("the repair of device {device} {how}"))?;
+            let is_there = SpareCopy::of_number(reply.replacement) == Some(SpareCopy::There);
+            let is_first = of_device(&mut desk, device)?.is_some_and(|found| found.progress.records == 0);
+            output::line(&match (is_there, reply.is_new && is_first, reply.is_new) {
+                (true, true, _) => format!(
+                    "the units of device {device} are being rebuilt in spare units: writes go there, and reads rebuild until all is there"
+                ),
+                (_, _, true) => format!("the repair of device {device} begins again, from the first object"),
+                _ => format!("the repair of device {device} runs already"),
+            })?;
         }
         started.push((device, reply));
     }
@@ -232,9 +240,11 @@ pub fn follow(desk: &mut Desk, device: Fid, replacement: u32, quiet: bool) -> Re
         match of_device(desk, device) {
             Ok(Some(found)) if found.replacement == replacement => {
                 heard_at = desk.station.now();
-                let heading = match is_of_pool(&found) {
-                    true => format!("moving objects of {device}"),
-                    false => format!("copying to {device}"),
+                let heading = match (is_of_pool(&found), SpareCopy::of_number(replacement)) {
+                    (true, _) => format!("moving objects of {device}"),
+                    (_, None | Some(SpareCopy::Back)) => format!("copying to {device}"),
+                    (_, Some(SpareCopy::There)) => format!("rebuilding {device} in spare units"),
+                    (_, Some(SpareCopy::Free)) => format!("freeing spare units of {device}"),
                 };
                 let bar = bar.get_or_insert_with(|| Progress::start(&heading, found.expected_bytes, quiet));
                 bar.head(&format!("{heading}: {}", found.state));
@@ -242,6 +252,10 @@ pub fn follow(desk: &mut Desk, device: Fid, replacement: u32, quiet: bool) -> Re
                 if is_over(&found) {
                     break found;
                 }
+            }
+            // What stood in spare units is being freed: what was followed came to its end in between.
+            Ok(Some(found)) if SpareCopy::of_number(found.replacement) == Some(SpareCopy::Free) => {
+                break RepairStatus { state: "done".to_owned(), ..found };
             }
             Ok(_) => {
                 return Err(Failure::new(match device.is(FidType::Pool) {
@@ -269,7 +283,13 @@ pub fn follow(desk: &mut Desk, device: Fid, replacement: u32, quiet: bool) -> Re
         "aborted" if is_of_pool(&end) => {
             Err(Failure::new(format!("{} was aborted: what was moved stays where it is now", title(device))))
         }
-        "aborted" => Err(Failure::new(format!("{} was aborted: the device is failed again", title(device)))),
+        "aborted" => {
+            let what = match SpareCopy::of_number(replacement) {
+                Some(SpareCopy::Back) => "its units stay in spare units, and the new disk is given up",
+                _ => "the device is failed again",
+            };
+            Err(Failure::new(format!("{} was aborted: {what}", title(device))))
+        }
         _ => Err(Failure::new(failed_text(&end))),
     }
 }
@@ -286,9 +306,14 @@ fn failed_text(repair: &RepairStatus) -> String {
         )
     };
     let lost = lost.iter().map(|line| format!("; {line}")).collect::<String>();
-    let until = match is_of_pool(repair) {
-        true => "every object can be used where it is",
-        false => "until it is done the device stays in repair",
+    let until = match (is_of_pool(repair), SpareCopy::of_number(repair.replacement)) {
+        (true, _) => "every object can be used where it is",
+        (_, None) => "until it is done the device stays in repair",
+        (_, Some(SpareCopy::There)) => {
+            "until it is done the device stays failed, and reads rebuild its units"
+        }
+        (_, Some(SpareCopy::Back)) => "until it is done the spare units have everything",
+        (_, Some(SpareCopy::Free)) => "until it is done the spare units can stand for no other device",
     };
     format!("{} failed: {reason}{lost}; {until}; {next}", title(*device))
 }
@@ -319,9 +344,10 @@ fn seconds_left(repair: &RepairStatus) -> Option<u64> {
 /// One line, for people.
 pub fn repair_line(repair: &RepairStatus) -> String {
     let RepairStatus { device, replacement, state, reason, progress, .. } = repair;
-    let subject = match is_of_pool(repair) {
-        true => format!("pool {device}  rebalance {replacement}"),
-        false => format!("device {device}  replacement {replacement}"),
+    let subject = match (is_of_pool(repair), SpareCopy::of_number(*replacement)) {
+        (true, _) => format!("pool {device}  rebalance {replacement}"),
+        (_, None) => format!("device {device}  replacement {replacement}"),
+        (_, Some(copy)) => format!("device {device}  {}", copy.word()),
     };
     let mut line =
         format!("{subject}  {state}: {} objects, {}", progress.objects, bytes_text(progress.bytes));
@@ -350,7 +376,11 @@ pub fn repair_json(repair: &RepairStatus) -> Value {
     let RepairStatus { device, process, replacement, state, reason, .. } = repair;
     let (subject, number) =
         if is_of_pool(repair) { ("pool", "rebalance") } else { ("device", "replacement") };
+    let copy = SpareCopy::of_number(*replacement).filter(|_| !is_of_pool(repair));
+    let replacement = copy.map_or(*replacement, |_| SpareCopy::count_of(*replacement));
+    let number = if copy.is_some() { "copy" } else { number };
     json!({
+        "spares": copy.map(SpareCopy::word),
         subject: device.to_string(), "process": process.to_string(), number: replacement, "state": state, "reason": reason,
         "records": progress.records, "objects": progress.objects, "bytes": progress.bytes,
         "last_object": progress.last.map(object_text), "lost_objects": progress.lost_count, "lost": lost,
@@ -413,6 +443,22 @@ mod tests {
             "{text}"
         );
         assert!(text.ends_with("`clovis rebalance start 0x6f00000000000001:0x2` tries again"), "{text}");
+    }
+
+    #[test]
+    fn copies_to_spare_units_and_back_are_told_with_their_own_words() {
+        let mut spares = faces::Spares::default();
+        let there = RepairStatus { replacement: spares.next_job(SpareCopy::There), ..repair("running") };
+        let line = repair_line(&there);
+        assert!(
+            line.starts_with("device 0x6b00000000000001:0x3  to spare units  running: 7 objects"),
+            "{line}"
+        );
+        let json = repair_json(&there);
+        assert_eq!((&json["spares"], &json["copy"]), (&json!("to spare units"), &json!(1)));
+        assert_eq!(repair_json(&repair("running"))["spares"], Value::Null);
+        let back = RepairStatus { replacement: spares.next_job(SpareCopy::Back), ..repair("failed") };
+        assert!(failed_text(&back).contains("the spare units have everything"), "{}", failed_text(&back));
     }
 
     #[test]

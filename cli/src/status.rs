@@ -6,7 +6,7 @@
 use base::Fid;
 use base::units::BLOCK_BYTES;
 use faces::cluster_file::{ClusterFile, DeviceSection};
-use faces::{DeviceState, PartKind};
+use faces::{DeviceState, PartKind, SpareCopy};
 use fops::conf::ClusterStatusReply;
 use fops::load::{LoadGet, LoadGetReply, LoadSample};
 use fops::repair::RepairStatus;
@@ -181,12 +181,25 @@ impl<'a> Picture<'a> {
         }
         let of_device = |repair: &&RepairStatus| repair.device == device.fid && repair.state != "done";
         let below = match self.repairs.iter().find(of_device) {
-            Some(found) if self.device_state(device.fid) == DeviceState::Repair => {
+            Some(found) if self.device_state(device.fid) == DeviceState::Repair || self.is_sparing(found) => {
                 vec![Branch { text: format!("repair of {}", repair::repair_line(found)), below: Vec::new() }]
             }
             _ => Vec::new(),
         };
         Branch { text, below }
+    }
+
+    /// True of a copy to spare units, or back, or of their freeing, that is not over.
+    fn is_sparing(&self, repair: &RepairStatus) -> bool {
+        SpareCopy::of_number(repair.replacement).is_some()
+            && !repair::is_of_pool(repair)
+            && !matches!(repair.state.as_str(), "done" | "aborted")
+    }
+
+    /// What is under way for a device to spare units, or back.
+    fn sparing(&self, device: Fid) -> Option<(SpareCopy, &RepairStatus)> {
+        let found = self.repairs.iter().find(|repair| repair.device == device && self.is_sparing(repair))?;
+        Some((SpareCopy::of_number(found.replacement)?, found))
     }
 
     fn servers(&self, node: Option<Fid>) -> Vec<Branch> {
@@ -255,7 +268,9 @@ impl<'a> Picture<'a> {
             let devices = self.file.devices.iter().map(|device| device.fid);
             devices.filter(|fid| self.device_state(*fid) == wanted).collect()
         };
-        let failed = in_state(DeviceState::Failed);
+        let (sparing, failed): (Vec<Fid>, Vec<Fid>) = in_state(DeviceState::Failed)
+            .into_iter()
+            .partition(|device| matches!(self.sparing(*device), Some((SpareCopy::There, _))));
         let detached = in_state(DeviceState::Detached);
         let failed_or_away =
             [DeviceState::Failed, DeviceState::Transient, DeviceState::Unknown, DeviceState::Detached];
@@ -311,13 +326,60 @@ impl<'a> Picture<'a> {
         }
         if !failed.is_empty() {
             let names: Vec<String> = failed.iter().map(ToString::to_string).collect();
-            let left = parity.saturating_sub(failed.len());
+            let left = parity.saturating_sub(failed.len() + sparing.len());
+            let spares = match layout.spare() {
+                0 => "",
+                _ => {
+                    ", and `clovis repair start` with its name rebuilds its units in spare units of the others, if you have no disk"
+                }
+            };
             advice.push(format!(
                 "failed: device {}; its bytes are rebuilt on each read, and {left} more may fail; `clovis device replace {}` gives it \
-                 another disk, or its own formatted",
+                 another disk, or its own formatted{spares}",
                 names.join(", "),
                 names[0]
             ));
+        }
+        for device in &sparing {
+            let state = self.sparing(*device).map_or("", |(_, found)| found.state.as_str());
+            let what = match state {
+                "paused" => format!("that is paused, and `clovis repair resume {device}` lets it go on"),
+                "failed" => format!(
+                    "that failed: `clovis repair status {device}` says why, and `clovis repair start {device}` tries again"
+                ),
+                _ => format!("nothing to be done (`clovis repair status --follow {device}`)"),
+            };
+            advice.push(format!(
+                "device {device} is failed, and its units are being rebuilt in spare units of the others: {what}"
+            ));
+        }
+        for device in in_state(DeviceState::Repaired) {
+            advice.push(format!(
+                "device {device} is repaired: its units stand in spare units, and nothing is missing; put another disk in its place when you have one, \
+                 and `clovis device replace {device}` brings them back"
+            ));
+        }
+        for device in in_state(DeviceState::Rebalance) {
+            let state = self.sparing(device).map_or("", |(_, found)| found.state.as_str());
+            let what = match state {
+                "paused" => format!("that is paused, and `clovis repair resume {device}` lets it go on"),
+                "failed" => format!(
+                    "that failed: `clovis repair status {device}` says why, and `clovis repair start {device}` tries again"
+                ),
+                _ => format!("nothing to be done (`clovis repair status --follow {device}`)"),
+            };
+            advice
+                .push(format!("the units of device {device} are being copied back from spare units: {what}"));
+        }
+        for repair in self.repairs.iter().filter(|repair| self.is_sparing(repair) && repair.state == "failed")
+        {
+            if SpareCopy::of_number(repair.replacement) == Some(SpareCopy::Free) {
+                let device = repair.device;
+                advice.push(format!(
+                    "the spare units that device {device} had could not all be freed: `clovis repair status {device}` says why, and \
+                     `clovis repair start {device}` tries again"
+                ));
+            }
         }
         for device in in_state(DeviceState::Repair) {
             let state = self.repairs.iter().find(|repair| repair.device == device);

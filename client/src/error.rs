@@ -297,6 +297,14 @@ pub enum ClientError {
         /// The pool.
         pool: Fid,
     },
+    /// A device of which nothing is to be copied to spare units, from them, or freed in them.
+    #[error(
+        "nothing of device {device} is on its way to spare units or back any more, or something else by now"
+    )]
+    NotSparing {
+        /// The device.
+        device: Fid,
+    },
     /// An object that others went on using.
     #[error("object {object} could not be moved in {tries} tries: others went on changing it")]
     InUse {
@@ -421,6 +429,7 @@ impl Blamed for ClientError {
             | ClientError::Record { .. }
             | ClientError::Conflict { .. }
             | ClientError::NotMoving { .. }
+            | ClientError::NotSparing { .. }
             | ClientError::InUse { .. }
             | ClientError::Replaced { .. }
             | ClientError::Read { .. }

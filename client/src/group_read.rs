@@ -136,10 +136,9 @@ impl GroupState {
             done: false,
             request,
         };
+        let number = group.request.group;
         let healthy =
-            group.request.wanted.iter().all(|(unit, _)| {
-                view.store.reads_pass_over(view.target(group.request.group, *unit)).is_none()
-            });
+            group.request.wanted.iter().all(|(unit, _)| view.reads_pass_over(number, *unit).is_none());
         if healthy && !view.store.config.read_verify {
             group.asks = group.request.wanted.clone();
             return Ok(group);
@@ -169,7 +168,7 @@ impl GroupState {
             if self.have.contains_key(&unit) || self.lost.contains_key(&unit) {
                 continue;
             }
-            if let Some(fault) = view.store.reads_pass_over(view.target(self.request.group, unit)) {
+            if let Some(fault) = view.reads_pass_over(self.request.group, unit) {
                 self.lost.insert(unit, fault);
             }
         }

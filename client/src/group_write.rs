@@ -88,6 +88,8 @@ pub(crate) struct GroupWriter<'a> {
     pub parts: &'a Parts,
     /// The object's size before and after, for a write in place; `None`: a fresh generation.
     pub sizes: Option<(u64, u64)>,
+    /// It was written once, and not to all places that units have by now: parity is made from all data, since old bytes may be new ones already.
+    pub again: bool,
 }
 
 type Pieces = Vec<TargetPiece<WriteBody>>;
@@ -116,6 +118,7 @@ impl GroupWriter<'_> {
         }
         if !plan.partial.is_empty()
             && (plan.method != Method::ReadOld
+                || self.again
                 || !self.update_parity(group, &plan.partial, deadline, &mut pieces).await?)
         {
             self.read_rest(group, &plan.partial, deadline, &mut pieces).await?;
@@ -135,7 +138,8 @@ impl GroupWriter<'_> {
         for slice in slices {
             let rows = row..row + wide(slice.len()) / BLOCK_BYTES;
             row = rows.end;
-            pieces.push(self.view.piece(group, unit, &rows, WriteBody::new(slice.clone(), group, unit)));
+            let body = WriteBody::new(slice.clone(), group, unit);
+            pieces.extend(self.view.pieces_to_write(group, unit, &rows, &body));
         }
     }
 

@@ -28,6 +28,7 @@ mod records;
 mod repair;
 mod replacement;
 pub mod rows;
+mod spares;
 mod store;
 mod targets;
 mod transfer;

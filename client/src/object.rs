@@ -115,6 +115,7 @@ impl Object {
         let record = self.record();
         if let Some((of, view)) = &*self.0.view.borrow()
             && *of == record
+            && view.is_current()
         {
             return Ok(view.clone());
         }
@@ -224,7 +225,12 @@ impl Object {
             let view = self.view()?;
             let end = extent.end().min(view.size_bytes);
             let clipped = ByteExtent { start: extent.start.min(end), count: end - extent.start.min(end) };
-            let error = match read_view(&view, clipped, deadline).await {
+            let outcome = read_view(&view, clipped, deadline).await;
+            if !view.is_current() && self.0.store.now() < deadline {
+                // It may have been looked for where it does not stand any more.
+                continue;
+            }
+            let error = match outcome {
                 Ok((parts, false)) => return Ok((parts, false)),
                 // Holes, or what is left after another client replaced the object and dropped this generation?
                 Ok((parts, true)) => {
@@ -283,9 +289,17 @@ impl Object {
         parts: Vec<SharedBuffer>,
         progress: Option<Progress>,
     ) -> Result<(), ClientError> {
+        let mut again = false;
         for _ in 1..limits::RECORD_TRIES_MAX {
             let lay_in = self.record().pool_version;
-            let written = self.write_once(extent, parts.clone(), progress.as_ref()).await;
+            let written = match self.write_once(extent, parts.clone(), progress.as_ref(), again).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {
+                    again = true;
+                    continue;
+                }
+                Err(error) => Err(error),
+            };
             let Err(ClientError::Write { failures, .. }) = &written else { return written };
             if !failures.0.iter().any(|failure| matches!(failure.fault, Fault::Moved)) {
                 return written;
@@ -296,15 +310,20 @@ impl Object {
                 return written;
             }
         }
-        self.write_once(extent, parts, progress.as_ref()).await
+        match self.write_once(extent, parts, progress.as_ref(), again).await? {
+            true => Ok(()),
+            false => Err(ClientError::Conflict { object: self.0.object, tries: limits::RECORD_TRIES_MAX }),
+        }
     }
 
+    /// False: units stand elsewhere since it began, and it has to be written again. `again`: so it was.
     async fn write_once(
         &self,
         extent: ByteExtent,
         parts: Vec<SharedBuffer>,
         progress: Option<&Progress>,
-    ) -> Result<(), ClientError> {
+        again: bool,
+    ) -> Result<bool, ClientError> {
         check_length(extent)?;
         let bytes: u64 = parts.iter().map(|part| wide(part.len())).sum();
         if bytes != extent.count {
@@ -326,13 +345,16 @@ impl Object {
         let known = self.record().size_bytes;
         let old = view.size_bytes;
         let new = if extent.count == 0 { old } else { old.max(end) };
-        write_groups(&view, extent, &parts, Some((old, new)), true).await?;
+        write_groups(&view, extent, &parts, Some((old, new)), (true, again)).await?;
+        if !view.is_current() {
+            return Ok(false);
+        }
         if let Some(progress) = progress {
             // The only refusal would be a body that marks twice.
             let _executed = progress.on(OperationEvent::Execute);
         }
         if new <= known {
-            return Ok(());
+            return Ok(true);
         }
         self.0.written.set((view.name.generation, new));
         let growing = self.0.growing.acquire(1).await;
@@ -340,7 +362,7 @@ impl Object {
         drop(turn);
         let done = self.grow(&view, new).await;
         drop(growing);
-        done
+        done.map(|()| true)
     }
 
     /// The credit that a change in place is made beside, if something is copied. The record is what it is under that credit.
@@ -428,12 +450,16 @@ impl Object {
     /// Errors: as [`Object::write`]. A device writes new bytes beside old ones, so this does not keep a later write from [`NoSpace`](fops::FopError::NoSpace).
     pub async fn allocate(&self, extent: ByteExtent) -> Result<(), ClientError> {
         let _turns = self.blocks_turns(extent).await?;
-        let view = self.view()?;
+        let mut view = self.view()?;
         let below = ByteExtent {
             start: extent.start.min(view.size_bytes),
             count: extent.end().min(view.size_bytes).saturating_sub(extent.start),
         };
         let mut unwritten = holes(&view, below, self.0.store.deadline()).await?;
+        while !view.is_current() {
+            view = self.view()?;
+            unwritten = holes(&view, below, self.0.store.deadline()).await?;
+        }
         // Behind the end nothing is written: from its block on, for the block that it lies in is.
         let tail = extent.start.max(view.size_bytes.next_multiple_of(BLOCK_BYTES));
         if tail < extent.end() {
@@ -475,7 +501,7 @@ impl Object {
     /// Writes zeros at whole blocks. The caller has the turn to write and that to grow.
     async fn write_zeros(&self, extent: ByteExtent) -> Result<(), ClientError> {
         let store = &self.0.store;
-        let view = self.view()?;
+        let mut view = self.view()?;
         let piece = store.zeros(narrow(view.geometry.unit_bytes())).await;
         let mut parts = Vec::new();
         let mut left = narrow(extent.count);
@@ -488,7 +514,13 @@ impl Object {
         let old = view.size_bytes;
         // The end lies inside the last block as before, or moves behind the extent.
         let new = if extent.end() <= old.next_multiple_of(BLOCK_BYTES) { old } else { extent.end() };
-        write_groups(&view, extent, &parts, Some((old, new)), true).await?;
+        write_groups(&view, extent, &parts, Some((old, new)), (true, false)).await?;
+        while !view.is_current() {
+            // Units stand elsewhere since it began.
+            let _beside_copies = self.writing_credit().await?;
+            view = self.view()?;
+            write_groups(&view, extent, &parts, Some((old, new)), (true, true)).await?;
+        }
         if new > old { self.grow(&view, new).await } else { Ok(()) }
     }
 
@@ -589,13 +621,14 @@ pub(crate) async fn read_view(
 }
 
 /// Writes all groups that `extent` touches, [`limits::PIECES_IN_FLIGHT`] pieces at a time: while one is encoded others are on their
-/// way. `sizes`: see [`GroupWriter::sizes`]. `bounded`: takes room for parity and old bytes; without, the caller holds it.
+/// way. `sizes`: see [`GroupWriter::sizes`]. `bounded`: takes room for parity and old bytes; without, the caller holds it. `again`: see
+/// [`GroupWriter::again`].
 pub(crate) async fn write_groups(
     view: &View,
     extent: ByteExtent,
     parts: &Parts,
     sizes: Option<(u64, u64)>,
-    bounded: bool,
+    (bounded, again): (bool, bool),
 ) -> Result<(), ClientError> {
     let deadline = view.store.deadline();
     let geometry = &view.geometry;
@@ -618,7 +651,7 @@ pub(crate) async fn write_groups(
         chunks.push(start..end);
         start = end;
     }
-    let writer = GroupWriter { view, extent, parts, sizes };
+    let writer = GroupWriter { view, extent, parts, sizes, again };
     let writer = &writer;
     stream::iter(chunks)
         .map(Ok)

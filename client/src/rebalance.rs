@@ -12,6 +12,7 @@
 //! looked at. Bounds: [`limits::REPAIR_OBJECTS_IN_FLIGHT`] objects, one window of [`limits::PIECE_BYTES`] each. Start at [`Client::rebalance_pool`].
 
 use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use base::{Blamed, ByteExtent, Fid, ObjectId};
@@ -23,8 +24,10 @@ use crate::client::Client;
 use crate::error::ClientError;
 use crate::limits;
 use crate::object::{Object, holes, read_view};
+use crate::records::Whose;
 use crate::repair::{Outcome, Run};
 use crate::replacement::{Replacement, drop_components};
+use crate::store::Store;
 use crate::view::View;
 
 /// An object that others wait for is given up by a move that began so long ago; it is tried again later.
@@ -73,7 +76,7 @@ impl Client {
             }
             _ => Ok(()),
         };
-        self.sweep(copying, check, async |record, run| {
+        self.sweep(copying, Whose::Holders, check, async |record, run| {
             let this = Move { run, pool, newest: newest.clone(), met: Cell::new(met.get()) };
             let outcome = self.move_record(&this, record).await;
             met.set(met.get().max(this.met.get()));
@@ -186,7 +189,6 @@ async fn copy_bytes(
     moving: &Replacement,
 ) -> Result<Option<Try>, ClientError> {
     let store = holder.store();
-    let view = View::new(store, moving.object().id(), record)?;
     let step = (limits::PIECE_BYTES / moving.group_bytes()).max(1) * moving.group_bytes();
     let begun = store.now();
     let mut start = 0;
@@ -198,7 +200,7 @@ async fn copy_bytes(
             return Ok(Some(Try::Again));
         }
         let window = ByteExtent { start, count: step.min(record.size_bytes - start) };
-        let bytes = copy_window(&view, moving, window).await?;
+        let bytes = copy_window(store, record, moving, window).await?;
         run.copying.note_bytes(store.now(), bytes);
         start = window.end();
     }
@@ -223,12 +225,20 @@ async fn pace(holder: &Client, run: &Run<'_>) -> Result<bool, ClientError> {
 }
 
 /// [`copy_once`], again while servers are silent; answers data and parity bytes.
-async fn copy_window(view: &View, moving: &Replacement, window: ByteExtent) -> Result<u64, ClientError> {
-    let deadline = view.store.deadline();
+async fn copy_window(
+    store: &Rc<Store>,
+    record: &ObjectRecord,
+    moving: &Replacement,
+    window: ByteExtent,
+) -> Result<u64, ClientError> {
+    let deadline = store.deadline();
     let mut wait = limits::RETRY_WAIT_MIN;
     loop {
-        match copy_once(view, moving, window).await {
-            Err(error) if error.may_retry() && view.store.wait_to_retry(&mut wait, deadline).await => {}
+        let view = View::new(store, moving.object().id(), record)?;
+        match copy_once(&view, moving, window).await {
+            // It may have been read where it does not stand any more.
+            _ if !view.is_current() => {}
+            Err(error) if error.may_retry() && store.wait_to_retry(&mut wait, deadline).await => {}
             outcome => return outcome,
         }
     }

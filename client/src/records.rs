@@ -8,6 +8,7 @@
 //! locks come with the resource manager.
 
 use base::{Fid, Instant, ObjectId};
+use faces::SparePhase;
 use fops::FopError;
 use fops::object::{ObjectList, ObjectOpen, ObjectRecord, ObjectUpdate, OpenMode, generation_nonce};
 use futures_util::future::join_all;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use crate::bug::Bug;
 use crate::error::{ClientError, Fault, UnitFailures};
 use crate::limits;
-use crate::store::{Store, has_all_records, is_in_service};
+use crate::store::{RecordHolder, Store, has_all_records, is_in_service};
 
 /// What one holder said when asked to open.
 #[derive(Clone, Debug)]
@@ -31,6 +32,15 @@ pub(crate) enum Held {
     Exists,
     /// No answer that counts.
     Failed(Fault),
+}
+
+/// Whose replicas of records count in a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whose {
+    /// Those of the records' holders.
+    Holders,
+    /// Everybody's, also what is left behind.
+    Anybody,
 }
 
 /// What the answers of all holders come to.
@@ -80,21 +90,23 @@ impl Store {
     /// Targets that hold the object's record and are in service, and why none is if so. One that is being restored takes changes, but that it
     /// has no record means nothing: it is not asked (`all_needed` is false), and never the only one.
     fn holders(&self, object: ObjectId, all_needed: bool) -> Result<Vec<u32>, ClientError> {
-        let all = self.record_devices(object)?;
-        let serving = |target: &u32| self.device(*target).is_ok_and(|device| is_in_service(device.state));
-        let knows = |target: &u32| self.device(*target).is_ok_and(|device| has_all_records(device.state));
-        let holders: Vec<u32> = all
-            .iter()
-            .copied()
-            .filter(|target| if all_needed { serving(target) } else { knows(target) })
-            .collect();
-        if !holders.iter().any(knows) {
-            let failures = all.iter().map(|target| {
-                let fault = match self.device(*target) {
+        let all = self.record_holders(object)?;
+        let serving = |holder: &&RecordHolder| {
+            self.device(holder.device).is_ok_and(|device| is_in_service(device.state))
+        };
+        let knows = |holder: &&RecordHolder| {
+            let found = self.device(holder.device);
+            holder.filling.is_empty() && found.is_ok_and(|device| has_all_records(device.state))
+        };
+        let asked = all.iter().filter(|holder| if all_needed { serving(holder) } else { knows(holder) });
+        let holders: Vec<u32> = asked.map(|holder| holder.device).collect();
+        if !all.iter().any(|holder| knows(&holder)) {
+            let failures = all.iter().map(|holder| {
+                let fault = match self.device(holder.device) {
                     Ok(device) => Fault::State(device.state),
                     Err(fault) => fault,
                 };
-                self.failure(None, *target, fault)
+                self.failure(None, holder.device, fault)
             });
             return Err(ClientError::Record {
                 object,
@@ -376,7 +388,7 @@ impl Store {
         let mut found = Vec::new();
         let mut after = after;
         while found.len() < limit {
-            let (records, next) = self.list_page(after).await?;
+            let (records, next) = self.list_page(after, Whose::Holders).await?;
             found.extend(records.into_iter().filter(|record| !record.deleted));
             match next {
                 Some(next) => after = Some(next),
@@ -387,19 +399,28 @@ impl Store {
         Ok(found)
     }
 
-    /// One page of every device that holds records, tombstones with it; complete up to the returned fid, or to the end.
+    /// One page of every device that holds records, tombstones with it; complete up to the returned fid, or to the end. `whose`: what counts of it.
     pub(crate) async fn list_page(
         &self,
         after: Option<Fid>,
+        whose: Whose,
     ) -> Result<(Vec<ObjectRecord>, Option<Fid>), ClientError> {
         let deadline = self.deadline();
         let configuration = self.configuration();
-        let targets = 0..configuration.pools.first_devices;
-        let pages = join_all(targets.clone().map(|target| self.list_at(target, after, deadline))).await;
+        // Others have the records of those that are gone for good, or are on their way back.
+        let is_stood_for = |target: &u32| {
+            let slot = configuration.spare_slot(*target);
+            slot.is_some_and(|slot| matches!(slot.phase, SparePhase::Standing | SparePhase::Returning))
+        };
+        let targets: Vec<u32> =
+            (0..configuration.pools.first_devices).filter(|target| !is_stood_for(target)).collect();
+        // Behind units that came back replicas of records may stand that nobody changes any more.
+        let is_suspect = whose == Whose::Holders && !configuration.spares.slots.is_empty();
+        let pages = join_all(targets.iter().map(|target| self.list_at(*target, after, deadline))).await;
         let mut failures = Vec::new();
         let mut records: BTreeMap<Fid, ObjectRecord> = BTreeMap::new();
         let mut complete_to: Option<Fid> = None;
-        for (target, page) in targets.zip(pages) {
+        for (target, page) in targets.into_iter().zip(pages) {
             match page {
                 Err(fault) => failures.push(self.failure(None, target, fault)),
                 Ok(page) => {
@@ -409,6 +430,12 @@ impl Store {
                         complete_to = Some(complete_to.map_or(last, |so_far| so_far.min(last)));
                     }
                     for record in page.records {
+                        let object = ObjectId::from_fid(record.object).filter(|_| is_suspect);
+                        if let Some(object) = object
+                            && !self.record_holders(object)?.iter().any(|holder| holder.device == target)
+                        {
+                            continue;
+                        }
                         let newest = records.entry(record.object).or_insert(record);
                         *newest = (*newest).max(record);
                     }

@@ -1,4 +1,5 @@
-//! What the copy machine of a server copies with: brings a device whose disk is new everything that it has to hold, while clients go on.
+//! What the copy machine of a server copies with: brings a device whose disk is new everything that it has to hold, while clients go on. And
+//! the same for spare units that are to stand for a device that is gone, and for a device that comes back from them (docs/rfd/0014).
 //!
 //! It runs once control says that the order is heeded: the device takes every write, and each server refuses the changes of whoever does
 //! not know (docs/rfd/0009). Records first: the device's replica of each, tombstones too. Then the object's bytes: of each group the
@@ -17,10 +18,11 @@ use std::rc::Rc;
 
 use base::units::BLOCK_BYTES;
 use base::{Blamed, Fid, FidType, Instant, ObjectId};
-use faces::{Copier, CopyEnd, Copying};
+use faces::{Copier, CopyEnd, Copying, SparePhase, SpareSlot};
 use fops::lock::LockMode;
 use fops::object::ObjectRecord;
 use futures_util::stream::{self, StreamExt};
+use layout::StandIns;
 use rpc::RpcConfig;
 use runtime::LocalityHandle;
 use verbs_net::Fabric;
@@ -30,10 +32,51 @@ use crate::error::{ClientError, Fault, UnitFailures};
 use crate::group_read::{GroupRequest, Origin, read_groups};
 use crate::limits;
 use crate::object::write_error;
+use crate::records::Whose;
 use crate::replacement::drop_components;
-use crate::store::Store;
+use crate::spares;
+use crate::store::{Store, is_in_service};
 use crate::targets::{self, WriteBody};
 use crate::view::View;
+
+/// What is brought where.
+#[derive(Clone, Copy)]
+struct Restoring {
+    /// Device index.
+    target: u32,
+    /// Its slot, if its units go to spare units or come back from there.
+    slot: Option<SpareSlot>,
+}
+
+impl Restoring {
+    fn is_filling(&self) -> bool {
+        self.slot.is_some_and(|slot| slot.phase == SparePhase::Filling)
+    }
+
+    /// Error: it is over, or another one by now.
+    fn check(&self, store: &Store) -> Result<(), ClientError> {
+        let Some(slot) = self.slot else { return check_in_repair(store, self.target) };
+        store.adopt();
+        let configuration = store.configuration();
+        match configuration.spare_slot(self.target) {
+            Some(now) if *now == slot => Ok(()),
+            _ => {
+                let device = configuration.target(self.target).map(|found| found.device);
+                Err(ClientError::NotSparing { device: device.unwrap_or_default() })
+            }
+        }
+    }
+
+    /// The unit of a group that is to be brought somewhere, and all the places for it.
+    fn places_for(&self, view: &View, group: u64) -> Option<(u32, StandIns)> {
+        if self.is_filling() {
+            let unit = view.unit_lost_with(group, self.target)?;
+            return Some((unit, view.places(group, unit).written));
+        }
+        let (unit, place) = view.unit_on(group, self.target)?;
+        Some((unit, StandIns::from_slice(&[place])))
+    }
+}
 
 /// What came of one object.
 pub(crate) enum Outcome {
@@ -83,7 +126,7 @@ pub fn copier(locality: &LocalityHandle, fabric: &Fabric, config: ClientConfig) 
             let client = place.client().await.map_err(|error| error.to_string())?;
             let end = match subject.is(FidType::Pool) {
                 true => client.rebalance_pool(subject, &copying).await,
-                false => client.repair_device(subject, &copying).await,
+                false => client.restore_device(subject, &copying).await,
             };
             end.map_err(|error| error.to_string())
         })
@@ -117,6 +160,37 @@ impl Place {
 }
 
 impl Client {
+    /// What is to be copied for a device: [`Client::repair_device`], or, if it has a slot of spare units, everything that it held to those, from those
+    /// back to it, or off those. Heeded by all servers, as there. Errors: there is nothing to be copied (any more); as there.
+    pub async fn restore_device(&self, device: Fid, copying: &Copying) -> Result<CopyEnd, ClientError> {
+        let store = self.store().clone();
+        store.fetch().await;
+        let Some(slot) = store.configuration().spare_slot_of(device).copied() else {
+            return self.repair_device(device, copying).await;
+        };
+        let restoring = Restoring { target: slot.device, slot: Some(slot) };
+        let check = || restoring.check(&store);
+        match slot.phase {
+            SparePhase::Filling | SparePhase::Returning => {
+                let whose = Whose::Holders;
+                self.sweep(copying, whose, check, async |record, run| {
+                    self.restore(restoring, record, run).await
+                })
+                .await
+            }
+            SparePhase::Freeing => {
+                let each = async |record: &ObjectRecord, run: &Run<'_>| {
+                    if run.must_end() {
+                        return Ok(Outcome::Stopped);
+                    }
+                    spares::free(&store, slot, record).await.map(|()| Outcome::Complete)
+                };
+                self.sweep(copying, Whose::Anybody, check, each).await
+            }
+            SparePhase::Standing | SparePhase::Leaving => Err(ClientError::NotSparing { device }),
+        }
+    }
+
     /// Brings everything that `device` has to hold to it, from the last object of `copying` on. It has to be in repair, and that heeded by
     /// all servers.
     ///
@@ -126,15 +200,20 @@ impl Client {
         let store = self.store().clone();
         store.fetch().await;
         let target = store.configuration().target_index(device).unwrap_or(u32::MAX);
-        let check = || check_in_repair(&store, target);
-        self.sweep(copying, check, async |record, run| self.restore(target, record, run).await).await
+        let restoring = Restoring { target, slot: None };
+        let check = || restoring.check(&store);
+        self.sweep(copying, Whose::Holders, check, async |record, run| {
+            self.restore(restoring, record, run).await
+        })
+        .await
     }
 
     /// Goes through all records behind the last object of `copying`, [`limits::REPAIR_OBJECTS_IN_FLIGHT`] at a time, and notes how far that is.
-    /// `check`: before each page, whether there is still something to do.
+    /// `whose`: records of which devices count. `check`: before each page, whether there is still something to do.
     pub(crate) async fn sweep(
         &self,
         copying: &Copying,
+        whose: Whose,
         check: impl Fn() -> Result<(), ClientError>,
         each: impl AsyncFn(&ObjectRecord, &Run<'_>) -> Result<Outcome, ClientError>,
     ) -> Result<CopyEnd, ClientError> {
@@ -143,7 +222,7 @@ impl Client {
         let mut after = copying.progress().last;
         loop {
             check()?;
-            let (records, next) = store.list_page(after).await?;
+            let (records, next) = store.list_page(after, whose).await?;
             copying.note_records(u64::try_from(records.len()).unwrap_or(u64::MAX));
             let is_complete = |record: &&ObjectRecord| next.is_none_or(|next| record.object <= next);
             let mut outcomes = std::pin::pin!(
@@ -178,21 +257,21 @@ impl Client {
 
     async fn restore(
         &self,
-        target: u32,
+        restoring: Restoring,
         record: &ObjectRecord,
         run: &Run<'_>,
     ) -> Result<Outcome, ClientError> {
         if run.must_end() {
             return Ok(Outcome::Stopped);
         }
-        restore_record(self.store(), target, record).await?;
-        self.restore_object(target, record, run).await
+        restore_record(self.store(), restoring, record).await?;
+        self.restore_object(restoring, record, run).await
     }
 
-    /// The units of one object on `target`.
+    /// The units of one object.
     async fn restore_object(
         &self,
-        target: u32,
+        restoring: Restoring,
         record: &ObjectRecord,
         run: &Run<'_>,
     ) -> Result<Outcome, ClientError> {
@@ -203,7 +282,7 @@ impl Client {
         let mut from = 0;
         let mut generation = record.generation;
         loop {
-            if !has_unit(&View::new(self.store(), object, record)?, record, target) {
+            if !has_unit(&View::new(self.store(), object, record)?, record, restoring) {
                 return Ok(Outcome::Complete);
             }
             // Before the object is held: a pause keeps nobody from it.
@@ -211,7 +290,7 @@ impl Client {
             if run.must_end() {
                 return Ok(Outcome::Stopped);
             }
-            check_in_repair(self.store(), target)?;
+            restoring.check(self.store())?;
             let wait = self.store().config.op_timeout;
             let holder = self.holding(object, LockMode::Exclusive, wait).await?;
             let found = match holder.open(object).await {
@@ -228,8 +307,11 @@ impl Client {
             let groups = found.size_bytes.div_ceil(view.geometry.group_bytes());
             while from < groups {
                 let window = window(&view, from, groups);
-                match restore_patiently(&view, target, window.clone()).await {
+                match restore_patiently(&view, restoring, window.clone()).await {
+                    // Slots of other devices changed: once more, to where it belongs now.
+                    Ok(_) if !view.is_current() => break,
                     Ok(bytes) => run.copying.note_bytes(self.store().now(), bytes),
+                    Err(_) if !view.is_current() => break,
                     Err(ClientError::Read { .. }) => return Ok(Outcome::Lost),
                     Err(error) => return Err(error),
                 }
@@ -274,16 +356,39 @@ fn check_in_repair(store: &Store, target: u32) -> Result<(), ClientError> {
     Err(ClientError::Repair { failures: UnitFailures(vec![store.failure(None, target, fault)]) })
 }
 
-/// The device's replica of a record, if it is to have one.
-async fn restore_record(store: &Store, target: u32, record: &ObjectRecord) -> Result<(), ClientError> {
+/// The replica of a record that the device, or whoever stands for it, is to have, if it is to have one.
+async fn restore_record(
+    store: &Store,
+    restoring: Restoring,
+    record: &ObjectRecord,
+) -> Result<(), ClientError> {
     let Some(object) = ObjectId::from_fid(record.object) else { return Ok(()) };
-    if !store.record_devices(object)?.contains(&target) {
-        return Ok(());
+    for holder in store.record_holders(object)? {
+        let is_meant = match restoring.is_filling() {
+            true => holder.filling.contains(&restoring.target),
+            false => holder.device == restoring.target,
+        };
+        if is_meant {
+            bring_record(store, holder.device, object, record).await?;
+        }
     }
+    Ok(())
+}
+
+async fn bring_record(
+    store: &Store,
+    target: u32,
+    object: ObjectId,
+    record: &ObjectRecord,
+) -> Result<(), ClientError> {
     let deadline = store.deadline();
     let mut wait = limits::RETRY_WAIT_MIN;
     loop {
         let Err(fault) = store.repair_at(target, *record, deadline).await else { return Ok(()) };
+        if !store.device(target).is_ok_and(|device| is_in_service(device.state)) {
+            // It is lost as well by now: whoever makes that good brings the record along.
+            return Ok(());
+        }
         if !fault.may_retry() || !store.wait_to_retry(&mut wait, deadline).await {
             let failures = UnitFailures(vec![store.failure(None, target, fault)]);
             return Err(ClientError::Record { object, verb: "written", failures });
@@ -291,66 +396,108 @@ async fn restore_record(store: &Store, target: u32, record: &ObjectRecord) -> Re
     }
 }
 
-/// True if any group of the object has a unit on `target`. In a pool that is much wider than the groups most small objects have none.
-fn has_unit(view: &View, record: &ObjectRecord, target: u32) -> bool {
+/// True if any group of the object has a unit that is to be brought somewhere. In a pool that is much wider than the groups most small objects have none.
+fn has_unit(view: &View, record: &ObjectRecord, restoring: Restoring) -> bool {
     let groups = record.size_bytes.div_ceil(view.geometry.group_bytes());
-    (0..groups).any(|group| view.unit_on(group, target).is_some())
+    (0..groups).any(|group| restoring.places_for(view, group).is_some())
 }
 
 /// [`restore_groups`], again while servers are silent.
 async fn restore_patiently(
     view: &View,
-    target: u32,
+    restoring: Restoring,
     groups: std::ops::Range<u64>,
 ) -> Result<u64, ClientError> {
     let deadline = view.store.deadline();
     let mut wait = limits::RETRY_WAIT_MIN;
     loop {
-        match restore_groups(view, target, groups.clone()).await {
+        match restore_groups(view, restoring, groups.clone()).await {
             Err(error) if error.may_retry() && view.store.wait_to_retry(&mut wait, deadline).await => {}
             outcome => return outcome,
         }
     }
 }
 
-/// Computes the units of `groups` that stand on `target` from the others, and writes them; answers the bytes.
-async fn restore_groups(view: &View, target: u32, groups: std::ops::Range<u64>) -> Result<u64, ClientError> {
-    let deadline: Instant = view.store.deadline();
-    let coded = u64::from(view.geometry.coded());
-    let _memory =
-        view.store.memory((groups.end - groups.start) * (coded + 1) * view.geometry.unit_bytes()).await;
-    let rows = 0..view.geometry.unit_blocks();
-    let units: Vec<(u64, u32)> =
-        groups.filter_map(|group| Some((group, view.unit_on(group, target)?))).collect();
-    let requests = units
-        .iter()
-        .map(|(group, unit)| GroupRequest { group: *group, wanted: vec![(*unit, rows.clone())] })
-        .collect();
-    let found = read_groups(view, requests, deadline).await?;
-    let (mut pieces, mut bytes) = (Vec::new(), 0);
-    for ((group, unit), rows) in units.into_iter().zip(found) {
-        for piece in rows.into_iter().flatten().filter(|piece| piece.origin == Origin::Rebuilt) {
-            bytes += (piece.rows.end - piece.rows.start) * BLOCK_BYTES;
-            pieces.push(view.piece(group, unit, &piece.rows, WriteBody::new(piece.bytes, group, unit)));
+/// Brings the units of `groups` where they are to be; answers the bytes.
+async fn restore_groups(
+    view: &View,
+    restoring: Restoring,
+    groups: std::ops::Range<u64>,
+) -> Result<u64, ClientError> {
+    let mut wanted: Vec<(u64, u32, StandIns)> = Vec::new();
+    for group in groups {
+        if let Some((unit, places)) = restoring.places_for(view, group) {
+            wanted.push((group, unit, places));
         }
     }
-    let sent = targets::write(&view.store, view.name, pieces, deadline).await;
-    let skipped = sent.map_err(|failures| write_error(view, failures))?;
-    if !skipped.is_empty() {
-        check_in_repair(&view.store, target)?;
+    let (bytes, skipped) = bring(view, &wanted).await?;
+    if skipped && restoring.slot.is_none() {
+        restoring.check(&view.store)?;
     }
     Ok(bytes)
 }
 
-/// Brings a replacement's new bytes, which end at `end`, to the devices that they went past and that take writes again.
-pub(crate) async fn restore_returned(view: &View, end: u64) -> Result<(), ClientError> {
+/// Reads or computes units, each of a group, and writes them to places of that group. Answers the bytes written, and whether a device that left
+/// service was passed over.
+async fn bring(view: &View, wanted: &[(u64, u32, StandIns)]) -> Result<(u64, bool), ClientError> {
+    let deadline: Instant = view.store.deadline();
+    let (coded, count) = (u64::from(view.geometry.coded()), u64::try_from(wanted.len()).unwrap_or(u64::MAX));
+    if count == 0 {
+        return Ok((0, false));
+    }
+    let _memory = view.store.memory(count * (coded + 1) * view.geometry.unit_bytes()).await;
+    let rows = 0..view.geometry.unit_blocks();
+    let requests = wanted
+        .iter()
+        .map(|(group, unit, _)| GroupRequest { group: *group, wanted: vec![(*unit, rows.clone())] })
+        .collect();
+    let found = read_groups(view, requests, deadline).await?;
+    let (mut pieces, mut bytes) = (Vec::new(), 0);
+    for ((group, unit, places), rows) in wanted.iter().zip(found) {
+        for piece in rows.into_iter().flatten() {
+            let home = view.places(*group, *unit).home;
+            let body = WriteBody::new(piece.bytes.clone(), *group, *unit);
+            for place in places {
+                // What was read there is there.
+                let is_missing =
+                    piece.origin == Origin::Rebuilt || (piece.origin == Origin::Present && *place != home);
+                if is_missing {
+                    bytes += (piece.rows.end - piece.rows.start) * BLOCK_BYTES;
+                    pieces.push(view.piece_at(*group, *place, &piece.rows, body.clone()));
+                }
+            }
+        }
+    }
+    let sent = targets::write(&view.store, view.name, pieces, deadline).await;
+    let skipped = sent.map_err(|failures| write_error(view, failures))?;
+    Ok((bytes, !skipped.is_empty()))
+}
+
+/// Brings a replacement's new bytes, which end at `end`, to the devices that they went past and that take writes again, and to wherever units
+/// stand by now beside where they stood when it began.
+pub(crate) async fn restore_returned(view: &mut View, end: u64) -> Result<(), ClientError> {
     view.store.refresh().await;
+    let groups = end.div_ceil(view.geometry.group_bytes());
+    while !view.is_current() {
+        let renewed = view.renewed();
+        let mut from = 0;
+        while from < groups {
+            let window = window(&renewed, from, groups);
+            let mut wanted = Vec::new();
+            for group in window.clone() {
+                let places = view.places_left_out(&renewed, group).into_iter();
+                wanted.extend(places.map(|(unit, place)| (group, unit, StandIns::from_slice(&[place]))));
+            }
+            bring(&renewed, &wanted).await?;
+            from = window.end;
+        }
+        *view = renewed;
+    }
     for target in view.take_returned() {
-        let groups = end.div_ceil(view.geometry.group_bytes());
         let mut from = 0;
         while from < groups {
             let window = window(view, from, groups);
-            restore_groups(view, target, window.clone()).await?;
+            restore_groups(view, Restoring { target, slot: None }, window.clone()).await?;
             from = window.end;
         }
     }

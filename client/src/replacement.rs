@@ -123,7 +123,7 @@ impl Replacement {
         let store = &self.view.store;
         let parts = Parts::gather(parts, store.locality.arena(), store.locality.counters()).await;
         let extent = ByteExtent { start: piece.start, count: parts.byte_count() };
-        write_groups(&self.view, extent, &parts, None, bounded).await
+        write_groups(&self.view, extent, &parts, None, (bounded, false)).await
     }
 
     /// Writes whole blocks of an object of `size_bytes`, wherever they stand; those beside them in their rows stay as they are, or zeros. The caller
@@ -139,7 +139,7 @@ impl Replacement {
         let extent = ByteExtent { start: run.start, count: parts.byte_count() };
         let record = ObjectRecord { size_bytes, ..self.target };
         let view = View::new(store, self.object.id(), &record)?;
-        write_groups(&view, extent, &parts, Some((size_bytes, size_bytes)), false).await?;
+        write_groups(&view, extent, &parts, Some((size_bytes, size_bytes)), (false, false)).await?;
         self.view.note_skipped(view.skipped());
         self.end.set(self.end.get().max(run.end()));
         Ok(())
@@ -159,18 +159,20 @@ impl Replacement {
                 group_bytes: self.group_bytes(),
             });
         }
-        let generation = self.view.name.generation;
-        if self.view.store.has_bug(Bug::DropBeforeCommit) {
-            drop_components(&self.view.store, self.object.id(), 0..generation).await;
+        let end = self.end.get();
+        let Replacement { object, mut view, target, base, .. } = self;
+        let generation = view.name.generation;
+        if view.store.has_bug(Bug::DropBeforeCommit) {
+            drop_components(&view.store, object.id(), 0..generation).await;
         }
         // A record that names our generation already is our own commit, of which an answer was lost.
         let flip = |record: &ObjectRecord| {
-            let is_ours = record.version == self.base.version || record.generation == generation;
+            let is_ours = record.version == base.version || record.generation == generation;
             // The same bytes, moved to another pool version meanwhile: a generation that only a mover makes (`crate::rebalance`).
-            let is_moved = record.generation == self.base.generation + 1
-                && record.pool_version != self.base.pool_version
+            let is_moved = record.generation == base.generation + 1
+                && record.pool_version != base.pool_version
                 && !record.deleted;
-            let ObjectRecord { pool_version, width, unit_bytes, .. } = self.target;
+            let ObjectRecord { pool_version, width, unit_bytes, .. } = target;
             (is_ours || is_moved).then_some(ObjectRecord {
                 generation,
                 size_bytes,
@@ -182,11 +184,11 @@ impl Replacement {
         };
         // A device that came back in the meantime has to have what went past it, before the object is known by these bytes and, as it may
         // have come back just then, after.
-        restore_returned(&self.view, self.end.get()).await?;
-        self.object.change_record(flip).await?;
-        restore_returned(&self.view, self.end.get()).await?;
+        restore_returned(&mut view, end).await?;
+        object.change_record(flip).await?;
+        restore_returned(&mut view, end).await?;
         // Best effort: what stays is dropped by the next replacement or by the delete.
-        drop_components(&self.view.store, self.object.id(), 0..generation).await;
+        drop_components(&view.store, object.id(), 0..generation).await;
         Ok(())
     }
 

@@ -13,20 +13,22 @@ use std::time::Duration;
 use base::units::{BLOCK_BYTES, narrow};
 use base::{Fid, FidType, Instant, LayoutWidth, ObjectId};
 use faces::rm::{Borrower, Hold};
-use faces::{ConfClient, Configuration, DeviceConfig, DeviceState, PoolVersionConfig};
+use faces::{ConfClient, Configuration, DeviceConfig, DeviceState, PoolVersionConfig, SparePhase};
 use fops::conf::DeviceEvidence;
 use fops::lock::{LockMode, Ticket, Ticketed};
 use fops::object::ObjectRecord;
 use fops::rm::{RmCredit, RmResource};
-use layout::{GroupCodec, PoolLayout, record_targets};
+use layout::{GroupCodec, PoolLayout, record_and_spare_targets, record_targets, stand_ins};
 use rpc::{Answer, Bulk, CallOptions, RpcMachine};
 use runtime::sync::{Permit, Semaphore};
 use runtime::{LocalityHandle, SharedBuffer};
+use smallvec::SmallVec;
 
 use crate::bug::Bug;
 use crate::client::ClientConfig;
 use crate::error::{ClientError, Fault, UnitFailure};
 use crate::limits;
+use crate::view::{Places, mapped_slots};
 
 /// Which component objects: an object's bytes of one generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +43,15 @@ impl ComponentName {
     pub(crate) fn new(object: Fid, generation: u64) -> ComponentName {
         ComponentName { component: object.with_type(FidType::Component), generation }
     }
+}
+
+/// A device that is to hold a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RecordHolder {
+    /// Device index.
+    pub device: u32,
+    /// Devices that it stands for, as far as their records are being brought to it: that it has none means nothing then.
+    pub filling: SmallVec<[u32; 2]>,
 }
 
 /// Clones share all but what changes are made under.
@@ -128,7 +139,7 @@ impl Store {
         self.hold.as_deref()
     }
 
-    /// What changes of an object in place are made beside: a shared credit on it, as long as any device is in repair or the object may be moved to
+    /// What changes of an object in place are made beside: a shared credit on it, as long as any device is in repair, spare units are filled or copied back, or the object may be moved to
     /// another pool version, so that the machine that copies never reads a group in the middle of a change. `None`: nothing is copied, or the object
     /// is held already. `record`: what is known of the object; without one it may move wherever anything does.
     ///
@@ -140,8 +151,12 @@ impl Store {
         record: Option<&ObjectRecord>,
     ) -> Result<Option<Hold>, ClientError> {
         let resource = RmResource::Object(object);
-        let is_repairing =
-            self.configuration.borrow().pool.devices.iter().any(|device| device.state == DeviceState::Repair);
+        let is_repairing = {
+            let configuration = self.configuration.borrow();
+            let copies = |phase| matches!(phase, SparePhase::Filling | SparePhase::Returning);
+            configuration.pool.devices.iter().any(|device| device.state == DeviceState::Repair)
+                || configuration.spares.slots.iter().any(|slot| copies(slot.phase))
+        };
         let is_held = self.hold.as_ref().is_some_and(|hold| *hold.resource() == resource);
         let may_move = match record {
             Some(record) => self.may_move(record),
@@ -252,13 +267,39 @@ impl Store {
         })
     }
 
-    /// The devices, by index, that hold an object's record: K + 1 of the first pool version, whatever version its bytes lie in.
-    pub(crate) fn record_devices(&self, object: ObjectId) -> Result<Vec<u32>, ClientError> {
+    /// The layout that says which devices hold an object's record. Its devices are the first ones of all, so that a target is a device index.
+    pub(crate) fn record_layout(&self, object: ObjectId) -> Result<PoolLayout, ClientError> {
         let configuration = self.configuration.borrow().clone();
         let shape = (configuration.pool.width, configuration.pool.unit_bytes);
-        // Its devices are the first ones of all, so that a target is a device index.
-        let layout = self.layout(object, configuration.pools.first_devices, shape)?;
-        Ok(record_targets(&layout, object.fid()).to_vec())
+        self.layout(object, configuration.pools.first_devices, shape)
+    }
+
+    /// Who holds an object's record: K + 1 devices of the first pool version, whatever version its bytes lie in, or who stands for them.
+    pub(crate) fn record_holders(&self, object: ObjectId) -> Result<Vec<RecordHolder>, ClientError> {
+        let configuration = self.configuration.borrow().clone();
+        let layout = self.record_layout(object)?;
+        let slots = mapped_slots(&configuration.spares.slots);
+        if slots.is_empty() {
+            let targets = record_targets(&layout, object.fid()).into_iter();
+            return Ok(targets.map(|device| RecordHolder { device, filling: SmallVec::new() }).collect());
+        }
+        let targets = record_and_spare_targets(&layout, object.fid());
+        let replicas = layout.width().parity() + 1;
+        let device_of = |replica: u32| targets[narrow(u64::from(replica))];
+        let slot_of = |device: u32| slots.iter().find(|slot| slot.device == device);
+        let mut holders = Vec::new();
+        for replica in 0..replicas {
+            let spares = replicas..replicas + layout.width().spare();
+            let chain = stand_ins(replica, spares, device_of, |device| Some(slot_of(device)?.slot));
+            let places = Places::of(chain.into_iter().map(|replica| {
+                let device = device_of(replica);
+                (replica, device, slot_of(device).map(|slot| slot.phase))
+            }));
+            for place in places.written {
+                holders.push(RecordHolder { device: device_of(place), filling: places.filling.clone() });
+            }
+        }
+        Ok(holders)
     }
 
     pub(crate) fn codec(&self, width: LayoutWidth) -> Rc<GroupCodec> {
@@ -411,6 +452,7 @@ pub(crate) const fn is_in_service(state: DeviceState) -> bool {
             | DeviceState::Transient
             | DeviceState::Detached
             | DeviceState::Repair
+            | DeviceState::Rebalance
     )
 }
 
@@ -421,5 +463,5 @@ const fn may_be_read(state: DeviceState) -> bool {
 
 /// True if a device in this state has every record that it should: the absence of one means something.
 pub(crate) const fn has_all_records(state: DeviceState) -> bool {
-    is_in_service(state) && !matches!(state, DeviceState::Repair)
+    is_in_service(state) && !matches!(state, DeviceState::Repair | DeviceState::Rebalance)
 }

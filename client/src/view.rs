@@ -1,4 +1,8 @@
 //! An object's bytes of one generation as the data path sees them: geometry, placement, codec and size, fixed for one operation.
+//!
+//! Where a unit stands follows from the layout, and from the slots of spare units as they were when the view was made ([`Places`],
+//! docs/rfd/0014). **Invariant**: what was read or written counts only if [`View::is_current`] afterwards: then each request was sent, and judged by its
+//! server, under a configuration with these slots.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -6,14 +10,55 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use base::{BlockExtent, ObjectId};
-use faces::PoolVersionConfig;
+use faces::{DeviceState, PoolVersionConfig, SparePhase, SpareSlot};
 use fops::object::ObjectRecord;
-use layout::{GroupCodec, ObjectLayout, PoolLayout};
+use layout::{GroupCodec, ObjectLayout, PoolLayout, StandIns, stand_ins};
+use smallvec::SmallVec;
 
 use crate::batch::TargetPiece;
-use crate::error::{ClientError, UnitFailures};
+use crate::bug::Bug;
+use crate::error::{ClientError, Fault, UnitFailures};
 use crate::geometry::Geometry;
 use crate::store::{ComponentName, Store, is_in_service};
+
+/// Where one unit of a group stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Places {
+    /// Unit of the group (itself, or a spare unit) that reads look at.
+    pub home: u32,
+    /// Devices whose loss is being made good there: not everything of theirs is there yet.
+    pub filling: SmallVec<[u32; 2]>,
+    /// All that writes go to, the home among them.
+    pub written: StandIns,
+}
+
+impl Places {
+    /// From the units that a chain has passed, with how far the device of each is. The last one has no slot, or there is no spare unit for it.
+    pub(crate) fn of(chain: impl IntoIterator<Item = (u32, u32, Option<SparePhase>)>) -> Places {
+        let mut places = Places { home: 0, filling: SmallVec::new(), written: StandIns::new() };
+        let (mut home, mut last) = (None, 0);
+        for (unit, device, phase) in chain {
+            last = unit;
+            if phase.is_none_or(SparePhase::takes_writes) {
+                places.written.push(unit);
+            }
+            if home.is_none() {
+                match phase {
+                    None | Some(SparePhase::Leaving) => home = Some(unit),
+                    Some(SparePhase::Filling) => places.filling.push(device),
+                    _ => {}
+                }
+            }
+        }
+        places.home = home.unwrap_or(last);
+        places
+    }
+}
+
+/// The slots that reads and writes go by.
+pub(crate) fn mapped_slots(slots: &[SpareSlot]) -> Vec<SpareSlot> {
+    slots.iter().copied().filter(|slot| slot.phase.is_mapped()).collect()
+}
 
 pub(crate) struct View {
     pub(crate) store: Rc<Store>,
@@ -26,6 +71,8 @@ pub(crate) struct View {
     version: PoolVersionConfig,
     pub(crate) codec: Rc<GroupCodec>,
     placement: RefCell<ObjectLayout>,
+    /// Slots of spare units when the view was made.
+    spares: Vec<SpareSlot>,
     /// Devices, by index, that writes went past, as they were out of service.
     skipped: RefCell<BTreeSet<u32>>,
 }
@@ -61,6 +108,7 @@ impl View {
             version,
             codec: store.codec(record.width),
             placement: RefCell::new(pool.object(record.object)),
+            spares: mapped_slots(&configuration.spares.slots),
             skipped: RefCell::default(),
         })
     }
@@ -84,14 +132,94 @@ impl View {
         returned
     }
 
-    /// The unit of a group that stands on the device of an index, if one does.
-    pub(crate) fn unit_on(&self, group: u64, device: u32) -> Option<u32> {
-        (0..self.geometry.coded()).find(|unit| self.target(group, *unit) == device)
+    /// True if the slots of spare units are what they were when the view was made, as far as this client knows.
+    pub(crate) fn is_current(&self) -> bool {
+        // What is known counts for requests from the moment on that it is known, also if nobody has asked for it here yet.
+        self.store.adopt();
+        mapped_slots(&self.store.configuration().spares.slots) == self.spares
     }
 
-    /// Index of the device of a unit.
+    /// Where a unit, data or parity, stands.
+    pub(crate) fn places(&self, group: u64, unit: u32) -> Places {
+        let spares = self.geometry.coded()..self.geometry.width().width();
+        let slot_of = |device: u32| self.spares.iter().find(|slot| slot.device == device);
+        let chain = match self.spares.is_empty() {
+            true => std::iter::once(unit).collect(),
+            false => stand_ins(
+                unit,
+                spares,
+                |unit| self.device_of(group, unit),
+                |device| Some(slot_of(device)?.slot),
+            ),
+        };
+        Places::of(chain.into_iter().map(|unit| {
+            let device = self.device_of(group, unit);
+            (unit, device, slot_of(device).map(|slot| slot.phase))
+        }))
+    }
+
+    /// The unit of a group, data or parity, that writes bring to the device of an index, and in the place of which unit of the group.
+    pub(crate) fn unit_on(&self, group: u64, device: u32) -> Option<(u32, u32)> {
+        (0..self.geometry.coded()).find_map(|unit| {
+            let written = self.places(group, unit).written;
+            let place = written.into_iter().find(|place| self.device_of(group, *place) == device)?;
+            Some((unit, place))
+        })
+    }
+
+    /// The unit of a group that spare units are to be filled with for a device that is gone.
+    pub(crate) fn unit_lost_with(&self, group: u64, device: u32) -> Option<u32> {
+        (0..self.geometry.coded()).find(|unit| self.places(group, *unit).filling.contains(&device))
+    }
+
+    /// Places of the group's units that writes of this view left out, as far as writes of another one bring something there: unit, and place.
+    pub(crate) fn places_left_out(&self, now: &View, group: u64) -> Vec<(u32, u32)> {
+        let mut left_out = Vec::new();
+        for unit in 0..self.geometry.coded() {
+            let before = self.places(group, unit).written;
+            let places = now.places(group, unit).written.into_iter();
+            left_out.extend(places.filter(|place| !before.contains(place)).map(|place| (unit, place)));
+        }
+        left_out
+    }
+
+    /// The same view with the slots as they are now.
+    pub(crate) fn renewed(&self) -> View {
+        let configuration = self.store.configuration();
+        View {
+            store: self.store.clone(),
+            object: self.object,
+            name: self.name,
+            size_bytes: self.size_bytes,
+            geometry: self.geometry,
+            pool: self.pool,
+            version: self.version.clone(),
+            codec: self.codec.clone(),
+            placement: self.placement.clone(),
+            spares: mapped_slots(&configuration.spares.slots),
+            skipped: self.skipped.clone(),
+        }
+    }
+
+    /// Index of the device that a unit is read from.
     pub(crate) fn target(&self, group: u64, unit: u32) -> u32 {
+        match self.spares.is_empty() {
+            true => self.device_of(group, unit),
+            false => self.device_of(group, self.places(group, unit).home),
+        }
+    }
+
+    /// Index of the device that the layout gives a unit of a group, which may be a spare one.
+    pub(crate) fn device_of(&self, group: u64, unit: u32) -> u32 {
         self.device_index(self.placement.borrow_mut().place(group, unit).target)
+    }
+
+    /// Why reads should pass over a unit.
+    pub(crate) fn reads_pass_over(&self, group: u64, unit: u32) -> Option<Fault> {
+        if !self.spares.is_empty() && !self.places(group, unit).filling.is_empty() {
+            return Some(Fault::State(DeviceState::Failed));
+        }
+        self.store.reads_pass_over(self.target(group, unit))
     }
 
     fn device_index(&self, target: u32) -> u32 {
@@ -99,8 +227,29 @@ impl View {
         self.version.device_index(target).unwrap_or(u32::MAX)
     }
 
-    /// Where rows of a unit stand on their device.
+    /// Where rows of a unit are read.
     pub(crate) fn piece<T>(&self, group: u64, unit: u32, rows: &Range<u64>, tag: T) -> TargetPiece<T> {
+        let home = if self.spares.is_empty() { unit } else { self.places(group, unit).home };
+        self.piece_at(group, home, rows, tag)
+    }
+
+    /// Everywhere that rows of a unit are written.
+    pub(crate) fn pieces_to_write<T: Clone>(
+        &self,
+        group: u64,
+        unit: u32,
+        rows: &Range<u64>,
+        tag: &T,
+    ) -> impl Iterator<Item = TargetPiece<T>> {
+        let mut places = self.places(group, unit).written;
+        if self.store.has_bug(Bug::PastTheSpare) {
+            places.retain(|place| *place < self.geometry.coded());
+        }
+        places.into_iter().map(move |place| self.piece_at(group, place, rows, tag.clone()))
+    }
+
+    /// Where rows of a unit that the layout knows, spare ones too, stand on their device.
+    pub(crate) fn piece_at<T>(&self, group: u64, unit: u32, rows: &Range<u64>, tag: T) -> TargetPiece<T> {
         let frame = self.placement.borrow_mut().place(group, unit);
         let start = frame.frame * self.geometry.unit_blocks() + rows.start;
         let extent = BlockExtent { start, count: rows.end - rows.start };
@@ -121,7 +270,7 @@ impl View {
                 if let Ok(device) = self.store.device(target)
                     && !is_in_service(device.state)
                 {
-                    let fault = crate::error::Fault::State(device.state);
+                    let fault = Fault::State(device.state);
                     failures.push(self.store.failure(Some((group, unit)), target, fault));
                 }
             }

@@ -13,9 +13,13 @@ use base::{Endpoint, Fid, FidType, Instant};
 use faces::lease::lost_after;
 use faces::limits::{
     AWAITED_DISKS_MAX, FENCE_WAITS_NAMED, FLAP_HOLD_LEASES, FLAP_WINDOW_LEASES, FLAPS_MAX, REPAIRS_PAGE,
-    STATUS_PAGE,
+    SPARE_REPAIR_AFTER_SECONDS, STATUS_PAGE,
 };
-use faces::{Configuration, DeviceConfig, DeviceState, Moving, PoolVersionConfig, ProcessConfig};
+use faces::spares::SPARE_JOB;
+use faces::{
+    Configuration, DeviceConfig, DeviceState, Moving, NoSpare, PoolVersionConfig, ProcessConfig, SpareCopy,
+    SparePhase, SpareSlot,
+};
 use fops::conf::{
     ClusterStatusReply, ConfApplyReply, DeviceCommand, DeviceCommandReply, DeviceEvidence, DeviceHealth,
     DeviceOrder, DeviceReport, DeviceStatus, Heartbeat, HeartbeatReply, ProcessStatus, Register,
@@ -110,7 +114,7 @@ pub enum Refusal {
     },
     /// A rebalance is not as the order would have it.
     #[error("pool {pool}: {}", match reason {
-        RepairRefusal::None => "it is not being rebalanced: `clovis rebalance start` begins",
+        RepairRefusal::None | RepairRefusal::Freeing => "it is not being rebalanced: `clovis rebalance start` begins",
         RepairRefusal::Paused => "its rebalance is paused: `clovis rebalance resume` lets it go on where it is",
         RepairRefusal::Failed => "its rebalance failed, and does not run: `clovis rebalance status` says why, `clovis rebalance start` tries it again from the first object",
     })]
@@ -150,6 +154,39 @@ pub enum Refusal {
         device: Fid,
         /// Its server.
         process: Fid,
+    },
+    /// Its units cannot go to spare units.
+    #[error(
+        "the units of device {device} cannot be rebuilt in spare units: {reason}; `clovis device replace` brings them to another disk in its place"
+    )]
+    NoSpare {
+        /// The device.
+        device: Fid,
+        /// Why not.
+        reason: NoSpare,
+    },
+    /// Its units go to the disk that is awaited.
+    #[error(
+        "device {device} awaits the disk that it is to be replaced by, and everything will be copied there once it is in its place"
+    )]
+    AwaitsDisk {
+        /// The device.
+        device: Fid,
+    },
+    /// First one, then the other.
+    #[error(
+        "device {device} is {}, and {}: wait for that (`clovis repair status --follow`){}",
+        state.word(),
+        phase.word(),
+        if *phase == SparePhase::Filling { ", or end it (`clovis repair abort`)" } else { "" }
+    )]
+    Sparing {
+        /// The device.
+        device: Fid,
+        /// Its state.
+        state: DeviceState,
+        /// What is under way.
+        phase: SparePhase,
     },
     /// What the repair of the device does not allow.
     #[error("device {device} is {}: {reason}", state.word())]
@@ -209,6 +246,8 @@ struct Seat {
     ordered_version: u64,
     /// The newest configuration version that its server is known to go by.
     server_version: u64,
+    /// Since when it is failed, as far as was seen since control started.
+    failed_since: Option<Instant>,
 }
 
 impl Seat {
@@ -222,6 +261,7 @@ impl Seat {
             back_since: None,
             ordered_version: 0,
             server_version: 0,
+            failed_since: None,
         }
     }
 
@@ -420,7 +460,7 @@ impl ControlCore {
             let pool = &mut self.configuration.pool;
             if let Some(device) = pool.position(registered.device).and_then(|at| pool.devices.get_mut(at)) {
                 let is_new_disk = device.replaced != wanted && registered.replacement == wanted;
-                if is_new_disk && device.state == DeviceState::Failed {
+                if is_new_disk && is_given_up(device.state) {
                     device.replaced = wanted;
                     pool.awaited_disks.retain(|awaited| *awaited != registered.device);
                     // Whoever does not know that it takes writes again must not change anything any more.
@@ -476,8 +516,8 @@ impl ControlCore {
             }
             if let Some(DeviceConfig { replaced, state, .. }) = self.configuration.device(device) {
                 let found = registered.replacement;
-                // Of a failed one it does not matter what is in its place: nobody reads it.
-                if found != *replaced && *state != DeviceState::Failed {
+                // Of one that is given up it does not matter what is in its place: nobody reads it.
+                if found != *replaced && !is_given_up(*state) {
                     return Err(Refusal::OtherDisk { device, found, replaced: *replaced });
                 }
             }
@@ -651,25 +691,33 @@ impl ControlCore {
             is_heeded = !self.repairs.is_copying(now, device);
         }
         if order == DeviceOrder::Replace {
-            is_heeded = found.is_some_and(|found| found.state == DeviceState::Repair) && self.all_know(now);
+            let takes_writes = |state| matches!(state, DeviceState::Repair | DeviceState::Rebalance);
+            is_heeded = found.is_some_and(|found| takes_writes(found.state)) && self.all_know(now);
         }
-        let replacement = self.configuration.replacement_of(device);
+        let job = self.configuration.spare_slot_of(device).filter(|slot| slot.phase.is_job());
+        let replacement = job.map_or_else(|| self.configuration.replacement_of(device), |slot| slot.job);
         let state = found.map_or("", |found| found.state.word()).to_owned();
         let is_new = version != before || self.repairs.serial() != repairs_before;
         Ok(DeviceCommandReply { version, state, is_new, is_heeded, replacement })
     }
 
-    /// True if every server whose lease may run refuses the changes of requesters who do not know the last replacement.
+    /// True if every server whose lease may run refuses the requests of those who do not know the last replacement, or where units stand now.
     fn all_know(&self, now: Instant) -> bool {
-        let (from, lost_after) = (self.configuration.pool.changes_from, lost_after(self.lease));
+        let Configuration { pool, spares, .. } = &self.configuration;
+        let (from, lost_after) = (pool.changes_from.max(spares.reads_from), lost_after(self.lease));
         self.seats.values().all(|seat| seat.server_version >= from || seat.heard_at + lost_after <= now)
     }
 
     fn replace(&mut self, now: Instant, device: Fid, state: DeviceState) -> Result<(), Refusal> {
         match state {
-            DeviceState::Repair => return Ok(()),
-            DeviceState::Failed => {}
+            DeviceState::Repair | DeviceState::Rebalance => return Ok(()),
+            DeviceState::Failed | DeviceState::Repaired => {}
             _ => return Err(Refusal::NotFailed { device, state }),
+        }
+        if let Some(SpareSlot { phase, .. }) = self.configuration.spare_slot_of(device)
+            && *phase != SparePhase::Standing
+        {
+            return Err(Refusal::Sparing { device, state, phase: *phase });
         }
         let lost_after = lost_after(self.lease);
         let awaited = self.configuration.pool.awaited_disks.len();
@@ -696,11 +744,176 @@ impl ControlCore {
         state: DeviceState,
         wish: RepairWish,
     ) -> Result<(), Refusal> {
-        let is_in_repair = state == DeviceState::Repair;
-        let happening = self.repairs.handle_order(device, is_in_repair, wish);
-        let happening = happening.map_err(|reason| Refusal::Repair { device, state, reason })?;
-        self.note_repair(now, device, happening);
+        let slot = self.configuration.spare_slot_of(device).copied();
+        if slot.is_none() && state == DeviceState::Failed && wish == RepairWish::Start {
+            return self.start_sparing(now, device);
+        }
+        let refuse = |reason| Refusal::Repair { device, state, reason };
+        let job = slot.filter(|slot| slot.phase.is_job());
+        if job.is_some_and(|slot| slot.phase == SparePhase::Freeing) {
+            let has_failed = self.repairs.state(device) == Some(RepairState::Failed);
+            match wish {
+                RepairWish::Abort => return Err(refuse(RepairRefusal::Freeing)),
+                RepairWish::Start if !has_failed => {
+                    return Err(Refusal::Sparing { device, state, phase: SparePhase::Freeing });
+                }
+                _ => {}
+            }
+        }
+        let is_in_repair = job.is_some() || state == DeviceState::Repair;
+        let happening = self.repairs.handle_order(device, is_in_repair, wish).map_err(refuse)?;
+        match job {
+            Some(slot) => self.note_sparing(now, slot, happening),
+            None => self.note_repair(now, device, happening),
+        }
         Ok(())
+    }
+
+    /// The units of a failed device are to be rebuilt in spare units. Errors: there are none for it, it awaits a disk.
+    fn start_sparing(&mut self, now: Instant, device: Fid) -> Result<(), Refusal> {
+        if self.configuration.pool.awaited_disks.contains(&device) {
+            return Err(Refusal::AwaitsDisk { device });
+        }
+        let index = self.configuration.target_index(device).unwrap_or(u32::MAX);
+        let slot = self.configuration.free_spare_slot(index);
+        let slot = slot.map_err(|reason| Refusal::NoSpare { device, reason })?;
+        let job = self.configuration.spares.next_job(SpareCopy::There);
+        self.configuration.spares.slots.push(SpareSlot {
+            device: index,
+            slot,
+            phase: SparePhase::Filling,
+            job,
+        });
+        self.apply(now, true, &[]);
+        // Whoever does not know writes past the spare units.
+        self.configuration.pool.changes_from = self.configuration.version;
+        self.repairs.begin(device, job);
+        self.tell_of(now, device, "to spare units");
+        Ok(())
+    }
+
+    /// Nobody is to use the spare units of a slot any more: they are freed once all know.
+    fn start_freeing(&mut self, now: Instant, device: Fid) {
+        let job = self.configuration.spares.next_job(SpareCopy::Free);
+        let Some(slot) = self.configuration.spare_slot_mut(device) else { return };
+        (slot.phase, slot.job) = (SparePhase::Freeing, job);
+        self.apply(now, true, &[]);
+        self.configuration.pool.changes_from = self.configuration.version;
+        self.configuration.spares.reads_from = self.configuration.version;
+        self.repairs.begin(device, job);
+    }
+
+    /// Something happened to a device that is no change of its state.
+    fn tell_of(&mut self, now: Instant, device: Fid, cause: &'static str) {
+        let state = self.configuration.device(device).map_or(DeviceState::Unknown, |found| found.state);
+        let version = self.configuration.version;
+        self.changes.push(StateChange { subject: device, at: now, cause, from: state, to: state, version });
+    }
+
+    /// What follows from what happened to a copy to spare units, from them, or to the freeing of some.
+    fn note_sparing(&mut self, now: Instant, slot: SpareSlot, happening: Option<RepairHappening>) {
+        let Some(device) = self.configuration.target(slot.device).map(|found| found.device) else { return };
+        let enter = |core: &mut ControlCore, phase| {
+            if let Some(slot) = core.configuration.spare_slot_mut(device) {
+                slot.phase = phase;
+            }
+        };
+        match (happening, slot.phase) {
+            (None, _) => {}
+            (Some(RepairHappening::Complete), SparePhase::Filling) => {
+                enter(self, SparePhase::Standing);
+                self.apply(now, true, &[(device, DeviceEvent::Spared)]);
+            }
+            (Some(RepairHappening::Complete), SparePhase::Returning) => {
+                enter(self, SparePhase::Leaving);
+                self.take_back(now, device, DeviceEvent::Restored);
+                // Reads go to the device from this version on. Those that go to the spare units find the same there, until all of them are refused.
+                self.configuration.spares.reads_from = self.configuration.version;
+            }
+            (Some(RepairHappening::Complete), _) => {
+                self.configuration.spares.slots.retain(|found| found.device != slot.device);
+                self.apply(now, true, &[]);
+                self.tell_of(now, device, "spares freed");
+            }
+            (Some(RepairHappening::Aborted), SparePhase::Returning) => {
+                // The state that follows takes the slot with it.
+                self.apply(now, false, &[(device, DeviceEvent::Aborted)]);
+            }
+            (Some(RepairHappening::Aborted), _) => {
+                self.start_freeing(now, device);
+                self.tell_of(now, device, RepairHappening::Aborted.word());
+            }
+            (Some(happening), _) => self.tell_of(now, device, happening.word()),
+        }
+    }
+
+    /// The server that copies to spare units or back speaks, or one that did.
+    fn handle_sparing_turn(&mut self, now: Instant, turn: &RepairTurn) -> RepairTurnReply {
+        let (device, number) = (turn.device, turn.replacement);
+        let slot = self.configuration.spare_slot_of(device).copied();
+        let slot = slot.filter(|slot| slot.phase.is_job() && slot.job == number);
+        let copier = slot.and_then(|slot| self.configuration.spare_copier(slot.device));
+        let copier = copier.map(|copier| copier.process);
+        let (order, progress, happening) = match slot {
+            None => (RepairOrder::Leave, RepairProgress::default(), None),
+            _ if self.incarnation(turn.process) != Some(turn.epoch) => {
+                (RepairOrder::Wait, RepairProgress::default(), None)
+            }
+            // Another server's turn: it may come back to this one.
+            _ if copier != Some(turn.process) => (RepairOrder::Pause, RepairProgress::default(), None),
+            Some(slot) => {
+                let (all_know, version) = (self.all_know(now), self.configuration.version);
+                let around = Surroundings { in_repair: Some(slot.job), all_know, version };
+                self.repairs.handle_turn(now, (device, number), &turn.word, around)
+            }
+        };
+        if let Some(slot) = slot {
+            self.note_sparing(now, slot, happening);
+        }
+        let bytes_per_second = self.repair_rate();
+        RepairTurnReply { order, progress, bytes_per_second, version: self.configuration.version }
+    }
+
+    /// Begins what is due: spare units that nobody reads any more are freed, and those of failed devices are filled that nobody has replaced for too long.
+    /// True if something did.
+    fn look_after_spares(&mut self, now: Instant) -> bool {
+        let version = self.configuration.version;
+        let leaving = self.configuration.spares.slots.iter().filter(|slot| slot.phase == SparePhase::Leaving);
+        let leaving: Vec<u32> = leaving.map(|slot| slot.device).collect();
+        if !leaving.is_empty() && self.all_know(now) {
+            for index in leaving {
+                if let Some(device) = self.configuration.target(index).map(|found| found.device) {
+                    self.start_freeing(now, device);
+                }
+            }
+        }
+        let wait = self.sparing_wait();
+        let mut due = Vec::new();
+        for found in &self.configuration.pool.devices {
+            let Some(seat) = self.seats.get_mut(&found.device) else { continue };
+            if found.state != DeviceState::Failed {
+                seat.failed_since = None;
+                continue;
+            }
+            let since = *seat.failed_since.get_or_insert(now);
+            if wait.is_some_and(|wait| since + wait <= now) {
+                due.push(found.device);
+            }
+        }
+        for device in due {
+            if self.configuration.spare_slot_of(device).is_none() {
+                // What cannot be done now is tried again: spare units may get free.
+                let _refusal = self.start_sparing(now, device);
+            }
+        }
+        self.configuration.version != version
+    }
+
+    /// How long a failed device waits for another disk before its units are rebuilt in spare units by themselves; `None`: for ever.
+    fn sparing_wait(&self) -> Option<Duration> {
+        let profile = &self.transactions.as_ref()?.file().profile;
+        let seconds = profile.spare_repair_after_seconds.unwrap_or(SPARE_REPAIR_AFTER_SECONDS);
+        (seconds > 0).then(|| Duration::from_secs(seconds))
     }
 
     /// An operator's word on the rebalance of a pool.
@@ -824,6 +1037,9 @@ impl ControlCore {
         if device.is(FidType::Pool) {
             return Ok(self.handle_move_turn(now, turn));
         }
+        if replacement & SPARE_JOB != 0 {
+            return Ok(self.handle_sparing_turn(now, turn));
+        }
         let found = self.configuration.device(device).filter(|found| found.process == process);
         let Some(found) = found else { return Err(Refusal::UnknownDevice { device, process }) };
         let bytes_per_second = self.repair_rate();
@@ -876,13 +1092,16 @@ impl ControlCore {
         let mut behind = self.repairs.behind(now, request.after);
         let status = |(record, pace): (&RepairRecord, Option<u64>)| {
             let is_pool = record.device.is(FidType::Pool);
-            let device = match is_pool {
-                true => self.configuration.mover(record.device),
-                false => self.configuration.device(record.device),
+            let is_sparing = record.replacement & SPARE_JOB != 0;
+            let index = self.configuration.target_index(record.device).unwrap_or(u32::MAX);
+            let device = match (is_pool, is_sparing) {
+                (true, _) => self.configuration.mover(record.device),
+                (_, true) => self.configuration.spare_copier(index),
+                _ => self.configuration.device(record.device),
             };
             let process = device.map(|device| device.process).unwrap_or_default();
             let (state, reason) = match (record.state, pace) {
-                (RepairState::Running, None) if is_pool => {
+                (RepairState::Running, None) if is_pool || is_sparing => {
                     ("waiting", self.why_nothing_moves(device.is_some(), all_know))
                 }
                 (RepairState::Running, None) => ("waiting", self.why_waiting(now, process, all_know)),
@@ -895,7 +1114,11 @@ impl ControlCore {
                 state: state.to_owned(),
                 reason,
                 progress: record.progress.clone(),
-                expected_bytes: self.expected_bytes(record.device),
+                expected_bytes: match SpareCopy::of_number(record.replacement) {
+                    // It writes none.
+                    Some(SpareCopy::Free) if !is_pool => 0,
+                    _ => self.expected_bytes(record.device),
+                },
                 bytes_per_second: pace.filter(|_| record.state == RepairState::Running).unwrap_or(0),
                 bytes_per_second_max,
             }
@@ -916,9 +1139,9 @@ impl ControlCore {
 
     fn why_nothing_moves(&self, has_mover: bool, all_know: bool) -> String {
         match (has_mover, all_know) {
-            (false, _) => "no device of its newest version is online",
-            (true, false) => "not every server has said that it knows of the rebalance",
-            (true, true) => "its server is about to move objects, or copies to a device first",
+            (false, _) => "no device of the newest pool version is online",
+            (true, false) => "not every server has said that it knows of it",
+            (true, true) => "the server that copies is about to begin, or copies something else first",
         }
         .to_owned()
     }
@@ -934,7 +1157,10 @@ impl ControlCore {
         for version in self.configuration.pool_versions().filter(|version| version.has_device(index)) {
             let others = version.device_indexes().filter(|other| *other != index);
             let others = others.filter_map(|other| self.configuration.target(other));
-            let away = others.filter(|other| other.state != DeviceState::Online).count();
+            // Of those in spare units, or on their way back from there, nothing is missing.
+            let is_whole =
+                |state| matches!(state, DeviceState::Online | DeviceState::Repaired | DeviceState::Rebalance);
+            let away = others.filter(|other| !is_whole(other.state)).count();
             let parity = usize::try_from(version.width.parity()).unwrap_or(usize::MAX);
             if away >= parity && !force {
                 return Err(Refusal::TooManyAway { device, away, parity });
@@ -989,6 +1215,7 @@ impl ControlCore {
             }
         }
         let mut changed = self.apply(now, false, &events);
+        changed |= self.look_after_spares(now);
         let silent = self.members.iter().filter(|(_, member)| member.heard_at + lost_after <= now);
         let silent: Vec<Fid> = silent.map(|(process, _)| *process).collect();
         for process in silent {
@@ -1083,9 +1310,27 @@ impl ControlCore {
                 let cause = event.word();
                 self.changes.push(StateChange { subject: *fid, at: now, cause, from, to, version });
                 changed = true;
+                let replaced = device.replaced;
+                let slot = self.configuration.spare_slot_of(*fid).map(|slot| slot.phase);
                 match to {
-                    DeviceState::Repair => self.repairs.begin(*fid, device.replaced),
-                    DeviceState::Failed => self.repairs.abort(*fid),
+                    DeviceState::Repair => self.repairs.begin(*fid, replaced),
+                    // What is being freed of it has nothing to do with its disk.
+                    DeviceState::Failed if slot.is_none() => self.repairs.abort(*fid),
+                    DeviceState::Rebalance => {
+                        let job = self.configuration.spares.next_job(SpareCopy::Back);
+                        if let Some(slot) = self.configuration.spare_slot_mut(*fid) {
+                            (slot.phase, slot.job) = (SparePhase::Returning, job);
+                        }
+                        self.repairs.begin(*fid, job);
+                    }
+                    DeviceState::Repaired => {
+                        if let Some(slot) = self.configuration.spare_slot_mut(*fid) {
+                            slot.phase = SparePhase::Standing;
+                        }
+                        if from == DeviceState::Rebalance {
+                            self.repairs.abort(*fid);
+                        }
+                    }
                     _ => {}
                 }
             }
@@ -1095,6 +1340,11 @@ impl ControlCore {
         }
         changed
     }
+}
+
+/// True of a state that only another disk leads out of: nobody uses what is in the device's place.
+fn is_given_up(state: DeviceState) -> bool {
+    matches!(state, DeviceState::Failed | DeviceState::Repaired)
 }
 
 #[cfg(test)]
@@ -1559,6 +1809,183 @@ mod tests {
                 "repair aborted"
             ]
         );
+    }
+
+    /// The slot of the first device: phase and job, or that there is none.
+    fn slot(core: &ControlCore) -> String {
+        match core.configuration().spare_slot(0) {
+            Some(found) => {
+                format!("{:?} {} {:?}", found.phase, found.slot, SpareCopy::of_number(found.job).unwrap())
+            }
+            None => "none".to_owned(),
+        }
+    }
+
+    fn job(core: &ControlCore) -> u32 {
+        core.configuration().spare_slot(0).unwrap().job
+    }
+
+    fn fail(core: &mut ControlCore, ms: u64, index: usize) {
+        let device = core.configuration().pool.devices[index].device;
+        let give_up = DeviceReport { device, evidence: DeviceEvidence::Operator };
+        let control = core.configuration().control;
+        core.handle_evidence(at(ms), &give_up, control).unwrap();
+    }
+
+    /// Both servers are heard, and go by the version in force.
+    fn all_hear(core: &mut ControlCore, initial: &Configuration, ms: u64) {
+        for (process, epoch) in [(0, 7), (1, 8)] {
+            let beat = heartbeat(initial, process, epoch);
+            assert!(core.handle_heartbeat(at(ms), &beat).known);
+            core.note_server_version(&beat, core.configuration().version);
+        }
+    }
+
+    #[test]
+    fn a_failed_devices_units_go_to_spare_units_and_back_and_those_are_freed() {
+        let (initial, mut core) = registered();
+        let refused = order(&mut core, 0, 0, DeviceOrder::RepairStart).unwrap_err().to_string();
+        assert!(refused.contains("is online: nothing is repaired there"), "{refused}");
+        fail(&mut core, 0, 0);
+        let failed = "failed online online online";
+        let begun = order(&mut core, 1, 0, DeviceOrder::RepairStart).unwrap();
+        assert_eq!(
+            (begun.as_str(), slot(&core).as_str()),
+            (&*format!("failed new not heeded: v5 {failed}"), "Filling 0 There")
+        );
+        assert_eq!((core.configuration().pool.changes_from, core.configuration().spares.reads_from), (5, 0));
+        assert!(order(&mut core, 1, 0, DeviceOrder::RepairStart).unwrap().contains(" old "));
+        let there = job(&core);
+        // Another disk now would be a second copy to another place.
+        let refused = order(&mut core, 1, 0, DeviceOrder::Replace).unwrap_err();
+        assert!(matches!(refused, Refusal::Sparing { phase: SparePhase::Filling, .. }), "{refused}");
+        // The other spare unit of a group that there is not.
+        fail(&mut core, 1, 3);
+        let refused = order(&mut core, 1, 3, DeviceOrder::RepairStart).unwrap_err();
+        assert!(
+            matches!(refused, Refusal::NoSpare { reason: NoSpare::AllTaken { spares: 1 }, .. }),
+            "{refused}"
+        );
+        order(&mut core, 1, 3, DeviceOrder::Replace).unwrap();
+        let refused = order(&mut core, 1, 3, DeviceOrder::RepairStart).unwrap_err();
+        assert!(matches!(refused, Refusal::AwaitsDisk { .. }), "{refused}");
+        // The server of the first online device copies; the other one is told to stand by.
+        let states = |rest: &str| format!("v7 {rest} online online failed");
+        let failed = states("failed");
+        assert_eq!(turn(&mut core, 2, (0, 7), there, RepairWord::Asks), format!("Wait: {failed}"));
+        assert_eq!(turn(&mut core, 2, (1, 8), there, RepairWord::Asks), format!("Pause: {failed}"));
+        all_hear(&mut core, &initial, 3);
+        assert_eq!(turn(&mut core, 4, (0, 7), there, RepairWord::Asks), format!("Run: {failed}"));
+        assert_eq!(
+            turn(&mut core, 4, (0, 7), 0, RepairWord::Asks),
+            format!("Leave: {failed}"),
+            "a copy to its disk"
+        );
+        let ended = || RepairWord::Ended(RepairProgress { objects: 3, ..RepairProgress::default() });
+        assert_eq!(turn(&mut core, 5, (1, 8), there, ended()), format!("Pause: {failed}"), "not its turn");
+        let lost = RepairProgress { lost_count: 1, ..RepairProgress::default() };
+        assert_eq!(turn(&mut core, 5, (0, 7), there, RepairWord::Ended(lost)), format!("Pause: {failed}"));
+        assert_eq!(slot(&core), "Filling 0 There", "one object is not there");
+        order(&mut core, 6, 0, DeviceOrder::RepairStart).unwrap();
+        assert_eq!(turn(&mut core, 7, (0, 7), there, ended()), "Leave: v8 repaired online online failed");
+        assert_eq!(slot(&core), "Standing 0 There");
+        assert_eq!(
+            turn(&mut core, 7, (0, 7), there, ended()),
+            "Leave: v8 repaired online online failed",
+            "told twice"
+        );
+        // What its server says of the old disk, and a restart of control, change nothing.
+        let mut sick = heartbeat(&initial, 0, 7);
+        sick.devices[0].failed = true;
+        core.handle_heartbeat(at(8), &sick);
+        let mut core = ControlCore::new(at(9), core.configuration().clone(), LEASE)
+            .with_repairs(core.repairs().take_changes());
+        core.handle_register(at(9), &register(&initial, 0, 7)).unwrap();
+        core.handle_register(at(9), &register(&initial, 1, 8)).unwrap();
+        assert_eq!(self::states(&core), "v8 repaired online online failed");
+
+        // Another disk.
+        assert!(
+            order(&mut core, 10, 0, DeviceOrder::Replace).unwrap().starts_with("repaired new not heeded: v9")
+        );
+        let mut formatted = register(&initial, 0, 7);
+        formatted.devices[0].replacement = 1;
+        core.handle_register(at(11), &formatted).unwrap();
+        assert_eq!(
+            (self::states(&core).as_str(), slot(&core).as_str()),
+            ("v10 rebalance online online failed", "Returning 0 Back")
+        );
+        assert_eq!(core.configuration().pool.changes_from, 10);
+        let back = job(&core);
+        // It fails too: nothing is lost, and everything as before.
+        fail(&mut core, 12, 0);
+        assert_eq!(
+            (self::states(&core).as_str(), slot(&core).as_str()),
+            ("v11 repaired online online failed", "Standing 0 Back")
+        );
+        assert_eq!(turn(&mut core, 12, (0, 7), back, ended()), "Leave: v11 repaired online online failed");
+        order(&mut core, 13, 0, DeviceOrder::Replace).unwrap();
+        formatted.devices[0].replacement = 2;
+        core.handle_register(at(14), &formatted).unwrap();
+        all_hear(&mut core, &initial, 15);
+        let again = job(&core);
+        assert_ne!(again, back);
+        assert_eq!(turn(&mut core, 15, (0, 7), back, ended()), "Leave: v13 rebalance online online failed");
+        assert_eq!(turn(&mut core, 15, (0, 7), again, ended()), "Leave: v14 online online online failed");
+        assert_eq!(slot(&core), "Leaving 0 Back");
+        assert_eq!(core.configuration().spares.reads_from, 14);
+        // Freed once everybody refuses those who read there, and then once everybody refuses those who write there.
+        assert!(!core.handle_tick(at(16)), "not all know");
+        all_hear(&mut core, &initial, 17);
+        assert!(core.handle_tick(at(18)));
+        assert_eq!(slot(&core), "Freeing 0 Free");
+        let free = job(&core);
+        assert_eq!(
+            turn(&mut core, 19, (0, 7), free, RepairWord::Asks),
+            "Wait: v15 online online online failed"
+        );
+        let refused = order(&mut core, 19, 0, DeviceOrder::RepairAbort).unwrap_err();
+        assert!(matches!(refused, Refusal::Repair { reason: RepairRefusal::Freeing, .. }), "{refused}");
+        all_hear(&mut core, &initial, 20);
+        assert_eq!(
+            turn(&mut core, 21, (0, 7), free, RepairWord::Asks),
+            "Run: v15 online online online failed"
+        );
+        // It fails while that is done: the two have nothing to do with each other.
+        fail(&mut core, 22, 0);
+        let refused = order(&mut core, 22, 0, DeviceOrder::RepairStart).unwrap_err();
+        assert!(matches!(refused, Refusal::Sparing { phase: SparePhase::Freeing, .. }), "{refused}");
+        assert_eq!(turn(&mut core, 23, (0, 7), free, ended()), "Leave: v17 failed online online failed");
+        assert_eq!(slot(&core), "none");
+        order(&mut core, 24, 0, DeviceOrder::RepairStart).unwrap();
+        // Given up on the way there: freed again, and failed all along.
+        assert!(order(&mut core, 25, 0, DeviceOrder::RepairAbort).unwrap().starts_with("failed new"));
+        assert_eq!(slot(&core), "Freeing 0 Free");
+        assert_eq!(core.configuration().pool.changes_from, core.configuration().version);
+    }
+
+    #[test]
+    fn what_nobody_replaces_goes_to_spare_units_after_the_time_in_the_profile() {
+        let text = include_str!("../faces/src/cluster_file_example.toml");
+        for (seconds, after) in [(None, Some(600)), (Some(5), Some(5)), (Some(0), None)] {
+            let line = seconds.map_or_else(String::new, |seconds: u64| {
+                format!("\n[profile]\nspare_repair_after_seconds = {seconds}\n")
+            });
+            let hidden = ClusterFile::hide_credential(&format!("{text}{line}")).unwrap();
+            let (initial, core) = registered();
+            let why = Reason { by: initial.control, unix_s: 0, note: String::new() };
+            let credential = Some(faces::Credential::from_bytes([1; 32]));
+            let (transactions, _) = Transactions::start(&hidden, credential, None, 1, why).unwrap();
+            let mut core = core.with_transactions(Some(transactions));
+            fail(&mut core, 0, 0);
+            let begun = (0..2000).find(|second| {
+                core.handle_heartbeat(at(second * 1000), &heartbeat(&initial, 0, 7));
+                core.handle_heartbeat(at(second * 1000), &heartbeat(&initial, 1, 8));
+                core.handle_tick(at(second * 1000));
+                core.configuration().spare_slot(0).is_some()
+            });
+            assert_eq!(begun, after, "{seconds:?}");
+        }
     }
 
     #[test]

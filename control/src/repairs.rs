@@ -4,6 +4,8 @@
 //! (docs/ha.md#repair); it asks what to do, and tells how far it is. **Invariant**: only the word `Ended` with nothing lost makes a device
 //! whole, and only of the process that serves it, for the disk that it has. What a server says of its progress is for people, and for
 //! itself after a restart: a lie costs its own device, nobody else's.
+//! Units that go to spare units, come back from there, or are freed there go through the same table under the fid of their device, with the number of the copy in
+//! the place of the disk's (`faces::spares`).
 //! A pool that is rebalanced goes through the same table under its own fid, with the number of the rebalance in the place of the disk's
 //! (docs/pools.md#rebalance).
 //! Bound: a record for each device and pool. Start at [`RepairTable::handle_turn`] and [`RepairTable::handle_order`].
@@ -45,12 +47,15 @@ impl RepairWish {
 pub enum RepairRefusal {
     /// There is none.
     #[error(
-        "nothing is repaired there: `clovis device replace` gives a failed device another disk, and its repair begins by itself"
+        "nothing is repaired there: `clovis device replace` gives a failed device another disk, and its repair begins by itself; `clovis repair start` rebuilds the units of one that is failed in spare units"
     )]
     None,
     /// It stands still.
     #[error("its repair is paused: `clovis repair resume` lets it go on where it is")]
     Paused,
+    /// What is freed is in nobody's way, and has to be freed.
+    #[error("its repair is over; what stood in spare units is being freed, which ends by itself")]
+    Freeing,
     /// It does not run.
     #[error(
         "its repair failed, and does not run: `clovis repair status` says why, `clovis repair start` tries it again from the first object"

@@ -1,7 +1,7 @@
 //! The one table of device states: state × event gives the next state, each row with its reason. Pure.
 //!
-//! **Invariant**: nothing leads out of `Failed` but a new disk, and nothing out of `Repair` into service but the copy of all that it missed: a device that
-//! missed writes must not be read as if it had them. docs/ha.md prints the table; the test at the bottom pins each pair.
+//! **Invariant**: nothing leads out of `Failed` but a new disk, or spare units that have everything, and nothing out of `Repair` and `Rebalance` into service
+//! but the copy of all that it missed: a device that missed writes must not be read as if it had them. docs/ha.md prints the table; the test at the bottom pins each pair.
 
 use faces::DeviceState;
 
@@ -30,11 +30,13 @@ pub enum DeviceEvent {
     Restored,
     /// An operator gives its new disk up.
     Aborted,
+    /// Everything that it held stands in spare units.
+    Spared,
 }
 
 impl DeviceEvent {
     /// Every event, in the order of the table.
-    pub const ALL: [DeviceEvent; 11] = [
+    pub const ALL: [DeviceEvent; 12] = [
         DeviceEvent::Registered,
         DeviceEvent::LeaseLost,
         DeviceEvent::IoError,
@@ -46,6 +48,7 @@ impl DeviceEvent {
         DeviceEvent::Replaced,
         DeviceEvent::Restored,
         DeviceEvent::Aborted,
+        DeviceEvent::Spared,
     ];
 
     /// The word for `fops::conf::Event`, at most 16 letters.
@@ -63,6 +66,7 @@ impl DeviceEvent {
             DeviceEvent::Replaced => "disk replaced",
             DeviceEvent::Restored => "copy complete",
             DeviceEvent::Aborted => "repair aborted",
+            DeviceEvent::Spared => "in spare units",
         }
     }
 }
@@ -84,7 +88,7 @@ pub const STATES: [DeviceState; 8] = [
 pub fn next_state(state: DeviceState, event: DeviceEvent) -> DeviceState {
     use DeviceEvent::{
         Aborted, Attach, Detach, IoError, IoErrorHeard, LeaseLost, Operator, Registered, Replaced, Restored,
-        Unreachable,
+        Spared, Unreachable,
     };
     use DeviceState::{Detached, Failed, Online, Rebalance, Repair, Repaired, Transient, Unknown};
     match (state, event) {
@@ -113,13 +117,21 @@ pub fn next_state(state: DeviceState, event: DeviceEvent) -> DeviceState {
         (Repair, IoError | Operator | Aborted) => Failed,
         // While its server is away, writes that need it wait, as with Transient: it misses nothing.
         (Repair, Registered | LeaseLost | IoErrorHeard | Unreachable | Detach | Attach | Replaced) => Repair,
+        // Nothing is missing any more: spare units have what it had, and writes go there.
+        (Failed, Spared) => Repaired,
+        // Blank: writes use it beside the spare units from now on, and what those have is copied to it.
+        (Repaired, Replaced) => Rebalance,
+        // As after a repair.
+        (Rebalance, Restored) => Transient,
+        // The new disk fails too, or is given up. The spare units have everything: writes went there as well.
+        (Rebalance, IoError | Operator | Aborted) => Repaired,
         // Nothing was replaced there.
-        (Unknown | Online | Transient | Detached | Rebalance, Replaced | Restored | Aborted) => state,
-        // It was taking bytes back: those cannot be trusted either.
-        (Rebalance, IoError | Operator) => Failed,
+        (Unknown | Online | Transient | Detached, Replaced | Restored | Aborted) => state,
+        // Only what is failed has its units rebuilt elsewhere.
+        (Unknown | Online | Transient | Detached | Repair | Rebalance, Spared) => state,
         // Not proof.
         (Unknown | Online | Transient | Rebalance, IoErrorHeard | Unreachable) => state,
-        (Rebalance, Registered | LeaseLost | Detach | Attach) => Rebalance,
+        (Rebalance, Registered | LeaseLost | Detach | Attach | Replaced) => Rebalance,
         // No other event brings missed writes back.
         (Failed | Repaired, _) => state,
         // `DeviceState` may grow a state; it stays as it is until the table says otherwise.
@@ -133,15 +145,15 @@ mod tests {
 
     /// Each pair. A change here is a change of docs/ha.md.
     const TABLE: &str = "\
-state      Registered LeaseLost  IoError    IoErrorHeard Unreachable Operator   Detach     Attach     Replaced   Restored   Aborted
-unknown    online     unknown    failed     unknown      unknown     failed     unknown    unknown    unknown    unknown    unknown
-online     online     transient  failed     online       online      failed     detached   online     online     online     online
-transient  online     transient  failed     transient    transient   failed     detached   transient  transient  transient  transient
-failed     failed     failed     failed     failed       failed      failed     failed     failed     repair     failed     failed
-repair     repair     repair     failed     repair       repair      failed     repair     repair     repair     transient  failed
-repaired   repaired   repaired   repaired   repaired     repaired    repaired   repaired   repaired   repaired   repaired   repaired
-rebalance  rebalance  rebalance  failed     rebalance    rebalance   failed     rebalance  rebalance  rebalance  rebalance  rebalance
-detached   detached   detached   failed     detached     detached    failed     detached   transient  detached   detached   detached
+state      Registered LeaseLost  IoError    IoErrorHeard Unreachable Operator   Detach     Attach     Replaced   Restored   Aborted    Spared
+unknown    online     unknown    failed     unknown      unknown     failed     unknown    unknown    unknown    unknown    unknown    unknown
+online     online     transient  failed     online       online      failed     detached   online     online     online     online     online
+transient  online     transient  failed     transient    transient   failed     detached   transient  transient  transient  transient  transient
+failed     failed     failed     failed     failed       failed      failed     failed     failed     repair     failed     failed     repaired
+repair     repair     repair     failed     repair       repair      failed     repair     repair     repair     transient  failed     repair
+repaired   repaired   repaired   repaired   repaired     repaired    repaired   repaired   repaired   rebalance  repaired   repaired   repaired
+rebalance  rebalance  rebalance  repaired   rebalance    rebalance   repaired   rebalance  rebalance  rebalance  transient  repaired   rebalance
+detached   detached   detached   failed     detached     detached    failed     detached   transient  detached   detached   detached   detached
 ";
 
     #[test]

@@ -58,6 +58,7 @@ fn configuration() -> Configuration {
             changes_from: 0,
         },
         pools: FurtherPools::none(1),
+        spares: faces::Spares::default(),
     }
 }
 

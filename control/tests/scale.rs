@@ -120,6 +120,7 @@ impl Shape {
                 changes_from: 0,
             },
             pools: FurtherPools::none(self.devices()),
+            spares: faces::Spares::default(),
         }
     }
 }
@@ -808,8 +809,10 @@ fn the_largest_configuration_is_stored_in_pages_and_an_older_store_is_read() {
     let mut world = World::start(shape);
     let configuration = world.control().configuration();
     let bytes = ConfBytes::of(&configuration).unwrap();
-    // All but disks that are awaited, and pools besides the first.
-    let rest = 16 * faces::limits::AWAITED_DISKS_MAX + faces::limits::FURTHER_POOLS_BYTES_MAX;
+    // All but disks that are awaited, pools besides the first, and slots of spare units.
+    let rest = 16 * faces::limits::AWAITED_DISKS_MAX
+        + faces::limits::FURTHER_POOLS_BYTES_MAX
+        + faces::limits::SPARES_BYTES_MAX;
     assert_eq!(bytes.bytes.len(), CONFIGURATION_BYTES_MAX - rest);
     world.add_server(1, Duration::ZERO);
     world.until("its devices are online", |world| world.state_of(9) == DeviceState::Online);

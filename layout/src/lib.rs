@@ -20,6 +20,7 @@ mod permutation;
 mod plan;
 mod pool;
 mod record;
+mod spares;
 mod unit_set;
 
 pub use codec::{CodecError, GroupCodec, RebuildPlan};
@@ -30,5 +31,6 @@ pub use plan::{
     ParityMethod, ReadPlan, TooManyLost, Units, WritePlan, read_plan, read_plan_within, write_plan,
 };
 pub use pool::{LayoutError, PoolLayout, UnitKind};
-pub use record::{RecordTargets, record_targets};
+pub use record::{RecordTargets, record_and_spare_targets, record_targets};
+pub use spares::{StandIns, stand_ins};
 pub use unit_set::UnitSet;

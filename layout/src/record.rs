@@ -22,6 +22,16 @@ pub fn record_targets(pool: &PoolLayout, object: Fid) -> RecordTargets {
     RecordTargets::from_vec(targets_of_tile(object, RECORD_TILE, pool.pool_width(), count))
 }
 
+/// The same K + 1 targets, and behind them S that stand in for those that are gone, as spare units do ([`crate::stand_ins`]).
+///
+/// There are as many: W is at most P, and N at least 1.
+#[must_use]
+pub fn record_and_spare_targets(pool: &PoolLayout, object: Fid) -> RecordTargets {
+    let width = pool.width();
+    let count = base::units::narrow(u64::from(width.parity() + 1 + width.spare()));
+    RecordTargets::from_vec(targets_of_tile(object, RECORD_TILE, pool.pool_width(), count))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,6 +60,9 @@ mod tests {
         };
         assert_eq!(targets("4+2+2", 11), [3, 6, 0]);
         assert_eq!(targets("4+2+1", 8), [2, 5, 0]);
+        let pool = PoolLayout::new("4+2+1".parse().unwrap(), 8, 4096).unwrap();
+        let with_spares = record_and_spare_targets(&pool, example);
+        assert_eq!((with_spares.len(), &with_spares[..3]), (4, &[2, 5, 0][..]), "spares come behind");
         assert_eq!(targets("1+0+0", 1), [0]);
         assert_eq!(targets("1+2+0", 3).len(), 3);
     }

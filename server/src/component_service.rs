@@ -11,8 +11,8 @@ use base::BlockExtent;
 use base::units::{BLOCK_BYTES, wide};
 use fops::FopError;
 use fops::component::{
-    ComponentDelete, ComponentDeleteReply, ComponentRead, ComponentReadReply, ComponentWrite,
-    ComponentWriteReply,
+    ComponentDelete, ComponentDeleteReply, ComponentPunch, ComponentPunchReply, ComponentRead,
+    ComponentReadReply, ComponentWrite, ComponentWriteReply,
 };
 use rpc::{Fom, Phase};
 use spdk_stob::{StobId, WritePiece};
@@ -112,5 +112,24 @@ pub(crate) async fn delete(
         // It ran once its last part is durable; a part alone may be followed by all of it again.
         state.commit((&fom, &writer), &device, transaction, (left == 0).then_some(&reply)).await?;
     }
+    Ok(reply)
+}
+
+/// Gives back blocks that stood in spare units.
+pub(crate) async fn punch(
+    state: Rc<State>,
+    fom: Fom,
+    request: ComponentPunch,
+) -> Result<ComponentPunchReply, FopError> {
+    let device = state.admit(&fom, request.device, Access::Change).await?;
+    let extents = ComponentExtents::parse(request.component, request.extents)?;
+    state.check_freeing(request.job)?;
+    let stob = StobId { fid: request.component, generation: request.generation };
+    let mut transaction = device.domain.begin();
+    for extent in extents.as_slice() {
+        transaction.punch(stob, *extent);
+    }
+    let reply = ComponentPunchReply { free_blocks: device.domain.info().blocks_free };
+    state.commit((&fom, &Writer::FREE), &device, transaction, Some(&reply)).await?;
     Ok(reply)
 }

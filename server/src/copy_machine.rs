@@ -1,7 +1,7 @@
-//! Copies to this server's devices whose disks are new, and moves the objects of pools that are rebalanced, as control orders: start, pause,
-//! go on, end.
+//! Copies to this server's devices whose disks are new, moves the objects of pools that are rebalanced, and brings the units of devices that are gone to
+//! spare units and back (docs/rfd/0014), as control orders: start, pause, go on, end.
 //!
-//! For each of its devices in repair, and each pool whose first online device of the newest version is its own, there is a seat that asks control what to do, and tells how far it is, twice a second; control
+//! For each of its devices in repair, each pool whose first online device of the newest version is its own, and each device with a slot of such a pool, there is a seat that asks control what to do, and tells how far it is, twice a second; control
 //! keeps that, so a copy goes on there after a restart of anybody. What copies is the [`Copier`] that the server was given: reading, rebuilding
 //! and writing groups is a client's work. Before the first run of a seat: [`REPAIR_SETTLE`], for changes that had begun before
 //! every server knew.
@@ -86,7 +86,7 @@ impl CopyMachine {
     }
 }
 
-/// A seat for each device of this locality that is in repair, and for each pool whose objects it moves.
+/// A seat for each device of this locality that is in repair, for each pool whose objects it moves, and for each slot of spare units of such a pool.
 async fn follow(shared: Rc<Shared>) {
     loop {
         let Some(state) = shared.state.upgrade() else { return };
@@ -102,7 +102,14 @@ async fn follow(shared: Rc<Shared>) {
                 mover.is_some_and(|mover| state.is_ours(&configuration, mover.device))
             });
             let moves = moves.map(|moving| (moving.pool, moving.number));
-            for (device, number) in ours.map(|found| (found.device, found.replaced)).chain(moves) {
+            let jobs = configuration.spares.slots.iter().filter(|slot| slot.phase.is_job());
+            let jobs = jobs.filter_map(|slot| {
+                let copier = configuration.spare_copier(slot.device)?;
+                let device = configuration.target(slot.device)?.device;
+                state.is_ours(&configuration, copier.device).then_some((device, slot.job))
+            });
+            let ours = ours.map(|found| (found.device, found.replaced));
+            for (device, number) in ours.chain(moves).chain(jobs) {
                 let has_seat = shared.seats.borrow().get(&device).is_some_and(|(of, _)| *of == number);
                 if !has_seat {
                     let task = shared.locality.spawn("copy", sit(Rc::clone(&shared), device, number));

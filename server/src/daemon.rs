@@ -12,9 +12,7 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use base::{Endpoint, Fid, Instant, Nid};
-use faces::{
-    About, ConfClient, Configuration, Copier, DeviceConfig, DeviceState, Heartbeat, LoadReporter, Registrant,
-};
+use faces::{About, ConfClient, Configuration, Copier, DeviceConfig, Heartbeat, LoadReporter, Registrant};
 use fops::FopError;
 use fops::admin::{DeviceFault, DeviceFaultReply, Ping, PingReply, Shutdown, ShutdownReply};
 use fops::lock::Ticketed;
@@ -31,7 +29,7 @@ use crate::copy_machine::CopyMachine;
 use crate::device::Device;
 use crate::disks::{DiskSource, DiskTeller};
 use crate::error::ServerError;
-use crate::state::{State, Writer};
+use crate::state::{State, Writer, is_out_of_service};
 use crate::{component_service, disks, object_service, slots};
 
 /// How long a server waits for control when it starts, where nobody chooses.
@@ -286,7 +284,7 @@ fn new_devices(
         if is_new(found) {
             let disk = disks(device, 0).map_err(|reason| ServerError::NoDisk { device, reason })?;
             new.push((device, disk));
-        } else if found.state != DeviceState::Failed {
+        } else if !is_out_of_service(found.state) {
             let reason = "there is nothing in its place, and it has had bytes".to_owned();
             return Err(ServerError::NoDisk { device, reason });
         }
@@ -323,9 +321,7 @@ async fn open_devices(
             }
             Err(error @ StobError::Device(_)) => unopened.push((fid, error)),
             // Nobody uses it: a blank disk in its place, or a broken one, keeps nobody else from serving.
-            Err(error)
-                if configuration.device(fid).is_some_and(|device| device.state == DeviceState::Failed) =>
-            {
+            Err(error) if configuration.device(fid).is_some_and(|found| is_out_of_service(found.state)) => {
                 unopened.push((fid, error));
             }
             Err(source) => return Err(ServerError::Device { device: fid, source }),
@@ -356,9 +352,11 @@ fn serve_all(rpc: &RpcMachine, slot: &StateSlot) {
     serve_change(rpc, slot, object_service::update);
     serve_change(rpc, slot, object_service::delete);
     serve(rpc, slot, object_service::list);
+    serve(rpc, slot, object_service::forget);
     serve_change(rpc, slot, component_service::write);
     serve(rpc, slot, component_service::read);
     serve_change(rpc, slot, component_service::delete);
+    serve(rpc, slot, component_service::punch);
     serve(
         rpc,
         slot,

@@ -10,8 +10,8 @@ use base::limits::MESSAGE_BYTES_MAX;
 use base::units::{narrow, wide};
 use base::{Fid, Right};
 use fops::object::{
-    ObjectDelete, ObjectDeleteReply, ObjectList, ObjectListReply, ObjectOpen, ObjectOpenReply, ObjectRecord,
-    ObjectUpdate, ObjectUpdateReply, OpenMode,
+    ObjectDelete, ObjectDeleteReply, ObjectForget, ObjectForgetReply, ObjectList, ObjectListReply,
+    ObjectOpen, ObjectOpenReply, ObjectRecord, ObjectUpdate, ObjectUpdateReply, OpenMode,
 };
 use fops::{FopError, codec};
 use rpc::{Fom, Phase};
@@ -97,6 +97,26 @@ pub(crate) async fn delete(
         let mut transaction = device.domain.begin();
         transaction.tree_delete(RECORDS, &request.object.to_key_bytes());
         state.commit((&fom, &writer), &device, transaction, Some(&reply)).await?;
+    }
+    Ok(reply)
+}
+
+/// Drops a replica that stood in for one of a device that has its own again.
+pub(crate) async fn forget(
+    state: Rc<State>,
+    fom: Fom,
+    request: ObjectForget,
+) -> Result<ObjectForgetReply, FopError> {
+    let device = state.admit(&fom, request.device, Access::Change).await?;
+    check_object(request.object)?;
+    fom.phase(Phase::Lock);
+    let _key = device.records.write(request.object).await;
+    state.check_freeing(request.job)?;
+    let reply = ObjectForgetReply { existed: device.record(request.object)?.is_some() };
+    if reply.existed {
+        let mut transaction = device.domain.begin();
+        transaction.tree_delete(RECORDS, &request.object.to_key_bytes());
+        state.commit((&fom, &Writer::FREE), &device, transaction, Some(&reply)).await?;
     }
     Ok(reply)
 }

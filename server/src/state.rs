@@ -11,7 +11,9 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use base::{BlockExtent, Fid};
-use faces::{ConfClient, Configuration, DeviceState, Heartbeat, LoadReporter, MovedBytes, Pass};
+use faces::{
+    ConfClient, Configuration, DeviceState, Heartbeat, LoadReporter, MovedBytes, Pass, SparePhase, SpareSlot,
+};
 use fops::conf::{DeviceEvidence, DeviceHealth, RegisteredDevice};
 use fops::lock::Ticket;
 use fops::{FopError, codec};
@@ -74,9 +76,7 @@ impl State {
             })?;
             self.check_serving()?;
         }
-        if access == Access::Change {
-            self.check_knows(fom)?;
-        }
+        self.check_knows(fom, access)?;
         let found = self.open_device(device)?;
         self.check_in_service(&found, fom.config_version(), access)?;
         Ok(found)
@@ -104,9 +104,13 @@ impl State {
         found.is_some_and(|found| found.process == self.process && found.endpoint == self.rpc.endpoint())
     }
 
-    /// A change of somebody who takes a device for failed that takes writes again would go past it. Error: `Stale`.
-    fn check_knows(&self, fom: &Fom) -> Result<(), FopError> {
-        let need = self.conf.current().map_or(0, |configuration| configuration.pool.changes_from);
+    /// A change of somebody who takes a device for failed that takes writes again would go past it, and a read of somebody who looks for a unit in a
+    /// spare one may find another's there. Error: `Stale`.
+    fn check_knows(&self, fom: &Fom, access: Access) -> Result<(), FopError> {
+        let need = self.conf.current().map_or(0, |configuration| match access {
+            Access::Read => configuration.spares.reads_from,
+            Access::Change => configuration.pool.changes_from.max(configuration.spares.reads_from),
+        });
         let have = fom.config_version();
         if have < need { Err(FopError::Stale { have, need }) } else { Ok(()) }
     }
@@ -166,8 +170,19 @@ impl State {
     ) -> Result<(), FopError> {
         self.check_serving()?;
         self.check_attached(device)?;
-        self.check_knows(fom)?;
+        self.check_knows(fom, Access::Change)?;
         writer.begin()
+    }
+
+    /// Error: this copy does not free spare units (any more), as far as is known here: the slot may be another device's by now. Looked at right before
+    /// something is freed; who writes for another device knows a newer configuration, and is let in only once that is known here too.
+    pub(crate) fn check_freeing(&self, job: u32) -> Result<(), FopError> {
+        let configuration = self.conf.current();
+        let is_freeing = |slot: &SpareSlot| slot.job == job && slot.phase == SparePhase::Freeing;
+        if configuration.is_some_and(|configuration| configuration.spares.slots.iter().any(is_freeing)) {
+            return Ok(());
+        }
+        Err(FopError::BadRequest { reason: format!("copy {job} does not free spare units now") })
     }
 
     /// Error: an operator took the device out. Whoever asked waits, or rebuilds: nothing goes past it.
@@ -192,9 +207,9 @@ impl State {
         self.check_attached(device)?;
         let Some(configuration) = self.conf.current() else { return Ok(()) };
         let state = configuration.device(device.fid).map(|device| device.state);
-        // In repair it takes changes, and a read would find what has not been copied yet missing.
+        // In repair, or on its way back from spare units, it takes changes, and a read would find what has not been copied yet missing.
         let is_out = match state {
-            Some(DeviceState::Repair) => access == Access::Read,
+            Some(DeviceState::Repair | DeviceState::Rebalance) => access == Access::Read,
             state => state.is_some_and(is_out_of_service),
         };
         if !is_out {
@@ -255,8 +270,8 @@ impl State {
     }
 }
 
-/// True for the states in which writes go past a device.
-fn is_out_of_service(state: DeviceState) -> bool {
+/// True for the states in which writes go past a device: nobody uses what stands there before it is replaced.
+pub(crate) fn is_out_of_service(state: DeviceState) -> bool {
     matches!(state, DeviceState::Failed | DeviceState::Repaired)
 }
 

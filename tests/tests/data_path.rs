@@ -66,6 +66,7 @@ fn configuration() -> Configuration {
     });
     Configuration {
         pools: FurtherPools::none(DEVICES),
+        spares: faces::Spares::default(),
         version: 1,
         cluster: 77,
         profile: Fid::new(FidType::Profile, 0, 1),

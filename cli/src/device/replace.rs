@@ -1,11 +1,13 @@
 //! `clovis device replace`: a failed device gets another disk, or its own formatted, and everything that it has to hold.
 //!
-//! The order, repeated harmlessly: its server formats what stands in the device's place, and control makes it `repair`. The server copies then by
+//! The order, repeated harmlessly: its server formats what stands in the device's place, and control makes it `repair`, or `rebalance` if its units
+//! stand in spare units. The server copies then by
 //! itself, and this command shows how far that is until the device is online. Ended before, the repair goes on; the same command follows it again.
 
 use std::time::Duration;
 
 use base::Fid;
+use faces::SpareCopy;
 use fops::conf::{DeviceCommand, DeviceCommandReply, DeviceOrder};
 use serde_json::json;
 
@@ -23,12 +25,18 @@ pub fn run(args: &DeviceReplaceArgs) -> Result<(), Failure> {
     let device = find(&desk.local, &args.device)?.1.fid;
     let reply = order(&mut desk, device, Duration::from_secs(args.wait))?;
     let replacement = reply.replacement;
+    let is_back = SpareCopy::of_number(replacement).is_some();
     let interrupt = repair::say_when_interrupted()?;
     if !args.json {
-        output::line(&format!(
-            "device {device} has a blank disk (replacement {replacement}): it takes every write from now on, and reads rebuild its units until its \
-             server has copied all to it"
-        ))?;
+        output::line(&match is_back {
+            true => format!(
+                "device {device} has a blank disk: it takes every write from now on, beside the spare units, which are read until all is copied back"
+            ),
+            false => format!(
+                "device {device} has a blank disk (replacement {replacement}): it takes every write from now on, and reads rebuild its units until its \
+                 server has copied all to it"
+            ),
+        })?;
     }
     let found = repair::of_device(&mut desk, device)?;
     match found.as_ref().map(|repair| repair.state.as_str()) {
@@ -67,10 +75,10 @@ pub fn run(args: &DeviceReplaceArgs) -> Result<(), Failure> {
     ))
 }
 
-/// Gives the order until the device is in repair.
+/// Gives the order until the device is in repair, or on its way back from spare units.
 fn order(desk: &mut Desk, device: Fid, wait: Duration) -> Result<DeviceCommandReply, Failure> {
     let command = DeviceCommand { device, order: DeviceOrder::Replace };
-    let is_in_repair = |reply: &DeviceCommandReply| reply.state == "repair";
+    let is_in_repair = |reply: &DeviceCommandReply| matches!(reply.state.as_str(), "repair" | "rebalance");
     let (_, last) = repair::order_until(desk, command, wait, is_in_repair)?;
     if is_in_repair(&last) { Ok(last) } else { Err(too_late(desk, device, &last, wait)) }
 }

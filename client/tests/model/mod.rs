@@ -93,6 +93,7 @@ impl World {
         let width: LayoutWidth = width.parse().unwrap();
         let configuration = Configuration {
             pools: FurtherPools::none(fids.len()),
+            spares: faces::Spares::default(),
             version: 1,
             cluster: 9,
             profile: Fid::new(FidType::Profile, 0, 1),

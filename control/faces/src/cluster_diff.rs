@@ -143,6 +143,9 @@ fn values(file: &ClusterFile) -> BTreeMap<Key, String> {
     if let Some(rate) = profile.repair_bytes_per_second {
         add(Section::Profile, none, "repair_bytes_per_second", 0, rate.to_string());
     }
+    if let Some(seconds) = profile.spare_repair_after_seconds {
+        add(Section::Profile, none, "spare_repair_after_seconds", 0, seconds.to_string());
+    }
     for server in servers {
         let fid = server.process;
         add(Section::Server, fid, PRESENCE, 0, format!("{} endpoints", server.endpoints.len()));

@@ -21,6 +21,7 @@ use crate::configuration::{Configuration, DeviceConfig, DeviceState, PoolConfig,
 use crate::fid_order::position_of;
 use crate::limits;
 use crate::pools::{DeviceRun, FIRST_POOL_NAME, FurtherPools, PoolName, PoolVersionConfig};
+use crate::spares::Spares;
 
 /// Which backend carries the messages between the processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -325,6 +326,9 @@ pub struct ProfileSection {
     /// Bytes that the copy to a device in repair may write in a second; no limit if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repair_bytes_per_second: Option<u64>,
+    /// So long a failed device waits for another disk before its units are rebuilt in spare units; 0: for ever. 600 if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spare_repair_after_seconds: Option<u64>,
 }
 
 impl ProfileSection {
@@ -494,6 +498,7 @@ impl ClusterFile {
                 changes_from: 0,
             },
             pools: self.further_pools(),
+            spares: Spares::default(),
         }
     }
 
@@ -711,6 +716,8 @@ impl RawPoolVersion {
 struct RawProfile {
     #[serde(default)]
     repair_bytes_per_second: Option<Spanned<u64>>,
+    #[serde(default)]
+    spare_repair_after_seconds: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -800,6 +807,7 @@ impl RawFile {
             pool_versions: self.pool_versions.into_iter().map(RawPoolVersion::into_section).collect(),
             profile: ProfileSection {
                 repair_bytes_per_second: self.profile.repair_bytes_per_second.map(Spanned::into_inner),
+                spare_repair_after_seconds: self.profile.spare_repair_after_seconds,
             },
             servers: self
                 .servers

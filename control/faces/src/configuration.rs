@@ -17,6 +17,7 @@ use crate::conf_parts::BadParts;
 use crate::fid_order::position_of;
 use crate::limits::{AWAITED_DISKS_MAX, DEVICES_MAX, SERVERS_MAX};
 use crate::pools::FurtherPools;
+use crate::spares::Spares;
 
 /// Number of the form of the encoded configuration: grows when a field is added. Control's store and [`fops::conf_sync::ConfSync`] name it.
 pub const CONFIGURATION_FORMAT: u32 = 2;
@@ -151,6 +152,8 @@ pub struct Configuration {
     pub pool: PoolConfig,
     /// All other pool versions.
     pub pools: FurtherPools,
+    /// Devices whose units stand in spare units.
+    pub spares: Spares,
 }
 
 impl Configuration {
@@ -213,6 +216,16 @@ pub enum ConfigurationError {
         /// The pool version.
         pool_version: Fid,
     },
+    /// Two devices in one place, or one in two.
+    #[error(
+        "device {device} (by its index) has spare slot {slot}, and it is in no pool, has another slot, or another device of its pool has this one"
+    )]
+    SpareSlot {
+        /// Device index.
+        device: u32,
+        /// The slot.
+        slot: u32,
+    },
     /// A unit size out of range.
     #[error("unit size {bytes} is not a multiple of {BLOCK_BYTES} up to {UNIT_BYTES_MAX}")]
     UnitSize {
@@ -268,8 +281,8 @@ impl Blamed for ConfigurationError {
 }
 
 impl Configuration {
-    /// The bytes that travel. Where there is one pool version with all devices, they end as they did before there were more, so that
-    /// processes of the version before understand them. Errors: larger than the limits allow.
+    /// The bytes that travel. Where there is one pool version with all devices, they end as they did before there were more, and where no device ever
+    /// had a slot of spare units as they did before there were any, so that processes of the version before understand them. Errors: larger than the limits allow.
     pub fn to_bytes(&self) -> Result<Vec<u8>, ConfigurationError> {
         self.check()?;
         self.to_bytes_again()
@@ -277,8 +290,11 @@ impl Configuration {
 
     /// The same of one that was checked before.
     pub(crate) fn to_bytes_again(&self) -> Result<Vec<u8>, ConfigurationError> {
-        let Configuration { version, cluster, profile, control, processes, pool, pools } = self;
+        let Configuration { version, cluster, profile, control, processes, pool, pools, spares } = self;
         let head = (version, cluster, profile, control, processes, pool);
+        if !spares.says_nothing() {
+            return Ok(codec::encode_long(&(head, pools, spares))?);
+        }
         if pools.says_nothing(pool.devices.len()) {
             return Ok(codec::encode_long(&head)?);
         }
@@ -288,14 +304,18 @@ impl Configuration {
     /// Reads and checks the bytes that [`Configuration::to_bytes`] made, on another machine.
     pub fn from_bytes(bytes: &[u8]) -> Result<Configuration, ConfigurationError> {
         // Behind the one shape stands more, so that bytes are only ever of one of them.
-        let (head, pools) = match codec::decode_long::<ConfigurationHead>(bytes) {
-            Ok(head) => (head, None),
-            Err(_) => codec::decode_long::<(ConfigurationHead, FurtherPools)>(bytes)
-                .map(|(head, pools)| (head, Some(pools)))?,
+        let (head, pools, spares) = match codec::decode_long::<ConfigurationHead>(bytes) {
+            Ok(head) => (head, None, Spares::default()),
+            Err(_) => match codec::decode_long::<(ConfigurationHead, FurtherPools)>(bytes) {
+                Ok((head, pools)) => (head, Some(pools), Spares::default()),
+                Err(_) => codec::decode_long::<(ConfigurationHead, FurtherPools, Spares)>(bytes)
+                    .map(|(head, pools, spares)| (head, Some(pools), spares))?,
+            },
         };
         let (version, cluster, profile, control, processes, pool) = head;
         let pools = pools.unwrap_or_else(|| FurtherPools::none(pool.devices.len()));
-        let configuration = Configuration { version, cluster, profile, control, processes, pool, pools };
+        let configuration =
+            Configuration { version, cluster, profile, control, processes, pool, pools, spares };
         configuration.check()?;
         Ok(configuration)
     }
@@ -320,6 +340,7 @@ impl Configuration {
             }
         }
         self.pools.check(devices.len())?;
+        self.check_spares()?;
         for version in self.pool_versions() {
             let (width, devices) = (version.width, version.device_count());
             if u64::from(devices) < u64::from(width.width()) {
@@ -395,6 +416,7 @@ impl From<Configuration1> for Configuration {
         let devices: Vec<DeviceConfig> = devices.into_iter().map(device).collect();
         Configuration {
             pools: FurtherPools::none(devices.len()),
+            spares: Spares::default(),
             version: old.version,
             cluster: old.cluster,
             profile: old.profile,
@@ -502,6 +524,7 @@ mod tests {
             configuration.pool.devices.push(DeviceConfig { device: fid, process, ..device.clone() });
         }
         configuration.pools = crate::pools::largest(&configuration);
+        configuration.spares = crate::spares::largest();
         assert_eq!(configuration.to_bytes().unwrap().len(), CONFIGURATION_BYTES_MAX);
         assert_eq!(Configuration::from_bytes(&configuration.to_bytes().unwrap()).unwrap(), configuration);
         configuration.pool.devices.push(device);

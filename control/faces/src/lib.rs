@@ -26,6 +26,7 @@ pub mod load;
 pub mod pools;
 pub mod repair;
 pub mod rm;
+pub mod spares;
 pub mod tenure;
 pub mod watcher;
 
@@ -47,4 +48,5 @@ pub use lease::Lease;
 pub use load::{LoadReporter, MovedBytes};
 pub use pools::{DeviceRun, FurtherPools, Moving, PoolVersionConfig};
 pub use repair::{Copier, CopyEnd, Copying};
+pub use spares::{NoSpare, SpareCopy, SparePhase, SpareSlot, Spares};
 pub use watcher::{Notified, NotifyOutcome, Watch, WatchEvent, Watcher};

@@ -19,6 +19,8 @@ pub const DEVICE_RUNS_MAX: usize = 64;
 /// Bytes of a pool's name.
 pub const POOL_NAME_BYTES_MAX: usize = 24;
 
+/// Devices that have a slot of spare units at a time, of all pools together: as many as the widest parity (N + K is at most 255) has of one.
+pub const SPARE_SLOTS_MAX: usize = 128;
 /// Devices whose disks are being replaced at a time, until each is formatted.
 pub const AWAITED_DISKS_MAX: usize = 64;
 /// Localities (endpoints) of one server process.
@@ -235,6 +237,9 @@ pub const REPAIR_REASON_BYTES_MAX: usize = 400;
 pub const REPAIR_TRIES_MAX: u32 = 10;
 /// Repairs of one answer.
 pub const REPAIRS_PAGE: usize = 32;
+/// A failed device waits so long for another disk before its units are rebuilt in spare units by themselves, where the cluster file says nothing. Long enough for
+/// somebody who has a disk at hand: then everything is copied once, and not there and back. Short beside the days in which another device fails.
+pub const SPARE_REPAIR_AFTER_SECONDS: u64 = 600;
 /// Least rate of repairs that a cluster file may ask for, in bytes per second: below it a window of a large object takes days.
 pub const REPAIR_RATE_MIN: u64 = 4096;
 
@@ -261,9 +266,13 @@ pub const FURTHER_POOLS_BYTES_MAX: usize = 4
     + 8
     + (POOL_VERSIONS_MAX + 1) * (FID_BYTES + 4);
 
+/// Encoded bytes of the largest `Spares`: slots (device, slot, phase, number of the copy), the version that reads need, copies begun.
+pub const SPARES_BYTES_MAX: usize = 8 + SPARE_SLOTS_MAX * 16 + 8 + 4;
+
 /// Encoded bytes of the largest configuration.
 pub const CONFIGURATION_BYTES_MAX: usize = CONFIGURATION_HEAD_BYTES
     + FURTHER_POOLS_BYTES_MAX
+    + SPARES_BYTES_MAX
     + SERVERS_MAX * PROCESS_CONFIG_BYTES
     + DEVICES_MAX * DEVICE_CONFIG_BYTES
     + AWAITED_DISKS_MAX * FID_BYTES;
@@ -386,4 +395,4 @@ const FENCE_WAIT_BYTES: usize = 2 * FID_BYTES + ENDPOINT_BYTES + 8;
 const _: () =
     assert!(wide(4 + 8 + FENCE_WAITS_NAMED * FENCE_WAIT_BYTES + ITEM_HEADER_ROOM) <= MESSAGE_BYTES_MAX);
 // docs/configuration.md says this number.
-const _: () = assert!(CONFIGURATION_BYTES_MAX == 721_602);
+const _: () = assert!(CONFIGURATION_BYTES_MAX == 723_670);

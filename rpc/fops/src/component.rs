@@ -73,3 +73,28 @@ pub struct ComponentDeleteReply {
     pub deleted: u64,
 }
 fop!(ComponentDelete, ComponentDeleteReply, ComponentDelete, "component-delete", AtMostOnce);
+
+/// Makes holes of blocks of a component object that stood in spare units for a device which has its units again.
+///
+/// Carried out only while the server's configuration says that this copy is to free them: one that arrives late frees nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ComponentPunch {
+    /// The device.
+    pub device: Fid,
+    /// The component object.
+    pub component: Fid,
+    /// Generation of the object's bytes.
+    pub generation: u64,
+    /// Where, in blocks of the component object; do not overlap.
+    pub extents: Vec<BlockExtent>,
+    /// Number of the copy.
+    pub job: u32,
+}
+
+/// Durable.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ComponentPunchReply {
+    /// Blocks free on the device.
+    pub free_blocks: u64,
+}
+fop!(ComponentPunch, ComponentPunchReply, ComponentPunch, "component-punch", AtMostOnce);

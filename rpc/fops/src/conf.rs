@@ -288,7 +288,7 @@ pub struct DeviceCommandReply {
     /// the device takes writes, and every server refuses those of whoever does not know. Of a repair that is to stand still or to end: once
     /// nothing is copied.
     pub is_heeded: bool,
-    /// Number of the disk that it has or awaits, 0 for its first.
+    /// Number of the disk that it has or awaits, 0 for its first; while its units go to spare units or come back from there, that of the copy.
     pub replacement: u32,
 }
 fop!(DeviceCommand, DeviceCommandReply, DeviceCommand, "device-command", Idempotent);

@@ -58,12 +58,16 @@ pub enum Opcode {
     ObjectDelete = 18,
     /// [`object::ObjectList`]
     ObjectList = 19,
+    /// [`object::ObjectForget`]
+    ObjectForget = 20,
     /// [`component::ComponentWrite`]
     ComponentWrite = 32,
     /// [`component::ComponentRead`]
     ComponentRead = 33,
     /// [`component::ComponentDelete`]
     ComponentDelete = 34,
+    /// [`component::ComponentPunch`]
+    ComponentPunch = 35,
     /// [`admin::DeviceFault`]
     DeviceFault = 48,
     /// [`admin::Ping`]
@@ -163,9 +167,11 @@ impl Opcode {
         Opcode::ObjectUpdate,
         Opcode::ObjectDelete,
         Opcode::ObjectList,
+        Opcode::ObjectForget,
         Opcode::ComponentWrite,
         Opcode::ComponentRead,
         Opcode::ComponentDelete,
+        Opcode::ComponentPunch,
         Opcode::DeviceFault,
         Opcode::Ping,
         Opcode::Shutdown,

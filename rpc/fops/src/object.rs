@@ -135,3 +135,22 @@ pub struct ObjectListReply {
     pub more: bool,
 }
 fop!(ObjectList, ObjectListReply, ObjectList, "object-list", Idempotent);
+
+/// Drops a replica of a record that stood in for one of a device which has its own again. Carried out as [`crate::component::ComponentPunch`] is.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ObjectForget {
+    /// The device that has the replica.
+    pub device: Fid,
+    /// The object.
+    pub object: Fid,
+    /// Number of the copy.
+    pub job: u32,
+}
+
+/// Done, or there was nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ObjectForgetReply {
+    /// True if a replica was dropped.
+    pub existed: bool,
+}
+fop!(ObjectForget, ObjectForgetReply, ObjectForget, "object-forget", AtMostOnce);

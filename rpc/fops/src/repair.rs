@@ -105,7 +105,7 @@ pub struct RepairStatus {
     pub device: Fid,
     /// The process whose server copies.
     pub process: Fid,
-    /// Number of the replacement.
+    /// Number of the replacement, of a pool's rebalance, or (`faces::SpareCopy`) of a copy to spare units or back.
     pub replacement: u32,
     /// `waiting`, `running`, `paused`, `failed`, `done` or `aborted`.
     pub state: String,

@@ -415,6 +415,12 @@ fn bodies_of_object_records() {
     );
     pinned(object::ObjectDeleteReply { existed: true }, agreed!(bool: true), "01");
     pinned(
+        object::ObjectForget { device: FID, object: FID, job: 0x8000_0003 },
+        agreed!((RawFid, RawFid, u32): (RAW, RAW, 0x8000_0003)),
+        &format!("{FID_HEX} {FID_HEX} 03000080"),
+    );
+    pinned(object::ObjectForgetReply { existed: true }, agreed!(bool: true), "01");
+    pinned(
         object::ObjectList { device: FID, after: Some(FID), limit: 100 },
         agreed!((RawFid, Option<RawFid>, u32): (RAW, Some(RAW), 100)),
         &format!("{FID_HEX} 01 {FID_HEX} 64000000"),
@@ -461,6 +467,15 @@ fn bodies_of_components_and_admin() {
         &format!("{FID_HEX} {FID_HEX} 0500000000000000 0700000000000000"),
     );
     pinned(component::ComponentDeleteReply { deleted: 1 }, agreed!(u64: 1), "0100000000000000");
+    let extents = vec![BlockExtent { start: 16, count: 2 }];
+    pinned(
+        component::ComponentPunch { device: FID, component: FID, generation: 1, extents, job: 0x8000_0003 },
+        agreed!((RawFid, RawFid, u64, Vec<(u64, u64)>, u32): (RAW, RAW, 1, vec![(16, 2)], 0x8000_0003)),
+        &format!(
+            "{FID_HEX} {FID_HEX} 0100000000000000 0100000000000000 1000000000000000 0200000000000000 03000080"
+        ),
+    );
+    pinned(component::ComponentPunchReply { free_blocks: 6 }, agreed!(u64: 6), "0600000000000000");
     pinned(
         admin::DeviceFault { device: FID, failed: true },
         agreed!((RawFid, bool): (RAW, true)),
@@ -688,9 +703,11 @@ fn opcodes_are_pinned() {
         (O::ObjectUpdate, 17),
         (O::ObjectDelete, 18),
         (O::ObjectList, 19),
+        (O::ObjectForget, 20),
         (O::ComponentWrite, 32),
         (O::ComponentRead, 33),
         (O::ComponentDelete, 34),
+        (O::ComponentPunch, 35),
         (O::DeviceFault, 48),
         (O::Ping, 49),
         (O::Shutdown, 50),
@@ -788,6 +805,10 @@ fn decode_as_everything(bytes: &[u8]) {
     one::<component::ComponentReadReply>(bytes);
     one::<component::ComponentDelete>(bytes);
     one::<component::ComponentDeleteReply>(bytes);
+    one::<component::ComponentPunch>(bytes);
+    one::<component::ComponentPunchReply>(bytes);
+    one::<object::ObjectForget>(bytes);
+    one::<object::ObjectForgetReply>(bytes);
     one::<admin::DeviceFault>(bytes);
     one::<admin::DeviceFaultReply>(bytes);
     one::<admin::Ping>(bytes);

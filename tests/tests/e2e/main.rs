@@ -27,6 +27,7 @@ mod quickstart;
 mod refusals;
 mod replacements;
 mod security;
+mod spares;
 mod states;
 mod upgrade;
 mod watches;

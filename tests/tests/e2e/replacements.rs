@@ -11,21 +11,21 @@ use clovis_tests::wait;
 use serde_json::Value;
 
 /// States of all devices, by target.
-fn states(cluster: &RunningCluster) -> Vec<String> {
+pub fn states(cluster: &RunningCluster) -> Vec<String> {
     let listed = cluster.run(&["device", "list", "--json"]).succeeded();
     let listed: Value = serde_json::from_str(listed.text()).expect("one JSON object");
     let devices = listed["devices"].as_array().expect("a list of devices");
     devices.iter().map(|device| device["state"].as_str().expect("a word").to_owned()).collect()
 }
 
-fn put(cluster: &RunningCluster, id: &str, content: &[u8]) {
+pub fn put(cluster: &RunningCluster, id: &str, content: &[u8]) {
     let file = cluster.scratch().join(id.replace(':', "-"));
     fs::write(&file, content).expect("the scratch folder takes a file");
     let path = file.to_str().expect("a path of letters");
     let _ = cluster.run(&["cp", "--quiet", path, id]).succeeded();
 }
 
-fn has(cluster: &RunningCluster, id: &str, content: &[u8], when: &str) {
+pub fn has(cluster: &RunningCluster, id: &str, content: &[u8], when: &str) {
     assert!(cluster.run(&["cat", id]).succeeded().stdout == content, "{when}: {id} reads as something else");
 }
 
@@ -82,14 +82,14 @@ fn a_replaced_device_carries_its_part_while_clients_go_on_and_after_two_others_a
 }
 
 /// What control says of the repair of a device, by target.
-fn repair(cluster: &RunningCluster, target: &str) -> Value {
+pub fn repair(cluster: &RunningCluster, target: &str) -> Value {
     let said = cluster.run(&["repair", "status", target, "--json"]).succeeded();
     let said: Value = serde_json::from_str(said.text()).expect("one JSON object");
     said["repairs"][0].clone()
 }
 
 /// Waits until the repair of a device is as wanted.
-fn until(cluster: &RunningCluster, target: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+pub fn until(cluster: &RunningCluster, target: &str, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
     let mut last = Value::Null;
     wait::until(what, COMMAND_LIMIT, || {
         last = repair(cluster, target);

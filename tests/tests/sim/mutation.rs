@@ -54,6 +54,7 @@ impl Mutation {
         (Mutation::Server(server::Bug::LeaseUnchecked), 24),
         (Mutation::Client(client::Bug::FirstAnswerIsEnough), 60),
         (Mutation::Client(client::Bug::RepairBesideWrites), 40),
+        (Mutation::Client(client::Bug::PastTheSpare), 16),
         (Mutation::Control(control::Bug::ToldBeforeMajority), 40),
         (Mutation::Control(control::Bug::LeadNotAsked), 40),
         (Mutation::Control(control::Bug::VoteForgotten), 40),

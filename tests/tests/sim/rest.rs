@@ -1,6 +1,6 @@
 //! What has to be true of a cluster at rest: parity of every group on the platters, every block accounted for, nothing leaked.
 //!
-//! Parity is computed by `clovis_tests::sim_parity`, which shares no code with the system; where a unit lies is asked of `layout`, and its bytes of
+//! A unit whose device is gone lies in the spare unit of the device's slot, if it has one. Parity is computed by `clovis_tests::sim_parity`, which shares no code with the system; where a unit lies is asked of `layout`, and its bytes of
 //! the domain that holds it (which verifies their checksums). Rows that an unacknowledged write left torn are passed over, as in
 //! docs/simulation.md#accepted, and a cluster with damaged devices is not looked at: groups with K units fewer are what it is for.
 
@@ -51,6 +51,7 @@ pub fn parity_at_rest(world: &mut World, stats: &[ObjectStat]) -> Result<u64, St
 }
 
 fn parity_of(world: &mut World, stat: &ObjectStat) -> Result<u64, String> {
+    let spares = world.spares();
     let pool = &world.configuration.pool;
     let pool_width = u32::try_from(pool.devices.len()).expect("few devices");
     let layout = PoolLayout::new(stat.width, pool_width, stat.unit_bytes)
@@ -63,7 +64,11 @@ fn parity_of(world: &mut World, stat: &ObjectStat) -> Result<u64, String> {
     let mut wanted = Vec::new();
     for group in 0..groups {
         for unit in 0..coded {
-            let frame = object.place(group, unit);
+            // By hand, and not by `layout::stand_ins`: from slot to slot, as far as there are spare units.
+            let mut frame = object.place(group, unit);
+            while let Some(slot) = spares.get(&frame.target) {
+                frame = object.place(group, coded + slot);
+            }
             let device = pool.devices[usize::try_from(frame.target).expect("few devices")].device;
             let extent = BlockExtent { start: frame.frame * unit_blocks, count: unit_blocks };
             wanted.push(Wanted { device, stob, extent, found: None });

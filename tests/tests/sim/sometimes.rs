@@ -56,6 +56,7 @@ pub const WANTED: &[&str] = &[
     "an operator took a device out",
     "an operator took a device back",
     "a replaced device was whole again",
+    "units came back from spare units",
     "writes of a device failed",
     "a device was full",
     "blocks of a device could not be read",

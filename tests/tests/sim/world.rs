@@ -13,7 +13,7 @@ use base::nid::NetKind;
 use base::{Endpoint, Fid, FidType, Instant, LayoutWidth, Nid, ObjectId};
 use clovis_tests::sim_cut::Cut;
 use control::Control;
-use faces::{Configuration, DeviceConfig, DeviceState, FurtherPools, PoolConfig, ProcessConfig};
+use faces::{Configuration, DeviceConfig, DeviceState, FurtherPools, PoolConfig, ProcessConfig, SparePhase};
 use fops::conf::{DeviceCommand, DeviceOrder};
 use fops::member::MemberChange;
 use fops::repair::RepairStatus;
@@ -225,6 +225,7 @@ impl World {
         }
         let configuration = Configuration {
             pools: FurtherPools::none(devices.len()),
+            spares: faces::Spares::default(),
             version: 1,
             cluster: CLUSTER,
             profile: Fid::new(FidType::Profile, 1, 1),
@@ -365,6 +366,15 @@ impl World {
     pub fn ask_control<T>(&self, question: impl FnOnce(&Control) -> T) -> Option<T> {
         let control = self.nodes[self.leader()?].slot()?.control.borrow();
         control.as_ref().map(question)
+    }
+
+    /// Slots of spare units, by device index, of devices whose units stand there.
+    pub fn spares(&self) -> BTreeMap<u32, u32> {
+        let slots = self.ask_control(|control| control.configuration().spares.slots.clone());
+        let is_there =
+            |phase| matches!(phase, SparePhase::Filling | SparePhase::Standing | SparePhase::Returning);
+        let there = slots.into_iter().flatten().filter(|slot| is_there(slot.phase));
+        there.map(|slot| (slot.device, slot.slot)).collect()
     }
 
     pub fn now(&self) -> Instant {
@@ -551,7 +561,7 @@ impl World {
                 self.nodes[index].was_up = true;
             }
         }
-        for fid in self.replacements.take_restored() {
+        for (fid, by_spares) in self.replacements.take_restored() {
             let index = self.configuration.target_index(fid).expect("a device of the pool");
             self.device(index as usize).disk.slow_down(1);
             // Its bytes are all there again: another device may be damaged instead.
@@ -561,6 +571,9 @@ impl World {
             oracle.damaged = self.damaged.len();
             oracle.rebuild();
             oracle.sometimes.reached("a replaced device was whole again");
+            if by_spares {
+                oracle.sometimes.reached("units came back from spare units");
+            }
             changed = true;
         }
         let down = self
@@ -992,7 +1005,13 @@ impl World {
         let Some(life) = self.nodes.iter().find(is_up).and_then(|node| node.life.as_ref()) else { return };
         let Some(client) = life.first().slot.client.borrow().clone() else { return };
         let (oracle, clock) = (Rc::clone(&self.oracle), Rc::clone(&self.clock));
-        if let Some(repair) = self.replacements.repair(fid, client, self.configuration.control) {
+        // Of a third of the new disks; the other seeded bugs have the schedules that they were looked for on.
+        let about_spares = Mutation::Client(client::Bug::PastTheSpare);
+        let by_spares = match self.mutation {
+            None => (self.seed ^ fid.key).is_multiple_of(3),
+            Some(mutation) => mutation == about_spares,
+        };
+        if let Some(repair) = self.replacements.repair(fid, by_spares, client, self.configuration.control) {
             life.first().locality.handle().spawn("operator", async move {
                 let outcome = repair.run().await;
                 oracle.borrow().tell(clock.now(), || format!("replacement of device {fid}: {outcome:?}"));
