@@ -90,6 +90,13 @@ fn time(at: Instant) -> String {
     format!("{}.{:02}s", hundredths / 100, hundredths % 100)
 }
 
+struct ServerLine {
+    rack: Option<Fid>,
+    node: Option<Fid>,
+    server: Fid,
+    devices: Vec<Fid>,
+}
+
 /// The lines before the first step.
 #[derive(Default)]
 struct Head {
@@ -97,8 +104,7 @@ struct Head {
     lease: Option<Duration>,
     /// As in `[profile]`.
     profile: Vec<String>,
-    /// Rack, node, server and its devices.
-    servers: Vec<(Option<Fid>, Option<Fid>, Fid, Vec<Fid>)>,
+    servers: Vec<ServerLine>,
 }
 
 impl Head {
@@ -119,7 +125,8 @@ impl Head {
                 let server = words.next().ok_or_else(wanted)?;
                 let server = named("server", server).map_err(|error| format!("{error}; {}", wanted()))?;
                 let devices = words.map(|word| named("device", word)).collect::<Result<Vec<_>, _>>()?;
-                self.servers.push((rack.transpose()?, node.transpose()?, server, devices));
+                let (rack, node) = (rack.transpose()?, node.transpose()?);
+                self.servers.push(ServerLine { rack, node, server, devices });
             }
         }
         Ok(())
@@ -143,12 +150,12 @@ impl Head {
             }
         };
         let (racks, nodes): (BTreeSet<_>, BTreeSet<_>) = (
-            self.servers.iter().filter_map(|server| server.0).collect(),
-            self.servers.iter().filter_map(|server| server.1).collect(),
+            self.servers.iter().filter_map(|server| server.rack).collect(),
+            self.servers.iter().filter_map(|server| server.node).collect(),
         );
         racks.iter().for_each(|rack| part(&mut text, "rack", *rack, None));
         nodes.iter().for_each(|node| part(&mut text, "node", *node, None));
-        for (rack, node, server, devices) in &self.servers {
+        for ServerLine { rack, node, server, devices } in &self.servers {
             let here = |fid_type| Fid::new(fid_type, 1, server.key);
             if rack.is_some() {
                 part(&mut text, "enclosure", here(FidType::Enclosure), *rack);
@@ -207,7 +214,9 @@ struct World {
     lease: Option<Duration>,
     file: ClusterFile,
     text: String,
+    /// Its locality's place, and the daemon.
     control: Option<(usize, Control)>,
+    /// Of control and servers so far: the number of a start is its epoch.
     starts: u64,
     operator: RpcMachine,
     servers: BTreeMap<Fid, Server>,
