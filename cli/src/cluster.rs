@@ -388,12 +388,10 @@ fn wait_until_ready(
             }
         }
         if let Ok(status) = ask_status(&mut station, file, Duration::from_secs(1)) {
-            let missing: Vec<String> = status
-                .processes
-                .iter()
-                .filter(|one| !one.alive)
-                .map(|one| server_name(one.process))
-                .collect();
+            // Control may know of servers that this file does not name, on other machines: they are not started here.
+            let ours = status.processes.iter().filter(|one| file.server(one.process).is_some());
+            let missing: Vec<String> =
+                ours.filter(|one| !one.alive).map(|one| server_name(one.process)).collect();
             // Control hears of a process by the first of its localities: each has to answer for itself.
             let unanswered = if missing.is_empty() { unanswered(&mut station, file) } else { None };
             silent = match unanswered {

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use faces::cluster_file::ClusterFile;
+use faces::later_store::{LaterReason, later_file_reason};
 use faces::limits::CLUSTER_UPLOAD_PART_BYTES;
 use faces::{Change, Effect, diff};
 use fops::Fop;
@@ -132,9 +133,9 @@ pub fn run(command: &ConfCommand) -> Result<(), Failure> {
             let mut desk = Desk::open(&args.connect)?;
             let in_force = desk.text(0)?;
             let wanted = desk.text(args.transaction)?;
-            let changes = diff(&in_force.file, &wanted.file);
+            let plan = Plan::of(&in_force, &wanted.text, &wanted.file);
             let note = format!("rollback to {}", wanted.transaction);
-            put_in_force(&mut desk, &in_force, &changes, &wanted.text, &note, args.json)
+            put_in_force(&mut desk, &in_force, &plan, &wanted.text, &note, args.json)
         }
     }
 }
@@ -164,35 +165,84 @@ fn wanted(
 
 fn plan(args: &ConfPlanArgs) -> Result<(), Failure> {
     let mut desk = Desk::open(&args.connect)?;
-    let (_, file) = wanted(&desk, args.file.as_deref(), &args.connect)?;
+    let (text, file) = wanted(&desk, args.file.as_deref(), &args.connect)?;
     let in_force = desk.text(0)?;
-    let changes = diff(&in_force.file, &file);
-    if args.json {
-        output::line(
-            &json!({ "base": in_force.transaction, "changes": changes_json(&changes) }).to_string(),
-        )?;
-    } else if changes.is_empty() {
-        output::line(&format!(
+    let plan = Plan::of(&in_force, &text, &file);
+    if plan.changes.is_empty() && !args.json {
+        return output::line(&format!(
             "no change: the file says what transaction {} put in force",
             in_force.transaction
-        ))?;
-    } else {
-        output::print(&changes_text(&changes))?;
+        ));
     }
-    refuse(&changes)
+    plan.show(&in_force, args.json)
 }
 
-/// Errors: one of the changes cannot be made.
-pub fn refuse(changes: &[Change]) -> Result<(), Failure> {
-    let mut refused = changes.iter().filter(|change| matches!(change.effect, Effect::Refused(_)));
-    match refused.next() {
-        None => Ok(()),
-        Some(first) => Err(Failure::new(format!(
-            "{} of {} changes cannot be made, the first at {}",
-            refused.count() + 1,
-            changes.len(),
-            first.key
-        ))),
+/// What a text would change.
+pub struct Plan {
+    changes: Vec<Change>,
+    /// What programs that know no format 3 of control's store would not take any more, if they take the text in force.
+    no_way_back: Option<LaterReason>,
+}
+
+impl Plan {
+    /// From what is in force to a text, and what that says.
+    pub fn of(in_force: &Kept, text: &str, file: &ClusterFile) -> Plan {
+        let before = later_file_reason(&in_force.file, in_force.text.len());
+        let after = later_file_reason(file, text.len());
+        Plan { changes: diff(&in_force.file, file), no_way_back: after.filter(|_| before.is_none()) }
+    }
+
+    /// Tells what it changes. Errors: one of the changes cannot be made.
+    pub fn show(&self, in_force: &Kept, as_json: bool) -> Result<(), Failure> {
+        if as_json {
+            let changes = self.changes_json();
+            let no_way_back = self.no_way_back_text();
+            output::line(
+                &json!({ "base": in_force.transaction, "changes": changes, "no_way_back": no_way_back })
+                    .to_string(),
+            )?;
+        } else {
+            output::print(&self.text())?;
+        }
+        self.refuse()
+    }
+
+    /// Errors: one of the changes cannot be made.
+    fn refuse(&self) -> Result<(), Failure> {
+        let is_refused = |change: &&Change| matches!(change.effect, Effect::Refused(_));
+        let mut refused = self.changes.iter().filter(is_refused);
+        match refused.next() {
+            None => Ok(()),
+            Some(first) => Err(Failure::new(format!(
+                "{} of {} changes cannot be made, the first at {}",
+                refused.count() + 1,
+                self.changes.len(),
+                first.key
+            ))),
+        }
+    }
+
+    fn no_way_back_text(&self) -> Option<String> {
+        let reason = self.no_way_back?;
+        Some(format!(
+            "earlier versions of control, whose store has no format 3, do not take this: {reason} (docs/upgrade.md)"
+        ))
+    }
+
+    fn text(&self) -> String {
+        let mut lines: String = self.changes.iter().map(|change| format!("{change}\n")).collect();
+        if let Some(told) = self.no_way_back_text() {
+            lines.push_str(&format!("! {told}\n"));
+        }
+        lines
+    }
+
+    fn changes_json(&self) -> Vec<serde_json::Value> {
+        let as_json = |change: &Change| {
+            json!({ "key": change.key, "from": change.from, "to": change.to, "effect": change.effect.to_string(),
+                    "refused": matches!(change.effect, Effect::Refused(_)) })
+        };
+        self.changes.iter().map(as_json).collect()
     }
 }
 
@@ -200,28 +250,28 @@ fn apply(args: &ConfApplyArgs) -> Result<(), Failure> {
     let mut desk = Desk::open(&args.connect)?;
     let (text, file) = wanted(&desk, args.file.as_deref(), &args.connect)?;
     let in_force = desk.text(0)?;
-    let changes = diff(&in_force.file, &file);
-    put_in_force(&mut desk, &in_force, &changes, &text, &args.note, args.json)
+    let plan = Plan::of(&in_force, &text, &file);
+    put_in_force(&mut desk, &in_force, &plan, &text, &args.note, args.json)
 }
 
 /// Applies a text after showing what it changes. Errors: it changes what may not change; another text came in force meanwhile.
 pub fn put_in_force(
     desk: &mut Desk,
     in_force: &Kept,
-    changes: &[Change],
+    plan: &Plan,
     text: &str,
     note: &str,
     as_json: bool,
 ) -> Result<(), Failure> {
     if !as_json {
-        output::print(&changes_text(changes))?;
+        output::print(&plan.text())?;
     }
-    refuse(changes)?;
+    plan.refuse()?;
     let reply = desk.apply(in_force.transaction, text, note)?;
     if as_json {
         return output::line(
             &json!({ "transaction": reply.transaction, "configuration_version": reply.version,
-                     "changes": changes_json(changes) })
+                     "changes": plan.changes_json(), "no_way_back": plan.no_way_back_text() })
             .to_string(),
         );
     }
@@ -272,18 +322,6 @@ fn history(connect: &ConnectArgs, as_json: bool) -> Result<(), Failure> {
         ]);
     }
     output::print(&table.render())
-}
-
-pub fn changes_text(changes: &[Change]) -> String {
-    changes.iter().map(|change| format!("{change}\n")).collect()
-}
-
-pub fn changes_json(changes: &[Change]) -> Vec<serde_json::Value> {
-    let as_json = |change: &Change| {
-        json!({ "key": change.key, "from": change.from, "to": change.to, "effect": change.effect.to_string(),
-                "refused": matches!(change.effect, Effect::Refused(_)) })
-    };
-    changes.iter().map(as_json).collect()
 }
 
 /// Seconds since 1970 as `2026-11-21 07:00:00`; `-` for 0. Source: the civil-from-days arithmetic of the proleptic

@@ -4,25 +4,25 @@
 //! has stopped; what keeps it from starting is its last line, which `clovis cluster start` shows.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use base::units::BLOCK_BYTES;
 use base::{Endpoint, Fid};
 use control::{Control, ControlConfig, FirstStart, MemberConfig, OperatorFile};
 use faces::cluster_file::{ClusterFile, ServerSection};
-use faces::{About, DeviceState};
+use faces::{About, ClusterId, DeviceState};
 use futures_channel::oneshot;
 use futures_util::{FutureExt as _, future};
 use rpc::OnDenied;
 use runtime::{Crowd, LocalityConfig, StopFlag};
-use server::{DiskSource, Server, ServerConfig};
+use server::{DiskSource, DiskWanted, Server, ServerConfig};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use spdk_stob::is_nvme_address;
@@ -31,7 +31,7 @@ use verbs_net::Fabric;
 use crate::args::{ControlRunArgs, CoreList, FirstStartArg, ServerArgs};
 use crate::connection::{
     ARENA_BYTES, Station, arena_for, client_config, create_device, device_path, fabric_of, folder_of,
-    new_epoch, open_device, unix_s, unix_us,
+    load_cluster_file, new_epoch, open_device, unix_s, unix_us,
 };
 use crate::failure::Failure;
 use crate::known_cluster::KnownCluster;
@@ -350,6 +350,8 @@ fn exporter(
 #[derive(Clone)]
 pub struct ServerSeat {
     file: KnownCluster,
+    /// Where the file is, if it is one that may be read again.
+    config: Option<PathBuf>,
     folder: PathBuf,
     process: Fid,
     /// Its index, into the endpoints of the process.
@@ -367,6 +369,7 @@ impl ServerSeat {
     pub fn first(file: &KnownCluster, process: Fid, folder: &Path) -> ServerSeat {
         ServerSeat {
             file: file.clone(),
+            config: None,
             folder: folder.to_owned(),
             process,
             locality: 0,
@@ -394,6 +397,7 @@ impl ServerSeat {
         }
         let first = ServerSeat::first(file, section.process, folder);
         let seat = |locality| ServerSeat {
+            config: Some(file.config().to_owned()),
             locality,
             core: cores.map(|CoreList(cores)| cores[locality]),
             part: Arc::default(),
@@ -421,10 +425,7 @@ impl ServerSeat {
 
     /// Its devices, where they are, and their sizes in bytes.
     fn devices(&self) -> Vec<(Fid, PathBuf, u64)> {
-        let devices = self.file.devices_of(self.process);
-        let devices = devices.filter(|device| usize::try_from(device.locality) == Ok(self.locality));
-        let place = |path: &Path| device_path(&self.folder, path);
-        devices.map(|device| (device.fid, place(&device.path), device.size_bytes)).collect()
+        devices_at(&self.file, self.process, self.locality, &self.folder)
     }
 
     /// A place to stand on this thread, which stays on its core from now on if it has one. Errors: no such core; no memory.
@@ -448,6 +449,101 @@ impl ServerSeat {
     }
 }
 
+/// A device's path, and its bytes by the cluster file.
+type Place = (PathBuf, u64);
+
+/// Where the devices of a locality are: as the cluster file said when it started, and as that says now of those that it did not name then.
+struct Places {
+    name: String,
+    folder: PathBuf,
+    process: Fid,
+    cluster: ClusterId,
+    locality: usize,
+    /// The cluster file of this process; nothing of a cluster that has none.
+    config: Option<PathBuf>,
+    /// Its buffers are such that SPDK can use them.
+    has_nvme: bool,
+    known: RefCell<BTreeMap<Fid, Place>>,
+    /// The file as it was last read, and what was wrong with it.
+    read: RefCell<Option<(FileMark, Result<(), String>)>>,
+}
+
+/// Time of the last change, and bytes.
+type FileMark = (Option<SystemTime>, u64);
+
+impl Places {
+    fn of(seat: &ServerSeat) -> Places {
+        let known = seat.devices();
+        Places {
+            name: seat.name(),
+            folder: seat.folder.clone(),
+            process: seat.process,
+            cluster: seat.file.cluster.id,
+            locality: seat.locality,
+            config: seat.config.clone(),
+            has_nvme: known.iter().any(|(_, path, _)| is_nvme_address(path)),
+            known: RefCell::new(known.into_iter().map(|(fid, path, bytes)| (fid, (path, bytes))).collect()),
+            read: RefCell::default(),
+        }
+    }
+
+    /// Errors: no cluster file names the device here.
+    fn find(&self, device: Fid) -> Result<Place, String> {
+        if let Some(place) = self.known.borrow().get(&device) {
+            return Ok(place.clone());
+        }
+        let config = self.config.as_ref().ok_or("this cluster has no file that could name it")?;
+        self.read_again(config)?;
+        let place = self.known.borrow().get(&device).cloned().ok_or_else(|| {
+            format!(
+                "{} does not name it as one of {}: bring the cluster file in force to this machine (`clovis conf show` prints it)",
+                config.display(),
+                self.name
+            )
+        })?;
+        if is_nvme_address(&place.0) && !self.has_nvme {
+            return Err(format!(
+                "it is at {}, which SPDK drives, and {} has no memory for SPDK before it starts again: restart it",
+                place.0.display(),
+                self.name
+            ));
+        }
+        Ok(place)
+    }
+
+    /// Reads the cluster file if it is another one than last time. Errors: it cannot be read, or is of another cluster.
+    fn read_again(&self, config: &Path) -> Result<(), String> {
+        let about = std::fs::metadata(config).map_err(|error| format!("{}: {error}", config.display()))?;
+        let mark = (about.modified().ok(), about.len());
+        if let Some((_, outcome)) = self.read.borrow().as_ref().filter(|(seen, _)| *seen == mark) {
+            return outcome.clone();
+        }
+        let outcome = self.take(config);
+        *self.read.borrow_mut() = Some((mark, outcome.clone()));
+        outcome
+    }
+
+    fn take(&self, config: &Path) -> Result<(), String> {
+        let file = load_cluster_file(config).map_err(|failure| failure.to_string())?;
+        if file.cluster.id != self.cluster {
+            return Err(format!("{} is the file of another cluster", config.display()));
+        }
+        // Those that were known stay where they are until the process starts again.
+        let mut known = self.known.borrow_mut();
+        for (device, path, bytes) in devices_at(&file, self.process, self.locality, &self.folder) {
+            known.entry(device).or_insert((path, bytes));
+        }
+        Ok(())
+    }
+}
+
+/// The devices of a locality of a process, where they are, and their sizes in bytes.
+fn devices_at(file: &ClusterFile, process: Fid, locality: usize, folder: &Path) -> Vec<(Fid, PathBuf, u64)> {
+    let devices = file.devices_of(process);
+    let devices = devices.filter(|device| usize::try_from(device.locality) == Ok(locality));
+    devices.map(|device| (device.fid, device_path(folder, &device.path), device.size_bytes)).collect()
+}
+
 /// True if there is something at a device's path, or nobody can tell before it is opened.
 fn is_there(path: &Path) -> bool {
     is_nvme_address(path) || path.try_exists().unwrap_or(true)
@@ -455,16 +551,14 @@ fn is_there(path: &Path) -> bool {
 
 /// Opens what stands in the place of one of these devices now. A file that is gone is made anew, as large as it was, and that of a new
 /// device as large as the cluster file says.
-fn disk_source(places: Vec<(Fid, PathBuf, u64)>) -> DiskSource {
+fn disk_source(places: Places) -> DiskSource {
     Rc::new(move |device, size_blocks| {
-        let place = places.iter().find(|(fid, ..)| *fid == device);
-        let (_, path, size_bytes) =
-            place.ok_or_else(|| "the cluster file of this process does not name it".to_owned())?;
-        if !path.starts_with("/dev/") && !is_there(path) {
-            let size_bytes = if size_blocks > 0 { size_blocks * BLOCK_BYTES } else { *size_bytes };
-            create_device(path, size_bytes).map_err(|error| error.to_string())?;
+        let (path, size_bytes) = places.find(device)?;
+        if !path.starts_with("/dev/") && !is_there(&path) {
+            let size_bytes = if size_blocks > 0 { size_blocks * BLOCK_BYTES } else { size_bytes };
+            create_device(&path, size_bytes).map_err(|error| error.to_string())?;
         }
-        open_device(path).map_err(|error| error.to_string())
+        open_device(&path).map_err(|error| error.to_string())
     })
 }
 
@@ -494,13 +588,23 @@ fn start_server(station: &mut Station, fabric: &Fabric, seat: &ServerSeat) -> Re
     }
     config.rpc.on_denied = Some(denials_of(&name));
     config.rails.clone_from(&seat.section()?.rails);
-    config.disks = Some(disk_source(places));
+    config.disks = Some(disk_source(Places::of(seat)));
     let copies = client_config(file, COPY_OP_TIMEOUT)?;
     config.copier = Some(client::copier(&station.handle(), fabric, copies));
     let teller = name.clone();
-    config.on_disk = Some(Rc::new(move |device, outcome| match outcome {
-        Ok(()) => note(&format!("{teller}: device {device} has another disk, formatted")),
-        Err(reason) => eprintln!("clovis: {teller}: device {device} awaits another disk: {reason}"),
+    config.on_disk = Some(Rc::new(move |device, wanted, outcome| match (wanted, outcome) {
+        (DiskWanted::First, Ok(())) => note(&format!("{teller}: device {device}, which is new, is open")),
+        (DiskWanted::First, Err(reason)) => {
+            eprintln!(
+                "clovis: {teller}: device {device}, which is new, cannot be opened: {reason}. It is tried again"
+            );
+        }
+        (DiskWanted::Another(_), Ok(())) => {
+            note(&format!("{teller}: device {device} has another disk, formatted"));
+        }
+        (DiskWanted::Another(_), Err(reason)) => {
+            eprintln!("clovis: {teller}: device {device} awaits another disk: {reason}");
+        }
     }));
     let teller = name.clone();
     config.rpc.on_hung = Some(Rc::new(move |hung: &rpc::HungFom| eprintln!("clovis: {teller}: {hung}")));

@@ -9,12 +9,12 @@ use std::collections::BTreeMap;
 use base::units::BLOCK_BYTES;
 use base::{Fid, FidType, LayoutWidth};
 use faces::cluster_file::{ClusterFile, DeviceSpan, PoolVersionSection};
-use faces::{Configuration, DeviceRun, DeviceState, PoolVersionConfig, diff};
+use faces::{Configuration, DeviceRun, DeviceState, PoolVersionConfig};
 use fops::conf::{ClusterStatusReply, DeviceStatus};
 use serde_json::{Value, json};
 
 use crate::args::{PoolChangeArgs, PoolCommand, PoolCreateArgs, PoolExpandArgs, PoolListArgs, PoolShowArgs};
-use crate::conf::{Desk, Kept, changes_json, changes_text, put_in_force, refuse};
+use crate::conf::{Desk, Kept, Plan, put_in_force};
 use crate::connection::connect;
 use crate::daemon::server_name;
 use crate::failure::Failure;
@@ -99,19 +99,12 @@ fn append(
     // Of a text that was in force only what is new can be wrong: the line is none that the operator wrote.
     let file = ClusterFile::parse_hidden(&text, desk.local.cluster.credential)
         .map_err(|error| Failure::new(error.problem.to_string()))?;
-    let changes = diff(&in_force.file, &file);
+    let plan = Plan::of(in_force, &text, &file);
     if args.plan {
-        if args.json {
-            output::line(
-                &json!({ "base": in_force.transaction, "changes": changes_json(&changes) }).to_string(),
-            )?;
-        } else {
-            output::print(&changes_text(&changes))?;
-        }
-        return refuse(&changes);
+        return plan.show(in_force, args.json);
     }
     let note = args.note.as_deref().unwrap_or(note);
-    put_in_force(desk, in_force, &changes, &text, note, args.json)
+    put_in_force(desk, in_force, &plan, &text, note, args.json)
 }
 
 fn section_text(section: &PoolVersionSection) -> Result<String, Failure> {

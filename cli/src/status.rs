@@ -315,6 +315,15 @@ impl<'a> Picture<'a> {
                 _ => {}
             }
         }
+        for device in self.file.devices.iter().filter(|device| {
+            self.device_state(device.fid) == DeviceState::Unknown
+                && self.process_state(device.server) == DeviceState::Online
+        }) {
+            let (fid, name) = (device.fid, server_name(device.server));
+            advice.push(format!(
+                "device {fid} was never opened: {name} does that by itself, once the cluster file on its machine names it and it is blank; what keeps it from that is in its log"
+            ));
+        }
         if !failed.is_empty() {
             let names: Vec<String> = failed.iter().map(ToString::to_string).collect();
             let left = parity.saturating_sub(failed.len() + sparing.len());

@@ -17,6 +17,8 @@ pub enum Bug {
     RepairBesideWrites,
     /// Writes go past the spare units that stand for a repaired device's.
     PastTheSpare,
+    /// While a pool is being rebalanced, changes in place of objects that may move are made without the credit that keeps the mover off.
+    MoveBesideWrites,
     /// One of its rpc machine's.
     Rpc(rpc::Bug),
 }

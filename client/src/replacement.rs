@@ -201,12 +201,14 @@ impl Replacement {
     }
 }
 
-/// Deletes a range of generations of the object's bytes, on all devices in service. Best effort.
+/// Deletes a range of generations of the object's bytes, on all devices in service that were ever there. Best effort.
 pub(crate) async fn drop_components(store: &Store, object: ObjectId, generations: Range<u64>) {
     let (from_generation, below_generation) = (generations.start, generations.end);
     let deadline = store.deadline();
     let configuration = store.configuration();
-    let targets = (0u32..).zip(&configuration.pool.devices).filter(|(_, device)| is_in_service(device.state));
+    // One without a size never registered, and holds nothing.
+    let may_have = |device: &faces::DeviceConfig| is_in_service(device.state) && device.size_blocks > 0;
+    let targets = (0u32..).zip(&configuration.pool.devices).filter(|(_, device)| may_have(device));
     join_all(targets.map(|(target, _)| async move {
         let make = async |device: &faces::DeviceConfig| {
             let component = object.fid().with_type(FidType::Component);

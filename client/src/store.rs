@@ -162,7 +162,9 @@ impl Store {
             Some(record) => self.may_move(record),
             None => !self.configuration.borrow().pools.moving.is_empty(),
         };
-        if !(is_repairing || may_move) || is_held || self.has_bug(Bug::RepairBesideWrites) {
+        let is_repairing = is_repairing && !self.has_bug(Bug::RepairBesideWrites);
+        let may_move = may_move && !self.has_bug(Bug::MoveBesideWrites);
+        if !(is_repairing || may_move) || is_held {
             return Ok(None);
         }
         let credit = RmCredit::Whole { mode: LockMode::Shared };

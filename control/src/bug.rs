@@ -15,6 +15,8 @@ pub enum Bug {
     EntriesLate,
     /// A reign begins without its line: entries that have no effect yet are passed over.
     ReignWithoutLine,
+    /// When the log is cut, the members at its beginning stay what they were before.
+    MembersForgotten,
 }
 
 impl Bug {

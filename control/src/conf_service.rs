@@ -8,7 +8,7 @@ use std::rc::Rc;
 use base::checksum::crc32c;
 use base::units::wide;
 use faces::configuration::CONFIGURATION_FORMAT;
-use faces::limits::{CLUSTER_FILE_BYTES_MAX, CONF_MESSAGE_BYTES, status_fits_a_message};
+use faces::limits::{CLUSTER_FILE_BYTES_MAX, CONF_MESSAGE_BYTES, status_fits_a_message, store_bytes_for};
 use fops::FopError;
 use fops::conf::{ClusterStatus, ClusterStatusReply, ConfApply, ConfApplyReply, ConfGet, ConfGetReply};
 use fops::conf_sync::{
@@ -152,6 +152,7 @@ impl Inner {
         reason: Reason,
     ) -> Result<ConfApplyReply, FopError> {
         let text = String::from_utf8(text).map_err(|error| bad(format!("the file is not text: {error}")))?;
+        self.check_room(text.len())?;
         let reply = self.core.borrow_mut().handle_apply(&text, base, reason);
         let reply = reply.map_err(|refusal| match refusal {
             ApplyRefusal::File(error) => bad(error.to_string()),
@@ -159,6 +160,21 @@ impl Inner {
         })?;
         self.settle(reply.version).await?;
         Ok(reply)
+    }
+
+    /// The cluster file says how large the store is; what counts is how large it was made. One that is full takes no change any more.
+    fn check_room(&self, text_bytes: usize) -> Result<(), FopError> {
+        let has = self.store.bytes();
+        let needs = store_bytes_for(text_bytes);
+        if needs <= has {
+            return Ok(());
+        }
+        Err(FopError::NotPermitted {
+            reason: format!(
+                "a cluster file of {text_bytes} bytes needs a store of at least {needs} bytes, and that of this control daemon was made with {has}: \
+                 a new cluster may have a larger one, or `clovis control restore` puts a backup into one"
+            ),
+        })
     }
 
     /// For requesters who know of no pages.

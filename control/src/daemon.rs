@@ -178,7 +178,7 @@ pub(crate) struct Inner {
     pub(crate) rpc: RpcMachine,
     /// Of this reign: numbers that live in memory alone mean nothing in another.
     pub(crate) epoch: u64,
-    store: Store,
+    pub(crate) store: Store,
     bug: Option<Bug>,
     pub(crate) core: RefCell<ControlCore>,
     /// Serial of the last durable change of repairs.
@@ -559,7 +559,7 @@ async fn begin(
         recover(stored_configuration, stored_transactions, given, file.as_ref(), endpoint)?;
     let bytes = ConfBytes::of(&configuration).map_err(ControlError::Configuration)?;
     if changed {
-        store.save(Some(&bytes), transactions.as_ref(), &Changes::default()).await?;
+        store.save(Some((&configuration, &bytes)), transactions.as_ref(), &Changes::default()).await?;
     }
     Ok(Begun { store, stored, configuration, bytes, transactions })
 }
@@ -1227,7 +1227,8 @@ async fn write_changes(inner: Rc<Inner>) {
             }
             let events = inner.number(&changes);
             let changes = Changes { events, locks, watches, loans, repairs };
-            match inner.store.save(bytes.as_ref(), transactions.as_ref(), &changes).await {
+            let configuration = next.as_ref().zip(bytes.as_ref());
+            match inner.store.save(configuration, transactions.as_ref(), &changes).await {
                 Ok(()) => {
                     inner.publish(next.zip(bytes), changes.events);
                     inner.locks_stored.set(locks_serial);

@@ -12,6 +12,7 @@ use base::checksum::crc32c;
 use base::{Fid, FidType};
 use faces::Configuration;
 use faces::configuration::CONFIGURATION_FORMAT;
+use faces::later_store::later_store_reason;
 use faces::limits::EVENTS_KEPT;
 use fops::admin::StoreSpace;
 use fops::codec;
@@ -39,7 +40,8 @@ const TREE: TreeId = TreeId(1);
 const KEY: &[u8] = b"configuration";
 /// Format version of the head: the encoded configuration stands in pages of [`PAGES`], of which a change writes those that it touches.
 const FORMAT_VERSION: u32 = 3;
-/// With the encoded configuration behind the version; still read.
+/// With the encoded configuration behind the version. Written as long as it holds everything, since control of earlier versions reads it
+/// ([`later_store_reason`]).
 const FORMAT_VERSION_2: u32 = 2;
 /// The same without numbers of replacements and the version that changes need; still read.
 const FORMAT_VERSION_1: u32 = 1;
@@ -86,7 +88,7 @@ pub(crate) struct Store {
     log: Rc<dyn ReplicatedLog>,
     /// Numbers of the transactions that are in it, with the keys of each.
     saved: RefCell<BTreeSet<(u64, u32)>>,
-    /// The place of the configuration in force, and its bytes; nothing before there is one in pages.
+    /// The place of the configuration in force, and its bytes; nothing while it does not stand in pages.
     configuration: RefCell<Option<(u8, Rc<[u8]>)>>,
 }
 
@@ -224,16 +226,23 @@ impl Store {
     /// What is long is written ahead, where nobody looks for it before the rest is there.
     pub(crate) async fn save(
         &self,
-        configuration: Option<&ConfBytes>,
+        configuration: Option<(&Configuration, &ConfBytes)>,
         transactions: Option<&Transactions>,
         changes: &Changes,
     ) -> Result<(), ControlError> {
         let Changes { events, locks: (lock_changes, lock_numbers), watches, loans, repairs } = changes;
         let (mut ahead, mut batch) = (Batch::default(), Batch::default());
-        let place = configuration.map(|configuration| {
+        let pages = configuration.map(|(configuration, bytes)| {
             let before = self.configuration.borrow();
             let before = before.as_ref().map(|(place, bytes)| (*place, &**bytes));
-            put_configuration(before, configuration, &mut ahead, &mut batch)
+            if later_store_reason(configuration).is_some() {
+                let place = put_pages(before, bytes, &mut ahead, &mut batch);
+                return Some((place, Rc::clone(&bytes.bytes)));
+            }
+            // Written by a program that knew no other format, or put back from one.
+            let pages = before.map(|_| self.range(PAGES, Bound::Unbounded, usize::MAX)).unwrap_or_default();
+            put_whole(bytes, pages.iter().map(|(key, _)| key.as_slice()), &mut batch);
+            None
         });
         let mut saved = self.saved.borrow().clone();
         if let Some(transactions) = transactions {
@@ -265,6 +274,13 @@ impl Store {
                 batch.delete(TRANSACTIONS, &key_of(number, part));
                 saved.remove(&(number, part));
             }
+        }
+        // Pieces that were written ahead of a record that never came: earlier versions take them for part of the text before them.
+        let is_whole = |(number, _): &(u64, u32)| saved.contains(&(*number, 0));
+        let left: Vec<(u64, u32)> = saved.iter().filter(|piece| !is_whole(piece)).copied().collect();
+        for (number, part) in left {
+            batch.delete(TRANSACTIONS, &key_of(number, part));
+            saved.remove(&(number, part));
         }
         // Of more than are kept only the last ones ever are.
         let events = &events[events.len().saturating_sub(EVENTS_KEPT)..];
@@ -338,8 +354,8 @@ impl Store {
         self.write_ahead(ahead).await?;
         self.log.commit(batch).await?;
         *self.saved.borrow_mut() = saved;
-        if let (Some(place), Some(configuration)) = (place, configuration) {
-            *self.configuration.borrow_mut() = Some((place, Rc::clone(&configuration.bytes)));
+        if let Some(pages) = pages {
+            *self.configuration.borrow_mut() = pages;
         }
         Ok(())
     }
@@ -438,6 +454,11 @@ impl Store {
         log.commit(Batch::default()).await
     }
 
+    /// Bytes that it was made with.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.log.domain().info().device_blocks.saturating_mul(base::units::BLOCK_BYTES)
+    }
+
     /// Where the state is, for a copy of it.
     pub(crate) fn log(&self) -> &dyn ReplicatedLog {
         &*self.log
@@ -451,7 +472,7 @@ impl Store {
 
 /// The pages that differ from those `before` (its place and bytes) go with the rest; or, if they are many, all of them to the other place ahead
 /// of it. Answer: the place.
-fn put_configuration(
+fn put_pages(
     before: Option<(u8, &[u8])>,
     configuration: &ConfBytes,
     ahead: &mut Batch,
@@ -482,6 +503,12 @@ fn put_configuration(
     };
     batch.put(TREE, KEY, &Head::of(place, configuration).to_bytes());
     place
+}
+
+/// All of it goes with the rest, in format 2; `pages` are what an earlier format 3 has left.
+fn put_whole<'a>(configuration: &ConfBytes, pages: impl Iterator<Item = &'a [u8]>, batch: &mut Batch) {
+    batch.put(TREE, KEY, &[&FORMAT_VERSION_2.to_le_bytes(), &*configuration.bytes].concat());
+    pages.for_each(|page| batch.delete(PAGES, page));
 }
 
 /// A copy of everything, for a backup. Errors: the state has no configuration yet.
@@ -535,10 +562,15 @@ pub(crate) fn leap(state: &mut Batch) -> Result<u64, ControlError> {
     let mut configuration = configuration_in(state)?;
     configuration.version += LEAP_OF_VERSIONS;
     let bytes = ConfBytes::of(&configuration).map_err(ControlError::Configuration)?;
-    for (page, page_bytes) in (0..).zip(bytes.bytes.chunks(PAGE_BYTES)) {
-        state.put(PAGES, &page_key(0, page), page_bytes);
+    state.changes.retain(|change| change.tree != PAGES);
+    if later_store_reason(&configuration).is_some() {
+        for (page, page_bytes) in (0..).zip(bytes.bytes.chunks(PAGE_BYTES)) {
+            state.put(PAGES, &page_key(0, page), page_bytes);
+        }
+        state.put(TREE, KEY, &Head::of(0, &bytes).to_bytes());
+    } else {
+        put_whole(&bytes, std::iter::empty(), state);
     }
-    state.put(TREE, KEY, &Head::of(0, &bytes).to_bytes());
     let later = |value: Option<&[u8]>, index: usize| {
         let word = value.and_then(|value| value.get(8 * index..)?.first_chunk::<8>().copied());
         word.map_or(0, u64::from_le_bytes).saturating_add(LEAP_OF_NUMBERS).to_le_bytes()
@@ -674,8 +706,16 @@ mod tests {
             }
         }
 
+        fn pages(&self) -> Vec<Vec<u8>> {
+            self.0.keys().filter(|(tree, _)| *tree == PAGES.0).map(|(_, key)| key.clone()).collect()
+        }
+
         fn whole(&self) -> Vec<u8> {
-            let head = Head::parse(&self.0[&(TREE.0, KEY.to_vec())]).unwrap();
+            let value = &self.0[&(TREE.0, KEY.to_vec())];
+            if format_of(value).unwrap() == FORMAT_VERSION_2 {
+                return value[4..].to_vec();
+            }
+            let head = Head::parse(value).unwrap();
             let pages =
                 (0..head.pages()).map(|page| &self.0[&(PAGES.0, page_key(head.place, page).to_vec())]);
             let bytes: Vec<u8> = pages.flatten().copied().collect();
@@ -705,7 +745,7 @@ mod tests {
             let next = bytes(version, len, changed);
             let (mut ahead, mut batch) = (Batch::default(), Batch::default());
             let stored = before.as_ref().map(|(place, one)| (*place, &*one.bytes));
-            let to = put_configuration(stored, &next, &mut ahead, &mut batch);
+            let to = put_pages(stored, &next, &mut ahead, &mut batch);
             assert_eq!((ahead.changes.len(), to), (pages_ahead, place), "version {version}");
             if version == 2 {
                 assert_eq!(batch.changes.len(), 3, "two pages and the head");
@@ -722,5 +762,37 @@ mod tests {
         }
         // The other place keeps its pages; of this one what is not needed goes.
         assert_eq!(tree.0.keys().filter(|(tree, key)| *tree == PAGES.0 && key[0] == 0).count(), 5);
+    }
+    #[test]
+    fn from_one_format_to_the_other_and_back_there_is_always_a_whole_configuration() {
+        let mut tree = Tree::default();
+        let mut before: Option<(u8, ConfBytes)> = None;
+        // Bytes, and whether they need format 3: small, large (ahead of the head), small again, small ones that need it, small.
+        let steps =
+            [(3000, false), (700_000, true), (701_000, true), (4000, false), (5000, true), (2000, false)];
+        for (version, (len, is_later)) in (1..).zip(steps) {
+            let next = bytes(version, len, &[]);
+            let (mut ahead, mut batch) = (Batch::default(), Batch::default());
+            let place = if is_later {
+                let stored = before.as_ref().map(|(place, one)| (*place, &*one.bytes));
+                Some(put_pages(stored, &next, &mut ahead, &mut batch))
+            } else {
+                let pages = tree.pages();
+                put_whole(&next, pages.iter().map(Vec::as_slice), &mut batch);
+                None
+            };
+            let whole_before = (version > 1).then(|| tree.whole());
+            tree.apply(ahead);
+            // The power may go here.
+            if let Some(whole_before) = whole_before {
+                assert!(tree.whole() == whole_before, "version {version}");
+            }
+            tree.apply(batch);
+            assert!(tree.whole() == next.bytes.to_vec(), "version {version}");
+            let format = format_of(&tree.0[&(TREE.0, KEY.to_vec())]).unwrap();
+            assert_eq!(format, if is_later { FORMAT_VERSION } else { FORMAT_VERSION_2 }, "version {version}");
+            assert_eq!(tree.pages().is_empty(), !is_later, "version {version}: {} pages", tree.pages().len());
+            before = place.map(|place| (place, next));
+        }
     }
 }

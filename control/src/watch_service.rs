@@ -13,8 +13,8 @@ use fops::FopError;
 use fops::codec::{self, CodecError};
 use fops::news::{self, ConfigurationNews, LockNews};
 use fops::watch::{
-    Notify, NotifyReply, WatchAck, WatchAckReply, WatchList, WatchPoll, WatchPollReply, WatchRegister,
-    WatchRegisterReply, WatchUnregister, WatchUnregisterReply,
+    Notify, NotifyOutcomesGet, NotifyReply, WatchAck, WatchAckReply, WatchList, WatchPoll, WatchPollReply,
+    WatchRegister, WatchRegisterReply, WatchUnregister, WatchUnregisterReply,
 };
 use rpc::Fom;
 
@@ -45,15 +45,17 @@ pub(crate) fn serve_all(inner: &Rc<Office>) {
         inner,
         |inner: Rc<Inner>, fom: Fom, request: Notify| async move { inner.notify(&fom, &request).await },
     );
+    serve(inner, |inner: Rc<Inner>, _fom, request: NotifyOutcomesGet| async move {
+        Ok(inner.watches.borrow().outcomes(&request))
+    });
 }
 
 fn refused(refusal: WatchRefusal) -> FopError {
     let reason = refusal.to_string();
     match refusal {
-        WatchRefusal::Full
-        | WatchRefusal::ObjectFull { .. }
-        | WatchRefusal::WatcherFull
-        | WatchRefusal::ControlsTopic { .. } => FopError::NotPermitted { reason },
+        WatchRefusal::Full | WatchRefusal::WatcherFull | WatchRefusal::ControlsTopic { .. } => {
+            FopError::NotPermitted { reason }
+        }
         _ => FopError::BadRequest { reason },
     }
 }
@@ -112,8 +114,12 @@ impl Inner {
 
     fn ack_notify(&self, request: WatchAck) -> Result<WatchAckReply, FopError> {
         let now = self.rpc.locality().now();
+        let notify = request.notify;
         let counted = self.watches.borrow_mut().handle_ack(now, request).map_err(refused)?;
-        self.watches_rung.notify_waiters();
+        // The last of them: those who poll do not care, and there may be many.
+        if counted && self.watches.borrow().is_answered(notify) {
+            self.watches_rung.notify_waiters();
+        }
         Ok(WatchAckReply { counted })
     }
 

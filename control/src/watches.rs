@@ -10,7 +10,7 @@
 //! behind it. **Invariant**: a watch that may have missed such news is no longer listed to its watcher, which registers it again and has a gap: one that
 //! does not fetch them, and each one after a restart, as these watches are not stored.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::rc::Rc;
 use std::time::Duration;
@@ -18,14 +18,15 @@ use std::time::Duration;
 use base::{Endpoint, Fid, Instant};
 use faces::lease::lost_after;
 use faces::limits::{
-    NOTIFIES_KEPT, NOTIFIES_MAX, NOTIFY_ACK_BYTES_MAX, NOTIFY_BYTES_MAX, NOTIFY_WAIT_MS_MAX, WATCH_INBOX_MAX,
-    WATCH_LEASE_MAX_MS, WATCH_LEASE_MIN_MS, WATCH_LIST_PAGE, WATCH_NAME_BYTES_MAX, WATCH_PAGE,
-    WATCH_PAGE_BYTES, WATCHES_MAX, WATCHES_PER_OBJECT_MAX, WATCHES_PER_WATCHER_MAX,
+    NOTIFIES_KEPT, NOTIFIES_MAX, NOTIFY_ACK_BYTES_MAX, NOTIFY_BYTES_MAX, NOTIFY_OUTCOMES_MAX, NOTIFY_PAGE,
+    NOTIFY_WAIT_MS_MAX, WATCH_INBOX_MAX, WATCH_LEASE_MAX_MS, WATCH_LEASE_MIN_MS, WATCH_LIST_PAGE,
+    WATCH_NAME_BYTES_MAX, WATCH_PAGE, WATCH_PAGE_BYTES, WATCHES_MAX, WATCHES_PER_WATCHER_MAX,
 };
 use fops::news;
 use fops::watch::{
-    MissedWhy, Notification, Notify, NotifyAck, NotifyId, NotifyMissed, NotifyReply, WatchAck, WatchEntry,
-    WatchListReply, WatchPlace, WatchRecord, WatchUnregister, WatcherId,
+    MissedWhy, Notification, Notify, NotifyAck, NotifyId, NotifyMissed, NotifyOutcomesGet,
+    NotifyOutcomesReply, NotifyReply, WatchAck, WatchEntry, WatchListReply, WatchPlace, WatchRecord,
+    WatchUnregister, WatcherId,
 };
 
 /// A request about watches that control refuses.
@@ -46,12 +47,6 @@ pub enum WatchRefusal {
     /// No room in the cluster.
     #[error("{WATCHES_MAX} watches are registered, which is the limit: end some")]
     Full,
-    /// No room for this object.
-    #[error("object {object} has {WATCHES_PER_OBJECT_MAX} watches, which is the limit")]
-    ObjectFull {
-        /// Which.
-        object: Fid,
-    },
     /// No room for this watcher.
     #[error("this watcher has {WATCHES_PER_WATCHER_MAX} watches, which is the limit")]
     WatcherFull,
@@ -104,6 +99,8 @@ pub enum NotifyStart {
 #[derive(Clone, Debug)]
 struct Watcher {
     heard_at: Instant,
+    /// When it counts as gone, as it stands in [`WatchTable::leases`].
+    lost_at: Instant,
     from: Endpoint,
     /// Number of its last poll: an older one that still waits is over.
     polls: u64,
@@ -112,8 +109,8 @@ struct Watcher {
 }
 
 impl Watcher {
-    /// When it counts as gone.
-    fn lost_at(&self) -> Instant {
+    /// When it counts as gone, by what is known of it now.
+    fn lease_end(&self) -> Instant {
         let lease_ms = self.watches.values().map(|watch| watch.lease_ms).max().unwrap_or(0);
         self.heard_at + lost_after(Duration::from_millis(u64::from(lease_ms)))
     }
@@ -146,16 +143,39 @@ struct UnderWay {
     missed: Vec<NotifyMissed>,
 }
 
+/// A notify that is over.
+#[derive(Debug)]
+struct Over {
+    id: NotifyId,
+    object: Fid,
+    acks: Vec<NotifyAck>,
+    missed: Vec<NotifyMissed>,
+}
+
+impl Over {
+    fn outcomes(&self) -> usize {
+        self.acks.len() + self.missed.len()
+    }
+}
+
 /// All watches of the cluster, and the notifies under way.
+///
+/// A registration, a poll, an acknowledgement cost the logarithm of the watches that there are; a notify costs those that it is for.
 #[derive(Debug)]
 pub struct WatchTable {
     watchers: BTreeMap<WatcherId, Watcher>,
+    /// The watches of each object.
+    by_object: BTreeMap<Fid, BTreeSet<(WatcherId, u64)>>,
+    /// All watches.
+    count: usize,
+    /// When each watcher counts as gone.
+    leases: BTreeSet<(Instant, WatcherId)>,
     under_way: BTreeMap<NotifyId, UnderWay>,
     /// Of this control: its endpoint and incarnation, for what it tells itself.
     here: Endpoint,
     incarnation: u64,
     /// Oldest first: answers for those who ask again.
-    over: VecDeque<(NotifyId, Fid, NotifyReply)>,
+    over: VecDeque<Over>,
     /// Of the last notification.
     number: u64,
     /// Of the last poll.
@@ -171,6 +191,9 @@ impl WatchTable {
     pub fn new(now: Instant, (here, incarnation): (Endpoint, u64), records: Vec<WatchRecord>) -> WatchTable {
         let mut table = WatchTable {
             watchers: BTreeMap::new(),
+            by_object: BTreeMap::new(),
+            count: 0,
+            leases: BTreeSet::new(),
             under_way: BTreeMap::new(),
             here,
             incarnation,
@@ -181,14 +204,34 @@ impl WatchTable {
             changes: Vec::new(),
         };
         for record in records {
-            table.watcher(now, here, record.watcher).watches.insert(record.cookie, record);
+            table.put(now, here, record);
         }
         table
+    }
+
+    /// Its watcher was heard now, and has this watch.
+    fn put(&mut self, now: Instant, from: Endpoint, record: WatchRecord) {
+        let WatchRecord { watcher: id, cookie, object, .. } = record;
+        let watcher = self.watcher(now, from, id);
+        (watcher.heard_at, watcher.from) = (now, from);
+        let is_new = watcher.watches.insert(cookie, record).is_none();
+        self.count += usize::from(is_new);
+        self.by_object.entry(object).or_default().insert((id, cookie));
+        self.keep_lease(id);
+    }
+
+    /// What is known of a watcher has changed.
+    fn keep_lease(&mut self, id: WatcherId) {
+        let Some(watcher) = self.watchers.get_mut(&id) else { return };
+        let lost_at = watcher.lease_end();
+        self.leases.remove(&(std::mem::replace(&mut watcher.lost_at, lost_at), id));
+        self.leases.insert((lost_at, id));
     }
 
     fn watcher(&mut self, now: Instant, from: Endpoint, id: WatcherId) -> &mut Watcher {
         self.watchers.entry(id).or_insert_with(|| Watcher {
             heard_at: now,
+            lost_at: now,
             from,
             polls: 0,
             watches: BTreeMap::new(),
@@ -212,8 +255,9 @@ impl WatchTable {
         self.changes.push(change);
     }
 
-    fn all(&self) -> impl Iterator<Item = &WatchRecord> {
-        self.watchers.values().flat_map(|watcher| watcher.watches.values())
+    /// The watches of an object.
+    fn watches_of(&self, object: Fid) -> Vec<(WatcherId, u64)> {
+        self.by_object.get(&object).map_or_else(Vec::new, |watches| watches.iter().copied().collect())
     }
 
     /// Registers a watch, or prolongs its lease. Answer: the lease that counts. Notifies that are under way do not count it.
@@ -239,20 +283,13 @@ impl WatchTable {
             None if known.is_some_and(|known| known.watches.len() >= WATCHES_PER_WATCHER_MAX) => {
                 return Err(WatchRefusal::WatcherFull);
             }
-            None if self.all().filter(|other| other.object == object).count() >= WATCHES_PER_OBJECT_MAX => {
-                return Err(WatchRefusal::ObjectFull { object });
-            }
-            None if self.all().count() >= WATCHES_MAX => return Err(WatchRefusal::Full),
+            None if self.count >= WATCHES_MAX => return Err(WatchRefusal::Full),
             None => {}
         }
         let is_new = found != Some(&record);
-        let watcher = self.watcher(now, from, watcher);
-        (watcher.heard_at, watcher.from) = (now, from);
-        if is_new {
-            watcher.watches.insert(cookie, record.clone());
-            if !news::is_controls(object) {
-                self.change(WatchChange::Put(record));
-            }
+        self.put(now, from, record.clone());
+        if is_new && !news::is_controls(object) {
+            self.change(WatchChange::Put(record));
         }
         Ok(lease_ms)
     }
@@ -261,6 +298,7 @@ impl WatchTable {
     pub fn handle_unregister(&mut self, now: Instant, request: &WatchUnregister) -> bool {
         let Some(watcher) = self.watchers.get_mut(&request.watcher) else { return false };
         watcher.heard_at = now;
+        self.keep_lease(request.watcher);
         self.end_watch(request.watcher, request.cookie, MissedWhy::Left)
     }
 
@@ -268,9 +306,19 @@ impl WatchTable {
         let Some(watcher) = self.watchers.get_mut(&id) else { return false };
         let Some(ended) = watcher.watches.remove(&cookie) else { return false };
         watcher.queue.retain(|queued| queued.cookie != cookie);
-        let from = watcher.from;
+        let (from, lost_at) = (watcher.from, watcher.lost_at);
         if watcher.watches.is_empty() {
             self.watchers.remove(&id);
+            self.leases.remove(&(lost_at, id));
+        } else {
+            self.keep_lease(id);
+        }
+        self.count -= 1;
+        if let Some(watches) = self.by_object.get_mut(&ended.object) {
+            watches.remove(&(id, cookie));
+            if watches.is_empty() {
+                self.by_object.remove(&ended.object);
+            }
         }
         for notify in self.under_way.values_mut() {
             if let Some(Awaited { name, .. }) = notify.awaited.remove(&(id, cookie)) {
@@ -290,20 +338,18 @@ impl WatchTable {
         debug_assert!(news::is_controls(topic));
         let payload: Rc<[u8]> = payload.into();
         let mut slow = Vec::new();
-        let mut any = false;
-        for (id, watcher) in &mut self.watchers {
-            let Watcher { watches, queue, .. } = watcher;
-            for (cookie, _) in watches.iter().filter(|(_, watch)| watch.object == topic) {
-                any = true;
-                if queue.iter().filter(|queued| queued.cookie == *cookie).count() >= WATCH_INBOX_MAX {
-                    slow.push((*id, *cookie));
-                    continue;
-                }
-                self.number += 1;
-                let notify = NotifyId(u128::from(self.incarnation) << 64 | u128::from(self.number));
-                let news = Some(Rc::clone(&payload));
-                queue.push_back(Queued { number: self.number, cookie: *cookie, notify, news });
+        let watches = self.watches_of(topic);
+        let any = !watches.is_empty();
+        for (id, cookie) in watches {
+            let Some(Watcher { queue, .. }) = self.watchers.get_mut(&id) else { continue };
+            if queue.iter().filter(|queued| queued.cookie == cookie).count() >= WATCH_INBOX_MAX {
+                slow.push((id, cookie));
+                continue;
             }
+            self.number += 1;
+            let notify = NotifyId(u128::from(self.incarnation) << 64 | u128::from(self.number));
+            let news = Some(Rc::clone(&payload));
+            queue.push_back(Queued { number: self.number, cookie, notify, news });
         }
         for (id, cookie) in slow {
             // It hears of that with its next answer.
@@ -349,6 +395,7 @@ impl WatchTable {
             }
         }
         watcher.queue.retain(|queued| queued.news.is_none() || queued.number > after);
+        self.keep_lease(id);
         Some(self.polls)
     }
 
@@ -400,11 +447,33 @@ impl WatchTable {
         watcher.heard_at = now;
         watcher.queue.retain(|queued| (queued.notify, queued.cookie) != (notify, cookie));
         let from = watcher.from;
+        self.keep_lease(id);
         let Some(under_way) = self.under_way.get_mut(&notify) else { return Ok(false) };
         let Some(Awaited { name, .. }) = under_way.awaited.remove(&(id, cookie)) else { return Ok(false) };
         let watch = WatchPlace { watcher: id, cookie, name, from };
         under_way.acks.push(NotifyAck { watch, payload });
         Ok(true)
+    }
+
+    /// True if nobody is awaited any more by a notify, or there is no such notify under way.
+    #[must_use]
+    pub fn is_answered(&self, id: NotifyId) -> bool {
+        self.under_way.get(&id).is_none_or(|notify| notify.awaited.is_empty())
+    }
+
+    /// Makes room for so many outcomes; answers that are kept go for it, the oldest first. False: notifies under way have taken it.
+    fn make_room(&mut self, outcomes: usize) -> bool {
+        let under_way = self.under_way.values();
+        let under_way: usize =
+            under_way.map(|one| one.awaited.len() + one.acks.len() + one.missed.len()).sum();
+        if under_way + outcomes > NOTIFY_OUTCOMES_MAX {
+            return false;
+        }
+        while under_way + outcomes + self.over.iter().map(Over::outcomes).sum::<usize>() > NOTIFY_OUTCOMES_MAX
+        {
+            self.over.pop_front();
+        }
+        true
     }
 
     /// Begins a notify, or joins the one of that number.
@@ -422,25 +491,24 @@ impl WatchTable {
             return Err(WatchRefusal::ControlsTopic { object });
         }
         let under_way = self.under_way.get(&id).map(|found| (found.object, found.until));
-        let over = self.over.iter().find(|(other, ..)| *other == id).map(|(_, object, _)| (*object, now));
+        let over = self.over.iter().find(|over| over.id == id).map(|over| (over.object, now));
         if let Some((other, until)) = under_way.or(over) {
             return match other == object {
                 true => Ok(NotifyStart::Waits(until)),
                 false => Err(WatchRefusal::OtherNotify { id, object: other }),
             };
         }
-        if self.under_way.len() >= NOTIFIES_MAX {
+        let watches = self.watches_of(object);
+        if self.under_way.len() >= NOTIFIES_MAX || !self.make_room(watches.len()) {
             return Ok(NotifyStart::Busy);
         }
         let mut awaited = BTreeMap::new();
-        for (watcher_id, watcher) in &mut self.watchers {
-            for watch in watcher.watches.values().filter(|watch| watch.object == object) {
-                self.number += 1;
-                let (number, cookie) = (self.number, watch.cookie);
-                watcher.queue.push_back(Queued { number, cookie, notify: id, news: None });
-                let name = watch.name.clone();
-                awaited.insert((*watcher_id, watch.cookie), Awaited { name, told: false });
-            }
+        for (watcher_id, cookie) in watches {
+            let Some(watcher) = self.watchers.get_mut(&watcher_id) else { continue };
+            self.number += 1;
+            watcher.queue.push_back(Queued { number: self.number, cookie, notify: id, news: None });
+            let name = watcher.watches.get(&cookie).map_or_else(String::new, |watch| watch.name.clone());
+            awaited.insert((watcher_id, cookie), Awaited { name, told: false });
         }
         let until = now + Duration::from_millis(u64::from(wait_ms.min(NOTIFY_WAIT_MS_MAX)));
         let payload = payload.clone();
@@ -455,8 +523,25 @@ impl WatchTable {
         if self.under_way.contains_key(&id) {
             return None;
         }
-        let over = self.over.iter().find(|(other, ..)| *other == id);
-        Some(over.map_or(NotifyReply::Busy, |(_, _, reply)| reply.clone()))
+        let Some(over) = self.over.iter().find(|over| over.id == id) else { return Some(NotifyReply::Busy) };
+        if over.outcomes() <= NOTIFY_PAGE {
+            return Some(NotifyReply::Done { acks: over.acks.clone(), missed: over.missed.clone() });
+        }
+        let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        Some(NotifyReply::Long { acks: count(over.acks.len()), missed: count(over.missed.len()) })
+    }
+
+    /// A page of how a notify ended.
+    #[must_use]
+    pub fn outcomes(&self, request: &NotifyOutcomesGet) -> NotifyOutcomesReply {
+        let Some(over) = self.over.iter().find(|over| over.id == request.id) else {
+            return NotifyOutcomesReply::Forgotten;
+        };
+        let after = usize::try_from(request.after).unwrap_or(usize::MAX);
+        let acks: Vec<NotifyAck> = over.acks.iter().skip(after).take(NOTIFY_PAGE).cloned().collect();
+        let missed = over.missed.iter().skip(after.saturating_sub(over.acks.len()));
+        let missed = missed.take(NOTIFY_PAGE - acks.len()).cloned().collect();
+        NotifyOutcomesReply::Page { acks, missed }
     }
 
     /// Ends the notifies that wait for nobody, or whose time is over.
@@ -478,22 +563,18 @@ impl WatchTable {
             if self.over.len() >= NOTIFIES_KEPT {
                 self.over.pop_front();
             }
-            self.over.push_back((id, object, NotifyReply::Done { acks, missed }));
+            self.over.push_back(Over { id, object, acks, missed });
         }
         any
     }
 
     /// Forgets watchers whose leases ended, ends notifies whose time is over. True if anything happened.
     pub fn handle_tick(&mut self, now: Instant) -> bool {
-        let lost: Vec<(WatcherId, Vec<u64>)> = self
-            .watchers
-            .iter()
-            .filter(|(_, watcher)| watcher.lost_at() <= now)
-            .map(|(id, watcher)| (*id, watcher.watches.keys().copied().collect()))
-            .collect();
+        let lost = self.leases.iter().take_while(|(lost_at, _)| *lost_at <= now);
+        let lost: Vec<WatcherId> = lost.map(|(_, id)| *id).collect();
         let any = !lost.is_empty();
-        for (id, cookies) in lost {
-            for cookie in cookies {
+        for id in lost {
+            for cookie in self.cookies(id) {
                 self.end_watch(id, cookie, MissedWhy::LeaseEnded);
             }
         }
@@ -503,8 +584,8 @@ impl WatchTable {
     /// When [`WatchTable::handle_tick`] has work next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Instant> {
-        let leases = self.watchers.values().map(Watcher::lost_at);
-        leases.chain(self.under_way.values().map(|notify| notify.until)).min()
+        let first = self.leases.first().map(|(lost_at, _)| *lost_at);
+        first.into_iter().chain(self.under_way.values().map(|notify| notify.until)).min()
     }
 }
 
@@ -559,6 +640,7 @@ mod tests {
     fn outcome(table: &mut WatchTable, now: u64, id: u128) -> Option<String> {
         match table.poll_notify(at(now), NotifyId(id))? {
             NotifyReply::Busy => Some("busy".to_owned()),
+            NotifyReply::Long { acks, missed } => Some(format!("{acks} and {missed}")),
             NotifyReply::Done { acks, missed } => {
                 let acks: Vec<String> = acks.into_iter().map(|ack| ack.watch.name).collect();
                 let missed: Vec<String> = missed
@@ -741,7 +823,6 @@ mod tests {
         for watcher in 2..=64 {
             register(&mut table, 0, watcher, 1, 5);
         }
-        assert_eq!(refused(&mut table, &watch(65, 1, 5)), WatchRefusal::ObjectFull { object: object(5) });
         let payload = vec![0; NOTIFY_BYTES_MAX + 1];
         let long = Notify { id: NotifyId(1), object: object(5), payload, wait_ms: 1 };
         assert!(matches!(table.handle_notify(at(0), &long, place(1)), Err(WatchRefusal::LongNotify { .. })));
@@ -772,5 +853,67 @@ mod tests {
             table.handle_register(at(0), &watch(1_000_000, 1, 1_000_000), place(1)),
             Err(WatchRefusal::Full)
         );
+    }
+    #[test]
+    fn a_notify_for_more_watches_than_a_message_names_is_told_in_pages_each_watch_once() {
+        let mut table = table();
+        for watcher in 1..=200 {
+            register(&mut table, 0, watcher, 1, 5);
+            register(&mut table, 0, watcher, 2, u64::try_from(watcher).unwrap() + 100);
+        }
+        assert_eq!(notify(&mut table, 0, 1, 5), NotifyStart::Waits(at(500)));
+        for watcher in 1..=150 {
+            assert!(!table.is_answered(NotifyId(1)));
+            assert!(ack(&mut table, 1, watcher, 1, 1));
+        }
+        table.handle_unregister(at(1), &WatchUnregister { watcher: WatcherId(151), cookie: 1 });
+        assert_eq!(table.poll_notify(at(2), NotifyId(1)), None);
+        assert_eq!(
+            table.poll_notify(at(500), NotifyId(1)),
+            Some(NotifyReply::Long { acks: 150, missed: 50 })
+        );
+        let (mut acked, mut lost, mut pages) = (Vec::new(), Vec::new(), 0);
+        loop {
+            let after = u32::try_from(acked.len() + lost.len()).unwrap();
+            let page = table.outcomes(&NotifyOutcomesGet { id: NotifyId(1), after });
+            let NotifyOutcomesReply::Page { acks, missed } = page else { panic!("forgotten") };
+            assert!(acks.len() + missed.len() <= NOTIFY_PAGE);
+            if acks.is_empty() && missed.is_empty() {
+                break;
+            }
+            pages += 1;
+            acked.extend(acks.iter().map(|one| one.watch.watcher.0));
+            lost.extend(missed.iter().map(|one| (one.watch.watcher.0, one.why)));
+        }
+        assert_eq!((acked, pages), ((1..=150).collect::<Vec<u128>>(), 4));
+        assert_eq!(lost[0], (151, MissedWhy::Left));
+        assert_eq!(lost[1..].iter().map(|one| one.0).collect::<Vec<_>>(), (152..=200).collect::<Vec<_>>());
+        assert!(lost[1..].iter().all(|(_, why)| *why == MissedWhy::NotReached));
+        let unknown = NotifyOutcomesGet { id: NotifyId(9), after: 0 };
+        assert_eq!(table.outcomes(&unknown), NotifyOutcomesReply::Forgotten);
+        // Watches of one object say nothing of another.
+        assert_eq!(notify(&mut table, 500, 2, 101), NotifyStart::Waits(at(1000)));
+        assert!(ack(&mut table, 501, 1, 2, 2) && table.is_answered(NotifyId(2)));
+    }
+
+    #[test]
+    fn outcomes_are_bounded_whatever_is_notified() {
+        let mut table = table();
+        for watcher in 0..u128::try_from(WATCHES_MAX).unwrap() {
+            register(&mut table, 0, watcher, 1, 5);
+        }
+        for id in 0..4 {
+            assert_eq!(notify(&mut table, 0, id, 5), NotifyStart::Waits(at(500)), "{id}");
+        }
+        assert_eq!(notify(&mut table, 0, 4, 5), NotifyStart::Busy);
+        // Over, they give way to what comes.
+        assert!(table.handle_tick(at(500)));
+        assert!(matches!(
+            table.poll_notify(at(500), NotifyId(0)),
+            Some(NotifyReply::Long { missed: 16_384, .. })
+        ));
+        assert_eq!(notify(&mut table, 500, 5, 5), NotifyStart::Waits(at(1000)));
+        assert_eq!(table.poll_notify(at(500), NotifyId(0)), Some(NotifyReply::Busy));
+        assert!(table.poll_notify(at(500), NotifyId(1)).is_some_and(|reply| reply != NotifyReply::Busy));
     }
 }

@@ -11,7 +11,7 @@
 mod support;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,18 +26,19 @@ use faces::configuration::CONFIGURATION_FORMAT;
 use faces::lease::{LEASE_DEFAULT, heartbeat_interval, lost_after};
 use faces::limits::{
     CONFIGURATION_BYTES_MAX, CONTROL_BASE_BYTES, CONTROL_CLIENT_BYTES, CONTROL_DEVICE_BYTES,
-    CONTROL_SERVER_BYTES, RM_POLLS_PER_LEASE,
+    CONTROL_SERVER_BYTES, NOTIFIES_MAX, RM_POLLS_PER_LEASE, WATCH_TRIES_PER_LEASE,
 };
 use faces::rm::Borrower;
 use faces::{
     ConfClient, Configuration, DeviceConfig, DeviceState, FurtherPools, Heartbeat, PoolConfig, ProcessConfig,
-    Registrant,
+    Registrant, WatchEvent, Watcher,
 };
 use fops::codec;
 use fops::conf::{DeviceHealth, RegisteredDevice};
 use fops::conf_sync::{ConfSplice, ConfSync, ConfSyncReply};
 use fops::lock::LockMode;
 use fops::rm::{BorrowerId, RmBegin, RmBorrow, RmBorrowReply, RmCredit, RmPoll, RmResource};
+use fops::watch::MissedWhy;
 use rpc::{Bulk, CallOptions, RpcConfig, RpcMachine};
 use runtime::process::thread_cpu_time;
 use runtime::{
@@ -150,6 +151,8 @@ struct Board {
 
 struct World {
     shape: Shape,
+    /// Devices of the first pool version, if it has not all of them.
+    first_devices: Option<usize>,
     clock: SimulatedClock,
     net: SimFabric,
     disk: SimDisk,
@@ -218,6 +221,7 @@ impl World {
     fn start(shape: Shape) -> World {
         let mut world = World {
             shape,
+            first_devices: None,
             clock: SimulatedClock::default(),
             net: SimFabric::new(7),
             // Sparse. Its checkpoint areas hold 8 MiB each.
@@ -240,7 +244,7 @@ impl World {
     }
 
     fn node(&mut self, number: usize, arena: Arena) -> (usize, LocalityHandle) {
-        let locality = Locality::new(LocalityConfig {
+        let mut locality = Locality::new(LocalityConfig {
             index: 0,
             name: format!("node-{number}"),
             seed: base::units::wide(number) + 1000,
@@ -248,6 +252,8 @@ impl World {
             arena,
             crowd: None,
         });
+        // It knows the time from the first moment on.
+        locality.turn(self.clock.now());
         let handle = locality.handle();
         let arrivals = self.net.arrivals(endpoint(number));
         let place = self.nodes.len();
@@ -259,7 +265,11 @@ impl World {
     fn start_control(&mut self, epoch: u64) {
         let handle = self.nodes[0].locality.as_ref().unwrap().handle();
         let store = Box::new(self.disk.backend());
-        let config = ControlConfig::new(Token::new([7; 32]), epoch, self.shape.configuration(), store);
+        let mut configuration = self.shape.configuration();
+        if let Some(first_devices) = self.first_devices {
+            configuration.pools.first_devices = u32::try_from(first_devices).unwrap();
+        }
+        let config = ControlConfig::new(Token::new([7; 32]), epoch, configuration, store);
         let control = self.run(Control::start(&handle, &Fabric::Sim(self.net.clone()), config)).unwrap();
         self.control = Some(control);
     }
@@ -349,6 +359,32 @@ impl World {
         self.nodes[place].tasks.push(task);
     }
 
+    /// A watcher with all of its code: it watches what all watch, acknowledges each notification with its number, and when it hears [`APART`] goes on with
+    /// an object of its own. `watching` counts those that have begun with each.
+    fn add_watcher(&mut self, watcher: usize, pause: Duration, watching: &[Rc<Cell<usize>>; 2]) {
+        let (place, handle, rpc) = self.machine(FIRST_CLIENT + watcher);
+        let (locality, watching) = (handle.clone(), watching.clone());
+        let task = handle.spawn("watcher", async move {
+            locality.sleep(pause).await;
+            let conf = ConfClient::connect(&rpc, endpoint(0));
+            let keeper = Watcher::start(&conf, format!("w{watcher}"), WATCH_LEASE);
+            let deadline = || locality.now() + 60 * SECOND;
+            let mut watch = keeper.watch(watched_by_all(), deadline()).await.unwrap();
+            watching[0].set(watching[0].get() + 1);
+            loop {
+                let WatchEvent::Notified(notified) = watch.next().await else { panic!("{watcher}: a gap") };
+                let goes = notified.payload() == APART;
+                assert!(notified.ack(&base::units::wide(watcher).to_le_bytes()).await.unwrap(), "{watcher}");
+                if goes {
+                    watch.end(deadline()).await.unwrap();
+                    watch = keeper.watch(watched_by(watcher), deadline()).await.unwrap();
+                    watching[1].set(watching[1].get() + 1);
+                }
+            }
+        });
+        self.nodes[place].tasks.push(task);
+    }
+
     fn control(&self) -> &Control {
         self.control.as_ref().unwrap()
     }
@@ -387,6 +423,13 @@ impl World {
         self.control().configuration().device(device(index)).unwrap().state
     }
 
+    /// Watcher `watcher`, of those that were the first nodes behind control.
+    fn kill_watcher(&mut self, watcher: usize) {
+        self.nodes[watcher].tasks.clear();
+        self.nodes[watcher].locality = None;
+        self.net.crash(endpoint(FIRST_CLIENT + watcher));
+    }
+
     fn kill(&mut self, node: usize) {
         self.nodes[node].tasks.clear();
         self.nodes[node].locality = None;
@@ -396,6 +439,18 @@ impl World {
 
 fn object(client: usize) -> RmResource {
     RmResource::Object(Fid::new(FidType::Object, 1, base::units::wide(client)))
+}
+
+const WATCH_LEASE: Duration = Duration::from_secs(10);
+/// What a watcher hears that is to watch an object of its own from then on.
+const APART: &[u8] = b"apart";
+
+fn watched_by_all() -> Fid {
+    Fid::new(FidType::Object, 2, 0)
+}
+
+fn watched_by(watcher: usize) -> Fid {
+    Fid::new(FidType::Object, 3, base::units::wide(watcher))
 }
 
 /// What `ConfClient` and `Borrower` say, without a configuration of its own.
@@ -501,11 +556,18 @@ fn spread(index: usize, count: usize, over: Duration) -> Duration {
 
 /// The daemon takes no more than the law in docs/limits.md says, and the law allows for no more than three times of that.
 fn judge_memory(bytes: u64, shape: Shape) {
+    judge(bytes, law(shape));
+}
+
+fn law(shape: Shape) -> u64 {
     let wide = base::units::wide;
-    let law = CONTROL_BASE_BYTES
+    CONTROL_BASE_BYTES
         + wide(shape.devices()) * CONTROL_DEVICE_BYTES
         + wide(shape.servers) * CONTROL_SERVER_BYTES
-        + wide(shape.clients) * CONTROL_CLIENT_BYTES;
+        + wide(shape.clients) * CONTROL_CLIENT_BYTES
+}
+
+fn judge(bytes: u64, law: u64) {
     println!("memory: {:.1} MiB of {:.1}", mib(bytes), mib(law));
     assert!(bytes <= law, "control takes {bytes} bytes, and the law says {law}");
     assert!(bytes >= law / 3, "control takes {bytes} bytes, and the law allows {law}");
@@ -630,6 +692,105 @@ fn run_cluster(shape: Shape) {
     judge_memory(world.end_control(), shape);
 }
 
+/// Many watchers of one object are told, and answer or are missed by name; then each watches an object of its own.
+fn run_watchers(count: usize) {
+    let shape = Shape { servers: 4, devices_each: 10, clients: 0, followers: 0 };
+    let mut world = World::start(shape);
+    let watching: [Rc<Cell<usize>>; 2] = Default::default();
+    let started = world.cpu;
+    for watcher in 1..=count {
+        world.add_watcher(watcher, spread(watcher, count, 5 * SECOND), &watching);
+    }
+    let all = world.until("all watch", |_| watching[0].get() == count);
+    println!(
+        "{count} watchers of an object after {all:?}: {:.2} s of CPU",
+        (world.cpu - started).as_secs_f64()
+    );
+    world.pass(WATCH_LEASE);
+    println!("they take {:.1} % of a core", 100.0 * world.seconds_of_cpu(WATCH_LEASE));
+    let (place, locality, rpc) = world.machine(FIRST_CLIENT - 1);
+    world.watched = Some(place);
+    let conf = ConfClient::connect(&rpc, endpoint(0));
+    // A watcher for whom there is no room to wait at control asks so often, and then says what it has done.
+    let pause = WATCH_LEASE / WATCH_TRIES_PER_LEASE;
+    let notify = |world: &mut World, payload: &[u8], within: Duration| {
+        let (began, cpu) = (locality.now(), world.cpu);
+        let outcome = world.run(conf.notify(watched_by_all(), payload, within)).unwrap();
+        let took = locality.now().since(began);
+        println!(
+            "a notify: {} acknowledged, {} missed it, after {took:?}: {:.2} s of CPU",
+            outcome.acks.len(),
+            outcome.missed.len(),
+            (world.cpu - cpu).as_secs_f64()
+        );
+        for ack in &outcome.acks {
+            let number = u64::from_le_bytes(ack.payload[..].try_into().unwrap());
+            assert_eq!(ack.watch.name, format!("w{number}"));
+        }
+        let names = outcome.acks.iter().map(|ack| ack.watch.name.clone());
+        let missed = outcome.missed.iter().map(|missed| (missed.watch.name.clone(), missed.why));
+        (names.collect::<BTreeSet<String>>(), missed.collect::<BTreeMap<String, MissedWhy>>(), took)
+    };
+    let (acked, missed, took) = notify(&mut world, &[7; 100], 20 * SECOND);
+    assert_eq!((acked.len(), missed.len()), (count, 0));
+    assert!(took <= pause + SECOND, "{took:?}");
+    // Some die: they are missed by name, and forgotten with their leases.
+    let gone = count / 100;
+    let dead: BTreeSet<String> = (1..=gone).map(|watcher| format!("w{watcher}")).collect();
+    (1..=gone).for_each(|watcher| world.kill_watcher(watcher));
+    let (acked, missed, took) = notify(&mut world, b"some are gone", 5 * SECOND);
+    assert_eq!(acked.len(), count - gone);
+    assert_eq!(missed, dead.iter().map(|name| (name.clone(), MissedWhy::NotReached)).collect());
+    assert!(took <= 6 * SECOND, "{took:?}");
+    world.pass(lost_after(WATCH_LEASE));
+    let (acked, missed, _) = notify(&mut world, APART, 20 * SECOND);
+    assert!(acked.len() == count - gone && missed.is_empty() && acked.is_disjoint(&dead));
+    world.until("each watches its own", |_| watching[1].get() == count - gone);
+    // As many notifies as there may be under way at a time, one after the other.
+    let objects = count.min(10 * NOTIFIES_MAX) - gone;
+    let (began, cpu) = (locality.now(), world.cpu);
+    let done: Rc<Cell<usize>> = Rc::default();
+    let next: Rc<Cell<usize>> = Rc::new(Cell::new(gone));
+    for _ in 0..NOTIFIES_MAX {
+        let (conf, done, next) = (conf.clone(), Rc::clone(&done), Rc::clone(&next));
+        let notifying = locality.spawn("notifier", async move {
+            while next.get() < gone + objects {
+                next.set(next.get() + 1);
+                let watcher = next.get();
+                let outcome = conf.notify(watched_by(watcher), b"you alone", 20 * SECOND).await.unwrap();
+                assert!(outcome.missed.is_empty() && outcome.acks.len() == 1, "{watcher}: {outcome:?}");
+                assert_eq!(outcome.acks[0].watch.name, format!("w{watcher}"));
+                done.set(done.get() + 1);
+            }
+        });
+        world.nodes[place].tasks.push(notifying);
+    }
+    world.until("each was told alone", |_| done.get() == objects);
+    let took = locality.now().since(began);
+    println!(
+        "{objects} notifies, each to one of {} watchers of other objects: {took:?}, {:.2} s of CPU",
+        count - gone,
+        (world.cpu - cpu).as_secs_f64()
+    );
+    let rounds = u32::try_from(objects.div_ceil(NOTIFIES_MAX)).unwrap();
+    assert!(took <= (pause + SECOND / 2) * rounds, "{took:?}");
+    assert_eq!(world.control().store_failure(), None);
+    // What acknowledged is kept for who asks again; 300 bytes each with so short ones.
+    let outcomes = base::units::wide(3 * count) * 300;
+    judge(world.end_control(), law(Shape { clients: count, ..shape }) + outcomes);
+}
+
+#[test]
+fn a_thousand_watchers() {
+    run_watchers(1000);
+}
+
+#[test]
+#[ignore = "takes minutes: ./dev bench control"]
+fn ten_thousand_watchers() {
+    run_watchers(10_000);
+}
+
 #[test]
 fn a_thousand_clients_and_devices() {
     run_cluster(Shape { servers: 100, devices_each: 10, clients: 1000, followers: 8 });
@@ -683,8 +844,34 @@ fn the_largest_configuration_is_stored_in_pages_and_an_older_store_is_read() {
     assert!(in_one.contains("does not fit one message"), "{in_one}");
 }
 
+/// Everything is gone but the disk, which loses what was not flushed.
+fn start_again(world: &mut World, epoch: u64) {
+    world.control = None;
+    world.nodes.clear();
+    world.net = SimFabric::new(epoch);
+    world.disk.crash();
+    world.node(0, world.control_arena.clone());
+    world.start_control(epoch);
+}
+
+/// Format of the store, and pages of the configuration, of a control daemon that is gone then.
+fn format_of(world: &mut World, epoch: u64) -> (u32, usize) {
+    world.control = None;
+    world.nodes.clear();
+    world.net = SimFabric::new(epoch);
+    let (_, handle) = world.node(0, world.control_arena.clone());
+    let store = Box::new(world.disk.backend());
+    world.run(async move {
+        let domain = Domain::open(&handle, store, None).await.unwrap();
+        let value = domain.tree_get(TreeId(1), b"configuration").unwrap();
+        let pages = domain.tree_range(TreeId(20), std::ops::Bound::Unbounded, usize::MAX);
+        domain.close().await.unwrap();
+        (u32::from_le_bytes(*value.first_chunk().unwrap()), pages.len())
+    })
+}
+
 #[test]
-fn a_store_of_format_2_is_read_and_then_written_in_pages() {
+fn a_store_of_format_2_stays_one_until_the_cluster_is_too_large_for_it() {
     let shape = Shape { servers: 4, devices_each: 10, clients: 0, followers: 0 };
     let mut world = World::start(shape);
     world.control = None;
@@ -713,11 +900,17 @@ fn a_store_of_format_2_is_read_and_then_written_in_pages() {
     world.until("its devices are online", |world| world.state_of(9) == DeviceState::Online);
     let now = world.control().configuration();
     assert_eq!(now.pool.devices[7].state, DeviceState::Failed);
-    world.control = None;
-    world.nodes.clear();
-    world.net = SimFabric::new(10);
-    world.disk.crash();
-    world.node(0, world.control_arena.clone());
-    world.start_control(6);
+    start_again(&mut world, 6);
     assert_eq!(*world.control().configuration(), *now);
+    assert_eq!(format_of(&mut world, 7), (2, 0));
+    // More devices than a program takes that reads no format 3: 40 in the pool as ever, and 960 in none.
+    world.shape = Shape { servers: 100, ..shape };
+    world.first_devices = Some(shape.devices());
+    start_again(&mut world, 8);
+    let grown = world.control().configuration();
+    assert!(grown.pool.devices.len() == 1000 && grown.pool.devices[7] == now.pool.devices[7]);
+    start_again(&mut world, 9);
+    assert_eq!(*world.control().configuration(), *grown);
+    let pages = grown.to_bytes().unwrap().len().div_ceil(1024);
+    assert_eq!(format_of(&mut world, 10), (3, pages));
 }

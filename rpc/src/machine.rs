@@ -329,7 +329,7 @@ impl RpcMachine {
             inner.responder.borrow_mut().adopt(locality.now(), []);
         }
         let machine = RpcMachine(Rc::new(inner));
-        locality.add_driver(Rc::new(RefCell::new(MachineDriver { machine: machine.clone() })));
+        locality.add_driver(Rc::new(RefCell::new(MachineDriver { machine: machine.clone(), seen: 0 })));
         machine
     }
 
@@ -2108,12 +2108,17 @@ impl Drop for TransferWait {
 /// The machine as its locality polls it.
 struct MachineDriver {
     machine: RpcMachine,
+    /// What the transfer machine took in when it was looked at between turns.
+    seen: usize,
 }
 
 impl Driver for MachineDriver {
     fn poll(&mut self, now: Instant, budget: usize) -> usize {
         let inner = &self.machine.0;
-        let mut handled = inner.tm.borrow_mut().poll(now, budget);
+        let mut handled = std::mem::take(&mut self.seen);
+        if handled == 0 {
+            handled = inner.tm.borrow_mut().poll(now, budget);
+        }
         loop {
             let next = inner.tm.borrow_mut().next_event();
             let Some(event) = next else { break };
@@ -2129,6 +2134,13 @@ impl Driver for MachineDriver {
         self.machine.watch(now);
         self.machine.pump(now);
         handled
+    }
+
+    fn look(&mut self, now: Instant) -> bool {
+        let (seen, has_output) =
+            self.machine.0.tm.borrow_mut().look(now, runtime::limits::DRIVER_EVENTS_PER_TURN);
+        self.seen += seen;
+        seen > 0 || has_output
     }
 
     fn flush(&mut self, now: Instant) {

@@ -107,6 +107,8 @@ pub struct Locality {
     root_generation: u64,
     sleeper: Option<Sleeper>,
     spin: Spin,
+    /// When a look found work, which is the time of the turn that follows: the clock is not read again on the way of a message.
+    found: Option<Instant>,
 }
 
 impl Locality {
@@ -129,6 +131,7 @@ impl Locality {
             root_generation: 0,
             sleeper: None,
             spin: Spin::default(),
+            found: None,
         }
     }
 
@@ -215,7 +218,7 @@ impl Locality {
         let _member = self.shared.config.crowd.as_ref().map(Crowd::join);
         let _watch = stop.watch(self.handle().unparker());
         while !stop.is_stopped() {
-            let now = clock.now();
+            let now = self.found.take().unwrap_or_else(|| clock.now());
             let (turn, _) = self.turn_with_root(now, None);
             self.rest(clock, now, turn)?;
         }
@@ -235,7 +238,7 @@ impl Locality {
         let waker = Waker::from(Arc::clone(&signal));
         let mut is_woken = true;
         loop {
-            let now = clock.now();
+            let now = self.found.take().unwrap_or_else(|| clock.now());
             self.shared.now.set(now.max(self.shared.now.get()));
             if is_woken {
                 signal.queued.store(false, Ordering::SeqCst);
@@ -261,20 +264,45 @@ impl Locality {
             self.spin.on_work(turn_start);
             return Ok(());
         }
-        let is_wanted = self.spin.is_wanted(turn_start, clock.day_nanos(turn_start));
-        let spins = self.shared.config.crowd.as_ref().map_or(is_wanted, |crowd| match crowd.waiting() {
-            Waiting::Adaptive => is_wanted && !crowd.is_crowded(),
-            Waiting::Polling => true,
-            Waiting::Sleeping => false,
-        });
-        if spins {
-            std::hint::spin_loop();
+        if self.spins(clock, turn_start) {
+            self.look_for_work(clock, turn.next_deadline);
+            // Found or not: the turn that follows works, or says when the next one is needed.
             return Ok(());
         }
         if turn.next_deadline.is_some_and(|at| at <= clock.now()) {
             return Ok(());
         }
         self.sleep(clock, turn.next_deadline)
+    }
+
+    /// True if it is better to look again than to sleep.
+    fn spins(&mut self, clock: &MonotonicClock, now: Instant) -> bool {
+        let is_wanted = self.spin.is_wanted(now, clock.day_nanos(now));
+        self.shared.config.crowd.as_ref().map_or(is_wanted, |crowd| match crowd.waiting() {
+            Waiting::Adaptive => is_wanted && !crowd.is_crowded(),
+            Waiting::Polling => true,
+            Waiting::Sleeping => false,
+        })
+    }
+
+    /// Looks at the drivers, which costs less than turns, until one of them has work, somebody gave notice, `deadline` is there, or it
+    /// is better to sleep.
+    fn look_for_work(&mut self, clock: &MonotonicClock, deadline: Option<Instant>) {
+        // While there is no turn nobody adds or removes a driver; what a look wakes comes as a notice.
+        let shared = Rc::clone(&self.shared);
+        let drivers = shared.drivers.borrow();
+        loop {
+            std::hint::spin_loop();
+            let now = clock.now();
+            let is_due = deadline.is_some_and(|at| at <= now) || shared.parking.is_notified();
+            if is_due || drivers.iter().any(|added| added.driver.borrow_mut().look(now)) {
+                self.found = Some(now);
+                return;
+            }
+            if !self.spins(clock, now) {
+                return;
+            }
+        }
     }
 
     fn sleep(&mut self, clock: &MonotonicClock, deadline: Option<Instant>) -> io::Result<()> {

@@ -15,7 +15,7 @@ use base::Instant;
 use futures_util::task::AtomicWaker;
 use runtime::{
     Arena, ArenaConfig, Counters, Crowd, Driver, HelperThreads, Locality, LocalityConfig, LocalityHandle,
-    MonotonicClock, StopFlag, mailbox, process,
+    MonotonicClock, StopFlag, Waiting, mailbox, process,
 };
 
 /// Longer than any test takes on a busy machine: only a lost wake-up waits for it.
@@ -320,4 +320,66 @@ fn block_on_takes_a_future_that_borrows() {
     })
     .unwrap();
     assert_eq!(local, 2);
+}
+
+/// Has work after so many looks, and counts how it is asked.
+struct Looked {
+    looks_left: u32,
+    looks: u32,
+    turns: u32,
+    waker: Arc<AtomicWaker>,
+}
+
+impl Driver for Looked {
+    fn look(&mut self, _now: Instant) -> bool {
+        self.looks += 1;
+        self.looks_left = self.looks_left.saturating_sub(1);
+        self.looks_left == 0
+    }
+    fn poll(&mut self, _now: Instant, _budget: usize) -> usize {
+        self.turns += 1;
+        if self.looks_left > 0 {
+            return 0;
+        }
+        self.looks_left = u32::MAX;
+        self.waker.wake();
+        1
+    }
+    fn flush(&mut self, _now: Instant) {}
+    fn next_deadline(&self) -> Option<Instant> {
+        None
+    }
+    fn wait_fd(&self) -> Option<RawFd> {
+        None
+    }
+}
+
+/// A locality that never sleeps: what a look finds, a timer and another thread's wake-up each end the looking.
+#[test]
+fn a_locality_that_spins_looks_and_turns_only_for_work() {
+    let clock = MonotonicClock::start();
+    let mut here = locality(Some(Crowd::that_waits(Waiting::Polling)));
+    let handle = here.handle();
+    let waker = Arc::new(AtomicWaker::new());
+    let driver = Looked { looks_left: 10_000, looks: 0, turns: 0, waker: Arc::clone(&waker) };
+    let driver = Rc::new(RefCell::new(driver));
+    handle.add_driver(driver.clone());
+    let found = std::future::poll_fn(|context| {
+        waker.register(context.waker());
+        if driver.borrow().looks_left == u32::MAX { Poll::Ready(()) } else { Poll::Pending }
+    });
+    here.block_on(&clock, async { handle.timeout_at(clock.now() + PATIENCE, found).await }).unwrap().unwrap();
+    assert_eq!(driver.borrow().looks, 10_000);
+    assert!(driver.borrow().turns < 20, "{} turns for 10 000 looks", driver.borrow().turns);
+
+    let at = clock.now() + Duration::from_millis(2);
+    here.block_on(&clock, handle.sleep_until(at)).unwrap();
+    assert!(clock.now() >= at);
+
+    let (to_here, mut letters) = mailbox(1, handle.unparker());
+    let sender = std::thread::spawn(move || to_here.try_send(7).unwrap());
+    let letter =
+        here.block_on(&clock, async { handle.timeout_at(clock.now() + PATIENCE, letters.recv()).await });
+    assert_eq!(letter.unwrap(), Ok(Some(7)));
+    sender.join().unwrap();
 }

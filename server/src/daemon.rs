@@ -25,20 +25,17 @@ use runtime::sync::Notify;
 use spdk_stob::{Backend, Domain, FormatParams, StobError};
 use verbs_net::{Fabric, Security, TmConfig, TransferMachine};
 
+use crate::addition::is_new;
 use crate::bug::Bug;
 use crate::copy_machine::CopyMachine;
 use crate::device::Device;
+use crate::disks::{DiskSource, DiskTeller};
 use crate::error::ServerError;
 use crate::state::{State, Writer};
-use crate::{component_service, object_service, replacement, slots};
+use crate::{component_service, disks, object_service, slots};
 
 /// How long a server waits for control when it starts, where nobody chooses.
 pub const START_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
-
-/// Opens what stands in the place of a device, whose last disk had so many blocks (0: it had none). Errors: in words.
-pub type DiskSource = Rc<dyn Fn(Fid, u64) -> Result<Box<dyn Backend>, String>>;
-/// Hears of a device whose disk was replaced, or why it was not.
-pub type DiskTeller = Rc<dyn Fn(Fid, Result<(), &str>)>;
 
 /// What a server needs to start.
 pub struct ServerConfig {
@@ -59,9 +56,9 @@ pub struct ServerConfig {
     /// The devices of this locality.
     pub devices: Vec<(Fid, Box<dyn Backend>)>,
     /// Opens the disk that stands in a device's place now, for `clovis device replace` and for devices that are new to the configuration and not among
-    /// `devices`; `None`: this server replaces none.
+    /// `devices`, also those that are added while the server runs; `None`: it has those of its start, and replaces none.
     pub disks: Option<DiskSource>,
-    /// Told what becomes of a replacement: the log's.
+    /// Told what becomes of a disk that comes while the server runs: the log's.
     pub on_disk: Option<DiskTeller>,
     /// Copies to this server's devices in repair (`client::copier`); `None`: this server copies to none.
     pub copier: Option<Copier>,
@@ -185,8 +182,8 @@ impl Server {
             state.report_loss(*device);
         }
         if let Some(disks) = config.disks {
-            let following = replacement::follow(Rc::downgrade(&state), disks, config.on_disk);
-            drop(locality.spawn("replacements", following)); // it ends with the locality
+            let following = disks::follow(Rc::downgrade(&state), disks, config.on_disk);
+            drop(locality.spawn("disks", following)); // it ends with the locality
         }
         let copies = config.copier.map(|copier| CopyMachine::start(&state, copier));
         Ok(Server { state, unopened, copies })
@@ -272,11 +269,6 @@ type OpenDevices = (BTreeMap<Fid, Rc<Device>>, Vec<(Fid, StobError)>);
 
 /// What stands in the place of a device.
 type Disk = (Fid, Box<dyn Backend>);
-
-/// True of a device that never registered: no byte was ever stored on it.
-fn is_new(device: &DeviceConfig) -> bool {
-    device.state == DeviceState::Unknown && device.size_blocks == 0
-}
 
 /// True of a device that nobody uses before it has another disk.
 fn is_given_up(device: &DeviceConfig) -> bool {

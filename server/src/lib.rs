@@ -10,12 +10,14 @@
 #![forbid(unsafe_code)]
 #![allow(rustdoc::private_intra_doc_links)] // the map above names private modules on purpose
 
+mod addition;
 mod bug;
 mod component_extents;
 mod component_service;
 mod copy_machine;
 mod daemon;
 mod device;
+mod disks;
 mod error;
 mod object_service;
 mod record;
@@ -26,5 +28,6 @@ mod state;
 
 #[doc(hidden)]
 pub use bug::Bug;
-pub use daemon::{DiskSource, DiskTeller, START_TIMEOUT_DEFAULT, Server, ServerConfig};
+pub use daemon::{START_TIMEOUT_DEFAULT, Server, ServerConfig};
+pub use disks::{DiskSource, DiskTeller, DiskWanted};
 pub use error::ServerError;

@@ -5,54 +5,23 @@
 //! the replacement, and registers again: then control takes it back, in state Repair. Until then nobody uses the device, so
 //! nothing waits for a disk that is not there.
 //! **Invariant**: nothing is formatted but a device that is failed and awaited; another device's disk never is. Left over after a
-//! failure: the device is closed, and it is tried again. Thread: the server's locality. Start at [`follow`].
+//! failure: the device is closed, and it is tried again ([`crate::disks`]). Thread: the server's locality. Start at [`replace`].
 
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::time::Duration;
 
 use base::Fid;
 use spdk_stob::{Domain, FormatParams};
 
-use crate::daemon::{DiskSource, DiskTeller};
 use crate::device::Device;
+use crate::disks::DiskSource;
 use crate::state::State;
 
 /// How long letting go of the old disk may take: it may be one that no longer answers.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
-/// After a failure (no disk in its place, a foreign one) it is looked again so much later, or with the next configuration.
-const TRY_AGAIN: Duration = Duration::from_secs(2);
-
-/// Replaces what is awaited, for as long as the server lives.
-pub(crate) async fn follow(state: Weak<State>, disks: DiskSource, teller: Option<DiskTeller>) {
-    let mut told: Option<(Fid, String)> = None;
-    loop {
-        let Some(alive) = state.upgrade() else { return };
-        let (conf, locality) = (alive.conf.clone(), alive.rpc.locality().clone());
-        let version = conf.version();
-        let mut is_behind = false;
-        for (device, number) in awaited(&alive) {
-            let outcome = replace(&alive, device, number, &disks).await;
-            is_behind |= outcome.is_err();
-            let failure = outcome.as_ref().err().map(|reason| (device, reason.clone()));
-            // Told once, not at each try.
-            if let Some(teller) = teller.as_ref().filter(|_| failure.is_none() || failure != told) {
-                teller(device, outcome.as_ref().copied().map_err(String::as_str));
-            }
-            told = failure;
-        }
-        drop(alive);
-        let newer = conf.newer_than(version);
-        if is_behind {
-            // Either way it is looked again.
-            let _newer = locality.timeout_at(locality.now() + TRY_AGAIN, newer).await;
-        } else {
-            newer.await;
-        }
-    }
-}
 
 /// This locality's devices that await a disk, with the number of the replacement, as far as they have not got it.
-fn awaited(state: &State) -> Vec<(Fid, u32)> {
+pub(crate) fn awaited(state: &State) -> Vec<(Fid, u32)> {
     let Some(configuration) = state.configuration() else { return Vec::new() };
     let wanted = configuration.pool.awaited_disks.iter().filter(|fid| state.is_ours(&configuration, **fid));
     let wanted = wanted.map(|fid| (*fid, configuration.replacement_of(*fid)));
@@ -64,7 +33,12 @@ fn awaited(state: &State) -> Vec<(Fid, u32)> {
         .collect()
 }
 
-async fn replace(state: &Rc<State>, fid: Fid, number: u32, disks: &DiskSource) -> Result<(), String> {
+pub(crate) async fn replace(
+    state: &Rc<State>,
+    fid: Fid,
+    number: u32,
+    disks: &DiskSource,
+) -> Result<(), String> {
     let locality = state.rpc.locality().clone();
     let old = state.devices.borrow_mut().remove(&fid);
     if let Some(old) = old {
@@ -82,9 +56,6 @@ async fn replace(state: &Rc<State>, fid: Fid, number: u32, disks: &DiskSource) -
     let params = FormatParams { device: fid, cluster };
     let domain = Domain::format_again(&locality, backend, params).await.map_err(|error| error.to_string())?;
     Device::mark_replacement(&domain, number).await.map_err(|error| error.to_string())?;
-    state.devices.borrow_mut().insert(fid, Rc::new(Device::new(fid, domain, size_blocks)));
-    if let Some(heartbeat) = state.heartbeat.borrow().as_ref() {
-        heartbeat.register_again(state.registered());
-    }
+    state.take_in(fid, domain, size_blocks);
     Ok(())
 }

@@ -19,7 +19,7 @@ use fops::lock::Ticket;
 use fops::{FopError, codec};
 use rpc::{Fom, Phase, RpcMachine, ServiceState};
 use runtime::sync::Notify;
-use spdk_stob::{StobError, Transaction};
+use spdk_stob::{Domain, StobError, Transaction};
 
 use crate::bug::Bug;
 use crate::device::Device;
@@ -235,6 +235,14 @@ impl State {
     pub(crate) fn registered(&self) -> Vec<RegisteredDevice> {
         let endpoint = self.rpc.endpoint();
         self.devices.borrow().values().map(|device| device.registered(endpoint)).collect()
+    }
+
+    /// Takes a device in that was opened while the server runs, and registers it.
+    pub(crate) fn take_in(&self, fid: Fid, domain: Domain, size_blocks: u64) {
+        self.devices.borrow_mut().insert(fid, Rc::new(Device::new(fid, domain, size_blocks)));
+        if let Some(heartbeat) = self.heartbeat.borrow().as_ref() {
+            heartbeat.register_again(self.registered());
+        }
     }
 
     /// What every heartbeat carries.

@@ -91,7 +91,7 @@ pub fn recognise(bytes: &[u8], writers: u64) -> Option<(u64, u64)> {
     candidates.into_iter().find(|(writer, block)| word(*writer, *block, 0) == head)
 }
 
-/// Folds values into a hash that tells two runs apart: FNV-1a over their bytes.
+/// Folds values into a hash that tells two runs apart: FNV-1a, of values word by word (with the upper half folded back), of text byte by byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceHash(pub u64);
 
@@ -105,9 +105,8 @@ impl TraceHash {
     /// Adds values.
     pub fn add(&mut self, values: &[u64]) {
         for value in values {
-            for byte in value.to_le_bytes() {
-                self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-            }
+            let product = (self.0 ^ value).wrapping_mul(0x0000_0100_0000_01b3);
+            self.0 = product ^ (product >> 32);
         }
     }
 

@@ -59,6 +59,10 @@ pub const MESSAGE_MEMORY_BYTES: u64 = 64 << 20;
 /// Bytes that one read may take into a socket's staging area while no bulk is expected: 7 small messages of 1 KiB.
 pub const STAGING_BYTES: usize = 8 * 1024;
 
+/// From the begin of a read that has found nothing to the next one, while a locality spins. A read holds the socket's lock: who delivers at
+/// that moment waits for it, and a segment that finds it held is seen by the read after the next.
+pub const LOOK_EACH: Duration = Duration::from_micros(1);
+
 const _: () = assert!(CREDIT_RESERVE >= 1 && CREDIT_RESERVE < CREDIT_WINDOW);
 const _: () = assert!(BULK_PIECE_BYTES as u64 <= BUFFER_BYTES_MAX);
 const _: () = assert!(MESSAGE_BYTES_MAX <= BUFFER_BYTES_MAX);

@@ -650,6 +650,15 @@ impl TransferMachine {
         frames + self.protocol.event_count().saturating_sub(before)
     }
 
+    /// [`TransferMachine::poll`] for one who spins and would do nothing else: how much there was, and whether there is something to send. Where a look
+    /// costs a system call it is left out while the last one is not [`crate::limits::LOOK_EACH`] ago.
+    pub fn look(&mut self, now: Instant, budget: usize) -> (usize, bool) {
+        if self.backends.iter().all(|backend| backend.rests(now)) {
+            return (0, false);
+        }
+        (self.poll(now, budget), self.protocol.has_output())
+    }
+
     /// The oldest event not yet taken.
     pub fn next_event(&mut self) -> Option<Event> {
         self.protocol.next_event()

@@ -8,7 +8,7 @@ use std::fmt;
 
 use base::Fid;
 
-use crate::cluster_file::ClusterFile;
+use crate::cluster_file::{ClusterFile, DeviceSection};
 use crate::cluster_tree::PartKind;
 use crate::pools::DeviceRun;
 
@@ -19,6 +19,8 @@ pub enum Effect {
     Now,
     /// When the server process starts again, with the same file.
     ServerRestart(Fid),
+    /// When the server process, which runs, has opened it, by the same file.
+    ServerOpens(Fid),
     /// When the server process, which is new, starts with the same file.
     ServerStart(Fid),
     /// When the control daemon starts again, with the same file.
@@ -32,6 +34,7 @@ impl fmt::Display for Effect {
         match self {
             Effect::Now => f.write_str("now"),
             Effect::ServerRestart(process) => write!(f, "when server {process} restarts"),
+            Effect::ServerOpens(process) => write!(f, "when server {process} has opened it"),
             Effect::ServerStart(process) => write!(f, "when server {process} starts"),
             Effect::ControlRestart => f.write_str("when control restarts"),
             Effect::Refused(reason) => write!(f, "refused: {reason}"),
@@ -189,10 +192,15 @@ fn values(file: &ClusterFile) -> BTreeMap<Key, String> {
 
 /// The table of what may change, and when it takes effect. `is_new`: the section was not there before.
 fn effect_of((section, fid, key, _): Key, is_new: bool, (from, to): (&ClusterFile, &ClusterFile)) -> Effect {
-    let server_of_device = || to.devices.iter().find(|device| device.fid == fid).map(|device| device.server);
-    let at_start = |server: Fid| match from.server(server) {
-        Some(_) => Effect::ServerRestart(server),
-        None => Effect::ServerStart(server),
+    let section_of_device = || to.devices.iter().find(|device| device.fid == fid);
+    let server_of_device = || section_of_device().map(|device| device.server);
+    let at_server = |device: &DeviceSection| match from.server(device.server) {
+        // A locality that does not run yet comes with a restart.
+        Some(section) if usize::try_from(device.locality).is_ok_and(|at| at < section.endpoints.len()) => {
+            Effect::ServerOpens(device.server)
+        }
+        Some(_) => Effect::ServerRestart(device.server),
+        None => Effect::ServerStart(device.server),
     };
     match (section, key) {
         (Section::Cluster, "id") => Effect::Refused("another id is another cluster"),
@@ -225,7 +233,7 @@ fn effect_of((section, fid, key, _): Key, is_new: bool, (from, to): (&ClusterFil
             Effect::Refused("its devices may hold bytes of objects and records: servers and devices stay")
         }
         (Section::Server, "endpoints" | "rails" | "metrics") => Effect::ServerRestart(fid),
-        (Section::Device, PRESENCE) if is_new => server_of_device().map_or(Effect::Now, at_start),
+        (Section::Device, PRESENCE) if is_new => section_of_device().map_or(Effect::Now, at_server),
         (Section::Device, PRESENCE) => Effect::Refused(
             "it may hold bytes of objects and records: devices stay (`clovis device replace` puts another disk in its place)",
         ),
@@ -395,9 +403,18 @@ mod tests {
             text(&from, &grown),
             [
                 "+ server 0x7200000000000001:0x3: 1 endpoints  (when server 0x7200000000000001:0x3 starts)",
-                "+ device 0x6b00000000000001:0x5: device 4 on server 0x7200000000000001:0x1  (when server 0x7200000000000001:0x1 restarts)",
+                "+ device 0x6b00000000000001:0x5: device 4 on server 0x7200000000000001:0x1  (when server 0x7200000000000001:0x1 has opened it)",
                 "+ device 0x6b00000000000001:0x6: device 5 on server 0x7200000000000001:0x3  (when server 0x7200000000000001:0x3 starts)",
             ]
+        );
+        let mut wider = grown.clone();
+        wider.servers[0].endpoints.push("127.0.0.1@tcp:12345:34:10".parse().unwrap());
+        wider.devices[4].locality = u32::try_from(wider.servers[0].endpoints.len()).unwrap() - 1;
+        let on_a_new_locality = "+ device 0x6b00000000000001:0x5: device 4 on server 0x7200000000000001:0x1  (when server 0x7200000000000001:0x1 restarts)";
+        assert!(
+            text(&from, &wider).iter().any(|line| line == on_a_new_locality),
+            "{:?}",
+            text(&from, &wider)
         );
         let mut unsaid = grown.clone();
         unsaid.pool.devices = None;

@@ -19,6 +19,7 @@ pub mod fences;
 mod fid_order;
 pub mod heartbeat;
 pub mod held_lock;
+pub mod later_store;
 pub mod lease;
 pub mod limits;
 pub mod load;

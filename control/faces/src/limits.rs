@@ -130,10 +130,8 @@ pub const LOAD_PERIOD: Duration = Duration::from_secs(10);
 /// Samples that control keeps: an hour, 35 KiB.
 pub const LOAD_PERIODS_KEPT: usize = 360;
 
-/// Watches of a cluster: 200 bytes each in memory and in control's store, 3.2 MiB. One for each client that there can be.
+/// Watches of a cluster: 300 bytes each in memory, 5 MiB, and 200 in control's store. One for each client that there can be.
 pub const WATCHES_MAX: usize = 16_384;
-/// Watches of one object: all of their acknowledgements fit one message.
-pub const WATCHES_PER_OBJECT_MAX: usize = 64;
 /// Watches of one watcher, named in each answer to it.
 pub const WATCHES_PER_WATCHER_MAX: usize = 64;
 /// Bytes of a watcher's name.
@@ -156,10 +154,15 @@ pub const WATCH_INBOX_MAX: usize = 64;
 pub const NOTIFY_BYTES_MAX: usize = 16 << 10;
 /// Bytes of an acknowledgement.
 pub const NOTIFY_ACK_BYTES_MAX: usize = 512;
-/// Notifies under way at a time, each a fom: at most 32 x (16 KiB + 64 x 700 bytes) = 2 MiB. What comes on top asks again.
+/// Notifies under way at a time, each a fom with 16 KiB. What comes on top asks again.
 pub const NOTIFIES_MAX: usize = 32;
-/// Answers to notifies that are kept for those who ask again: at most 45 KiB each.
+/// Answers to notifies that are kept for those who ask again.
 pub const NOTIFIES_KEPT: usize = 32;
+/// Watches that notifies under way and kept answers are for, all together: at most 700 bytes each, 44 MiB, nearly all of it what they acknowledged with. Four notifies
+/// for as many watches as there may be; one that finds no room asks again.
+pub const NOTIFY_OUTCOMES_MAX: usize = 4 * WATCHES_MAX;
+/// Outcomes of a notify in one message: one that is for more watches is told in pages.
+pub const NOTIFY_PAGE: usize = 64;
 /// Longest wait for acknowledgements, in milliseconds: shorter than a fom may wait before it is named as hung.
 pub const NOTIFY_WAIT_MS_MAX: u32 = 25_000;
 /// Bytes of payload of one answer to a watcher.
@@ -328,11 +331,8 @@ const _: () = assert!(
 /// Encoded bytes of a `WatchPlace`: watcher, cookie, name, endpoint.
 const WATCH_PLACE_BYTES: usize = 16 + 8 + 8 + WATCH_NAME_BYTES_MAX + ENDPOINT_BYTES;
 const _: () = assert!(
-    wide(
-        4 + 2 * 8
-            + WATCHES_PER_OBJECT_MAX * (WATCH_PLACE_BYTES + 8 + NOTIFY_ACK_BYTES_MAX)
-            + ITEM_HEADER_ROOM
-    ) <= MESSAGE_BYTES_MAX
+    wide(4 + 2 * 8 + NOTIFY_PAGE * (WATCH_PLACE_BYTES + 8 + NOTIFY_ACK_BYTES_MAX) + ITEM_HEADER_ROOM)
+        <= MESSAGE_BYTES_MAX
 );
 /// Encoded bytes of a `Notification` without its payload: number, cookie, notify, object, endpoint, length.
 const NOTIFICATION_BYTES: usize = 2 * 8 + 16 + FID_BYTES + ENDPOINT_BYTES + 8;

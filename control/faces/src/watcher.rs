@@ -16,8 +16,9 @@ use std::time::Duration;
 
 use base::{Blamed, Endpoint, Fid, Instant};
 use fops::watch::{
-    Notification, Notify as NotifyFop, NotifyAck, NotifyId, NotifyMissed, NotifyReply, WatchAck, WatchPoll,
-    WatchPollReply, WatchRecord, WatchRegister, WatchUnregister, WatcherId,
+    Notification, Notify as NotifyFop, NotifyAck, NotifyId, NotifyMissed, NotifyOutcomesGet,
+    NotifyOutcomesReply, NotifyReply, WatchAck, WatchPoll, WatchPollReply, WatchRecord, WatchRegister,
+    WatchUnregister, WatcherId,
 };
 use runtime::Task;
 use runtime::sync::Notify;
@@ -461,6 +462,12 @@ impl ConfClient {
         loop {
             let refusal = match self.call(&ask, deadline).await {
                 Ok(NotifyReply::Done { acks, missed }) => return Ok(NotifyOutcome { acks, missed }),
+                Ok(NotifyReply::Long { .. }) => match self.notify_outcomes(id, deadline).await {
+                    Ok(Some(outcome)) => return Ok(outcome),
+                    // Forgotten: it is notified again, under the same number.
+                    Ok(None) => None,
+                    Err(error) => return Err(error),
+                },
                 Ok(NotifyReply::Busy) => None,
                 // A control that stops says so; the next one takes it, under the same number.
                 Err(error) => {
@@ -479,6 +486,29 @@ impl ConfClient {
                 }));
             }
             locality.sleep(BUSY_PAUSE).await;
+        }
+    }
+
+    /// How a notify ended that was for more watches than one answer names. `None`: control has forgotten it.
+    async fn notify_outcomes(
+        &self,
+        id: NotifyId,
+        deadline: Instant,
+    ) -> Result<Option<NotifyOutcome>, ConfError> {
+        let mut outcome = NotifyOutcome { acks: Vec::new(), missed: Vec::new() };
+        loop {
+            let after = outcome.acks.len() + outcome.missed.len();
+            let ask = NotifyOutcomesGet { id, after: u32::try_from(after).unwrap_or(u32::MAX) };
+            match self.call(&ask, deadline).await? {
+                NotifyOutcomesReply::Forgotten => return Ok(None),
+                NotifyOutcomesReply::Page { acks, missed } if acks.is_empty() && missed.is_empty() => {
+                    return Ok(Some(outcome));
+                }
+                NotifyOutcomesReply::Page { acks, missed } => {
+                    outcome.acks.extend(acks);
+                    outcome.missed.extend(missed);
+                }
+            }
         }
     }
 }

@@ -544,7 +544,9 @@ impl RaftLog for Journal {
             entries.drain(..count).collect()
         };
         self.0.base.set(Position { index: snapshot.index, term: snapshot.term });
-        self.0.base_members.borrow_mut().clone_from(&snapshot.config);
+        if self.0.bug != Some(Bug::MembersForgotten) {
+            self.0.base_members.borrow_mut().clone_from(&snapshot.config);
+        }
         self.write_base();
         // First first: cut in between, what is left is behind the base or has a gap to it, which is as if it were not there.
         gone.iter().for_each(|entry| self.forget(entry));

@@ -112,6 +112,8 @@ pub enum Opcode {
     Notify = 84,
     /// [`watch::WatchList`]
     WatchList = 85,
+    /// [`watch::NotifyOutcomesGet`]
+    NotifyOutcomesGet = 86,
     /// [`rm::RmBegin`]
     RmBegin = 90,
     /// [`rm::RmBorrow`]
@@ -192,6 +194,7 @@ impl Opcode {
         Opcode::WatchAck,
         Opcode::Notify,
         Opcode::WatchList,
+        Opcode::NotifyOutcomesGet,
         Opcode::RmBegin,
         Opcode::RmBorrow,
         Opcode::RmReturn,

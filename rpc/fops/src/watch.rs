@@ -163,8 +163,39 @@ pub enum NotifyReply {
     },
     /// As many are under way as there may be; nobody was told. Ask again.
     Busy,
+    /// It is over, and was for more watches than one answer names: [`NotifyOutcomesGet`] fetches them.
+    Long {
+        /// How many acknowledged.
+        acks: u32,
+        /// How many did not.
+        missed: u32,
+    },
 }
 fop!(Notify, NotifyReply, Notify, "notify", Idempotent);
+
+/// Asks for a page of the outcomes of a notify that is over: those that acknowledged, then those that did not.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct NotifyOutcomesGet {
+    /// Which notify.
+    pub id: NotifyId,
+    /// Start behind so many.
+    pub after: u32,
+}
+
+/// A page of outcomes.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum NotifyOutcomesReply {
+    /// As many as a message carries; none at the end.
+    Page {
+        /// Those that acknowledged.
+        acks: Vec<NotifyAck>,
+        /// Those that did not.
+        missed: Vec<NotifyMissed>,
+    },
+    /// Control no longer has them: notify again under the same number, and who acknowledged says so again.
+    Forgotten,
+}
+fop!(NotifyOutcomesGet, NotifyOutcomesReply, NotifyOutcomesGet, "notify-outcomes-get", Idempotent);
 
 /// A watch that a notify was for.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

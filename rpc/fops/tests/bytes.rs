@@ -729,6 +729,7 @@ fn opcodes_are_pinned() {
         (O::WatchAck, 83),
         (O::Notify, 84),
         (O::WatchList, 85),
+        (O::NotifyOutcomesGet, 86),
         (O::RmBegin, 90),
         (O::RmBorrow, 91),
         (O::RmReturn, 92),
@@ -829,6 +830,8 @@ fn decode_as_everything(bytes: &[u8]) {
     one::<watch::Notify>(bytes);
     one::<watch::NotifyReply>(bytes);
     one::<watch::WatchListReply>(bytes);
+    one::<watch::NotifyOutcomesGet>(bytes);
+    one::<watch::NotifyOutcomesReply>(bytes);
     one::<news::LockNews>(bytes);
     one::<news::HolderAsk>(bytes);
     one::<news::HolderAnswer>(bytes);
@@ -1089,6 +1092,26 @@ fn bodies_of_watches() {
         ),
     );
     pinned(watch::NotifyReply::Busy, agreed!(u32: 1), "01000000");
+    pinned(
+        watch::NotifyReply::Long { acks: 9, missed: 1 },
+        agreed!((u32, u32, u32): (2, 9, 1)),
+        "02000000 09000000 01000000",
+    );
+    pinned(
+        watch::NotifyOutcomesGet { id: notify, after: 64 },
+        agreed!((u128, u32): (3, 64)),
+        &format!("{notify_hex} 40000000"),
+    );
+    pinned(
+        watch::NotifyOutcomesReply::Page {
+            acks: vec![watch::NotifyAck { watch: place.clone(), payload: vec![8] }],
+            missed: vec![],
+        },
+        agreed!((u32, Vec<(RawPlace, Vec<u8>)>, Vec<(RawPlace, u32)>):
+            (0, vec![(raw_place.clone(), vec![8])], vec![])),
+        &format!("00000000 0100000000000000 {place_hex} 0100000000000000 08 0000000000000000"),
+    );
+    pinned(watch::NotifyOutcomesReply::Forgotten, agreed!(u32: 1), "01000000");
     pinned(
         watch::WatchList { object: Some(FID), after: Some((watcher, 4)) },
         agreed!((Option<RawFid>, Option<(u128, u64)>): (Some(RAW), Some((OWNER.0, 4)))),

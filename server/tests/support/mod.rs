@@ -57,8 +57,8 @@ impl Turner {
             arena: Arena::new(ArenaConfig { capacity_bytes: 64 << 20 }).unwrap(),
             crowd: None,
         });
-        // It learns what time it is: deadlines of what is begun outside of its turns count from then.
-        let _turn = locality.turn(self.clock.now());
+        // It knows the time from the first moment on: what starts here counts from now.
+        locality.turn(self.clock.now());
         let handle = locality.handle();
         self.localities.push(Some(locality));
         (place, handle)

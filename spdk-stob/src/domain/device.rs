@@ -27,6 +27,7 @@ struct Queue {
     waiting: VecDeque<(BlockOp, u64)>,
     targets: BTreeMap<u64, Target>,
     next_token: u64,
+    /// Completions that nobody was told of yet.
     done: Vec<BlockDone>,
 }
 
@@ -53,9 +54,16 @@ impl Queue {
         }
     }
 
+    fn look(&mut self, now: Instant) -> bool {
+        let Some(backend) = &mut self.backend else { return false };
+        backend.poll(now, &mut self.done);
+        !self.done.is_empty()
+    }
+
     fn poll(&mut self, now: Instant) -> Vec<(Target, BlockDone)> {
         let Some(backend) = &mut self.backend else { return Vec::new() };
-        if backend.poll(now, &mut self.done) == 0 {
+        backend.poll(now, &mut self.done);
+        if self.done.is_empty() {
             return Vec::new();
         }
         let targets = &mut self.targets;
@@ -83,6 +91,10 @@ impl Driver for DeviceDriver {
             }
         }
         count
+    }
+
+    fn look(&mut self, now: Instant) -> bool {
+        self.0.upgrade().is_some_and(|queue| queue.borrow_mut().look(now))
     }
 
     fn flush(&mut self, _now: Instant) {

@@ -92,6 +92,8 @@ pub struct DomainInfo {
     pub device: Fid,
     /// Its cluster's id.
     pub cluster: u64,
+    /// Blocks of the device, as it was formatted.
+    pub device_blocks: u64,
     /// Blocks of the data area.
     pub blocks_total: u64,
     /// Blocks that nobody owns.
@@ -336,6 +338,7 @@ impl Domain {
         DomainInfo {
             device: superblock.device,
             cluster: superblock.cluster,
+            device_blocks: superblock.regions.size_blocks,
             blocks_total: superblock.regions.data.count,
             blocks_free: state.free.free_blocks(),
             blocks_kept: state.metadata.kept_blocks(),

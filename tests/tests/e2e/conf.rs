@@ -3,8 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
 
-use clovis_tests::cluster::RunningCluster;
+use clovis_tests::cluster::{COMMAND_LIMIT, RunningCluster};
+use clovis_tests::{binary, content, processes};
+use runtime::MonotonicClock;
+use serde_json::Value;
 
 /// The cluster's file with pieces replaced, in a file of its own.
 fn edited(cluster: &RunningCluster, name: &str, pieces: &[(&str, &str)]) -> String {
@@ -159,4 +165,131 @@ fn a_control_daemon_killed_in_a_loop_of_applies_loses_none_that_was_acknowledged
     let history = cluster.run(&["conf", "history"]).succeeded();
     assert!(history.text().lines().nth(1).unwrap().contains("when control started"), "{}", history.text());
     assert!(cluster.run(&["conf", "plan"]).succeeded().text().starts_with("no change"));
+}
+
+const SERVERS: usize = 1024;
+const DEVICES: usize = 10_240;
+const LARGE_STORE: u64 = 1 << 30;
+
+/// A cluster of three servers with a device each, whose file says that control's store has [`LARGE_STORE`] bytes, and which has `made_with`.
+fn with_store(name: &str, made_with: u64) -> RunningCluster {
+    RunningCluster::of(name, |folder: &Path| {
+        let mut command = Command::new(binary::clovis());
+        command.args(["cluster", "init", "--dir"]).arg(folder).env_remove("CLOVIS_CONFIG").args([
+            "--security",
+            "shared",
+            "--servers",
+            "3",
+            "--devices-per-server",
+            "1",
+            "--layout",
+            "1+1+0",
+            "--device-size",
+            "64M",
+        ]);
+        let _ = processes::run(&mut command, folder.parent().unwrap(), COMMAND_LIMIT).succeeded();
+        let own = folder.join("clovis.toml");
+        let text = fs::read_to_string(&own).unwrap();
+        let line = text.lines().find(|line| line.starts_with("store_bytes = ")).unwrap();
+        fs::write(&own, text.replace(line, &format!("store_bytes = {LARGE_STORE}"))).unwrap();
+        // Blank until the first start.
+        fs::File::options().write(true).open(folder.join("control.dev")).unwrap().set_len(made_with).unwrap();
+    })
+}
+
+/// The cluster's file with all servers and devices that there may be; only the first three run.
+fn with_all_that_may_be(cluster: &RunningCluster) -> String {
+    let own = fs::read_to_string(cluster.dir().join("clovis.toml")).unwrap();
+    let mut text = own.replace("unit_bytes = 65536\n", "unit_bytes = 65536\ndevices = 3\n");
+    for server in 4..=SERVERS {
+        text.push_str(&format!(
+            "\n[[server]]\nprocess = \"0x7200000000000001:{server}\"\nendpoints = [\"127.9.{}.{}@tcp:12345:34:1\"]\n",
+            server / 256,
+            server % 256
+        ));
+    }
+    for device in 4..=DEVICES {
+        let server = (4 + device / 10).min(SERVERS);
+        text.push_str(&format!(
+            "\n[[device]]\nfid = \"0x6b00000000000001:{device}\"\nserver = \"0x7200000000000001:{server}\"\n\
+             path = \"devices/device-{device}.dev\"\nsize_bytes = 1099511627776\n"
+        ));
+    }
+    let path = cluster.scratch().join("large.toml");
+    fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_cluster_file_of_more_than_a_mebibyte_goes_through_every_command() {
+    let cluster = with_store("conf-large", LARGE_STORE);
+    let file = with_all_that_may_be(&cluster);
+    let bytes = fs::metadata(&file).unwrap().len();
+    assert!(bytes > 1 << 20, "{bytes} bytes");
+    let clock = MonotonicClock::start();
+    let timed = |arguments: &[&str]| {
+        let before = clock.now();
+        let said = cluster.run(arguments).succeeded();
+        let took = clock.now().since(before);
+        println!("{bytes} bytes: {} in {:.2} s", arguments[..2].join(" "), took.as_secs_f64());
+        // Ten to fifty times of what it takes on a machine with nothing else to do.
+        assert!(took < Duration::from_secs(15), "{arguments:?} took {took:?}");
+        said
+    };
+    let planned = timed(&["conf", "plan", &file]);
+    assert_eq!(planned.text().lines().count(), SERVERS - 3 + DEVICES - 3 + 1);
+    assert!(planned.text().lines().last().unwrap().starts_with("! earlier versions of control"));
+    let applied = timed(&["conf", "apply", &file, "-m", "all of them"]);
+    assert!(applied.text().contains("transaction 2 is in force"), "no word of it");
+    assert!(timed(&["conf", "apply", &file]).text().contains("no change: transaction 2"));
+    let history = timed(&["conf", "history"]);
+    assert!(
+        history.text().contains("11258  ") && history.text().contains("all of them"),
+        "{}",
+        history.text()
+    );
+    let check = |when: &str| {
+        let shown = timed(&["conf", "show"]);
+        let hidden = |text: &str| -> Vec<String> {
+            text.lines().filter(|line| !line.starts_with("credential")).map(str::to_owned).collect()
+        };
+        assert!(hidden(shown.text()) == hidden(&fs::read_to_string(&file).unwrap()), "{when}: another text");
+        let status: Value = serde_json::from_str(timed(&["status", "--json"]).text()).unwrap();
+        let states = |list: &str, state: &str| {
+            let all = status[list].as_array().unwrap();
+            (all.len(), all.iter().filter(|one| one["state"] == state).count())
+        };
+        assert_eq!(
+            (states("devices", "online"), states("processes", "online")),
+            ((DEVICES, 3), (SERVERS, 3))
+        );
+    };
+    check("applied");
+    // Clients and servers have the configuration too, and nobody waits for servers that were never there.
+    let (bytes, object) = (content::bytes(4, 300_001), cluster.scratch().join("object"));
+    fs::write(&object, &bytes).unwrap();
+    for _ in 0..2 {
+        let _ = timed(&["cp", "--quiet", object.to_str().unwrap(), "1:1"]);
+    }
+    assert!(timed(&["cat", "1:1"]).stdout == bytes);
+    let before = clock.now();
+    cluster.kill_hard("control");
+    cluster.kill_hard("server-2");
+    cluster.start_again(&[]);
+    println!("control and a server again in {:.2} s", clock.now().since(before).as_secs_f64());
+    check("after a restart");
+    assert!(timed(&["cat", "1:1"]).stdout == bytes);
+    let _ = timed(&["rm", "1:1"]);
+}
+
+#[test]
+fn a_cluster_file_that_the_store_has_no_room_for_is_refused_and_nothing_is_lost() {
+    let cluster = with_store("conf-small-store", 16 << 20);
+    let file = with_all_that_may_be(&cluster);
+    let said = cluster.run(&["conf", "apply", &file]);
+    assert!(said.refused().contains("was made with 16777216"), "{}", said.refused());
+    assert!(cluster.run(&["conf", "plan"]).succeeded().text().starts_with("no change"));
+    let smaller = edited(&cluster, "smaller.toml", &[("unit_bytes = 65536", "unit_bytes = 4096")]);
+    let applied = cluster.run(&["conf", "apply", &smaller]).succeeded();
+    assert!(applied.text().contains("transaction 2 is in force"), "{}", applied.text());
 }

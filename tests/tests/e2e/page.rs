@@ -235,3 +235,101 @@ fn the_page_of_a_daemon_that_does_not_lead_shows_what_the_one_that_leads_says_an
         assert!(page.contains("no control daemon leads") && figures_in(&page).is_empty(), "{page}");
     }
 }
+
+/// What `clovis repair status --json` says of the only repair, or nothing if it is over.
+fn repair_told(cluster: &RunningCluster) -> Option<Value> {
+    let said = cluster.run(&["repair", "status", "--json"]).succeeded();
+    let said: Value = serde_json::from_str(said.text()).unwrap();
+    Some(said["repairs"][0].clone())
+        .filter(|repair| !["done", "null"].contains(&&*repair["state"].to_string().replace('"', "")))
+}
+
+/// A repair as told, in the words of the page: device, state, objects, bytes, bytes that are expected.
+type Copied = (String, String, [u64; 3]);
+
+fn copied(repair: &Value) -> Copied {
+    let word = |key: &str| repair[key].as_str().unwrap().to_owned();
+    let numbers = ["objects", "bytes", "expected_bytes"].map(|key| repair[key].as_u64().unwrap());
+    (word("device"), word("state"), numbers)
+}
+
+/// The only repair in a page.
+fn copied_in(page: &str) -> Option<Copied> {
+    assert!(page.matches("data-repair=").count() <= 1, "{page}");
+    let (_, row) = page.split_once("data-repair=\"")?;
+    let device = row.split_once('"')?.0.to_owned();
+    let state = attribute(page, "data-repair", "data-state")?.to_owned();
+    let number = |name| attribute(page, "data-repair", name)?.parse().ok();
+    Some((device, state, [number("data-objects")?, number("data-bytes")?, number("data-expected-bytes")?]))
+}
+
+#[test]
+fn the_page_shows_a_repair_at_work_as_the_commands_do_and_lets_it_go_when_it_is_over() {
+    let port = processes::free_ports(5);
+    let port_word = port.to_string();
+    let shape = ["--device-size", "64M", "--servers", "4", "--devices-per-server", "1", "--layout", "2+1+1"];
+    let options: Vec<&str> =
+        shape.into_iter().chain(["--security", "shared", "--metrics-port", &port_word]).collect();
+    let cluster = RunningCluster::start("page-repair", &options);
+    let file = cluster.scratch().join("file");
+    fs::write(&file, vec![9; 1_500_000]).unwrap();
+    for object in 0..16 {
+        let id = format!("1:{object}");
+        let _ = cluster.run(&["cp", "--quiet", file.to_str().unwrap(), &id]).succeeded();
+    }
+    let has_browser = processes::have("chromium", "a repair on the page in a browser");
+    // As the page has it, or what it is made of where there is no browser.
+    let shown = || {
+        if has_browser {
+            let page = browse(port, cluster.scratch());
+            let is_hidden = attribute(&page, "id=\"repairing\"", "hidden").is_some();
+            let copied = copied_in(&page);
+            assert_eq!(is_hidden, copied.is_none(), "{page}");
+            return copied;
+        }
+        let told: Value = serde_json::from_str(&get(port, "/status.json").1).unwrap();
+        let repairs = told["status"]["repairs"].as_array().unwrap().clone();
+        repairs.iter().find(|repair| repair["state"] != "done").map(copied)
+    };
+    assert_eq!(shown(), None, "before anything is repaired");
+    let own = fs::read_to_string(cluster.dir().join("clovis.toml")).unwrap();
+    let slow = cluster.scratch().join("slow.toml");
+    fs::write(&slow, format!("{own}\n[profile]\nrepair_bytes_per_second = 131072\n")).unwrap();
+    let _ = cluster.run(&["conf", "apply", slow.to_str().unwrap()]).succeeded();
+    let _ = cluster.run(&["device", "fail", "1"]).succeeded();
+    let _ = cluster.run(&["device", "replace", "1", "--detach"]).succeeded();
+    // At work, what is shown lies between two looks.
+    let (before, seen, after) = wait::until("a running repair on the page", LIMIT, || {
+        let before = copied(&repair_told(&cluster)?);
+        let shown = shown()?;
+        let after = copied(&repair_told(&cluster)?);
+        let is_running = [&before, &shown, &after].iter().all(|(_, state, _)| state == "running");
+        (is_running && before.2[1] > 0).then_some((before, shown, after))
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", cluster.logs()));
+    assert_eq!((seen.0.as_str(), &before.0), ("0x6b00000000000001:0x2", &seen.0));
+    for ((first, now), then) in before.2.iter().zip(seen.2).zip(after.2).take(2) {
+        assert!(*first <= now && now <= then, "{before:?}, {seen:?}, {after:?}");
+    }
+    assert!(after.2[1] < after.2[2], "it is nearly over: {after:?}");
+    // While it stands still, all three say the same.
+    let _ = cluster.run(&["repair", "pause", "1"]).succeeded();
+    let (told, seen) = wait::until("the page of a paused repair", LIMIT, || {
+        let told = copied(&repair_told(&cluster)?);
+        let of_status = copied(&status(&cluster)["repairs"][0]);
+        let shown = shown()?;
+        (told.1 == "paused" && told == of_status && shown.1 == "paused").then_some((told, shown))
+    })
+    .unwrap();
+    assert_eq!(told, seen);
+    let _ = cluster.run(&["conf", "apply", cluster.dir().join("clovis.toml").to_str().unwrap()]).succeeded();
+    let _ = cluster.run(&["repair", "resume", "1"]).succeeded();
+    wait::until("the end of the repair", LIMIT, || repair_told(&cluster).is_none().then_some(())).unwrap();
+    assert_eq!(shown(), None, "it is over");
+    if has_browser {
+        let page = browse(port, cluster.scratch());
+        let device = "data-device=\"0x6b00000000000001:0x2\"";
+        assert_eq!(attribute(&page, device, "data-state"), Some("online"), "{page}");
+        assert!(page.contains("copy complete"), "no event: {page}");
+    }
+}

@@ -84,6 +84,9 @@ fn a_cluster_grows_and_its_objects_move_while_clients_work_and_a_server_is_kille
         "{}",
         said.text()
     );
+    let no_way_back =
+        "! earlier versions of control, whose store has no format 3, do not take this: pool versions";
+    assert!(said.text().contains(no_way_back), "{}", said.text());
     let early = cluster.run(&["pool", "expand", "default", "--devices", "server-5"]);
     assert!(early.refused().contains("server-5 has not started with it yet"), "{}", early.refused());
     // Each starts and formats its devices, which nobody ever used.
@@ -129,6 +132,7 @@ fn a_cluster_grows_and_its_objects_move_while_clients_work_and_a_server_is_kille
     );
     let expanded = json(&cluster, &["pool", "expand", "default", "--devices", "server-5", "--json"]);
     assert_eq!(expanded["changes"].as_array().unwrap().len(), 1, "{expanded}");
+    assert!(expanded["no_way_back"].is_null(), "that was two transactions ago: {expanded}");
     let _ =
         cluster.run(&["pool", "create", "fast", "--layout", "1+1+0", "--devices", "server-6"]).succeeded();
     let shown = cluster.run(&["conf", "show"]).succeeded();
@@ -213,4 +217,88 @@ fn a_cluster_grows_and_its_objects_move_while_clients_work_and_a_server_is_kille
         let _ = cluster.run(&["device", "fail", device]).succeeded();
     }
     has(&cluster, "1:9", &content[9], "with two lost");
+}
+
+#[test]
+fn a_running_server_opens_a_device_that_is_added_and_says_what_it_waits_for() {
+    let shape = ["--servers", "2", "--localities", "2", "--devices-per-server", "2", "--layout", "1+1+0"];
+    let options = [&shape[..], &["--security", "shared", "--device-size", "32M"]].concat();
+    let cluster = RunningCluster::start("pools-device", &options);
+    let content: Vec<Vec<u8>> = (0..12).map(|seed| bytes(seed, 700_001)).collect();
+    put(&cluster, "1:0", &content[0], &[]);
+    let process_of = |name: &str| {
+        let file = cluster.dir().join("run").join(format!("{name}.pid"));
+        fs::read_to_string(file).unwrap().split_whitespace().next().unwrap().to_owned()
+    };
+    let process = process_of("server-1");
+    let own = cluster.dir().join("clovis.toml");
+    let first = fs::read_to_string(&own).unwrap();
+    let grown = first.replace("unit_bytes = 65536\n", "unit_bytes = 65536\ndevices = 4\n");
+    let grown = format!(
+        "{grown}\n[[device]]\nfid = \"0x6b00000000000001:5\"\nserver = \"0x7200000000000001:1\"\nlocality = 1\n\
+         path = \"devices/added.dev\"\nsize_bytes = {}\n",
+        32 << 20
+    );
+    let draft = cluster.scratch().join("draft.toml");
+    fs::write(&draft, &grown).unwrap();
+    let said = cluster.run(&["conf", "apply", draft.to_str().unwrap()]).succeeded();
+    let opens =
+        "device 4 on server 0x7200000000000001:0x1  (when server 0x7200000000000001:0x1 has opened it)";
+    assert!(said.text().contains(opens), "{}", said.text());
+    let logged = |words: &str| {
+        wait::until(words, COMMAND_LIMIT, || cluster.logs().contains(words).then_some(()))
+            .unwrap_or_else(|error| panic!("{error}\n{}", cluster.logs()));
+    };
+    // The file beside the server is still the one of before.
+    logged(
+        "clovis.toml does not name it as one of server-1.1: bring the cluster file in force to this machine",
+    );
+    let shown = cluster.run(&["status"]).succeeded();
+    assert!(
+        shown.text().contains("device 0x6b00000000000001:0x5 was never opened: server-1 does that"),
+        "{}",
+        shown.text()
+    );
+    let added = cluster.dir().join("devices/added.dev");
+    let foreign = bytes(5, 32 << 20);
+    fs::write(&added, &foreign).unwrap();
+    fs::write(&own, &grown).unwrap();
+    logged("device 0x6b00000000000001:0x5, which is new, cannot be opened: ");
+    logged("not of Clovis");
+    assert!(fs::read(&added).unwrap() == foreign, "what was not its own was written to");
+    has(&cluster, "1:0", &content[0], "meanwhile");
+    // Nothing in its place is all that it takes: the file is made.
+    fs::remove_file(&added).unwrap();
+    let listed = || json(&cluster, &["device", "list", "--json"])["devices"].clone();
+    wait::until("the device to be online", COMMAND_LIMIT, || {
+        (listed()[4]["state"] == "online").then_some(())
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", cluster.logs()));
+    assert_eq!(fs::metadata(&added).unwrap().len(), 32 << 20);
+    logged("device 0x6b00000000000001:0x5, which is new, is open");
+    assert_eq!(process_of("server-1"), process, "nobody started again");
+    let told = cluster.logs().matches("cannot be opened: ").count();
+    assert_eq!(told, 2, "each reason is told once: {}", cluster.logs());
+    let events = cluster.run(&["events", "--json"]).succeeded();
+    let is_told = events.text().lines().any(|line| {
+        let event: Value = serde_json::from_str(line).unwrap();
+        event["subject"] == "0x6b00000000000001:0x5"
+            && event["to"] == "online"
+            && event["cause"] == "registered"
+    });
+    assert!(is_told, "{}", events.text());
+    let _ = cluster.run(&["pool", "expand", "default", "--devices", "0x6b00000000000001:5"]).succeeded();
+    for (index, content) in content.iter().enumerate().skip(1) {
+        put(&cluster, &format!("1:{index}"), content, &[]);
+    }
+    let used = wait::until("bytes on it", COMMAND_LIMIT, || {
+        listed()[4]["used_bytes"].as_u64().filter(|used| *used > 0)
+    });
+    assert!(used.is_ok(), "{}", listed());
+    cluster.kill_hard("server-1");
+    cluster.start_again(&[]);
+    for (index, content) in content.iter().enumerate() {
+        has(&cluster, &format!("1:{index}"), content, "after a restart");
+    }
+    assert_ne!(process_of("server-1"), process);
 }

@@ -7,6 +7,7 @@
 //! **Invariant**: everything that belongs to one mishap (its beginning and its end) has one group number, and leaving a group out does
 //! not change when the others happen: that is what a seed is minimised by (`clovis_tests::sim_cut`).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use verbs_net::SimFaults;
@@ -18,7 +19,11 @@ pub enum Fault {
     Net(SimFaults),
     /// Messages from one node to another vanish.
     Partition { from: usize, to: usize },
-    /// They arrive again.
+    /// Once so many more packets went from one node to another, what follows is refused.
+    RefuseAfter { from: usize, to: usize, packets: u64 },
+    /// Headers of messages from one node to another are damaged: whoever gets one ends the connection.
+    Damage { from: usize, to: usize },
+    /// They arrive again, and undamaged.
     Heal { from: usize, to: usize },
     /// A node loses power.
     Crash { node: usize },
@@ -67,13 +72,28 @@ pub enum Fault {
     Attach { device: usize },
     /// An operator gives a failed device another disk, and has everything copied to it; as often as it takes.
     Replace { device: usize },
+    /// An operator has one more control daemon taken in, and another one out: who leads, or the founder at `other`; as often as it takes.
+    ChangeMembers { is_leader: bool, other: u32 },
 }
 
 impl Fault {
+    /// The device that it damages for good.
+    fn damages(&self) -> Option<usize> {
+        match *self {
+            Fault::LoseDevice { device } | Fault::Ail { device, .. } | Fault::Rot { device, .. } => {
+                Some(device)
+            }
+            _ => None,
+        }
+    }
+
     /// The nodes that it names.
     pub fn nodes(&self) -> [Option<usize>; 2] {
         match *self {
-            Fault::Partition { from, to } | Fault::Heal { from, to } => [Some(from), Some(to)],
+            Fault::Partition { from, to }
+            | Fault::RefuseAfter { from, to, .. }
+            | Fault::Damage { from, to }
+            | Fault::Heal { from, to } => [Some(from), Some(to)],
             Fault::Crash { node }
             | Fault::Ambush { node }
             | Fault::Start { node }
@@ -124,6 +144,14 @@ pub struct Cast {
     pub damage_max: usize,
     /// Servers also start while what is sent again to them gets lost ([`bad_starts`]).
     pub has_bad_starts: bool,
+    /// A control daemon has room for few sessions, and clients come and go while another one is away ([`crowds`]).
+    pub has_crowds: bool,
+    /// One more control daemon waits to be taken in.
+    pub has_newcomer: bool,
+    /// At least one device is lost late and gets another disk ([`late_repairs`]).
+    pub has_repairs: bool,
+    /// The leading control daemon is cut off from all but one node so many times more.
+    pub more_cuts: u32,
 }
 
 impl Cast {
@@ -156,6 +184,18 @@ pub fn schedule(random: &mut fastrand::Rng, cast: &Cast, length: Duration) -> Ve
     if cast.has_bad_starts {
         bad_starts(&mut plan, cast);
     }
+    if cast.has_crowds {
+        crowds(&mut plan, cast);
+    }
+    if cast.has_repairs {
+        late_repairs(&mut plan, cast);
+    }
+    if cast.has_newcomer {
+        plan.begin();
+        let (start, _) = plan.window(1, 2);
+        let (is_leader, other) = (plan.random.bool(), plan.random.u32(..));
+        plan.push(start / 2, Fault::ChangeMembers { is_leader, other });
+    }
     let mut events = plan.events;
     events.sort_by_key(|planned| planned.after); // stable: what was planned first stays first
     events
@@ -172,6 +212,21 @@ fn replacements(random: &mut fastrand::Rng, events: &mut Vec<Planned>) {
         }
     }
     events.append(&mut added);
+}
+
+/// A device is lost at the end of the schedule, if no more than K are damaged then, and gets another disk: the copy to it begins when faults are over.
+fn late_repairs(plan: &mut Plan<'_>, cast: &Cast) {
+    let damaged: BTreeSet<usize> = plan.events.iter().filter_map(|planned| planned.fault.damages()).collect();
+    let is_whole = |device: &usize| !damaged.contains(device);
+    let whole: Vec<usize> = (0..cast.devices).filter(is_whole).collect();
+    if damaged.len() >= cast.damage_max {
+        return;
+    }
+    plan.begin();
+    let device = plan.one_of(&whole);
+    let lost = plan.length * plan.random.u32(600..900) / 1000;
+    plan.push(lost, Fault::LoseDevice { device });
+    plan.push(lost + Duration::from_millis(20), Fault::Replace { device });
 }
 
 /// What happens between control and one other: a server that control alone does not hear, or that does not hear control, for longer than its
@@ -201,7 +256,8 @@ fn control_alone(plan: &mut Plan<'_>, cast: &Cast) {
 }
 
 /// A server's last words are lost, as in [`power_and_net`], and it starts while many a message gets lost and control hears of it a little later: what was
-/// asked before is asked again when it begins to serve, or while it still reads what it knows of that.
+/// asked before is asked again when it begins to serve, or while it still reads what it knows of that. Or it is slow to read that, and a firewall lets clients get as far as
+/// a session, and not on: what was in flight is sent again in that session, later.
 fn bad_starts(plan: &mut Plan<'_>, cast: &Cast) {
     for _ in 0..plan.random.u32(3..10) {
         plan.begin();
@@ -223,6 +279,56 @@ fn bad_starts(plan: &mut Plan<'_>, cast: &Cast) {
         plan.push(back, Fault::Start { node: server });
         plan.push(served + Duration::from_millis(20), Fault::Net(SimFaults::NONE));
     }
+    for _ in 0..plan.random.u32(3..10) {
+        plan.begin();
+        let server = plan.one_of(&cast.servers);
+        let (silence, crash) = plan.window(20, 300);
+        let back = crash + Duration::from_micros(plan.random.u64(2_000..40_000));
+        let heard = back + Duration::from_millis(plan.random.u64(150..900));
+        // Disks that are slow to read what the server has to know before it serves.
+        let factor = plan.random.u32(20..400);
+        let each = cast.devices / cast.servers.len();
+        for device in (server - cast.servers[0]) * each..(server - cast.servers[0] + 1) * each {
+            plan.push(crash, Fault::Slow { device, factor });
+            plan.push(heard, Fault::Slow { device, factor: 1 });
+        }
+        for client in cast.clients.iter().copied() {
+            plan.push(silence, Fault::Partition { from: server, to: client });
+            plan.push(crash, Fault::Heal { from: server, to: client });
+            // What it takes to find out, and for a new connection and the wish for a session, or a little more or less.
+            let packets = plan.random.u64(2..7);
+            plan.push(back, Fault::RefuseAfter { from: client, to: server, packets });
+            plan.push(heard, Fault::Heal { from: client, to: server });
+        }
+        plan.push(crash, Fault::Crash { node: server });
+        plan.push(back, Fault::Start { node: server });
+    }
+}
+
+/// A client loses its connections to control and does not get them back for a while, and others come and go meanwhile, each time as somebody new: where there is room
+/// for few sessions, that of the one who is away gives way.
+fn crowds(plan: &mut Plan<'_>, cast: &Cast) {
+    let [away, others @ ..] = &cast.clients[..] else { return };
+    for _ in 0..plan.random.u32(1..4) {
+        plan.begin();
+        let (start, end) = plan.window(1800, 3500);
+        let broken = start + Duration::from_millis(400); // longer than one of them is silent
+        for control in cast.controls.iter().copied() {
+            for (from, to) in [(*away, control), (control, *away)] {
+                plan.push(start, Fault::Damage { from, to });
+                plan.push(broken, Fault::Partition { from, to });
+                plan.push(end, Fault::Heal { from, to });
+            }
+        }
+        let newcomers = plan.random.u32(4..12);
+        for number in 1..=newcomers {
+            let at = broken + (end - broken) * number / (newcomers + 1);
+            for node in others.iter().copied() {
+                plan.push(at, Fault::Crash { node });
+                plan.push(at + Duration::from_millis(1), Fault::Start { node });
+            }
+        }
+    }
 }
 
 /// What happens to several control daemons as a group, most of it to the one that leads.
@@ -239,7 +345,7 @@ fn several_controls(plan: &mut Plan<'_>, cast: &Cast) {
         let (start, end) = plan.window(200, 3500);
         plan.push(start, Fault::PauseLeader { length: end - start });
     }
-    for _ in 0..cuts / 2 {
+    for _ in 0..cuts / 2 + cast.more_cuts {
         plan.begin();
         let others = [&cast.servers[..], &cast.clients].concat();
         let beside = plan.one_of(&others);

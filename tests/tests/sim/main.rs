@@ -12,9 +12,11 @@
 //! `./dev` sums it.
 #![forbid(unsafe_code)]
 
+mod cluster_file;
 mod faults;
 mod keys;
 mod leases;
+mod membership;
 mod mutation;
 mod node;
 mod oracle;

@@ -20,6 +20,7 @@ use server::{Server, ServerConfig, ServerError};
 use spdk_stob::{Domain, SimDisk, StobError};
 use verbs_net::{Fabric, SimArrivals, SimFabric, Token};
 
+use crate::cluster_file::{Acknowledged, ClusterText, Operator};
 use crate::keys::KeyWorker;
 use crate::mutation::{MutatedBackend, Mutation};
 use crate::oracle::Oracle;
@@ -146,6 +147,8 @@ pub struct Node {
     pub role: Role,
     pub life: Option<Life>,
     pub starts: u64,
+    /// Nobody starts it: it is not taken in yet, or not any more.
+    pub is_out: bool,
     /// Its devices were formatted: from now on a blank one is a loss.
     pub was_up: bool,
     pub last_failure: Option<String>,
@@ -172,6 +175,12 @@ pub struct Surroundings<'a> {
     pub configuration: &'a Configuration,
     /// Where the control daemons listen, by their number from 1 on.
     pub controls: &'a [Endpoint],
+    /// So many of them found the cluster; another one joins them later.
+    pub founders: usize,
+    /// What operators make the cluster file of, where they change it.
+    pub cluster_text: Option<&'a Rc<ClusterText>>,
+    /// What was acknowledged to them.
+    pub acknowledged: &'a Rc<RefCell<Acknowledged>>,
     /// Sessions that a control daemon has room for, if they are few.
     pub sessions_max: Option<usize>,
     pub mutation: Option<Mutation>,
@@ -218,6 +227,7 @@ impl Node {
             role,
             life: None,
             starts: 0,
+            is_out: false,
             was_up: false,
             last_failure: None,
             clock: DriftingClock::ahead_by(ahead),
@@ -314,6 +324,16 @@ impl Node {
         self.life.is_some() && self.slots().all(|slot| slot.is_up.get())
     }
 
+    /// It is up, or is not to be.
+    pub fn is_in_order(&self) -> bool {
+        self.is_out || self.is_up()
+    }
+
+    /// It is down, and is not to be.
+    pub fn is_missing(&self) -> bool {
+        self.life.is_none() && !self.is_out
+    }
+
     /// The rpc machines of its localities that are up.
     pub fn rpcs(&self) -> Vec<RpcMachine> {
         self.slots().filter_map(Slot::rpc).collect()
@@ -393,8 +413,14 @@ fn start_control(
     config.bug = around.mutation.and_then(Mutation::control_bug);
     config.rpc.sessions_max = around.sessions_max.unwrap_or(config.rpc.sessions_max);
     let members: BTreeMap<u64, Endpoint> = (1..).zip(around.controls.iter().copied()).collect();
-    let founders: Vec<u64> = members.keys().copied().collect();
-    if members.len() > 1 {
+    let is_one_of_several = members.len() > 1;
+    let is_founder = number <= around.founders as u64;
+    // Founders hear of the one that joins by the cluster file; it is told by those who are there who they are.
+    let members: BTreeMap<u64, Endpoint> =
+        members.into_iter().take(if is_founder { around.founders } else { usize::MAX }).collect();
+    let founders: Vec<u64> = if is_founder { members.keys().copied().collect() } else { Vec::new() };
+    config.file = around.cluster_text.map(|text| text.first(around.founders));
+    if is_one_of_several {
         config.endpoint = members[&number];
         config.member = Some(MemberConfig { number, members, first_start: None });
         config.log_entries_max = LOG_ENTRIES_MAX;
@@ -402,7 +428,7 @@ fn start_control(
     let store = backend(disk, around.mutation);
     let (slot, cluster) = (Rc::clone(slot), around.configuration.cluster);
     locality.handle().spawn("boot", async move {
-        if is_first && founders.len() > 1 {
+        if is_first && is_one_of_several {
             // As `clovis cluster init` does; cut in the middle of it, again.
             let founded = control::found_store(&handle, store, (number, cluster), &founders).await;
             if let Err(error) = founded.or_else(|error| match error {
@@ -506,6 +532,7 @@ fn start_client(
     let (control, controls) = (around.configuration.control, around.controls.to_vec());
     let (clock, operations_max) = (Rc::clone(around.clock), around.operations_max);
     let (rate_max, are_objects_small) = (around.rate_max, around.are_objects_small);
+    let cluster_file = around.cluster_text.map(|text| (Rc::clone(text), Rc::clone(around.acknowledged)));
     let (bug, inline_bytes) = (around.mutation.and_then(Mutation::client_bug), around.inline_bytes());
     locality.handle().spawn("boot", async move {
         let client = match Client::connect_simulated(&handle, &fabric, config, bug, inline_bytes).await {
@@ -557,6 +584,21 @@ fn start_client(
                     seen: BTreeMap::new(),
                 };
                 handle.spawn("keys", worker.run());
+            }
+            if let Some((text, acknowledged)) = cluster_file {
+                let operator = Operator {
+                    oracle: Rc::clone(&oracle),
+                    locality: handle.clone(),
+                    client: client.clone(),
+                    clock: Rc::clone(&clock),
+                    control,
+                    text,
+                    acknowledged,
+                    name: format!("{node}-{epoch}"),
+                    random: fastrand::Rng::with_seed(seed ^ (epoch << 8) ^ 0x4ec),
+                    stop: Rc::clone(&stop),
+                };
+                handle.spawn("cluster file", operator.run());
             }
             let worker = RegisterWorker {
                 oracle,

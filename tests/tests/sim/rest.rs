@@ -221,24 +221,51 @@ pub fn nothing_is_left(world: &World) -> Result<(), String> {
     })
 }
 
+/// What a control daemon says at rest: its newest entry, its state then, and who is a member.
+#[derive(PartialEq, Eq)]
+struct Told {
+    entry: u64,
+    state: Vec<u8>,
+    members: Vec<u64>,
+}
+
+impl Told {
+    fn by(control: &control::Control) -> Told {
+        let (entry, state) = control.state();
+        let voters = control.members().members.into_iter().filter(|member| member.is_voter);
+        Told { entry, state, members: voters.map(|member| member.number).collect() }
+    }
+}
+
 /// Every control daemon comes to have the same state, byte for byte, once nothing changes any more.
 pub fn daemons_agree(world: &mut World) -> Result<(), String> {
-    let states = |world: &World| -> Vec<(u64, Vec<u8>)> {
+    let told = |world: &World| -> Vec<Told> {
         let slots = world.controls().into_iter().filter_map(|control| world.nodes[control].slot());
-        slots.filter_map(|slot| Some(slot.control.borrow().as_ref()?.state())).collect()
+        slots.filter_map(|slot| slot.control.borrow().as_ref().map(Told::by)).collect()
     };
-    let is_one = |all: &[(u64, Vec<u8>)]| all.windows(2).all(|pair| pair[0] == pair[1]);
+    let running: Vec<u64> = (1..)
+        .zip(world.controls())
+        .filter(|(_, index)| !world.nodes[*index].is_out)
+        .map(|(number, _)| number)
+        .collect();
+    let is_one = |all: &[Told]| {
+        all.windows(2).all(|pair| pair[0] == pair[1]) && all.iter().all(|told| told.members == running)
+    };
     let until = world.now() + crate::run::START_MAX;
     while world.shape.controls > 1 {
-        let all = states(world);
-        if all.len() == world.shape.controls && is_one(&all) {
+        let all = told(world);
+        if all.len() == running.len() && is_one(&all) {
             world.oracle.borrow_mut().sometimes.reached("all control daemons had the same state");
             break;
         }
         if world.now() >= until {
-            let told: Vec<String> =
-                all.iter().map(|(entry, state)| format!("{} bytes at entry {entry}", state.len())).collect();
-            return Err(format!("at rest: control daemons have different states: {}", told.join(", ")));
+            let tell = |Told { entry, state, members }: &Told| {
+                format!("{} bytes at entry {entry} of members {members:?}", state.len())
+            };
+            return Err(format!(
+                "at rest: control daemons {running:?} run and have different states or other members: {}",
+                all.iter().map(tell).collect::<Vec<_>>().join(", ")
+            ));
         }
         let later = world.now() + LOOK_AT_DAEMONS;
         world.run_until(later, |_| false)?;

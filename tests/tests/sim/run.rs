@@ -16,6 +16,7 @@ use clovis_tests::sim_model::Ending;
 use runtime::clock::SimulatedClock;
 use verbs_net::SimFaults;
 
+use crate::cluster_file;
 use crate::faults::{self, Fault, Planned};
 use crate::keys::KeyWorker;
 use crate::mutation::Mutation;
@@ -47,6 +48,8 @@ const KEYS_PAUSE_MAX: Duration = Duration::from_millis(60);
 const REGISTERS_FOR: Duration = Duration::from_millis(700);
 /// Orders that end what operators did are given again after this.
 const ATTACH_AGAIN: Duration = Duration::from_secs(3);
+/// Whoever could not connect has tried again after this time: longer than the pauses of rpc and of the net together.
+const RECONNECTED_AFTER: Duration = Duration::from_secs(4);
 /// A silent server is asked again after this time (longer than the client's suspicion).
 const SUSPICION_OVER: Duration = Duration::from_millis(2500);
 
@@ -107,7 +110,10 @@ pub fn run(script: &Script) -> Result<Report, Box<Failure>> {
     let Script { seed, mutation, cut, .. } = script;
     let shape = if script.is_load { Shape::load(*seed) } else { Shape::of(*seed, *mutation) };
     let shape = match script.controls {
-        Some(controls) => Shape { controls, has_bad_starts: controls > 1, ..shape },
+        Some(controls) => {
+            let has_newcomer = Shape::has_newcomer(*seed, controls, *mutation);
+            Shape { controls, has_newcomer, has_bad_starts: controls > 1, ..shape }
+        }
         None => shape,
     };
     let mut world = World::new(*seed, *mutation, shape, cut);
@@ -145,7 +151,7 @@ fn phases(world: &mut World, cut: &Cut, extent: &mut Extent, loaded: &mut Loaded
     let begin = world.now();
     // The whole schedule of the whole cluster: a cut leaves out, and moves nothing.
     let mut cast = world.cast();
-    let before_clients = world.shape.servers + world.shape.controls;
+    let before_clients = world.shape.servers + world.shape.control_nodes();
     cast.clients = (0..world.shape.clients.len()).map(|client| before_clients + client).collect();
     for Planned { after, fault, group } in
         faults::schedule(&mut random, &cast, Duration::from_millis(FAULTS_FOR_MS))
@@ -282,6 +288,7 @@ fn converge(world: &mut World) -> Result<(), String> {
         }
     }
     world.finish_replacements();
+    world.finish_members();
     for index in 0..world.nodes.len() {
         world.start(index);
     }
@@ -291,7 +298,7 @@ fn converge(world: &mut World) -> Result<(), String> {
     let mut stopped = true;
     while stopped {
         stopped = false;
-        let all_alive = |world: &World| world.nodes.iter().any(|node| node.life.is_none()) || world.is_well();
+        let all_alive = |world: &World| world.nodes.iter().any(|node| node.is_missing()) || world.is_well();
         if !world.run_until(until, all_alive)? {
             return Err(format!(
                 "{CONVERGE_MAX:?} after the last fault the cluster is not well: {}",
@@ -299,11 +306,16 @@ fn converge(world: &mut World) -> Result<(), String> {
             ));
         }
         for index in 0..world.nodes.len() {
-            if world.nodes[index].life.is_none() {
+            if world.nodes[index].is_missing() {
                 stopped = true;
                 world.start(index);
             }
         }
+    }
+    if world.shape.has_few_sessions {
+        // A client that was away until now may pause before it tries to connect again.
+        let until = world.now() + RECONNECTED_AFTER;
+        world.run_until(until, |_| false)?;
     }
     world.is_calm = true;
     Ok(())
@@ -313,7 +325,8 @@ fn converge(world: &mut World) -> Result<(), String> {
 fn write_beside_copies(world: &mut World) -> Result<(), String> {
     let is_whole = |world: &World| world.unfinished_replacements().is_empty();
     let until = world.now() + COPIES_MAX;
-    if !world.run_until(until, |world| is_whole(world) || world.nodes.iter().all(|node| node.is_up()))?
+    if !world
+        .run_until(until, |world| is_whole(world) || world.nodes.iter().all(|node| node.is_in_order()))?
         || is_whole(world)
     {
         return Ok(()); // what does not come up is told by the wait that follows
@@ -412,6 +425,7 @@ fn finale(world: &mut World, random: &mut fastrand::Rng) -> Result<(), String> {
         ));
     }
     read_everything(world, checker, "after the losses are known")?;
+    judge_cluster_file(world, checker)?;
     delete_everything(world, checker)?;
     rest::nothing_is_left(world)?;
     rest::space_adds_up(world)?;
@@ -424,6 +438,30 @@ fn finale(world: &mut World, random: &mut fastrand::Rng) -> Result<(), String> {
         rest::nothing_leaks(world, true)?;
         world.oracle.borrow_mut().sometimes.reached("sessions of the dead came back");
     }
+    Ok(())
+}
+
+/// What operators were told of the cluster file is what control says of it.
+fn judge_cluster_file(world: &mut World, node: usize) -> Result<(), String> {
+    let Some(life) = &world.nodes[node].life else { return Err("the reader is gone".to_owned()) };
+    let Some(client) = life.first().slot.client.borrow().clone() else {
+        return Err("the reader is gone".to_owned());
+    };
+    if !world.shape.has_newcomer {
+        return Ok(());
+    }
+    let outcome: Rc<RefCell<Option<Result<u64, String>>>> = Rc::default();
+    let (told, control) = (Rc::clone(&outcome), world.configuration.control);
+    let acknowledged = world.acknowledged.take();
+    life.first().locality.handle().spawn("history", async move {
+        let judged = cluster_file::judge(&client, control, &acknowledged).await;
+        *told.borrow_mut() = Some(judged);
+    });
+    let until = world.now() + FINALE_MAX;
+    world.run_until(until, |_| outcome.borrow().is_some())?;
+    let judged = outcome.borrow_mut().take();
+    let count = judged.unwrap_or_else(|| Err("the history of the cluster file is not told".to_owned()))?;
+    world.oracle.borrow_mut().sometimes.add("a change of the cluster file was found in its history", count);
     Ok(())
 }
 

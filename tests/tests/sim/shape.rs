@@ -12,10 +12,16 @@ pub struct Shape {
     pub localities: usize,
     /// Control daemons.
     pub controls: usize,
+    /// One more joins them in the middle of the run, and another one leaves.
+    pub has_newcomer: bool,
     /// Servers also start while what is sent again to them gets lost: in the seeds with several control daemons, as those before keep their schedules.
     pub has_bad_starts: bool,
     /// A control daemon has room for the sessions of those that live, and hardly more: in half of the seeds with several.
     pub has_few_sessions: bool,
+    /// At least one device is lost late and gets another disk, so that clients write while it is filled.
+    pub has_repairs: bool,
+    /// The leading control daemon is cut off from all but one node so many times more.
+    pub more_cuts: u32,
     /// N of the layout.
     pub data_units: u32,
     /// Clients: workers, and the longest pause of a worker in milliseconds.
@@ -40,7 +46,10 @@ impl Shape {
             // A third of the clusters has servers of two localities, where they have devices for two; the seeded bugs are looked for without.
             localities: if mutation.is_none() && seed % 3 == 1 { devices_per_server.min(2) } else { 1 },
             controls,
+            has_newcomer: Shape::has_newcomer(seed, controls, mutation),
             has_bad_starts: (controls > 1 && mutation.is_none()) || is_about_starts,
+            has_repairs: mutation == Some(Mutation::Client(client::Bug::RepairBesideWrites)),
+            more_cuts: if mutation == Some(Mutation::Control(control::Bug::LeadNotAsked)) { 6 } else { 0 },
             has_few_sessions: is_about_sessions || (controls > 1 && seed % 2 == 1),
             data_units,
             clients,
@@ -67,10 +76,21 @@ impl Shape {
         }
     }
 
+    /// Of the seeds with several control daemons the even ones; a seeded bug is looked for with it where it is about that.
+    pub fn has_newcomer(seed: u64, controls: usize, mutation: Option<Mutation>) -> bool {
+        let is_about_members = mutation == Some(Mutation::Control(control::Bug::MembersForgotten));
+        controls > 1 && (is_about_members || (mutation.is_none() && seed.is_multiple_of(2)))
+    }
+
+    /// Nodes that are control daemons at some time.
+    pub fn control_nodes(&self) -> usize {
+        self.controls + usize::from(self.has_newcomer)
+    }
+
     /// Sessions that a control daemon has room for, if they are few. Those of servers, their copiers and clients are in use all the time; two more clients
     /// come at the end, and one place has to be free.
     pub fn sessions_max(&self) -> Option<usize> {
-        let in_use = 2 * self.servers * self.localities + self.clients.len() + self.controls - 1;
+        let in_use = 2 * self.servers * self.localities + self.clients.len() + self.control_nodes() - 1;
         self.has_few_sessions.then_some(in_use + 3)
     }
 
@@ -83,8 +103,11 @@ impl Shape {
             devices_per_server: 2,
             localities: 1,
             controls: 1,
+            has_newcomer: false,
             has_bad_starts: false,
             has_few_sessions: false,
+            has_repairs: false,
+            more_cuts: 0,
             data_units,
             clients,
             rate_max: Some(500),

@@ -86,6 +86,13 @@ pub const WANTED: &[&str] = &[
     "an answer was withheld, as nobody vouched for it",
     "two control daemons believed that they lead",
     "all control daemons had the same state",
+    "a cluster file was put in force",
+    "an earlier cluster file was put in force again",
+    "a change of the cluster file was found in its history",
+    "a control daemon joined the others",
+    "a control daemon left the others",
+    "the leading control daemon was told to leave",
+    "a control daemon that had left ran on",
     "a row's parity was right on the platters",
     "sessions of the dead came back",
 ];

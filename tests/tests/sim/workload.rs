@@ -405,7 +405,6 @@ pub async fn read_bytes(
     extent: ByteExtent,
     streamed: bool,
 ) -> Result<Vec<u8>, ClientError> {
-    let mut bytes = Vec::new();
     if streamed {
         let collected = Rc::new(RefCell::new(Vec::new()));
         let sink = |_offset: u64, part: SharedBuffer| {
@@ -415,8 +414,8 @@ pub async fn read_bytes(
         client.download(object, extent, sink, |_| {}).await?;
         return Ok(collected.take());
     }
-    for part in object.read(extent).await? {
-        bytes.extend_from_slice(&part);
-    }
+    let parts = object.read(extent).await?;
+    let mut bytes = Vec::with_capacity(parts.iter().map(|part| part.len()).sum());
+    parts.iter().for_each(|part| bytes.extend_from_slice(part));
     Ok(bytes)
 }

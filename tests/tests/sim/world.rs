@@ -15,16 +15,19 @@ use clovis_tests::sim_cut::Cut;
 use control::Control;
 use faces::{Configuration, DeviceConfig, DeviceState, FurtherPools, PoolConfig, ProcessConfig, SparePhase};
 use fops::conf::{DeviceCommand, DeviceOrder};
+use fops::member::MemberChange;
 use fops::repair::RepairStatus;
 use rpc::addb::Record;
 use rpc::{Bulk, CallOptions, Phase};
 use runtime::clock::SimulatedClock;
 use server::Server;
 use spdk_stob::{SimDisk, TraceEvent};
-use verbs_net::{SimFabric, SimKeys};
+use verbs_net::{SimFabric, SimFaults, SimKeys};
 
+use crate::cluster_file::{Acknowledged, ClusterText};
 use crate::faults::{Ailment, Cast, DRIFT_ALLOWED, Fault};
 use crate::leases::LeaseWatch;
+use crate::membership::{Membership, Step};
 use crate::mutation::Mutation;
 use crate::node::{LEASE, Node, Role, Seat, SimDevice, Slot, Surroundings};
 use crate::oracle::Oracle;
@@ -51,6 +54,10 @@ const ORDER_TIME: Duration = Duration::from_secs(2);
 const SLOW_NEW_DISK: u32 = 100;
 /// A replacement that is not done is looked at again so much later.
 const REPLACE_AGAIN: Duration = Duration::from_millis(300);
+/// A change of members that is not done is asked for again so much later.
+const MEMBERS_AGAIN: Duration = Duration::from_millis(150);
+/// A control daemon that has left is retired so much later.
+const RETIRED_AFTER: Duration = Duration::from_millis(1500);
 /// A supervisor starts a node again so long after its start failed.
 const START_AGAIN: Duration = Duration::from_millis(150);
 /// A leading control daemon that was waited for comes back so long after it lost power.
@@ -91,8 +98,14 @@ pub struct World {
     damaged: BTreeSet<Fid>,
     /// Devices that an operator wanted out at some time.
     pub taken_out: BTreeSet<usize>,
+    /// Orders about devices that have no answer yet: they may be carried out at any time.
+    orders: Rc<Cell<usize>>,
     rots: Vec<Rot>,
     replacements: Replacements,
+    membership: Membership,
+    /// What operators make the cluster file of, where they change it.
+    cluster_text: Option<Rc<ClusterText>>,
+    pub acknowledged: Rc<RefCell<Acknowledged>>,
 }
 
 /// Who is waited for.
@@ -103,6 +116,23 @@ enum Ambushed {
     Controls,
 }
 
+/// Nodes that did something since they were looked at last, or that something was done to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Touched(u64);
+
+impl Touched {
+    const EVERYBODY: Touched = Touched(u64::MAX);
+
+    fn add(&mut self, index: usize) {
+        assert!(index < 64, "a simulated cluster has fewer nodes");
+        self.0 |= 1 << index;
+    }
+
+    fn has(self, index: usize) -> bool {
+        self.0 >> index & 1 == 1
+    }
+}
+
 /// Blocks chosen to rot: each with the bit and the content that it was chosen with.
 #[derive(Default)]
 struct Rot {
@@ -111,6 +141,22 @@ struct Rot {
     bits: Vec<(u64, usize, Vec<u8>)>,
     /// The blocks get each other's content instead: each the one before it.
     misdirected: bool,
+}
+
+/// One of those that are counted, until it is dropped: done, or gone with its node.
+struct UnderWay(Rc<Cell<usize>>);
+
+impl UnderWay {
+    fn begin(count: &Rc<Cell<usize>>) -> UnderWay {
+        count.set(count.get() + 1);
+        UnderWay(Rc::clone(count))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 /// Where a device keeps bytes of stobs.
@@ -170,10 +216,12 @@ impl World {
             let role = Role::Server { process, seats, devices: own };
             nodes.push(Node::new(format!("server {server}"), at, role, ahead(&mut clocks)));
         }
-        for number in 2..=shape.controls as u64 {
+        for number in 2..=shape.control_nodes() as u64 {
             let disk = SimDisk::new(random.u64(..), CONTROL_BLOCKS, spdk_stob::SimFaults::default());
             let (at, role) = (endpoint(nodes.len()), Role::Control { number, disk });
-            nodes.push(Node::new(format!("control {number}"), at, role, ahead(&mut clocks)));
+            let mut node = Node::new(format!("control {number}"), at, role, ahead(&mut clocks));
+            node.is_out = number > shape.controls as u64;
+            nodes.push(node);
         }
         let configuration = Configuration {
             pools: FurtherPools::none(devices.len()),
@@ -226,15 +274,36 @@ impl World {
             lost: BTreeSet::new(),
             damaged: BTreeSet::new(),
             taken_out: BTreeSet::new(),
+            orders: Rc::default(),
             rots: Vec::new(),
             replacements: Replacements::default(),
+            membership: Membership::default(),
+            cluster_text: None,
+            acknowledged: Rc::default(),
         };
+        world.cluster_text = shape.has_newcomer.then(|| Rc::new(world.first_cluster_text()));
         world.clock.advance(Duration::from_secs(1));
         world.nodes.iter_mut().for_each(|node| node.join(&world.fabric));
         for (workers, think_ms_max) in shape.clients.iter().take(cut.clients.unwrap_or(usize::MAX)) {
             world.add_client(*workers, Duration::from_millis(*think_ms_max), false);
         }
         world
+    }
+
+    fn first_cluster_text(&self) -> ClusterText {
+        let localities = self.nodes.iter().filter_map(|node| match &node.role {
+            Role::Server { seats, .. } => Some(seats.clone()),
+            _ => None,
+        });
+        let members: Vec<Endpoint> =
+            self.controls().into_iter().map(|control| self.nodes[control].endpoint).collect();
+        let text = ClusterText::new(&self.configuration, &localities.collect::<Vec<_>>(), &members);
+        assert_eq!(
+            text.configuration(self.shape.controls),
+            self.configuration,
+            "one cluster, said in two ways"
+        );
+        text
     }
 
     /// Adds a client node, not started.
@@ -260,12 +329,16 @@ impl World {
             devices: self.configuration.pool.devices.len(),
             damage_max: PARITY,
             has_bad_starts: self.shape.has_bad_starts,
+            has_crowds: self.shape.has_few_sessions,
+            has_newcomer: self.shape.has_newcomer,
+            has_repairs: self.shape.has_repairs,
+            more_cuts: self.shape.more_cuts,
         }
     }
 
     /// The control daemons.
     pub fn controls(&self) -> Vec<usize> {
-        let further = self.shape.servers + 1..self.shape.servers + self.shape.controls;
+        let further = self.shape.servers + 1..self.shape.servers + self.shape.control_nodes();
         std::iter::once(0).chain(further).collect()
     }
 
@@ -363,6 +436,7 @@ impl World {
             let mut progressed = false;
             let mut deadline = Instant::NEVER;
             let mut busy = 0;
+            let mut touched = Touched::default();
             for (index, node) in self.nodes.iter_mut().enumerate() {
                 for seat in 0..node.seat_count() {
                     let due = node.due(seat, now);
@@ -374,6 +448,7 @@ impl World {
                     self.turns += 1;
                     if turn.progressed {
                         progressed = true;
+                        touched.add(index);
                         busy = index;
                         node.held_until = now + node.rest;
                         self.oracle.borrow_mut().hash.add(&[now.as_nanos(), index as u64, seat as u64]);
@@ -386,9 +461,12 @@ impl World {
                 return Err(violation.clone());
             }
             // Where nobody did anything there is nothing new to look at.
-            if progressed || std::mem::take(&mut self.has_happened) {
-                progressed |= self.spring_ambush() | self.look_after_nodes()?;
-                self.look_at_leases()?;
+            if std::mem::take(&mut self.has_happened) {
+                touched = Touched::EVERYBODY;
+            }
+            if progressed || touched == Touched::EVERYBODY {
+                progressed |= self.spring_ambush() | self.look_after_nodes(touched)?;
+                self.look_at_leases(touched)?;
             }
             if !progressed {
                 if let Some(hung) = self.oracle.borrow().hung(now) {
@@ -447,11 +525,11 @@ impl World {
     }
 
     /// Starts that failed are tried again; nodes that stopped in good order are taken down. True if anything changed.
-    fn look_after_nodes(&mut self) -> Result<bool, String> {
+    fn look_after_nodes(&mut self, touched: Touched) -> Result<bool, String> {
         let mut changed = false;
         for index in 0..self.nodes.len() {
             let node = &self.nodes[index];
-            if node.life.is_none() {
+            if node.life.is_none() || !touched.has(index) {
                 continue;
             }
             let failed = node.slots().find_map(|slot| slot.failed.borrow_mut().take());
@@ -526,8 +604,24 @@ impl World {
             Fault::Partition { from, to } => {
                 pairs(self, from, to).into_iter().for_each(|(from, to)| self.fabric.partition(from, to));
             }
+            Fault::RefuseAfter { from, to, packets } => {
+                let between = pairs(self, from, to).into_iter();
+                between.for_each(|(from, to)| self.fabric.refuse_after(from, to, packets));
+            }
+            Fault::Damage { from, to } => {
+                let damaged = SimFaults {
+                    corrupt_per_mille: 1000,
+                    queue_pair_death_per_mille: 1000,
+                    ..SimFaults::NONE
+                };
+                let between = pairs(self, from, to).into_iter();
+                between.for_each(|(from, to)| self.fabric.set_link_faults(from, to, Some(damaged)));
+            }
             Fault::Heal { from, to } => {
-                pairs(self, from, to).into_iter().for_each(|(from, to)| self.fabric.heal(from, to));
+                for (from, to) in pairs(self, from, to) {
+                    self.fabric.heal(from, to);
+                    self.fabric.set_link_faults(from, to, None);
+                }
             }
             Fault::Crash { node } => {
                 if self.nodes[node].life.is_some() {
@@ -619,6 +713,7 @@ impl World {
             Fault::Detach { device } => self.order(device, DeviceOrder::Detach { force: false }),
             Fault::Attach { device } => self.order(device, DeviceOrder::Attach),
             Fault::Replace { device } => self.replace(device),
+            Fault::ChangeMembers { is_leader, other } => self.change_members(is_leader, other),
             Fault::RotChosen { choice } => self.rot_chosen(choice),
             Fault::Slow { device, factor } => self.device(device).disk.slow_down(factor),
         }
@@ -651,7 +746,7 @@ impl World {
     }
 
     pub fn start(&mut self, index: usize) {
-        if self.nodes[index].life.is_some() {
+        if self.nodes[index].life.is_some() || self.nodes[index].is_out {
             return;
         }
         self.epoch += 1;
@@ -667,6 +762,9 @@ impl World {
             oracle: &self.oracle,
             configuration: &self.configuration,
             controls: &controls,
+            founders: self.shape.controls,
+            cluster_text: self.cluster_text.as_ref(),
+            acknowledged: &self.acknowledged,
             sessions_max: self.shape.sessions_max(),
             mutation: self.mutation,
             seed: self.seed,
@@ -863,7 +961,9 @@ impl World {
         let (oracle, clock, handle) =
             (Rc::clone(&self.oracle), Rc::clone(&self.clock), life.first().locality.handle());
         let control = self.configuration.control;
+        let under_way = UnderWay::begin(&self.orders);
         life.first().locality.handle().spawn("order", async move {
+            let _under_way = under_way;
             let options = CallOptions::until(handle.now() + ORDER_TIME);
             let command = DeviceCommand { device, order };
             let began = oracle.borrow_mut().keys.begin_order();
@@ -937,8 +1037,84 @@ impl World {
         }
     }
 
+    /// A step of the change of members; planned again until it is over. `is_leader`: who leads is to leave; else, or if nobody leads, the founder at `other`.
+    fn change_members(&mut self, is_leader: bool, other: u32) {
+        let again = Fault::ChangeMembers { is_leader, other };
+        let controls = self.controls();
+        let number_of = |index: usize| (1..).zip(&controls).find(|(_, control)| **control == index);
+        let mut next = MEMBERS_AGAIN;
+        match self.membership.step() {
+            Step::Before => {
+                let Some((number, newcomer)) = (1..).zip(&controls).last() else { return };
+                self.nodes[*newcomer].is_out = false;
+                self.start(*newcomer);
+                self.membership.set(Step::Joins { number });
+            }
+            Step::Joined => {
+                self.oracle.borrow_mut().sometimes.reached("a control daemon joined the others");
+                let leader = self.leader().filter(|_| is_leader);
+                let founder = controls[other as usize % self.shape.controls];
+                let (number, _) = number_of(leader.unwrap_or(founder)).expect("they are control daemons");
+                if leader.is_some() {
+                    self.oracle
+                        .borrow_mut()
+                        .sometimes
+                        .reached("the leading control daemon was told to leave");
+                }
+                self.membership.set(Step::Leaves { number });
+            }
+            Step::Left { number } => {
+                self.oracle.borrow_mut().sometimes.reached("a control daemon left the others");
+                self.membership.set(Step::Lingers { number });
+                next = RETIRED_AFTER;
+            }
+            Step::Lingers { number } => {
+                let index = controls[usize::try_from(number - 1).expect("few daemons")];
+                if self.nodes[index].life.is_some() {
+                    self.oracle.borrow_mut().sometimes.reached("a control daemon that had left ran on");
+                }
+                self.crash(index);
+                // Its machine stays, for something else.
+                self.nodes[index].endpoints.iter().for_each(|at| self.fabric.power_up(*at));
+                self.nodes[index].is_out = true;
+                self.membership.set(Step::Over);
+            }
+            Step::Joins { .. } | Step::Leaves { .. } => {}
+            Step::Over => return,
+        }
+        self.plan(self.now() + next, again);
+        let step = self.membership.step();
+        let Some((number, adds)) = step.order() else { return };
+        let is_up = |node: &&Node| node.is_up() && matches!(node.role, Role::Client { .. });
+        let Some(life) = self.nodes.iter().find(is_up).and_then(|node| node.life.as_ref()) else { return };
+        let Some(client) = life.first().slot.client.borrow().clone() else { return };
+        let (membership, oracle, clock) =
+            (self.membership.clone(), Rc::clone(&self.oracle), Rc::clone(&self.clock));
+        let (control, handle) = (self.configuration.control, life.first().locality.handle());
+        life.first().locality.handle().spawn("members", async move {
+            let options = CallOptions::until(handle.now() + ORDER_TIME);
+            let result =
+                client.rpc().call(control, &MemberChange { number, adds }, Bulk::none(), options).await;
+            oracle.borrow().tell(clock.now(), || format!("change of members {step:?}: {result:?}"));
+            if result.is_ok_and(|answer| answer.reply.is_done) {
+                membership.note_done(step);
+            }
+        });
+    }
+
+    /// A change of members that was begun goes on.
+    pub fn finish_members(&mut self) {
+        if self.membership.step().is_under_way() {
+            self.plan(self.now(), Fault::ChangeMembers { is_leader: false, other: 0 });
+        }
+    }
+
     /// Leases that control took as lost since the last look: whoever had one has to have stopped by then.
-    fn look_at_leases(&mut self) -> Result<(), String> {
+    fn look_at_leases(&mut self, touched: Touched) -> Result<(), String> {
+        let is_control = |node: &Node| matches!(node.role, Role::Control { .. });
+        if !self.nodes.iter().enumerate().any(|(index, node)| touched.has(index) && is_control(node)) {
+            return Ok(());
+        }
         let had_rivals = self.has_rivals;
         self.has_rivals = self.controls().iter().filter(|index| self.leads(**index)).count() > 1;
         if self.has_rivals && !had_rivals {
@@ -1225,7 +1401,7 @@ impl World {
 
     /// Nothing is as it should not be; asked at every event, so what is nearly always wrong is asked first.
     pub fn is_well(&self) -> bool {
-        let is_at_work = !self.oracle.borrow().is_idle() || !self.nodes.iter().all(Node::is_up);
+        let is_at_work = !self.oracle.borrow().is_idle() || !self.nodes.iter().all(Node::is_in_order);
         !is_at_work && self.not_converged().is_empty()
     }
 
@@ -1233,7 +1409,7 @@ impl World {
     pub fn not_converged(&self) -> Vec<String> {
         let mut reasons: Vec<String> = Vec::new();
         for node in &self.nodes {
-            if !node.is_up() {
+            if !node.is_in_order() {
                 let why = node.last_failure.clone().unwrap_or_default();
                 reasons.push(format!("{} is not up; {why}", node.name));
             }
@@ -1248,6 +1424,12 @@ impl World {
         };
         for device in self.replacements.unfinished().iter().filter(|device| !is_beyond(device)) {
             reasons.push(format!("device {device} has another disk, and not everything on it"));
+        }
+        if self.orders.get() > 0 {
+            reasons.push(format!("{} orders about devices have no answer", self.orders.get()));
+        }
+        if self.membership.step().is_under_way() {
+            reasons.push(format!("the change of members is at {:?}", self.membership.step()));
         }
         let Some(control) = control else {
             reasons.push("no control daemon decides".to_owned());
@@ -1288,14 +1470,14 @@ fn note_member(counters: &mut Sometimes, control: &Control) {
 /// No request ran twice in one life of a server, but reads: one whose bytes were lost with the connection they were pushed over is done
 /// again. The ring may have lost its beginning.
 fn ran_at_most_once(phases: &[Record]) -> Result<(), String> {
-    let mut ran = BTreeSet::new();
     let is_read = |opcode: u16| opcode == fops::Opcode::ComponentRead as u16;
-    for record in phases.iter().filter(|record| record.is(Phase::Run) && !is_read(record.opcode)) {
-        if !ran.insert(record.request_id) {
-            return Err(format!("request {:#x} of opcode {} ran twice", record.request_id, record.opcode));
-        }
+    let ran = phases.iter().filter(|record| record.is(Phase::Run) && !is_read(record.opcode));
+    let mut ran: Vec<(u64, u16)> = ran.map(|record| (record.request_id, record.opcode)).collect();
+    ran.sort_unstable();
+    match ran.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        Some(pair) => Err(format!("request {:#x} of opcode {} ran twice", pair[0].0, pair[0].1)),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// No request runs whose change became durable in an earlier life of its server.

@@ -64,6 +64,14 @@ impl Backend {
         }
     }
 
+    /// True if it is too soon for another look.
+    pub(crate) fn rests(&self, now: Instant) -> bool {
+        match self {
+            Backend::Tcp(backend) => backend.rests(now),
+            Backend::Lo(_) | Backend::Sim(_) | Backend::Verbs(_) => false,
+        }
+    }
+
     pub(crate) fn flush(&mut self, protocol: &mut Protocol, now: Instant) {
         match self {
             Backend::Lo(backend) => backend.flush(protocol, now),

@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use base::units::wide;
-use base::{Endpoint, Instant};
+use base::{Endpoint, Instant, LookupMap};
 use runtime::clock::DriftingClock;
 
 use crate::backend::packet::{Packet, PacketWire, Parcel, ParcelTraits};
@@ -145,7 +145,7 @@ impl SimArrivals {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct LinkState {
     /// When the last in-order packet arrives.
     ordered_until: Instant,
@@ -153,15 +153,24 @@ struct LinkState {
     busy_until: Instant,
 }
 
+/// A direction that is cut.
+#[derive(Clone, Copy)]
+struct Cut {
+    /// Packets that still arrive.
+    left: u64,
+    /// The others are answered, as a firewall does, and do not just vanish.
+    refuses: bool,
+}
+
 struct SimNet {
     random: fastrand::Rng,
     faults: SimFaults,
     link_faults: BTreeMap<(Endpoint, Endpoint), SimFaults>,
-    blocked: BTreeSet<(Endpoint, Endpoint)>,
+    blocked: BTreeMap<(Endpoint, Endpoint), Cut>,
     crashed: BTreeSet<Endpoint>,
     ports: BTreeMap<Endpoint, Rc<Port>>,
     stations: BTreeMap<Endpoint, SimStation>,
-    links: BTreeMap<(Endpoint, Endpoint), LinkState>,
+    links: LookupMap<(Endpoint, Endpoint), LinkState>,
     next_id: u64,
     stats: SimStats,
     trace_hash: u64,
@@ -196,11 +205,11 @@ impl SimFabric {
             random: fastrand::Rng::with_seed(seed),
             faults: SimFaults::NONE,
             link_faults: BTreeMap::new(),
-            blocked: BTreeSet::new(),
+            blocked: BTreeMap::new(),
             crashed: BTreeSet::new(),
             ports: BTreeMap::new(),
             stations: BTreeMap::new(),
-            links: BTreeMap::new(),
+            links: LookupMap::new(),
             next_id: 1,
             stats: SimStats::default(),
             trace_hash: 0xcbf2_9ce4_8422_2325,
@@ -239,7 +248,13 @@ impl SimFabric {
 
     /// Nothing sent from `from` arrives at `to` any more; the other direction works on.
     pub fn partition(&self, from: Endpoint, to: Endpoint) {
-        self.net.borrow_mut().blocked.insert((from, to));
+        self.net.borrow_mut().blocked.insert((from, to), Cut { left: 0, refuses: false });
+    }
+
+    /// Once `packets` more were sent that way, a firewall refuses what `from` sends to `to`, so that `from` knows at once, and may try again; the other direction
+    /// works on. [`SimFabric::heal`] ends it.
+    pub fn refuse_after(&self, from: Endpoint, to: Endpoint, packets: u64) {
+        self.net.borrow_mut().blocked.insert((from, to), Cut { left: packets, refuses: true });
     }
 
     /// Ends a partition of one direction.
@@ -247,9 +262,11 @@ impl SimFabric {
         self.net.borrow_mut().blocked.remove(&(from, to));
     }
 
-    /// Ends all partitions.
+    /// Ends all partitions, and what single links have of faults.
     pub fn heal_all(&self) {
-        self.net.borrow_mut().blocked.clear();
+        let mut net = self.net.borrow_mut();
+        net.blocked.clear();
+        net.link_faults.clear();
     }
 
     /// The node of `endpoint` loses power: packets to it vanish, what its machine still sends vanishes, nobody is told.
@@ -261,6 +278,11 @@ impl SimFabric {
             station.port.next_arrival.set(Instant::NEVER);
         }
         net.crashed.insert(endpoint);
+    }
+
+    /// The node of `endpoint` has power again, and nothing runs there yet, or any more: whoever calls is told so at once.
+    pub fn power_up(&self, endpoint: Endpoint) {
+        self.net.borrow_mut().crashed.remove(&endpoint);
     }
 
     /// What the machine of `endpoint` has for a clock from now on: all its times are that clock's, those of the net are true.
@@ -340,6 +362,26 @@ impl SimNet {
         self.stations.get(&endpoint).is_some_and(|station| station.id == id)
     }
 
+    /// Nothing that is sent this way arrives.
+    fn is_silent(&self, from: Endpoint, to: Endpoint) -> bool {
+        self.blocked.get(&(from, to)).is_some_and(|cut| cut.left == 0 && !cut.refuses)
+    }
+
+    /// A packet that is sent now does not arrive; one that does is counted.
+    fn is_cut(&mut self, from: Endpoint, to: Endpoint) -> bool {
+        if self.crashed.contains(&to) {
+            return true;
+        }
+        match self.blocked.get_mut(&(from, to)) {
+            None => false,
+            Some(Cut { left: 0, .. }) => true,
+            Some(cut) => {
+                cut.left -= 1;
+                false
+            }
+        }
+    }
+
     fn send(&mut self, now: Instant, sender: u64, to: Endpoint, mut packet: Packet) {
         let from = packet.from;
         if !self.is_alive(from, sender) {
@@ -350,10 +392,12 @@ impl SimNet {
         if self.remote_keys.is_some() && !matches!(packet.parcel, Parcel::Reset) {
             return self.send_reliably(now, sender, to, packet, &faults);
         }
-        if self.crashed.contains(&to)
-            || self.blocked.contains(&(from, to))
-            || self.happens(faults.loss_per_mille)
-        {
+        let is_cut = self.is_cut(from, to);
+        if is_cut && self.blocked.get(&(from, to)).is_some_and(|cut| cut.refuses) {
+            let at = now + self.random_duration(faults.latency_min, faults.latency_max);
+            self.deliver(at, 0, from, Packet { from: to, link: packet.link, parcel: Parcel::Reset });
+        }
+        if is_cut || self.happens(faults.loss_per_mille) {
             self.stats.lost += 1;
             self.trace(&[now.as_nanos(), packet.link, 1]);
             return;
@@ -403,7 +447,7 @@ impl SimNet {
             return;
         }
         let broken = |from| Packet { from, link, parcel: Parcel::Reset };
-        let is_cut = self.crashed.contains(&to) || self.blocked.contains(&(from, to));
+        let is_cut = self.is_cut(from, to);
         let dies = !is_cut && self.happens(faults.queue_pair_death_per_mille);
         if is_cut || dies {
             self.stats.lost += 1;
@@ -454,8 +498,7 @@ impl SimNet {
         faults: &SimFaults,
     ) -> Instant {
         let latency = self.random_duration(faults.latency_min, faults.latency_max);
-        let fresh = LinkState { ordered_until: Instant::ZERO, busy_until: Instant::ZERO };
-        let link = self.links.entry((from, to)).or_insert(fresh);
+        let link = self.links.get_or_default((from, to));
         let on_wire = (bytes * 1_000_000_000).checked_div(faults.bytes_per_second).unwrap_or(0);
         link.busy_until = link.busy_until.max(now) + Duration::from_nanos(on_wire);
         (link.busy_until + latency).max(link.ordered_until)
@@ -520,8 +563,8 @@ impl PacketWire for SimWire {
     fn listens(&self, to: Endpoint) -> bool {
         let net = self.net.borrow();
         let is_silent = net.crashed.contains(&to)
-            || net.blocked.contains(&(self.endpoint, to))
-            || net.blocked.contains(&(to, self.endpoint))
+            || net.is_silent(self.endpoint, to)
+            || net.is_silent(to, self.endpoint)
             || !net.is_alive(self.endpoint, self.id);
         is_silent || net.stations.get(&to).is_some_and(|station| station.listen)
     }

@@ -6,6 +6,7 @@
 //! finds its memory still exposed. Anything else means that the core gave memory back too early, and stops the test.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
 use base::Instant;
 use base::units::narrow;
@@ -81,6 +82,8 @@ pub(crate) struct Hardware {
     keys: SimKeys,
     /// What remote keys open.
     bound: BTreeMap<u32, Bound>,
+    /// Which keys those of an exposure are, as far as they are still bound: a pool's stay, so there may be many others.
+    keys_of: BTreeMap<(ConnectionId, BulkCookie), Range<u32>>,
     next_rkey: u32,
     next_address: u64,
     jobs: BTreeMap<u64, ReadJob>,
@@ -95,6 +98,7 @@ impl Hardware {
         Hardware {
             keys,
             bound: BTreeMap::new(),
+            keys_of: BTreeMap::new(),
             next_rkey: 0x100,
             next_address: 1 << 40,
             jobs: BTreeMap::new(),
@@ -151,16 +155,17 @@ impl Hardware {
             .collect();
         drop(view);
         // A resend over the same connection finds the keys of the first sending.
+        let keys = self.keys_of.get(&(id, cookie)).cloned().unwrap_or_default();
         let mut segments: Vec<(usize, RemoteSegment)> = self
             .bound
-            .iter()
-            .filter(|(_, bound)| bound.connection == id && bound.cookie == cookie)
+            .range(keys)
             .map(|(rkey, bound)| {
                 let segment = RemoteSegment { address: bound.address, rkey: *rkey, bytes: bound.bytes };
                 (bound.segment_index, segment)
             })
             .collect();
         if segments.is_empty() {
+            let first = self.next_rkey;
             for (segment_index, length) in lengths.into_iter().enumerate() {
                 // A buffer has at most 1 MiB.
                 let bytes = u32::try_from(length).unwrap_or(u32::MAX);
@@ -170,6 +175,7 @@ impl Hardware {
                 self.bound.insert(rkey, Bound { connection: id, cookie, segment_index, address, bytes });
                 segments.push((segment_index, RemoteSegment { address, rkey, bytes }));
             }
+            self.keys_of.insert((id, cookie), first..self.next_rkey);
         }
         segments.sort_by_key(|(index, _)| *index);
         let scope = match self.keys {
@@ -315,6 +321,11 @@ impl Hardware {
         if self.bound.get(&rkey).is_some_and(|bound| bound.connection == id)
             && let Some(bound) = self.bound.remove(&rkey)
         {
+            let exposure = (id, bound.cookie);
+            if self.keys_of.get(&exposure).is_some_and(|keys| self.bound.range(keys.clone()).next().is_none())
+            {
+                self.keys_of.remove(&exposure);
+            }
             protocol.handle_revoked(id, bound.cookie);
         }
     }
@@ -328,7 +339,9 @@ impl Hardware {
     pub(crate) fn poll(&mut self, protocol: &mut Protocol) -> usize {
         let count = self.revoking.len();
         for (id, cookie) in std::mem::take(&mut self.revoking) {
-            self.bound.retain(|_, bound| bound.connection != id || bound.cookie != cookie);
+            for rkey in self.keys_of.remove(&(id, cookie)).unwrap_or_default() {
+                self.bound.remove(&rkey);
+            }
             protocol.handle_revoked(id, cookie);
         }
         count
@@ -337,6 +350,7 @@ impl Hardware {
     /// The queue pair is destroyed: its keys open nothing, its work requests are over and their memory is ours again.
     pub(crate) fn destroy(&mut self, id: ConnectionId) {
         self.bound.retain(|_, bound| bound.connection != id);
+        self.keys_of.retain(|(connection, _), _| *connection != id);
         self.jobs.retain(|_, job| job.connection != id);
         let jobs = &self.jobs;
         self.works.retain(|_, work| match work {

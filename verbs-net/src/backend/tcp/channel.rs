@@ -176,6 +176,9 @@ fn read(stream: &TcpStream, first: &mut [u8], second: &mut [u8]) -> io::Result<u
 
 /// Writes without a signal: a program that links the library keeps its SIGPIPE as it is, which may be to die of it.
 fn write(stream: &TcpStream, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    if let [only] = slices {
+        return Ok(rustix::net::send(stream, only, SendFlags::NOSIGNAL)?);
+    }
     let mut nothing = SendAncillaryBuffer::default();
     Ok(rustix::net::sendmsg(stream, slices, &mut nothing, SendFlags::NOSIGNAL)?)
 }
