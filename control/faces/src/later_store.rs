@@ -30,6 +30,8 @@ pub enum LaterReason {
     },
     /// Pool versions beside the first, names of pools, devices in no pool.
     Pools,
+    /// A device that has, or had, a slot of spare units.
+    Spares,
     /// A key of the cluster file.
     Key {
         /// As in the file.
@@ -44,6 +46,7 @@ impl fmt::Display for LaterReason {
             LaterReason::Pools => {
                 f.write_str("pool versions beside the first, pools with names, or devices in no pool")
             }
+            LaterReason::Spares => f.write_str("a device whose units went to spare units"),
             LaterReason::Key { key } => write!(f, "the key {key}"),
         }
     }
@@ -59,10 +62,13 @@ fn too_many(counts: &[(&'static str, usize, usize)]) -> Option<LaterReason> {
 /// The limits bound its bytes too: 62,594, behind four of format version.
 #[must_use]
 pub fn later_store_reason(configuration: &Configuration) -> Option<LaterReason> {
-    let Configuration { processes, pool, pools, .. } = configuration;
+    let Configuration { processes, pool, pools, spares, .. } = configuration;
     let counts = [("devices", pool.devices.len(), DEVICES), ("servers", processes.len(), SERVERS)];
     if let Some(reason) = too_many(&counts) {
         return Some(reason);
+    }
+    if !spares.says_nothing() {
+        return Some(LaterReason::Spares);
     }
     (!pools.says_nothing(pool.devices.len())).then_some(LaterReason::Pools)
 }
@@ -73,7 +79,11 @@ pub fn later_store_reason(configuration: &Configuration) -> Option<LaterReason> 
 pub fn later_file_reason(file: &ClusterFile, text_bytes: usize) -> Option<LaterReason> {
     let parts = PartKind::ALL.iter().map(|kind| file.tree.parts(*kind).len()).sum();
     let counts = [("parts", parts, PARTS), ("bytes of cluster file", text_bytes, FILE_BYTES)];
-    let keys = [("pool.name", file.pool.name.is_some()), ("pool.devices", file.pool.devices.is_some())];
+    let keys = [
+        ("pool.name", file.pool.name.is_some()),
+        ("pool.devices", file.pool.devices.is_some()),
+        ("profile.spare_repair_after_seconds", file.profile.spare_repair_after_seconds.is_some()),
+    ];
     let key = keys.iter().find(|(_, is_there)| *is_there).map(|(key, _)| LaterReason::Key { key });
     later_store_reason(&file.initial_configuration()).or_else(|| too_many(&counts)).or(key)
 }
@@ -108,6 +118,12 @@ mod tests {
             file.devices.resize(DEVICES + 1, device);
         };
         assert_eq!(told(&many, 1).as_deref(), Some("769 devices, where they take 768"));
+        let wait = told(&|file| file.profile.spare_repair_after_seconds = Some(5), 1);
+        assert_eq!(wait.as_deref(), Some("the key profile.spare_repair_after_seconds"));
+        let mut configuration = example().initial_configuration();
+        assert_eq!(later_store_reason(&configuration), None);
+        configuration.spares.reads_from = 9;
+        assert_eq!(later_store_reason(&configuration), Some(LaterReason::Spares));
     }
 
     #[test]
