@@ -15,10 +15,10 @@ pub enum Bug {
     FirstAnswerIsEnough,
     /// While a device is in repair, changes in place are made without the credit that keeps the copy machine off.
     RepairBesideWrites,
-    /// While a pool is being rebalanced, changes in place of objects that may move are made without the credit that keeps the mover off.
-    MoveBesideWrites,
     /// Writes go past the spare units that stand for a repaired device's.
     PastTheSpare,
+    /// While a pool is being rebalanced, changes in place of objects that may move are made without the credit that keeps the mover off.
+    MoveBesideWrites,
     /// One of its rpc machine's.
     Rpc(rpc::Bug),
 }

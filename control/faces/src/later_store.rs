@@ -30,7 +30,7 @@ pub enum LaterReason {
     },
     /// Pool versions beside the first, names of pools, devices in no pool.
     Pools,
-    /// Devices whose units went to spare units, ever since.
+    /// A device that has, or had, a slot of spare units.
     Spares,
     /// A key of the cluster file.
     Key {
@@ -46,7 +46,7 @@ impl fmt::Display for LaterReason {
             LaterReason::Pools => {
                 f.write_str("pool versions beside the first, pools with names, or devices in no pool")
             }
-            LaterReason::Spares => f.write_str("a repair into spare units"),
+            LaterReason::Spares => f.write_str("a device whose units went to spare units"),
             LaterReason::Key { key } => write!(f, "the key {key}"),
         }
     }
@@ -113,18 +113,17 @@ mod tests {
             Some("pool versions beside the first, pools with names, or devices in no pool".to_owned());
         assert_eq!(told(&|file| file.pool.devices = Some(3), 1), pools);
         assert_eq!(told(&|file| file.pool.name = Some("fast".to_owned()), 1), pools);
-        assert_eq!(
-            told(&|file| file.profile.spare_repair_after_seconds = Some(60), 1).as_deref(),
-            Some("the key profile.spare_repair_after_seconds")
-        );
-        let mut configuration = example().initial_configuration();
-        configuration.spares = crate::spares::largest();
-        assert_eq!(later_store_reason(&configuration), Some(LaterReason::Spares));
         let many = |file: &mut ClusterFile| {
             let device = file.devices[0].clone();
             file.devices.resize(DEVICES + 1, device);
         };
         assert_eq!(told(&many, 1).as_deref(), Some("769 devices, where they take 768"));
+        let wait = told(&|file| file.profile.spare_repair_after_seconds = Some(5), 1);
+        assert_eq!(wait.as_deref(), Some("the key profile.spare_repair_after_seconds"));
+        let mut configuration = example().initial_configuration();
+        assert_eq!(later_store_reason(&configuration), None);
+        configuration.spares.reads_from = 9;
+        assert_eq!(later_store_reason(&configuration), Some(LaterReason::Spares));
     }
 
     #[test]
