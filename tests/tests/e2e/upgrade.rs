@@ -260,9 +260,9 @@ fn a_rolling_upgrade_and_the_way_back_lose_nothing() {
     let folder = clovis_tests::folder("upgrade");
     let mut stop = Command::new(this);
     stop.args(["cluster", "stop", "--dir"]).arg(folder.path().join("cluster"));
-    // Not the clients' to keep, who may be at work while this ends.
-    let _stop = Cleanup::at_end(stop);
     let cluster = Arc::new(MixedCluster { folder });
+    // Behind the folder, so before it goes; and not the clients' to keep, who may be at work while this ends.
+    let _stop = Cleanup::at_end(stop);
     cluster.start(earlier);
     let daemons = cluster.daemons();
     assert_eq!((daemons.len(), daemons[0].as_str()), (4, "control"), "{daemons:?}");
