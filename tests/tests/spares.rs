@@ -7,49 +7,23 @@
 #[path = "../../server/tests/support/mod.rs"]
 mod support;
 
+mod copying;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use base::units::wide;
-use base::{ByteExtent, ObjectId};
-use client::{Client, ClientConfig, ClientError, Object};
+use client::{Client, ClientConfig, Object};
+use copying::{GROUP, bytes, client_config, extent, get, id, parts, put, read};
 use faces::{DeviceState, SparePhase, Transport};
-use fops::conf::{DeviceCommand, DeviceCommandReply, DeviceEvidence, DeviceOrder, DeviceReport};
+use fops::conf::{DeviceCommandReply, DeviceEvidence, DeviceOrder, DeviceReport};
 use fops::repair::RepairStatus;
 use rpc::{Bulk, CallError};
-use runtime::SharedBuffer;
-use server::DiskSource;
-use spdk_stob::{Backend, SimDisk};
 use support::{Cluster, Shape, cluster_file, device_fid, endpoint};
-use verbs_net::Token;
 
-const UNIT: usize = 65536;
-const GROUP: usize = 2 * UNIT;
 /// Devices, each with a server of its own, in one pool of 2+2+2.
 const ALL: usize = 8;
-
-fn id(lo: u64) -> ObjectId {
-    ObjectId::new(12, lo).unwrap()
-}
-
-fn bytes(seed: u64, count: usize) -> Vec<u8> {
-    let mut random = fastrand::Rng::with_seed(seed);
-    std::iter::repeat_with(|| random.u8(..)).take(count).collect()
-}
-
-fn client_config(cluster: &Cluster, node: usize) -> ClientConfig {
-    ClientConfig {
-        local: Some(endpoint(Transport::Sim, node)),
-        control: cluster.endpoint(0),
-        further_controls: Vec::new(),
-        security: Token::new([7; 32]).into(),
-        epoch: wide(node),
-        op_timeout: Duration::from_secs(20),
-        read_verify: false,
-    }
-}
 
 type Model = BTreeMap<u64, Vec<u8>>;
 
@@ -90,19 +64,7 @@ impl World {
 
     fn start_server(&mut self, index: usize) {
         self.nodes += 1;
-        let config = client_config(&self.cluster, self.nodes);
-        let fabric = self.cluster.fabric.clone();
-        let disks: Vec<SimDisk> = self.cluster.disks.clone();
-        let source: DiskSource = Rc::new(move |fid, _| {
-            let index = (0..ALL).find(|index| device_fid(*index) == fid).unwrap();
-            Ok(Box::new(disks[index].backend()) as Box<dyn Backend>)
-        });
-        let started = self.cluster.start_server_at(index, |server, locality| {
-            server.format = false;
-            server.disks = Some(source);
-            server.copier = Some(client::copier(locality, &fabric, config));
-        });
-        started.unwrap_or_else(|error| panic!("server {index}: {error}"));
+        copying::start_server(&mut self.cluster, index, self.nodes);
     }
 
     fn run<T>(&mut self, future: impl Future<Output = T>) -> T {
@@ -115,8 +77,7 @@ impl World {
     }
 
     fn order(&mut self, device: usize, order: DeviceOrder) -> Result<DeviceCommandReply, CallError> {
-        let command = DeviceCommand { device: device_fid(device), order };
-        self.cluster.call(endpoint(Transport::Sim, 0), &command, Bulk::none()).map(|answer| answer.reply)
+        copying::order(&mut self.cluster, device_fid(device), order)
     }
 
     fn refusal(&mut self, device: usize, order: DeviceOrder) -> String {
@@ -277,35 +238,6 @@ async fn work(client: Client, worker: Worker) {
         client.locality().sleep(Duration::from_millis(20)).await;
     }
     worker.is_done.set(true);
-}
-
-fn parts(client: &Client, content: &[u8]) -> Vec<SharedBuffer> {
-    let arena = client.locality().arena();
-    let part = |chunk: &[u8]| {
-        let mut buffer = arena.try_alloc(chunk.len()).unwrap();
-        buffer.copy_from_slice(chunk);
-        buffer.freeze()
-    };
-    content.chunks(1 << 18).map(part).collect()
-}
-
-async fn put(client: Client, object: ObjectId, content: Vec<u8>) -> Result<(), ClientError> {
-    let replacement = client.create_or_open(object, None).await?.replace().await?;
-    replacement.write(0, parts(&client, &content)).await?;
-    replacement.commit(wide(content.len())).await
-}
-
-async fn get(client: Client, object: ObjectId) -> Result<Vec<u8>, ClientError> {
-    read(&client.open(object).await?).await
-}
-
-async fn read(object: &Object) -> Result<Vec<u8>, ClientError> {
-    let all = object.read(ByteExtent { start: 0, count: object.size() }).await?;
-    Ok(all.iter().flat_map(|part| part.to_vec()).collect())
-}
-
-fn extent(start: usize, count: usize) -> ByteExtent {
-    ByteExtent { start: wide(start), count: wide(count) }
 }
 
 #[test]
