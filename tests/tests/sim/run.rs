@@ -303,8 +303,9 @@ fn converge(world: &mut World) -> Result<(), String> {
         let all_alive = |world: &World| world.nodes.iter().any(|node| node.is_missing()) || world.is_well();
         if !world.run_until(until, all_alive)? {
             return Err(format!(
-                "{CONVERGE_MAX:?} after the last fault the cluster is not well: {}",
-                world.not_converged().join("; ")
+                "{CONVERGE_MAX:?} after the last fault the cluster is not well: {}\n  {}",
+                world.not_converged().join("; "),
+                world.last_events().join("\n  ")
             ));
         }
         for index in 0..world.nodes.len() {

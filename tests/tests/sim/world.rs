@@ -47,6 +47,8 @@ const CONTROL_BLOCKS: u64 = 4096;
 const CLUSTER: u64 = 0xc10;
 /// Rounds without time passing before a run counts as a livelock.
 const ROUNDS_MAX: u32 = 200_000;
+/// Events of control that are told of a run that does not come to rest.
+const LAST_EVENTS: usize = 24;
 /// Turns of one run.
 const TURNS_MAX: u64 = 200_000_000;
 /// How often it is looked whether chosen blocks may rot.
@@ -375,6 +377,16 @@ impl World {
     pub fn ask_control<T>(&self, question: impl FnOnce(&Control) -> T) -> Option<T> {
         let control = self.nodes[self.leader()?].slot()?.control.borrow();
         control.as_ref().map(question)
+    }
+
+    /// What happened last to whom, as control says.
+    pub fn last_events(&self) -> Vec<String> {
+        let events = self.ask_control(Control::events).unwrap_or_default();
+        let line = |event: &fops::conf::Event| {
+            let fops::conf::Event { number, version, subject, cause, from, to, .. } = event;
+            format!("event {number}, version {version}: {subject} {cause}: {from} to {to}")
+        };
+        events.iter().skip(events.len().saturating_sub(LAST_EVENTS)).map(line).collect()
     }
 
     /// Slots of spare units, by device index, of devices whose units stand there.
@@ -1463,7 +1475,12 @@ impl World {
             repairs.iter().any(|repair| repair.device == *device && self.lacks_only_torn_objects(repair))
         };
         for device in self.replacements.unfinished().iter().filter(|device| !is_beyond(device)) {
-            reasons.push(format!("device {device} has another disk, and not everything on it"));
+            let copy = repairs.iter().find(|repair| repair.device == *device);
+            let config = control.map(|control| control.configuration());
+            let slot = config.and_then(|config| config.spare_slot_of(*device).copied());
+            reasons.push(format!(
+                "device {device} has another disk, and not everything on it: {copy:?}, {slot:?}"
+            ));
         }
         let pool = self.configuration.pool.pool;
         if self.growth.is_under_way() && !is_beyond(&pool) {
