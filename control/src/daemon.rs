@@ -616,7 +616,7 @@ impl Office {
         let found = status.members.iter().find(|one| one.number == number);
         let is_voter = found.is_some_and(|one| one.is_voter);
         let voters = status.members.iter().filter(|one| one.is_voter).count();
-        if adds && !is_voter && !member.knows(number) {
+        if adds && !is_voter && !member.is_named(number) {
             return refuse(format!(
                 "control daemon {number} is not in the cluster file in force: add its [[control.member]] section with `clovis conf apply` first"
             ));
