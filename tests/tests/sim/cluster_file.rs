@@ -170,14 +170,25 @@ impl Operator {
         for change in 1.. {
             let pause = u64::try_from(PAUSE_MAX.as_nanos()).unwrap_or(u64::MAX);
             self.locality.sleep(Duration::from_nanos(self.random.u64(0..pause))).await;
-            if self.stop.get() {
-                return;
-            }
-            if let Err(violation) = self.change(change).await {
-                self.oracle.borrow_mut().violate(self.clock.now(), violation);
+            if self.stop.get() || !self.judged_change(change).await {
                 return;
             }
         }
+    }
+
+    /// One change, of everybody who may be a member.
+    pub async fn change_once(mut self) {
+        self.judged_change(1).await;
+    }
+
+    /// False: control said what cannot be.
+    async fn judged_change(&mut self, number: u64) -> bool {
+        let outcome = self.change(number).await;
+        let is_right = outcome.is_ok();
+        if let Err(violation) = outcome {
+            self.oracle.borrow_mut().violate(self.clock.now(), violation);
+        }
+        is_right
     }
 
     /// One change, or a rollback to an earlier one. Error: what control said cannot be.

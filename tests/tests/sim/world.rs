@@ -15,18 +15,19 @@ use client::Client;
 use clovis_tests::sim_cut::Cut;
 use control::Control;
 use faces::{Configuration, DeviceConfig, DeviceState, FurtherPools, PoolConfig, ProcessConfig, SparePhase};
+use fops::FopError;
 use fops::conf::{DeviceCommand, DeviceOrder};
 use fops::member::MemberChange;
 use fops::repair::RepairStatus;
 use rpc::addb::Record;
-use rpc::{Bulk, CallOptions, Phase};
+use rpc::{Bulk, CallError, CallOptions, Phase};
 use runtime::LocalityHandle;
 use runtime::clock::SimulatedClock;
 use server::Server;
 use spdk_stob::{SimDisk, TraceEvent};
 use verbs_net::{SimFabric, SimFaults, SimKeys};
 
-use crate::cluster_file::{Acknowledged, ClusterText};
+use crate::cluster_file::{Acknowledged, ClusterText, Operator};
 use crate::faults::{Ailment, Cast, DRIFT_ALLOWED, Fault};
 use crate::growth::Growth;
 use crate::leases::LeaseWatch;
@@ -1143,11 +1144,28 @@ impl World {
         let (membership, oracle, clock) =
             (self.membership.clone(), Rc::clone(&self.oracle), Rc::clone(&self.clock));
         let (control, handle) = (self.configuration.control, locality.clone());
+        let operator = self.cluster_text.as_ref().filter(|_| adds).map(|text| Operator {
+            oracle: Rc::clone(&oracle),
+            locality: locality.clone(),
+            client: client.clone(),
+            clock: Rc::clone(&clock),
+            control,
+            text: Rc::clone(text),
+            acknowledged: Rc::clone(&self.acknowledged),
+            name: format!("newcomer-{}", self.now().as_nanos()),
+            random: fastrand::Rng::with_seed(self.seed ^ self.now().as_nanos()),
+            stop: Rc::default(),
+        });
         locality.spawn("members", async move {
             let options = CallOptions::until(handle.now() + ORDER_TIME);
             let result =
                 client.rpc().call(control, &MemberChange { number, adds }, Bulk::none(), options).await;
             oracle.borrow().tell(clock.now(), || format!("change of members {step:?}: {result:?}"));
+            // Those who change the cluster file all the time may not have come to name it there.
+            if let (Err(CallError::Fop(FopError::NotPermitted { .. })), Some(operator)) = (&result, operator)
+            {
+                return operator.change_once().await;
+            }
             if result.is_ok_and(|answer| answer.reply.is_done) {
                 membership.note_done(step);
             }
