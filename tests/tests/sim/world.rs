@@ -1052,7 +1052,11 @@ impl World {
         };
         let (control, pool) = (self.configuration.control, self.configuration.pool.pool);
         let (oracle, clock) = (Rc::clone(&self.oracle), Rc::clone(&self.clock));
-        let Some(growing) = self.growth.go_on(client, control, pool, text) else { return };
+        let tell = {
+            let (oracle, clock) = (Rc::clone(&oracle), Rc::clone(&clock));
+            move |what| oracle.borrow().tell(clock.now(), || format!("growth: {what}"))
+        };
+        let Some(growing) = self.growth.go_on(client, (control, pool), text, tell) else { return };
         self.oracle.borrow_mut().keeps_half = true;
         handle.spawn("growth", async move {
             let outcome = growing.run().await;
