@@ -328,7 +328,7 @@ impl World {
             clients: of(|role| matches!(role, Role::Client { .. })),
             devices: self.configuration.pool.devices.len(),
             damage_max: PARITY,
-            has_bad_starts: self.shape.has_bad_starts,
+            bad_starts: self.shape.bad_starts,
             has_crowds: self.shape.has_few_sessions,
             has_newcomer: self.shape.has_newcomer,
             has_repairs: self.shape.has_repairs,
