@@ -611,8 +611,11 @@ fn a_detached_device_is_refused_over_restarts_and_has_missed_nothing_when_it_is_
     write(&mut cluster, 0, 34, 0, 3).unwrap();
 }
 
+/// What a call came to, once it has.
+type Outcome = Rc<RefCell<Option<Result<(), CallError>>>>;
+
 /// The raw client makes an object's record on devices of the second server and hears nothing of it, until the changes are durable there.
-struct Unheard(Vec<Rc<RefCell<Option<Result<(), CallError>>>>>);
+struct Unheard(Vec<Outcome>);
 
 impl Unheard {
     fn creates(cluster: &mut Cluster, devices: &[usize]) -> Unheard {
@@ -622,7 +625,7 @@ impl Unheard {
         let mut unheard = Unheard(Vec::new());
         for device in devices {
             let create = open(*device, OpenMode::Create, record(34, 1, 9));
-            let (rpc, outcome) = (cluster.client.clone(), Rc::new(RefCell::new(None)));
+            let (rpc, outcome) = (cluster.client.clone(), Outcome::default());
             unheard.0.push(Rc::clone(&outcome));
             let options = CallOptions::until(cluster.turner.clock.now() + Duration::from_secs(60));
             drop(cluster.client.locality().spawn("create", async move {
