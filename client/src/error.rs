@@ -84,7 +84,7 @@ impl Fault {
             // A new request for the same purpose is harmless even if the last one ran: components are written with the same bytes,
             // record updates are conditional.
             Fault::Call(error) => match &**error {
-                CallError::Fop(refusal) => refusal.may_retry(),
+                CallError::Fop(refusal) => refusal.may_retry() || *refusal == FopError::ReplyGone,
                 CallError::TimedOut { .. } | CallError::PeerLost { .. } => true,
                 _ => false,
             },

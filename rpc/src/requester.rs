@@ -9,7 +9,8 @@
 //! and numbers go on, and every request in flight is sent again, as its server can tell what ran. Another id without that word
 //! means that it cannot (it gave the session up, or keeps nothing): calls that may be repeated go into the new session,
 //! calls that may run at most once and were sent end with `may_have_executed`. Nobody asks for a session back of which nothing
-//! was heard for half its lifetime: so a server that has no record of it knows that nothing ran.
+//! was heard for half its lifetime: so a server that has no record of it knows that nothing ran; where a record may have gone with its device, it says that
+//! ([`crate::Fom::doubt`]), and the call ends with `ReplyGone`.
 //!
 //! A server that holds a request back on purpose says for how long ([`Requester::handle_held`]): it is sent again only after that, and a resend
 //! interval later, so that an answer at the last moment comes first. A lost connection ends the wait.
