@@ -198,8 +198,10 @@ pub enum ReplyFor {
 pub struct RequesterStats {
     /// Calls made.
     pub calls: u64,
-    /// Requests sent again.
+    /// Requests sent again, in their session or in another.
     pub resends: u64,
+    /// Those of them that had been sent in another session before: such a request may have run in both.
+    pub repeated: u64,
     /// Words of servers that a request is held.
     pub held: u64,
     /// Replies that nobody waited for.
@@ -752,6 +754,11 @@ impl Requester {
         {
             let Some(call) = self.calls.get_mut(&id) else { continue };
             let Some(transmit) = session.take_slot(now, id, call, &self.limits) else { break };
+            if call.sent_before {
+                call.resends = call.resends.saturating_add(1);
+                self.stats.resends += 1;
+                self.stats.repeated += 1;
+            }
             self.transmits.push_back(transmit);
             let at = next_time(call);
             set_timer(&mut self.due, &mut self.calls, id, at);
