@@ -420,7 +420,8 @@ impl Member {
         if !is_known() {
             // Who is behind does not know the members of today, and would never hear of them if it listened to those of its own day alone.
             if !message::is_ahead(&message, self.journal.last_position()) {
-                let reason = format!("control daemon {from} does not listen at {endpoint} by the cluster file");
+                let reason =
+                    format!("control daemon {from} does not listen at {endpoint} by the cluster file");
                 return refuse(reason);
             }
             self.endpoints.borrow_mut().insert(from, endpoint);
@@ -749,6 +750,11 @@ impl ReplicatedLog for Rc<Member> {
 
     fn is_shared(&self) -> bool {
         true
+    }
+
+    fn members(&self) -> Vec<u64> {
+        let (voters, fed) = &*self.members.borrow();
+        voters.iter().chain(fed).copied().collect()
     }
 
     fn confirm(&self) -> Option<Confirming<'_>> {

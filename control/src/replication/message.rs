@@ -350,7 +350,10 @@ mod tests {
                 }
             };
             assert!(is_ahead(&message, own(term, index - 1)), "{message:?}: a longer log");
-            assert!(is_ahead(&message, own(term - 1, 100)), "{message:?}: a later term, though the log is shorter");
+            assert!(
+                is_ahead(&message, own(term - 1, 100)),
+                "{message:?}: a later term, though the log is shorter"
+            );
             assert!(!is_ahead(&message, own(term, 6)), "{message:?}");
             assert!(!is_ahead(&message, own(term + 1, 6)), "{message:?}");
         }

@@ -178,6 +178,16 @@ impl Operator {
                 (self.text.renamed(&name), name)
             }
         };
+        self.put(base, text, note, rollback.is_some()).await
+    }
+
+    /// Puts a file in force that names everybody who may be a member, as `member add` asks for. Error: what control said cannot be.
+    pub async fn name_everybody(self) -> Result<(), String> {
+        let Some((base, _)) = self.text_of(0).await else { return Ok(()) };
+        self.put(base, self.text.renamed(&self.name), self.name.clone(), false).await
+    }
+
+    async fn put(&self, base: u64, text: String, note: String, is_rollback: bool) -> Result<(), String> {
         let Some(source) =
             SharedBuffer::copy_from_slice(self.locality.arena(), text.as_bytes(), self.locality.counters())
         else {
@@ -194,7 +204,7 @@ impl Operator {
         }
         let mut oracle = self.oracle.borrow_mut();
         oracle.sometimes.reached("a cluster file was put in force");
-        if rollback.is_some() {
+        if is_rollback {
             oracle.sometimes.reached("an earlier cluster file was put in force again");
         }
         oracle.tell(self.clock.now(), || format!("transaction {}: {note}", reply.transaction));

@@ -14,17 +14,18 @@ use base::{Endpoint, Fid, FidType, Instant, LayoutWidth, Nid, ObjectId};
 use clovis_tests::sim_cut::Cut;
 use control::Control;
 use faces::{Configuration, DeviceConfig, DeviceState, FurtherPools, PoolConfig, ProcessConfig, SparePhase};
+use fops::FopError;
 use fops::conf::{DeviceCommand, DeviceOrder};
 use fops::member::MemberChange;
 use fops::repair::RepairStatus;
 use rpc::addb::Record;
-use rpc::{Bulk, CallOptions, Phase};
+use rpc::{Bulk, CallError, CallOptions, Phase};
 use runtime::clock::SimulatedClock;
 use server::Server;
 use spdk_stob::{SimDisk, TraceEvent};
 use verbs_net::{SimFabric, SimFaults, SimKeys};
 
-use crate::cluster_file::{Acknowledged, ClusterText};
+use crate::cluster_file::{Acknowledged, ClusterText, Operator};
 use crate::faults::{Ailment, Cast, DRIFT_ALLOWED, Fault};
 use crate::leases::LeaseWatch;
 use crate::membership::{Membership, Step};
@@ -1091,11 +1092,30 @@ impl World {
         let (membership, oracle, clock) =
             (self.membership.clone(), Rc::clone(&self.oracle), Rc::clone(&self.clock));
         let (control, handle) = (self.configuration.control, life.first().locality.handle());
+        let operator = self.cluster_text.clone().map(|text| Operator {
+            oracle: Rc::clone(&oracle),
+            locality: handle.clone(),
+            client: client.clone(),
+            clock: Rc::clone(&clock),
+            control,
+            text,
+            acknowledged: Rc::clone(&self.acknowledged),
+            name: format!("members-{:?}", self.now()),
+            random: fastrand::Rng::with_seed(0),
+            stop: Rc::default(),
+        });
         life.first().locality.handle().spawn("members", async move {
             let options = CallOptions::until(handle.now() + ORDER_TIME);
             let result =
                 client.rpc().call(control, &MemberChange { number, adds }, Bulk::none(), options).await;
             oracle.borrow().tell(clock.now(), || format!("change of members {step:?}: {result:?}"));
+            // The operators of the file have not come to it, and may be gone by now.
+            let is_unknown = matches!(result, Err(CallError::Fop(FopError::NotPermitted { .. })));
+            if let (true, Some(operator)) = (is_unknown, operator)
+                && let Err(violation) = operator.name_everybody().await
+            {
+                oracle.borrow_mut().violate(clock.now(), violation);
+            }
             if result.is_ok_and(|answer| answer.reply.is_done) {
                 membership.note_done(step);
             }
