@@ -622,6 +622,16 @@ impl Requester {
         self.advance(now, up.endpoint);
     }
 
+    /// There is no connection to the peer of this call: the call ends if none comes for `max`, or earlier by its own measure.
+    pub fn await_connection(&mut self, now: Instant, id: CallId, max: Duration) {
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        call.unreachable_at = call.unreachable_at.min(now + max);
+        if let Some(peer) = self.peers.get_mut(&call.spec.to) {
+            peer.out_of_reach_since.get_or_insert(now);
+        }
+        self.arm(id);
+    }
+
     /// The connection to the peer is gone, or could not be made.
     pub fn on_peer_lost(&mut self, now: Instant, lost: Endpoint) {
         let Some(peer) = self.peers.get_mut(&lost) else { return };
