@@ -560,8 +560,8 @@ impl ControlCore {
         Ok(())
     }
 
-    /// A process prolongs its lease. `known: false` if it, this incarnation of it, or one of the devices is not registered.
-    pub fn handle_heartbeat(&mut self, now: Instant, request: &Heartbeat) -> HeartbeatReply {
+    /// A process that goes by configuration `version` prolongs its lease. `known: false` if it, this incarnation of it, or one of the devices is not registered.
+    pub fn handle_heartbeat(&mut self, now: Instant, request: &Heartbeat, version: u64) -> HeartbeatReply {
         let unknown = HeartbeatReply { version: self.configuration.version, known: false };
         let Some(member) = self.members.get_mut(&request.process) else { return unknown };
         if member.epoch != Some(request.epoch) {
@@ -584,7 +584,12 @@ impl ControlCore {
                     events.push((health.device, DeviceEvent::Registered));
                 }
             }
-            if health.failed {
+            if health.failed
+                && self
+                    .configuration
+                    .device(health.device)
+                    .is_some_and(|found| self.is_of_its_disk(found, version))
+            {
                 events.push((health.device, DeviceEvent::IoError));
             }
         }
@@ -645,19 +650,29 @@ impl ControlCore {
         })
     }
 
-    /// Somebody reports what it saw of a device. `reporter`: its endpoint; only the device's own server proves an I/O error.
+    /// True unless whoever goes by `version` speaks of the disk that this device had before: the one that it has came later than that. What is true of this one
+    /// is said again, with each heartbeat.
+    fn is_of_its_disk(&self, device: &DeviceConfig, version: u64) -> bool {
+        let is_new = matches!(device.state, DeviceState::Repair | DeviceState::Rebalance);
+        !is_new || version >= self.configuration.pool.changes_from
+    }
+
+    /// Somebody reports what it saw of a device. `reporter`: its endpoint, and the configuration version that it goes by; only the device's own server proves an
+    /// I/O error.
     pub fn handle_evidence(
         &mut self,
         now: Instant,
         report: &DeviceReport,
-        reporter: Endpoint,
+        (reporter, version): (Endpoint, u64),
     ) -> Result<u64, Refusal> {
         let DeviceReport { device, evidence } = *report;
         let Some(found) = self.configuration.device(device) else {
             return Err(Refusal::UnknownDevice { device, process: Fid::default() });
         };
         let event = match evidence {
-            DeviceEvidence::IoError if found.endpoint == reporter => DeviceEvent::IoError,
+            DeviceEvidence::IoError if found.endpoint == reporter && self.is_of_its_disk(found, version) => {
+                DeviceEvent::IoError
+            }
             DeviceEvidence::IoError => DeviceEvent::IoErrorHeard,
             DeviceEvidence::Operator => DeviceEvent::Operator,
             // Evidence of a later version proves nothing to this one.
@@ -1512,7 +1527,7 @@ mod tests {
         assert_eq!(turn(&mut core, 40, 1, RepairWord::Asks).order, RepairOrder::Wait, "not all servers know");
         for process in 0..2 {
             let beat = heartbeat(&initial, process, 7);
-            core.handle_heartbeat(at(50), &beat);
+            core.handle_heartbeat(at(50), &beat, core.configuration().version);
             core.note_server_version(&beat, 4);
         }
         assert_eq!(
@@ -1530,7 +1545,7 @@ mod tests {
         assert_eq!(seen[0].expected_bytes, 400 * BLOCK_BYTES, "what all four devices hold");
         // Its server falls silent: the other goes on where it was.
         let beat = heartbeat(&initial, 0, 7);
-        core.handle_heartbeat(at(3000), &beat);
+        core.handle_heartbeat(at(3000), &beat, core.configuration().version);
         core.handle_tick(at(4000));
         assert_eq!(states(&core), "v5 online online transient transient");
         let reply = turn(&mut core, 4010, 0, RepairWord::Asks);
@@ -1566,7 +1581,7 @@ mod tests {
         assert_eq!(core.next_deadline(), Some(at(3760)));
         // Server 0 goes on, server 1 falls silent.
         assert_eq!(
-            core.handle_heartbeat(at(3000), &heartbeat(&initial, 0, 7)),
+            core.handle_heartbeat(at(3000), &heartbeat(&initial, 0, 7), core.configuration().version),
             HeartbeatReply { version: 3, known: true }
         );
         assert!(!core.handle_tick(at(3769)), "one millisecond left of lease and grace");
@@ -1575,12 +1590,17 @@ mod tests {
         assert!(!core.handle_tick(at(3771)), "told once");
         assert!(!core.status(at(3771)).processes[1].alive);
         // A late heartbeat of the same incarnation brings it back; so does a registration.
-        assert!(core.handle_heartbeat(at(4000), &heartbeat(&initial, 1, 8)).known);
+        assert!(
+            core.handle_heartbeat(at(4000), &heartbeat(&initial, 1, 8), core.configuration().version).known
+        );
         assert_eq!(states(&core), "v5 online online online online");
         core.handle_register(at(4100), &register(&initial, 1, 9)).unwrap();
         assert_eq!(states(&core), "v6 online online online online");
         assert_eq!(core.configuration().processes[1].epoch, 9);
-        assert!(!core.handle_heartbeat(at(4200), &heartbeat(&initial, 1, 8)).known, "an older incarnation");
+        assert!(
+            !core.handle_heartbeat(at(4200), &heartbeat(&initial, 1, 8), core.configuration().version).known,
+            "an older incarnation"
+        );
         let changes = core.take_changes();
         let told = |change: &StateChange| {
             format!("{} {} {} v{}", change.subject, change.cause, change.to.word(), change.version)
@@ -1626,7 +1646,13 @@ mod tests {
         let other = initial.pool.devices[2].endpoint;
         let mut report = |index: usize, evidence, reporter| {
             let device = initial.pool.devices[index].device;
-            let version = core.handle_evidence(at(0), &DeviceReport { device, evidence }, reporter).unwrap();
+            let version = core
+                .handle_evidence(
+                    at(0),
+                    &DeviceReport { device, evidence },
+                    (reporter, core.configuration().version),
+                )
+                .unwrap();
             assert_eq!(version, core.configuration().version);
             states(&core)
         };
@@ -1641,13 +1667,16 @@ mod tests {
         let mut sick = heartbeat(&initial, 0, 7);
         sick.devices[1].failed = true;
         sick.devices[1].errors = 3;
-        assert_eq!(core.handle_heartbeat(at(1), &sick), HeartbeatReply { version: 6, known: true });
+        assert_eq!(
+            core.handle_heartbeat(at(1), &sick, core.configuration().version),
+            HeartbeatReply { version: 6, known: true }
+        );
         core.handle_register(at(2), &register(&initial, 0, 8)).unwrap();
         assert_eq!(states(&core), "v7 failed failed online failed");
         core.handle_tick(at(100_000));
         assert_eq!(states(&core), "v8 failed failed transient failed");
         let unknown = DeviceReport { device: Fid::default(), evidence: DeviceEvidence::Operator };
-        assert!(core.handle_evidence(at(0), &unknown, own).is_err());
+        assert!(core.handle_evidence(at(0), &unknown, (own, 0)).is_err());
     }
 
     /// Both servers are there.
@@ -1678,7 +1707,10 @@ mod tests {
         assert_eq!(order(&mut core, 0, 0, DETACH).unwrap(), format!("detached old not heeded: v4 {out}"));
         // The server goes on; one heartbeat later it says that it goes by the new version.
         let beat = heartbeat(&initial, 0, 7);
-        assert_eq!(core.handle_heartbeat(at(1), &beat), HeartbeatReply { version: 4, known: true });
+        assert_eq!(
+            core.handle_heartbeat(at(1), &beat, core.configuration().version),
+            HeartbeatReply { version: 4, known: true }
+        );
         core.note_server_version(&beat, 3);
         assert_eq!(order(&mut core, 1, 0, DETACH).unwrap(), format!("detached old not heeded: v4 {out}"));
         core.note_server_version(&beat, 4);
@@ -1691,7 +1723,7 @@ mod tests {
         assert_eq!(states(&core), format!("v7 {out}"));
         let mut core = ControlCore::new(at(9000), core.configuration().clone(), LEASE);
         core.handle_register(at(9001), &register(&initial, 0, 9)).unwrap();
-        core.handle_heartbeat(at(9002), &heartbeat(&initial, 0, 9));
+        core.handle_heartbeat(at(9002), &heartbeat(&initial, 0, 9), core.configuration().version);
         assert_eq!(states(&core), format!("v7 {out}"));
         let beaten = heartbeat(&initial, 0, 9);
         core.note_server_version(&beaten, 7);
@@ -1709,6 +1741,35 @@ mod tests {
         assert_eq!(again, "online old not heeded: v8 online online online online");
     }
 
+    /// What a server said of the disk before, and comes late, is not taken for a word on the new one; what is true of that comes with every heartbeat.
+    #[test]
+    fn a_late_word_on_the_disk_before_says_nothing_of_the_new_one() {
+        for (version, is_report) in [(5, true), (5, false), (6, true), (6, false)] {
+            let (initial, mut core) = registered();
+            let DeviceConfig { device, endpoint: own, .. } = initial.pool.devices[0];
+            let give_up = DeviceReport { device, evidence: DeviceEvidence::Operator };
+            core.handle_evidence(at(0), &give_up, (initial.control, 0)).unwrap();
+            order(&mut core, 0, 0, DeviceOrder::Replace).unwrap();
+            let mut formatted = register(&initial, 0, 7);
+            formatted.devices[0].replacement = 1;
+            core.handle_register(at(2), &formatted).unwrap();
+            assert_eq!(states(&core), "v6 repair online online online");
+            let mut sick = heartbeat(&initial, 0, 7);
+            sick.devices[0].failed = true;
+            let broken = DeviceReport { device, evidence: DeviceEvidence::IoError };
+            if is_report {
+                core.handle_evidence(at(3), &broken, (own, version)).unwrap();
+            } else {
+                assert!(core.handle_heartbeat(at(3), &sick, version).known);
+            }
+            let wanted = match version {
+                5 => "v6 repair online online online",
+                _ => "v7 failed online online online",
+            };
+            assert_eq!(states(&core), wanted, "by {version}, {is_report}");
+        }
+    }
+
     #[test]
     fn a_replaced_disk_takes_writes_once_it_is_formatted_and_is_online_once_everything_is_on_it() {
         let (initial, mut core) = registered();
@@ -1716,7 +1777,7 @@ mod tests {
         assert!(refusal.contains("is online: only a failed one is replaced"), "{refusal}");
         let device = initial.pool.devices[0].device;
         let give_up = DeviceReport { device, evidence: DeviceEvidence::Operator };
-        core.handle_evidence(at(0), &give_up, initial.control).unwrap();
+        core.handle_evidence(at(0), &give_up, (initial.control, 0)).unwrap();
         assert_eq!(states(&core), "v4 failed online online online");
         let ordered = "failed new not heeded: v5 failed online online online";
         assert_eq!(order(&mut core, 0, 0, DeviceOrder::Replace).unwrap(), ordered);
@@ -1753,11 +1814,11 @@ mod tests {
         assert_eq!(turn(&mut core, 5, (0, 7), 1, ended()), "Leave: v7 online online online online");
         assert_eq!(turn(&mut core, 5, (0, 7), 1, ended()), "Leave: v7 online online online online");
         // It fails again: that its disk is the one of the last order does not bring it back.
-        core.handle_evidence(at(6), &give_up, initial.control).unwrap();
+        core.handle_evidence(at(6), &give_up, (initial.control, 0)).unwrap();
         core.handle_register(at(7), &formatted).unwrap();
         assert_eq!(states(&core), "v8 failed online online online");
         // Its server dies: nobody could format a disk.
-        core.handle_heartbeat(at(3000), &heartbeat(&initial, 1, 8));
+        core.handle_heartbeat(at(3000), &heartbeat(&initial, 1, 8), core.configuration().version);
         core.handle_tick(at(3800));
         let refusal = order(&mut core, 3800, 0, DeviceOrder::Replace).unwrap_err();
         assert!(matches!(refusal, Refusal::ServerAway { .. }), "{refusal}");
@@ -1786,7 +1847,7 @@ mod tests {
         core.handle_evidence(
             at(0),
             &DeviceReport { device, evidence: DeviceEvidence::Operator },
-            initial.control,
+            (initial.control, 0),
         )
         .unwrap();
         order(&mut core, 0, 0, DeviceOrder::Replace).unwrap();
@@ -1815,8 +1876,8 @@ mod tests {
             format!("Run: {in_repair}")
         );
         turn(&mut core, 1010, (0, 7), 1, RepairWord::Copies(so_far(5000)));
-        core.handle_heartbeat(at(1010), &heartbeat(&initial, 0, 7));
-        core.handle_heartbeat(at(1010), &heartbeat(&initial, 1, 8));
+        core.handle_heartbeat(at(1010), &heartbeat(&initial, 0, 7), core.configuration().version);
+        core.handle_heartbeat(at(1010), &heartbeat(&initial, 1, 8), core.configuration().version);
         let seen = &look(&core, 1010)[0];
         assert_eq!((seen.state.as_str(), seen.bytes_per_second, seen.progress.last), ("running", 1250, last));
         assert_eq!(seen.expected_bytes, 100 * BLOCK_BYTES, "the others have 1000 blocks, 900 free");
@@ -1892,14 +1953,14 @@ mod tests {
         let device = core.configuration().pool.devices[index].device;
         let give_up = DeviceReport { device, evidence: DeviceEvidence::Operator };
         let control = core.configuration().control;
-        core.handle_evidence(at(ms), &give_up, control).unwrap();
+        core.handle_evidence(at(ms), &give_up, (control, 0)).unwrap();
     }
 
     /// Both servers are heard, and go by the version in force.
     fn all_hear(core: &mut ControlCore, initial: &Configuration, ms: u64) {
         for (process, epoch) in [(0, 7), (1, 8)] {
             let beat = heartbeat(initial, process, epoch);
-            assert!(core.handle_heartbeat(at(ms), &beat).known);
+            assert!(core.handle_heartbeat(at(ms), &beat, core.configuration().version).known);
             core.note_server_version(&beat, core.configuration().version);
         }
     }
@@ -1960,7 +2021,7 @@ mod tests {
         // What its server says of the old disk, and a restart of control, change nothing.
         let mut sick = heartbeat(&initial, 0, 7);
         sick.devices[0].failed = true;
-        core.handle_heartbeat(at(8), &sick);
+        core.handle_heartbeat(at(8), &sick, core.configuration().version);
         let mut core = ControlCore::new(at(9), core.configuration().clone(), LEASE)
             .with_repairs(core.repairs().take_changes());
         core.handle_register(at(9), &register(&initial, 0, 7)).unwrap();
@@ -2036,8 +2097,16 @@ mod tests {
             let mut core = with_profile(core, &line);
             fail(&mut core, 0, 0);
             let begun = (0..2000).find(|second| {
-                core.handle_heartbeat(at(second * 1000), &heartbeat(&initial, 0, 7));
-                core.handle_heartbeat(at(second * 1000), &heartbeat(&initial, 1, 8));
+                core.handle_heartbeat(
+                    at(second * 1000),
+                    &heartbeat(&initial, 0, 7),
+                    core.configuration().version,
+                );
+                core.handle_heartbeat(
+                    at(second * 1000),
+                    &heartbeat(&initial, 1, 8),
+                    core.configuration().version,
+                );
                 core.handle_tick(at(second * 1000));
                 core.configuration().spare_slot(0).is_some()
             });
@@ -2193,7 +2262,7 @@ mod tests {
     #[test]
     fn a_device_of_a_dead_server_is_detached_at_once_and_attached_as_transient() {
         let (initial, mut core) = registered();
-        core.handle_heartbeat(at(3000), &heartbeat(&initial, 1, 8));
+        core.handle_heartbeat(at(3000), &heartbeat(&initial, 1, 8), core.configuration().version);
         core.handle_tick(at(3750));
         assert_eq!(states(&core), "v4 transient transient online online");
         let refusal = order(&mut core, 3751, 0, DETACH).unwrap_err();
@@ -2216,7 +2285,7 @@ mod tests {
         order(&mut core, 0, 0, DETACH).unwrap();
         let device = initial.pool.devices[0].device;
         let evidence = DeviceReport { device, evidence: DeviceEvidence::Operator };
-        core.handle_evidence(at(0), &evidence, initial.control).unwrap();
+        core.handle_evidence(at(0), &evidence, (initial.control, 0)).unwrap();
         assert_eq!(states(&core), "v5 failed online online online", "given up while it was out");
         let refusal = order(&mut core, 0, 0, DeviceOrder::Attach).unwrap_err().to_string();
         assert!(refusal.contains("is failed: writes went past it"), "{refusal}");
@@ -2236,11 +2305,16 @@ mod tests {
         }
         let report =
             DeviceReport { device: initial.pool.devices[0].device, evidence: DeviceEvidence::Operator };
-        core.handle_evidence(at(0), &report, initial.control).unwrap();
+        core.handle_evidence(at(0), &report, (initial.control, 0)).unwrap();
         let stored = core.configuration().clone();
         let mut core = ControlCore::new(at(50_000), stored, LEASE);
         assert_eq!(states(&core), "v4 failed online online online");
-        assert!(!core.handle_heartbeat(at(50_001), &heartbeat(&initial, 0, 7)).known, "register again");
+        assert!(
+            !core
+                .handle_heartbeat(at(50_001), &heartbeat(&initial, 0, 7), core.configuration().version)
+                .known,
+            "register again"
+        );
         core.handle_register(at(50_002), &register(&initial, 0, 7)).unwrap();
         assert_eq!(states(&core), "v4 failed online online online", "nothing changed, so no new version");
         assert!(core.handle_tick(at(53_750)));
@@ -2263,7 +2337,9 @@ mod tests {
         assert!(matches!(core.handle_register(at(0), &taken), Err(Refusal::EndpointTaken { .. })));
         taken.devices[1].endpoint = initial.control;
         assert!(matches!(core.handle_register(at(0), &taken), Err(Refusal::EndpointTaken { .. })));
-        assert!(!core.handle_heartbeat(at(0), &heartbeat(&initial, 0, 7)).known);
+        assert!(
+            !core.handle_heartbeat(at(0), &heartbeat(&initial, 0, 7), core.configuration().version).known
+        );
         assert_eq!(states(&core), "v1 unknown unknown unknown unknown");
     }
 
@@ -2311,7 +2387,10 @@ mod tests {
         let mut beat = |core: &mut ControlCore, after: u64| {
             now += after;
             core.handle_tick(at(now));
-            assert!(core.handle_heartbeat(at(now), &heartbeat(&initial, 0, 7)).known);
+            assert!(
+                core.handle_heartbeat(at(now), &heartbeat(&initial, 0, 7), core.configuration().version)
+                    .known
+            );
             online(core)
         };
         assert!(beat(&mut core, 4000), "lost once, back at once");
@@ -2372,7 +2451,7 @@ mod tests {
         assert_eq!(states(&core), "v3 unknown unknown online online");
         let mut first = heartbeat(&initial, 1, 7);
         first.devices.truncate(1);
-        assert!(core.handle_heartbeat(at(3000), &first).known);
+        assert!(core.handle_heartbeat(at(3000), &first, core.configuration().version).known);
         core.handle_tick(at(3750));
         assert_eq!(states(&core), "v4 unknown unknown online transient");
     }

@@ -616,7 +616,7 @@ impl Office {
         let found = status.members.iter().find(|one| one.number == number);
         let is_voter = found.is_some_and(|one| one.is_voter);
         let voters = status.members.iter().filter(|one| one.is_voter).count();
-        if adds && !is_voter && !member.knows(number) {
+        if adds && !is_voter && !member.is_named(number) {
             return refuse(format!(
                 "control daemon {number} is not in the cluster file in force: add its [[control.member]] section with `clovis conf apply` first"
             ));
@@ -846,7 +846,7 @@ impl Inner {
             if request.evidence == DeviceEvidence::Operator {
                 fom.require(Right::Administer)?;
             }
-            inner.device_report(fom.peer().endpoint, request).await
+            inner.device_report((fom.peer().endpoint, fom.config_version()), request).await
         });
         serve(inner, |inner: Rc<Inner>, _fom, request: ConfText| async move { inner.conf_text(&request) });
         serve(inner, |inner: Rc<Inner>, _fom, _request: ConfHistory| async move { inner.conf_history() });
@@ -953,7 +953,7 @@ impl Inner {
 
     async fn heartbeat(&self, fom: &Fom, request: Heartbeat) -> Result<HeartbeatReply, FopError> {
         let now = self.rpc.locality().now();
-        let reply = self.core.borrow_mut().handle_heartbeat(now, &request);
+        let reply = self.core.borrow_mut().handle_heartbeat(now, &request, fom.config_version());
         if reply.known {
             self.core.borrow_mut().note_server_version(&request, fom.config_version());
         }
@@ -977,7 +977,7 @@ impl Inner {
 
     async fn device_report(
         &self,
-        reporter: Endpoint,
+        reporter: (Endpoint, u64),
         request: DeviceReport,
     ) -> Result<DeviceReportReply, FopError> {
         let now = self.rpc.locality().now();

@@ -622,14 +622,26 @@ pub(crate) fn space(domain: &Domain) -> StoreSpace {
     StoreSpace { blocks: info.blocks_total, free_blocks: info.blocks_free }
 }
 
-/// The cluster file in force by the durable state, its credential left out; `None` if there is none.
-pub(crate) fn text_in_force(place: impl Fn(TreeId) -> TreeId, domain: &Domain) -> Option<String> {
-    let keys = domain.tree_range(place(TRANSACTIONS), Bound::Unbounded, usize::MAX);
-    let numbers = || keys.iter().filter_map(|(key, piece)| Some((number_of(key)?, piece)));
+/// The newest cluster file of the durable state and of the batches that are `ahead` of it, oldest first; its credential left out. `None` if there is none.
+pub(crate) fn newest_text(
+    place: impl Fn(TreeId) -> TreeId,
+    domain: &Domain,
+    ahead: &[Batch],
+) -> Option<String> {
+    let stored = domain.tree_range(place(TRANSACTIONS), Bound::Unbounded, usize::MAX);
+    let mut pieces: BTreeMap<(u64, u32), Vec<u8>> =
+        stored.into_iter().filter_map(|(key, piece)| Some((number_of(&key)?, piece))).collect();
+    for change in ahead.iter().flat_map(|batch| &batch.changes).filter(|change| change.tree == TRANSACTIONS) {
+        let Some(key) = number_of(&change.key) else { continue };
+        match &change.value {
+            Some(piece) => pieces.insert(key, piece.clone()),
+            None => pieces.remove(&key),
+        };
+    }
     // Pieces may stand there ahead of their record.
-    let newest = numbers().filter(|((_, part), _)| *part == 0).map(|((number, _), _)| number).max()?;
-    let pieces = numbers().filter(|((number, part), _)| *number == newest && *part > 0);
-    String::from_utf8(pieces.flat_map(|(_, piece)| piece.iter().copied()).collect()).ok()
+    let newest = pieces.keys().filter(|(_, part)| *part == 0).map(|(number, _)| *number).max()?;
+    let text = pieces.range((newest, 1)..=(newest, u32::MAX));
+    String::from_utf8(text.flat_map(|(_, piece)| piece.iter().copied()).collect()).ok()
 }
 
 /// Object (16 zeros: the cluster), then the name, a zero byte (no name has one), then the owner.

@@ -33,8 +33,19 @@ fn endpoint(node: u64) -> Endpoint {
     format!("{node}@sim:12345:34:0").parse().unwrap()
 }
 
+/// The name in a cluster file, quoted.
+fn named(text: &str) -> String {
+    text.lines().find_map(|line| line.strip_prefix("name = ")).unwrap().to_owned()
+}
+
+/// Where a control daemon listens: those that `moved`, at another machine.
+fn place(number: u64, moved: &[u64]) -> Endpoint {
+    endpoint(if moved.contains(&number) { 100 + number } else { number })
+}
+
 /// A cluster file of the members, whose one server never comes.
-fn text(members: &[u64], name: &str) -> String {
+fn text(members: &[u64], moved: &[u64], name: &str) -> String {
+    let endpoint = |number| place(number, moved);
     let further: String = members[1..]
         .iter()
         .map(|number| {
@@ -72,6 +83,7 @@ struct Machine {
 }
 
 struct Running {
+    at: Endpoint,
     locality: Locality,
     control: Rc<RefCell<Option<Control>>>,
     refusal: Rc<RefCell<Option<String>>>,
@@ -87,6 +99,8 @@ struct World {
     rpc: RpcMachine,
     /// By the cluster file that daemons are started with.
     members: Vec<u64>,
+    /// Of those, the ones that are elsewhere by that file.
+    moved: Vec<u64>,
     starts: u64,
     seed: u64,
 }
@@ -153,6 +167,7 @@ impl World {
             handle,
             rpc,
             members: members.clone(),
+            moved: Vec::new(),
             starts: 0,
             seed,
         };
@@ -178,15 +193,17 @@ impl World {
     fn start(&mut self, number: u64, first_start: Option<FirstStart>) {
         self.starts += 1;
         let (epoch, seed, now) = (self.starts, self.seed ^ (self.starts << 20), self.clock.now());
-        let (net, members) = (self.net.clone(), self.members.clone());
+        let (net, members, moved) = (self.net.clone(), self.members.clone(), self.moved.clone());
+        let at = place(number, &moved);
         let machine = self.machine(number);
+        net.set_clock(at, machine.clock);
         let mut locality = locality(format!("control-{number}"), seed);
         locality.turn(machine.clock.shows(now));
-        let text = text(&members, "first");
+        let text = text(&members, &moved, "first");
         let file = ClusterFile::parse_hidden(&text, Some(credential())).unwrap();
         let store = Box::new(machine.disk.backend());
         let mut config = ControlConfig::new(Token::new([7; 32]), epoch, file.initial_configuration(), store);
-        config.endpoint = endpoint(number);
+        config.endpoint = at;
         config.file = Some(OperatorFile { text, credential: Some(credential()), unix_s: 1000 });
         if members.len() > 1 {
             let members = file.control_members().collect();
@@ -203,7 +220,7 @@ impl World {
                 Err(error) => *refused.borrow_mut() = Some(error.to_string()),
             }
         }));
-        machine.running = Some(Running { locality, control, refusal });
+        machine.running = Some(Running { at, locality, control, refusal });
         machine.paused_until = Instant::ZERO;
     }
 
@@ -211,8 +228,7 @@ impl World {
     fn kill(&mut self, number: u64, is_dark: bool) {
         let net = self.net.clone();
         let machine = self.machine(number);
-        drop(machine.running.take());
-        net.crash(endpoint(number));
+        net.crash(machine.running.take().map_or(endpoint(number), |running| running.at));
         if is_dark {
             machine.disk.crash();
         } else {
@@ -264,7 +280,8 @@ impl World {
     }
 
     fn client(&self) -> Client {
-        Client { rpc: self.rpc.clone(), handle: self.handle.clone(), members: self.members.clone() }
+        let (members, moved) = (self.members.clone(), self.moved.clone());
+        Client { rpc: self.rpc.clone(), handle: self.handle.clone(), members, moved }
     }
 }
 
@@ -273,32 +290,44 @@ struct Client {
     rpc: RpcMachine,
     handle: LocalityHandle,
     members: Vec<u64>,
+    moved: Vec<u64>,
 }
 
 impl Client {
+    /// The name of all of them.
+    fn group(&self) -> Endpoint {
+        place(self.members[0], &self.moved)
+    }
+
     async fn ask<F: fops::Fop>(&self, fop: &F, within: Duration) -> Result<F::Reply, CallError> {
         let options = CallOptions::until(self.handle.now() + within);
-        let answer = self.rpc.call(endpoint(self.members[0]), fop, Bulk::none(), options).await?;
+        let answer = self.rpc.call(self.group(), fop, Bulk::none(), options).await?;
         Ok(answer.reply)
     }
 
     async fn in_force(&self, within: Duration) -> Result<(u64, String), CallError> {
         let reply = self.ask(&ConfText { transaction: 0, offset: 0 }, within).await?;
         let text = String::from_utf8(reply.part).unwrap();
-        let name = text.lines().find_map(|line| line.strip_prefix("name = ")).unwrap().to_owned();
-        Ok((reply.transaction, name))
+        Ok((reply.transaction, named(&text)))
     }
 
     /// One change of the name, planned against `base`. Answer: number of the transaction.
     async fn apply(&self, base: u64, name: &str, within: Duration) -> Result<u64, CallError> {
-        let text = text(&self.members, name);
+        self.apply_text(base, &self.text(name), within).await
+    }
+
+    fn text(&self, name: &str) -> String {
+        text(&self.members, &self.moved, name)
+    }
+
+    async fn apply_text(&self, base: u64, text: &str, within: Duration) -> Result<u64, CallError> {
         let source =
             SharedBuffer::copy_from_slice(self.handle.arena(), text.as_bytes(), self.handle.counters())
                 .unwrap();
-        let ask = ConfApply { base, unix_s: 0, note: name.to_owned() };
+        let ask = ConfApply { base, unix_s: 0, note: named(text).trim_matches('"').to_owned() };
         let options = CallOptions::until(self.handle.now() + within);
         let bulk = Bulk::from_source(vec![source]);
-        let answer = self.rpc.call(endpoint(self.members[0]), &ask, bulk, options).await?;
+        let answer = self.rpc.call(self.group(), &ask, bulk, options).await?;
         Ok(answer.reply.transaction)
     }
 
@@ -358,7 +387,7 @@ fn a_leader_that_is_cut_off_answers_nothing_not_even_heartbeats() {
         let mut world = World::found(10 + seed, 3);
         let client = world.client();
         let first = world.elect();
-        let file = ClusterFile::parse_hidden(&text(&world.members, "x"), Some(credential())).unwrap();
+        let file = ClusterFile::parse_hidden(&text(&world.members, &[], "x"), Some(credential())).unwrap();
         let process = file.servers[0].process;
         let register = Register { process, epoch: 5, devices: Vec::new() };
         world.run(client.ask(&register, LONG)).unwrap();
@@ -473,6 +502,103 @@ fn members_come_and_go_while_changes_are_made() {
         let refused = world.run(client.ask(&change(left[2], false), LONG)).unwrap_err();
         assert!(refused.to_string().contains("the last one"), "{refused}");
         assert_eq!(world.run(with_four.apply(4, "one is left", LONG)).unwrap(), 5);
+    }
+}
+
+/// Three found a cluster; the third has no power while a fourth is taken in, the first is taken out and gone, and the log is cut. Then the fourth, of which the third
+/// never heard, is the only one that can lead. `and_then` begins with the second out of power; it gets the numbers of the first, second and third.
+fn only_a_stranger_can_lead(seed: u64, and_then: impl FnOnce(&mut World, [u64; 3])) {
+    let mut world = World::found(seed, 3);
+    let client = world.client();
+    let first = world.elect();
+    let [second, third] = [1, 2].map(|step| (first + step - 1) % 3 + 1);
+    assert_eq!(world.run(client.apply(1, "three", LONG)).unwrap(), 2);
+    world.pass(Duration::from_secs(1));
+    world.kill(third, true);
+    world.members.push(4);
+    let with_four = world.client();
+    assert_eq!(world.run(with_four.apply(2, "four", LONG)).unwrap(), 3);
+    world.add_machine(4);
+    world.start(4, Some(FirstStart::Join));
+    world.run(settle(&client, 4, true));
+    world.rpc.set_group(endpoint(1), &[endpoint(2), endpoint(3), endpoint(4)]);
+    world.run(settle(&client, first, false));
+    world.kill(first, true);
+    world.elect();
+    assert_eq!(world.run(with_four.apply(3, "without the first", LONG)).unwrap(), 4);
+    world.pass(Duration::from_secs(1));
+    world.kill(second, true);
+    // What it starts with says nothing of the fourth either.
+    world.members.pop();
+    and_then(&mut world, [first, second, third]);
+}
+
+#[test]
+fn one_that_was_away_while_members_came_and_went_is_led_by_whom_it_does_not_know() {
+    for seed in 90..93 {
+        only_a_stranger_can_lead(seed, |world, [first, second, third]| {
+            let client = world.client();
+            world.start(third, None);
+            // Two of three run: the stranger gets the vote, and the one that was away all that it missed.
+            assert_eq!(world.elect(), 4, "seed {seed}");
+            assert_eq!(world.run(client.in_force(LONG)).unwrap(), (4, "\"without the first\"".to_owned()));
+            world.pass(Duration::from_secs(1));
+            let told = |world: &mut World, number: u64| {
+                let running = world.machine(number).running.as_ref().unwrap();
+                let control = running.control.borrow();
+                let said = control.as_ref().unwrap().members();
+                let voters = said.members.iter().filter(|member| member.is_voter);
+                (said.applied, voters.map(|member| member.number).collect::<Vec<_>>())
+            };
+            let mut left = vec![second, third, 4];
+            left.sort_unstable();
+            assert_eq!(told(world, third), told(world, 4), "seed {seed}");
+            assert_eq!(told(world, third).1, left, "seed {seed}");
+            // It knows the fourth by itself now, and after a restart, and the two do without the second as long as they like.
+            world.kill(third, true);
+            world.start(third, None);
+            world.pass(Duration::from_secs(2));
+            assert_eq!(world.run(client.apply(4, "two", LONG)).unwrap(), 5);
+            world.start(second, None);
+            world.pass(Duration::from_secs(3));
+            assert_eq!(told(world, second), told(world, 4), "seed {seed}");
+            // One that was taken out and comes back is heard by nobody, and leads nobody.
+            world.start(first, None);
+            world.pass(Duration::from_secs(5));
+            assert_ne!(world.elect(), first, "seed {seed}");
+            assert_eq!(world.run(client.apply(5, "still three", LONG)).unwrap(), 6);
+        });
+    }
+}
+
+#[test]
+fn one_that_was_away_finds_members_that_moved_meanwhile() {
+    for seed in 93..96 {
+        let mut world = World::found(seed, 5);
+        let first = world.elect();
+        let away = first % 5 + 1;
+        world.kill(away, true);
+        // One after the other has another place by the file that is put in force, and starts there with it.
+        let others: Vec<u64> = world.members.iter().copied().filter(|number| *number != away).collect();
+        for (base, number) in (1..).zip(&others) {
+            let before = world.client();
+            world.moved.push(*number);
+            let text = world.client().text(&format!("{number} moved"));
+            assert_eq!(world.run(before.apply_text(base, &text, LONG)).unwrap(), base + 1, "seed {seed}");
+            world.kill(*number, true);
+            world.start(*number, None);
+            let group: Vec<Endpoint> = (1..=5).map(|number| place(number, &world.moved)).collect();
+            world.rpc.set_group(group[0], &group[1..]);
+            world.pass(Duration::from_secs(2));
+        }
+        // The one that was away has the old file, and the old places in its store; it is needed for every majority.
+        let moved = std::mem::take(&mut world.moved);
+        world.start(away, None);
+        world.moved = moved;
+        world.pass(Duration::from_secs(3));
+        world.kill(others[0], true);
+        world.kill(others[1], true);
+        assert_eq!(world.run(world.client().apply(5, "three of five", LONG)).unwrap(), 6, "seed {seed}");
     }
 }
 

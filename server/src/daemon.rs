@@ -161,6 +161,7 @@ impl Server {
             epoch,
             conf,
             devices: RefCell::new(devices),
+            reports: RefCell::default(),
             heartbeat: RefCell::new(None),
             moved: Rc::default(),
             load: RefCell::new(None),

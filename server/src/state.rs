@@ -18,6 +18,7 @@ use fops::conf::{DeviceEvidence, DeviceHealth, RegisteredDevice};
 use fops::lock::Ticket;
 use fops::{FopError, codec};
 use rpc::{Fom, Phase, RpcMachine, ServiceState};
+use runtime::Task;
 use runtime::sync::Notify;
 use spdk_stob::{Domain, StobError, Transaction};
 
@@ -49,6 +50,8 @@ pub(crate) struct State {
     pub(crate) conf: ConfClient,
     /// Those that are open: one whose disk is being replaced is not.
     pub(crate) devices: RefCell<BTreeMap<Fid, Rc<Device>>>,
+    /// What control is being told of devices that are lost: the last report of each.
+    pub(crate) reports: RefCell<BTreeMap<Fid, Task>>,
     /// None until registered.
     pub(crate) heartbeat: RefCell<Option<Heartbeat>>,
     /// What component reads and writes moved, for whoever watches the cluster.
@@ -239,6 +242,10 @@ impl State {
 
     /// Takes a device in that was opened while the server runs, and registers it.
     pub(crate) fn take_in(&self, fid: Fid, domain: Domain, size_blocks: u64) {
+        // Whatever is still being said of the disk before would be taken for this one's once control knows of it.
+        if let Some(report) = self.reports.borrow_mut().remove(&fid) {
+            report.cancel();
+        }
         self.devices.borrow_mut().insert(fid, Rc::new(Device::new(fid, domain, size_blocks)));
         if let Some(heartbeat) = self.heartbeat.borrow().as_ref() {
             heartbeat.register_again(self.registered());
@@ -266,7 +273,8 @@ impl State {
 
     /// Tells control that a device is lost; the request that saw it does not wait for that.
     pub(crate) fn report_loss(self: &Rc<State>, device: Fid) {
-        self.rpc.locality().spawn("report-device", report(Rc::downgrade(self), device));
+        let task = self.rpc.locality().spawn("report-device", report(Rc::downgrade(self), device));
+        self.reports.borrow_mut().insert(device, task);
     }
 }
 

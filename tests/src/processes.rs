@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use base::Nid;
 use verbs_net::bind_free;
 
 use crate::wait::{self, NotInTime};
@@ -245,6 +246,16 @@ pub fn free_ports(count: u16) -> u16 {
     });
     let free = firsts.by_ref().take(1000).find(|first| (first + 1..first + count).all(is_free));
     free.expect("loopback has free ports in a row")
+}
+
+/// An endpoint on loopback, as text, whose port was free a moment ago ([`free_port`]).
+///
+/// # Panics
+/// If loopback has no free port.
+#[must_use]
+pub fn free_endpoint() -> String {
+    let found = verbs_net::free_endpoint(Nid::tcp(Ipv4Addr::LOCALHOST));
+    found.expect("loopback has free ports").to_string()
 }
 
 /// True if a program of this name can be started; else says what is skipped.

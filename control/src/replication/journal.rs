@@ -12,13 +12,14 @@ use std::ops::Bound;
 use std::rc::Rc;
 
 use base::units::{narrow, wide};
-use raft_io::{HardState, LogEntry, RaftLog, Snapshot};
+use raft_io::{EntryKind, HardState, LogEntry, RaftLog, Snapshot};
 use spdk_stob::{Domain, TreeId};
 
 use crate::bug::Bug;
 use crate::error::ControlError;
 use crate::replication::batch::{Batch, Change};
 use crate::replication::message::{kind_number, kind_of};
+use crate::store;
 
 /// What the daemon is in the group, its vote, and where log and state stand.
 const META: TreeId = TreeId(31);
@@ -71,6 +72,18 @@ fn members_of(entry: &LogEntry) -> Option<Vec<u64>> {
     Some(members)
 }
 
+/// The batch of an entry that has one.
+fn batch_of(entry: &LogEntry) -> Option<Batch> {
+    if entry.kind == EntryKind::Config {
+        return None;
+    }
+    Batch::decode(&entry.command).ok()
+}
+
+fn has_file(entry: &LogEntry) -> bool {
+    batch_of(entry).is_some_and(|batch| batch.changes.iter().any(|change| change.tree == store::TRANSACTIONS))
+}
+
 struct State {
     domain: Domain,
     number: u64,
@@ -92,6 +105,8 @@ struct State {
     entries_max: Cell<usize>,
     /// Entries that came from a leader and were never in force.
     withdrawn: Cell<u64>,
+    /// An entry with a cluster file, or a part of one, came or went.
+    files_changed: Cell<bool>,
 }
 
 /// The log; clones are the same one.
@@ -212,6 +227,7 @@ impl Journal {
             bug,
             entries_max: Cell::new(LOG_ENTRIES_MAX),
             withdrawn: Cell::new(0),
+            files_changed: Cell::new(false),
         })))
     }
 
@@ -283,6 +299,24 @@ impl Journal {
         self.0.withdrawn.get()
     }
 
+    /// The newest entry, or the last that the log no longer has.
+    pub(crate) fn last_position(&self) -> Position {
+        Position { index: self.last_index(), term: self.last_term() }
+    }
+
+    /// True if, since this was asked last, an entry came or went that changes the transactions of the cluster file.
+    pub(crate) fn take_files_changed(&self) -> bool {
+        self.0.files_changed.take()
+    }
+
+    /// The batches of the log that the state does not have the effect of, oldest first.
+    pub(crate) fn without_effect(&self) -> Vec<Batch> {
+        let applied = self.applied().index;
+        let entries = self.0.entries.borrow();
+        let ahead = entries.iter().filter(|entry| entry.index > applied);
+        ahead.filter_map(batch_of).collect()
+    }
+
     /// Everything that the durable state has, and the entry that it has the effect of.
     pub(crate) fn copy(&self) -> (Position, Batch) {
         (self.applied(), self.state())
@@ -291,7 +325,7 @@ impl Journal {
     /// The batches of the log, newest first.
     pub(crate) fn newest_first(&self) -> impl Iterator<Item = Batch> {
         let entries: Vec<LogEntry> = self.0.entries.borrow().iter().rev().cloned().collect();
-        entries.into_iter().filter_map(|entry| Batch::decode(&entry.command).ok())
+        entries.into_iter().filter_map(|entry| batch_of(&entry))
     }
 
     /// Everything that the state has, as it is durable now.
@@ -487,6 +521,7 @@ impl RaftLog for Journal {
             }
             self.0.entries.borrow_mut().push_back(entry.clone());
         }
+        self.0.files_changed.set(self.0.files_changed.get() || entries.iter().any(has_file));
         Ok(())
     }
 
@@ -501,6 +536,7 @@ impl RaftLog for Journal {
             entries.split_off(kept)
         };
         self.0.withdrawn.set(self.withdrawn() + wide(gone.len()));
+        self.0.files_changed.set(self.0.files_changed.get() || gone.iter().any(has_file));
         // Last first: cut in between, what is left has no gap.
         gone.iter().rev().for_each(|entry| self.forget(entry));
         Ok(())

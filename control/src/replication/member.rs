@@ -2,6 +2,7 @@
 //!
 //! The library is stepped by one thing at a time: a tick, a message, a wish of ours. What it changed is durable before anything leaves that follows
 //! from it. A member that stood still does not make up for the ticks: time in which it did not run says nothing about the others.
+//! It listens to members where the cluster file of its log has them, and to any daemon of the cluster whose log is ahead of its own: members may have come, and moved, while it was away.
 //! **Invariant**: [`Member::commit`] returns when the entry is durable on a majority and its effect is durable here. **Invariant**:
 //! [`Member::confirm`] returns when a majority has said, after it was called, that this member leads.
 //! One that is to stop while it leads hands the lead over ([`Member::hand_over`]): it decides nothing more, brings another one up to date and lets it ask for votes at once.
@@ -91,6 +92,9 @@ pub struct MemberCounts {
     pub hand_overs: u64,
 }
 
+/// In the place of a sender's number: one place for all whom the cluster file does not name, so that they hold no more than a member.
+const STRANGER: u64 = 0;
+
 /// A message that comes in parts.
 struct Partial {
     number: u64,
@@ -155,6 +159,7 @@ pub(crate) struct Member {
     members: RefCell<(Vec<u64>, Vec<u64>)>,
     endpoints: RefCell<BTreeMap<u64, Endpoint>>,
     peers: RefCell<BTreeMap<u64, Peer>>,
+    /// By the sender's number; [`STRANGER`] has what comes from where nobody is known to listen.
     partials: RefCell<BTreeMap<u64, Partial>>,
     failed: RefCell<Option<String>>,
     /// It hands the lead over, and decides nothing meanwhile.
@@ -354,9 +359,12 @@ impl Member {
         self.tell(Input::Change { number, adds });
     }
 
-    /// True if it is known where member `number` listens.
-    pub(crate) fn knows(&self, number: u64) -> bool {
-        self.endpoints.borrow().contains_key(&number)
+    /// True if every member that has the log knows where `number` listens: the cluster file in force says so, or, if there is none, the daemon's own.
+    pub(crate) fn is_named(&self, number: u64) -> bool {
+        match self.newest_file(&[]) {
+            Some(file) => file.control_members().any(|(named, _)| named == number),
+            None => self.endpoints.borrow().contains_key(&number),
+        }
     }
 
     /// True if everything of the log is on a majority: then the members are, too.
@@ -376,24 +384,21 @@ impl Member {
             let reason = format!("this is control daemon {} of cluster {:#x}", self.number(), self.cluster);
             return refuse(reason);
         }
-        let from = fom.peer().endpoint;
-        if self.endpoints.borrow().get(&request.from) != Some(&from) {
-            let reason =
-                format!("control daemon {} does not listen at {from} by the cluster file", request.from);
-            return refuse(reason);
-        }
+        let endpoint = fom.peer().endpoint;
         let MemberMessage { from, message: number, offset, total_bytes, .. } = request;
         if total_bytes > MESSAGE_BYTES_MAX {
             let reason = format!("a message of {total_bytes} bytes; at most {MESSAGE_BYTES_MAX} are taken");
             return Err(FopError::BadRequest { reason });
         }
+        let is_known = || self.endpoints.borrow().get(&from) == Some(&endpoint);
+        let place = if is_known() { from } else { STRANGER };
         let parts = fom.pull().await?;
         let whole = {
             let mut partials = self.partials.borrow_mut();
             if offset == 0 {
-                partials.insert(from, Partial { number, total_bytes, bytes: Vec::new() });
+                partials.insert(place, Partial { number, total_bytes, bytes: Vec::new() });
             }
-            let Some(partial) = partials.get_mut(&from).filter(|partial| {
+            let Some(partial) = partials.get_mut(&place).filter(|partial| {
                 partial.number == number
                     && partial.total_bytes == total_bytes
                     && wide(partial.bytes.len()) == offset
@@ -405,12 +410,21 @@ impl Member {
             if wide(partial.bytes.len()) < total_bytes {
                 return Ok(MemberMessageReply);
             }
-            partials.remove(&from).map(|partial| partial.bytes).unwrap_or_default()
+            partials.remove(&place).map(|partial| partial.bytes).unwrap_or_default()
         };
         let bad = |reason: String| FopError::BadRequest { reason };
         let message = message::decode(&whole).map_err(|error| bad(error.to_string()))?;
         if message::sender(&message) != Some(from) {
             return Err(bad(format!("a message of another than {from}, which brought it")));
+        }
+        if !is_known() {
+            // Who is behind does not know the members of today, and would never hear of them if it listened to those of its own day alone.
+            if !message::is_ahead(&message, self.journal.last_position()) {
+                let reason =
+                    format!("control daemon {from} does not listen at {endpoint} by the cluster file");
+                return refuse(reason);
+            }
+            self.endpoints.borrow_mut().insert(from, endpoint);
         }
         if let Message::InstallSnapshot(install) = &message {
             Batch::decode(&install.snapshot.data).map_err(|error| bad(error.to_string()))?;
@@ -467,6 +481,9 @@ impl Member {
         }
         if is_tick || self.bug != Some(Bug::EntriesLate) {
             self.journal.persist().await?;
+        }
+        if self.journal.take_files_changed() {
+            self.learn_endpoints();
         }
         self.look();
         if self.bug == Some(Bug::ToldBeforeMajority) {
@@ -536,13 +553,23 @@ impl Member {
         Ok(())
     }
 
-    /// The members' endpoints by the cluster file in force; those that were given stay for members that it does not name.
+    /// The members' endpoints by the cluster file in force; those that were known stay for members that it does not name. What a file says that is in the log and not in
+    /// force yet counts for members that nobody knew before: they are members by the log too, and may be needed for it to come in force. Who moves is where it was until then.
     fn learn_endpoints(&self) {
-        let text = store::text_in_force(|tree| self.journal.place(tree), &self.domain);
-        let file = text.and_then(|text| ClusterFile::parse_hidden(&text, self.credential).ok());
-        if let Some(file) = file {
-            self.endpoints.borrow_mut().extend(file.control_members());
+        let in_force = self.newest_file(&[]);
+        let ahead = self.journal.without_effect();
+        let next = if ahead.is_empty() { None } else { self.newest_file(&ahead) };
+        let mut endpoints = self.endpoints.borrow_mut();
+        endpoints.extend(in_force.iter().flat_map(ClusterFile::control_members));
+        for (number, endpoint) in next.iter().flat_map(ClusterFile::control_members) {
+            endpoints.entry(number).or_insert(endpoint);
         }
+    }
+
+    /// The newest cluster file of the state and of the batches that are `ahead` of it.
+    fn newest_file(&self, ahead: &[Batch]) -> Option<ClusterFile> {
+        let text = store::newest_text(|tree| self.journal.place(tree), &self.domain, ahead)?;
+        ClusterFile::parse_hidden(&text, self.credential).ok()
     }
 
     /// Notes what the library thinks now, and tells those who wait for it.

@@ -8,6 +8,8 @@ use raft_io::{
     PreVote, PreVoteReply, ReadProbe, ReadProbeReply, RequestVote, RequestVoteReply, Snapshot, TimeoutNow,
 };
 
+use crate::replication::journal::Position;
+
 /// Format of the messages: another one is refused, so that members of two versions do not misread each other.
 const VERSION: u8 = 1;
 
@@ -272,6 +274,22 @@ pub(crate) fn sender(message: &Message) -> Option<u64> {
     })
 }
 
+/// True if whoever sent the message has entries that a log which ends at `own` lacks. Answers and questions do not say that.
+pub(crate) fn is_ahead(message: &Message, own: Position) -> bool {
+    let is_newer = |term: u64, index: u64| (term, index) > (own.term, own.index);
+    match message {
+        Message::PreVote(one) => is_newer(one.last_log_term, one.last_log_index),
+        Message::RequestVote(one) => is_newer(one.last_log_term, one.last_log_index),
+        Message::AppendEntries(one) => {
+            let before = (one.prev_log_term, one.prev_log_index);
+            let (term, index) = one.entries.last().map_or(before, |entry| (entry.term, entry.index));
+            is_newer(term, index) || one.leader_commit > own.index
+        }
+        Message::InstallSnapshot(one) => is_newer(one.snapshot.term, one.snapshot.index),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -315,6 +333,39 @@ mod tests {
             Message::ReadProbe(ReadProbe { term: 1, leader: 2, seq: 3 }),
             Message::ReadProbeReply(ReadProbeReply { term: 1, from: 2, seq: 3 }),
         ]
+    }
+
+    #[test]
+    fn who_is_ahead_shows_it_by_entries_that_the_other_lacks() {
+        let own = |term, index| Position { index, term };
+        for message in all() {
+            // Of each kind, where the log ends that the sender shows: term and index.
+            let (term, index) = match &message {
+                Message::PreVote(_) | Message::RequestVote(_) => (4, 3),
+                Message::AppendEntries(_) => (5, 5),
+                Message::InstallSnapshot(_) => (4, 3),
+                answer => {
+                    assert!(!is_ahead(answer, own(0, 0)), "{answer:?}");
+                    continue;
+                }
+            };
+            assert!(is_ahead(&message, own(term, index - 1)), "{message:?}: a longer log");
+            assert!(
+                is_ahead(&message, own(term - 1, 100)),
+                "{message:?}: a later term, though the log is shorter"
+            );
+            assert!(!is_ahead(&message, own(term, 6)), "{message:?}");
+            assert!(!is_ahead(&message, own(term + 1, 6)), "{message:?}");
+        }
+        // One that only beats says where the entry before stands, and what is on a majority.
+        let beat = |prev_log_index, leader_commit| {
+            let (term, leader, prev_log_term, entries) = (9, 2, 4, Vec::new());
+            let beat = AppendEntries { term, leader, prev_log_index, prev_log_term, entries, leader_commit };
+            Message::AppendEntries(beat)
+        };
+        assert!(is_ahead(&beat(8, 0), own(4, 7)));
+        assert!(is_ahead(&beat(3, 8), own(4, 7)));
+        assert!(!is_ahead(&beat(7, 7), own(4, 7)));
     }
 
     #[test]

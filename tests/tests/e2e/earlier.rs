@@ -8,10 +8,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::Ipv4Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use base::{Endpoint, Nid};
 use clovis_tests::cluster::{COMMAND_LIMIT, RunningCluster};
 use clovis_tests::{content, place, processes};
 
@@ -72,12 +74,6 @@ fn pack(folder: &Path) -> Vec<u8> {
     packed
 }
 
-/// The name of an endpoint whose port is this one (docs/wire.md#ports).
-fn endpoint(port: u16) -> String {
-    let above = port - 4096;
-    format!("127.0.0.1@tcp:12345:{}:{}", 32 + above / 4096, above % 4096)
-}
-
 #[test]
 fn a_cluster_that_an_earlier_version_left_is_found_as_it_was() {
     let cluster = RunningCluster::of("earlier", |folder| {
@@ -92,7 +88,8 @@ fn a_cluster_that_an_earlier_version_left_is_found_as_it_was() {
             .collect();
         assert_eq!(names.len(), 2, "{text}");
         for (name, port) in names.iter().zip(port..) {
-            text = text.replace(name, &endpoint(port));
+            let endpoint = Endpoint::from_port(Nid::tcp(Ipv4Addr::LOCALHOST), port).unwrap();
+            text = text.replace(name, &endpoint.to_string());
         }
         std::fs::write(&config, text).unwrap();
     });

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use clovis_tests::cluster::RunningCluster;
-use clovis_tests::processes::{Finished, Process, free_port, run};
+use clovis_tests::processes::{Finished, Process, free_endpoint, run};
 use clovis_tests::{binary, folder, wait};
 use serde_json::Value;
 
@@ -26,16 +26,9 @@ fn json(finished: &Finished) -> Value {
     serde_json::from_str(finished.text()).expect("one JSON object")
 }
 
-/// A selftest server on a free port, and its endpoint. Ports that clovis can name begin at 4096.
+/// A selftest server on a free port, and its endpoint.
 fn server(scratch: &std::path::Path, arguments: &[&str]) -> (Process, String) {
-    let port = loop {
-        let port = free_port();
-        if port >= 4096 {
-            break port;
-        }
-    };
-    let offset = port - 4096;
-    let endpoint = format!("127.0.0.1@tcp:12345:{}:{}", 32 + offset / 4096, offset % 4096);
+    let endpoint = free_endpoint();
     let mut command = clovis(&["net", "selftest", "server", &endpoint]);
     let process = Process::start(command.args(arguments), scratch);
     wait::until("the server's first line", LIMIT, || {
@@ -237,7 +230,7 @@ fn faults_are_borne_counted_and_cleared() {
 
 #[test]
 fn both_roles_in_one_process_over_each_net() {
-    let address = format!("127.0.0.1@tcp:12345:40:{}", std::process::id() % 4096);
+    let address = free_endpoint();
     // Unverified content is the responder's own memory, which a push in one process hands over.
     for (endpoint, verify) in [("0@lo", "simple"), ("0@lo", "none"), (address.as_str(), "simple")] {
         let found = json(

@@ -65,10 +65,7 @@ fn without_servers_operations_fail_in_time_and_cancels_end_at_once() {
 fn a_silent_control_daemon_is_named() {
     let cluster = RunningCluster::start("ffi-silent", &["--device-size", "64M"]);
     let program = build(cluster.scratch(), "gcc", "short.c", &["-std=gnu17"], "clovis");
-    let port = clovis_tests::processes::free_port();
-    // The endpoint of a port (docs/wire.md#ports).
-    let (portal, tmid) = (32 + (port - 4096) / 4096, (port - 4096) % 4096);
-    let nobody = format!("127.0.0.1@tcp:12345:{portal}:{tmid}");
+    let nobody = clovis_tests::processes::free_endpoint();
     let mut command = command(&cluster, &program);
     command.args(["127.0.0.1@tcp:12345:44:71", &nobody]).env("CLOVIS_OP_TIMEOUT", "2");
     let finished = clovis_tests::processes::run(&mut command, cluster.scratch(), Duration::from_secs(60));

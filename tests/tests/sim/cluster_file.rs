@@ -9,22 +9,27 @@ use std::fmt::Write as _;
 use std::rc::Rc;
 use std::time::Duration;
 
-use base::Endpoint;
+use base::{Endpoint, Fid, FidType, LayoutWidth};
 use client::Client;
 use control::OperatorFile;
 use faces::cluster_file::HIDDEN;
 use faces::{ClusterFile, Configuration, Credential};
-use fops::conf::{ConfApply, ConfHistory, ConfText};
+use fops::conf::{ConfApply, ConfApplyReply, ConfHistory, ConfText};
 use rpc::{Bulk, CallOptions};
 use runtime::clock::SimulatedClock;
 use runtime::{LocalityHandle, SharedBuffer};
 
+use crate::growth;
 use crate::oracle::Oracle;
 
 /// How long an operator waits for an answer.
 const ANSWER_TIME: Duration = Duration::from_secs(2);
 /// Longest pause between two changes.
 const PAUSE_MAX: Duration = Duration::from_millis(400);
+/// Where a pool grows: what is copied in a second at most.
+const MOVED_PER_SECOND: u64 = 256 << 10;
+/// How often a pool grows.
+const EXPANSIONS_MAX: usize = 2;
 /// When control is said to have read the file first, in seconds since 1970.
 const READ_AT: u64 = 1000;
 
@@ -39,6 +44,9 @@ pub struct ClusterText {
     rest: String,
     head: String,
     members: Vec<Endpoint>,
+    /// The first device, how many the first pool version has, and how many there are.
+    devices: (Fid, usize, usize),
+    layout: LayoutWidth,
 }
 
 impl ClusterText {
@@ -48,7 +56,7 @@ impl ClusterText {
         localities: &[Vec<Endpoint>],
         members: &[Endpoint],
     ) -> ClusterText {
-        let Configuration { cluster, profile, pool, processes, .. } = configuration;
+        let Configuration { cluster, profile, pool, pools, processes, .. } = configuration;
         let head = format!(
             "id = \"{cluster:#x}\"\nprofile = \"{profile}\"\ntransport = \"sim\"\ncredential = \"{HIDDEN}\"\n"
         );
@@ -56,6 +64,12 @@ impl ClusterText {
             "[pool]\nfid = \"{}\"\nversion = \"{}\"\nlayout = \"{}\"\nunit_bytes = {}\n",
             pool.pool, pool.pool_version, pool.width, pool.unit_bytes
         );
+        let (first, all) = (pools.first_devices as usize, pool.devices.len());
+        if first < all {
+            // Others wait to be taken in, and what moves to them shall be on its way for a while.
+            let _ =
+                write!(rest, "devices = {first}\n[profile]\nrepair_bytes_per_second = {MOVED_PER_SECOND}\n");
+        }
         for (process, localities) in processes.iter().zip(localities) {
             let each: Vec<String> = localities.iter().map(|at| format!("\"{at}\"")).collect();
             let process = process.process;
@@ -71,7 +85,25 @@ impl ClusterText {
                 device.device, device.process
             );
         }
-        ClusterText { rest, head, members: members.to_vec() }
+        let devices = (pool.devices[0].device, first, all);
+        ClusterText { rest, head, members: members.to_vec(), devices, layout: pool.width }
+    }
+
+    /// The file of everybody, with so many versions of the pool beside the first one. The last but one lacks a device.
+    pub fn expanded(&self, versions: usize) -> String {
+        let mut text = self.of(self.members.len(), "first");
+        let (first, _, all) = self.devices;
+        for number in 0..versions {
+            let last = Fid { key: first.key + (all - 1 - (EXPANSIONS_MAX - 1 - number)) as u64, ..first };
+            let version = growth::pool_version(2 + number);
+            let _ = write!(
+                text,
+                "[[pool_version]]\npool = \"{}\"\nfid = \"{version}\"\nlayout = \"{}\"\nunit_bytes = 8192\ndevices = [\"{first}..{last}\"]\n",
+                Fid::new(FidType::Pool, 1, 1),
+                self.layout
+            );
+        }
+        text
     }
 
     /// The file of the first `members`, under a name.
@@ -138,20 +170,31 @@ impl Operator {
         for change in 1.. {
             let pause = u64::try_from(PAUSE_MAX.as_nanos()).unwrap_or(u64::MAX);
             self.locality.sleep(Duration::from_nanos(self.random.u64(0..pause))).await;
-            if self.stop.get() {
-                return;
-            }
-            if let Err(violation) = self.change(change).await {
-                self.oracle.borrow_mut().violate(self.clock.now(), violation);
+            if self.stop.get() || !self.judged_change(change).await {
                 return;
             }
         }
     }
 
+    /// One change, of everybody who may be a member.
+    pub async fn change_once(mut self) {
+        self.judged_change(1).await;
+    }
+
+    /// False: control said what cannot be.
+    async fn judged_change(&mut self, number: u64) -> bool {
+        let outcome = self.change(number).await;
+        let is_right = outcome.is_ok();
+        if let Err(violation) = outcome {
+            self.oracle.borrow_mut().violate(self.clock.now(), violation);
+        }
+        is_right
+    }
+
     /// One change, or a rollback to an earlier one. Error: what control said cannot be.
     async fn change(&mut self, number: u64) -> Result<(), String> {
         let newest = self.acknowledged.borrow().newest();
-        let Some((base, _)) = self.text_of(0).await else { return Ok(()) };
+        let Some((base, _)) = text_of(&self.client, self.control, 0).await else { return Ok(()) };
         if base < newest {
             return Err(format!("transaction {base} is said to be in force after {newest} was acknowledged"));
         }
@@ -163,7 +206,8 @@ impl Operator {
         };
         let (text, note) = match rollback {
             Some(earlier) => {
-                let Some((found, text)) = self.text_of(earlier).await else { return Ok(()) };
+                let told = text_of(&self.client, self.control, earlier).await;
+                let Some((found, text)) = told else { return Ok(()) };
                 let is_same =
                     self.acknowledged.borrow().0.get(&earlier).is_some_and(|(_, known)| *known == text);
                 if found != earlier || !is_same {
@@ -178,16 +222,8 @@ impl Operator {
                 (self.text.renamed(&name), name)
             }
         };
-        let Some(source) =
-            SharedBuffer::copy_from_slice(self.locality.arena(), text.as_bytes(), self.locality.counters())
-        else {
-            return Ok(());
-        };
-        let ask = ConfApply { base, unix_s: 0, note: note.clone() };
-        let options = CallOptions::until(self.locality.now() + ANSWER_TIME);
-        let answer =
-            self.client.rpc().call(self.control, &ask, Bulk::from_source(vec![source]), options).await;
-        let Ok(reply) = answer.map(|answer| answer.reply) else { return Ok(()) };
+        let answer = put_in_force(&self.client, self.control, base, &note, &text).await;
+        let Ok(reply) = answer else { return Ok(()) };
         // Without changes it says what was in force already, which somebody else may have brought: a rollback to the text in force.
         if reply.changes == 0 {
             return Ok(());
@@ -206,14 +242,31 @@ impl Operator {
             Some((other, _)) => Err(format!("transaction {} is {other:?} and {note:?}", reply.transaction)),
         }
     }
+}
 
-    /// A text and its number; 0: the one in force.
-    async fn text_of(&self, transaction: u64) -> Option<(u64, String)> {
-        let options = CallOptions::until(self.locality.now() + ANSWER_TIME);
-        let ask = ConfText { transaction, offset: 0 };
-        let reply = self.client.rpc().call(self.control, &ask, Bulk::none(), options).await.ok()?.reply;
-        Some((reply.transaction, String::from_utf8(reply.part).ok()?))
-    }
+/// A text and its number; 0: the one in force. `None`: no answer.
+pub async fn text_of(client: &Client, control: Endpoint, transaction: u64) -> Option<(u64, String)> {
+    let options = CallOptions::until(client.locality().now() + ANSWER_TIME);
+    let ask = ConfText { transaction, offset: 0 };
+    let reply = client.rpc().call(control, &ask, Bulk::none(), options).await.ok()?.reply;
+    Some((reply.transaction, String::from_utf8(reply.part).ok()?))
+}
+
+/// Asks control to put a text in force that was made for transaction `base`.
+pub async fn put_in_force(
+    client: &Client,
+    control: Endpoint,
+    base: u64,
+    note: &str,
+    text: &str,
+) -> Result<ConfApplyReply, String> {
+    let locality = client.locality();
+    let source = SharedBuffer::copy_from_slice(locality.arena(), text.as_bytes(), locality.counters())
+        .ok_or("no memory for the text")?;
+    let ask = ConfApply { base, unix_s: 0, note: note.to_owned() };
+    let options = CallOptions::until(locality.now() + ANSWER_TIME);
+    let answer = client.rpc().call(control, &ask, Bulk::from_source(vec![source]), options).await;
+    answer.map(|answer| answer.reply).map_err(|error| error.to_string())
 }
 
 /// All that was acknowledged is in the history that control tells when all is well. Ok: how many that were.

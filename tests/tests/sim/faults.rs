@@ -74,6 +74,8 @@ pub enum Fault {
     Replace { device: usize },
     /// An operator has one more control daemon taken in, and another one out: who leads, or the founder at `other`; as often as it takes.
     ChangeMembers { is_leader: bool, other: u32 },
+    /// An operator lets the pool grow, and has all objects moved; as often as it takes.
+    Grow,
 }
 
 impl Fault {
@@ -148,6 +150,8 @@ pub struct Cast {
     pub has_crowds: bool,
     /// One more control daemon waits to be taken in.
     pub has_newcomer: bool,
+    /// The pool grows in the middle of the run.
+    pub has_growth: bool,
     /// At least one device is lost late and gets another disk ([`late_repairs`]).
     pub has_repairs: bool,
     /// The leading control daemon is cut off from all but one node so many times more.
@@ -195,6 +199,12 @@ pub fn schedule(random: &mut fastrand::Rng, cast: &Cast, length: Duration) -> Ve
         let (start, _) = plan.window(1, 2);
         let (is_leader, other) = (plan.random.bool(), plan.random.u32(..));
         plan.push(start / 2, Fault::ChangeMembers { is_leader, other });
+    }
+    if cast.has_growth {
+        // Early, as servers begin to move only some seconds after they were told (`faces::limits::REPAIR_SETTLE`).
+        plan.begin();
+        let after = Duration::from_millis(plan.random.u64(400..1000));
+        plan.push(after, Fault::Grow);
     }
     let mut events = plan.events;
     events.sort_by_key(|planned| planned.after); // stable: what was planned first stays first

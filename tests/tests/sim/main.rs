@@ -14,6 +14,7 @@
 
 mod cluster_file;
 mod faults;
+mod growth;
 mod keys;
 mod leases;
 mod membership;

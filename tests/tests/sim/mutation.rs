@@ -55,6 +55,7 @@ impl Mutation {
         (Mutation::Client(client::Bug::FirstAnswerIsEnough), 60),
         (Mutation::Client(client::Bug::RepairBesideWrites), 40),
         (Mutation::Client(client::Bug::PastTheSpare), 16),
+        (Mutation::Client(client::Bug::MoveBesideWrites), 40),
         (Mutation::Control(control::Bug::ToldBeforeMajority), 40),
         (Mutation::Control(control::Bug::LeadNotAsked), 40),
         (Mutation::Control(control::Bug::VoteForgotten), 40),

@@ -179,6 +179,8 @@ pub struct Surroundings<'a> {
     pub founders: usize,
     /// What operators make the cluster file of, where they change it.
     pub cluster_text: Option<&'a Rc<ClusterText>>,
+    /// And whether they do all the time.
+    pub is_file_changed: bool,
     /// What was acknowledged to them.
     pub acknowledged: &'a Rc<RefCell<Acknowledged>>,
     /// Sessions that a control daemon has room for, if they are few.
@@ -532,7 +534,8 @@ fn start_client(
     let (control, controls) = (around.configuration.control, around.controls.to_vec());
     let (clock, operations_max) = (Rc::clone(around.clock), around.operations_max);
     let (rate_max, are_objects_small) = (around.rate_max, around.are_objects_small);
-    let cluster_file = around.cluster_text.map(|text| (Rc::clone(text), Rc::clone(around.acknowledged)));
+    let changed = around.cluster_text.filter(|_| around.is_file_changed);
+    let cluster_file = changed.map(|text| (Rc::clone(text), Rc::clone(around.acknowledged)));
     let (bug, inline_bytes) = (around.mutation.and_then(Mutation::client_bug), around.inline_bytes());
     locality.handle().spawn("boot", async move {
         let client = match Client::connect_simulated(&handle, &fabric, config, bug, inline_bytes).await {

@@ -59,6 +59,8 @@ pub struct Oracle {
     pub may_rebuild: bool,
     /// When a copier was last seen at work.
     pub copied_at: Instant,
+    /// Half of the objects are only written in place now: their bytes are to be moved by nobody but who moves them all.
+    pub keeps_half: bool,
     /// A server is down, for the counters.
     pub servers_down: usize,
     /// Devices lost or rotted, for the counters.
@@ -87,6 +89,7 @@ impl Oracle {
             unknown_changes: BTreeMap::new(),
             may_rebuild: true,
             copied_at: Instant::ZERO,
+            keeps_half: false,
             servers_down: 0,
             damaged: 0,
             violation: None,
@@ -119,6 +122,11 @@ impl Oracle {
     /// Operations ended so far, in whatever way.
     pub fn ended(&self) -> u64 {
         self.tally.done + self.tally.failed + self.tally.abandoned
+    }
+
+    /// The object is neither put nor deleted now.
+    pub fn is_kept(&self, id: ObjectId) -> bool {
+        self.keeps_half && id.lo().is_multiple_of(2)
     }
 
     pub fn ids(&self) -> Vec<ObjectId> {

@@ -53,7 +53,8 @@ pub fn parity_at_rest(world: &mut World, stats: &[ObjectStat]) -> Result<u64, St
 fn parity_of(world: &mut World, stat: &ObjectStat) -> Result<u64, String> {
     let spares = world.spares();
     let pool = &world.configuration.pool;
-    let pool_width = u32::try_from(pool.devices.len()).expect("few devices");
+    let version = world.ask_control(|control| control.configuration().pool_version(stat.pool_version));
+    let pool_width = version.flatten().map_or(0, |version| version.device_count());
     let layout = PoolLayout::new(stat.width, pool_width, stat.unit_bytes)
         .map_err(|error| format!("the layout of {}: {error}", stat.object))?;
     let mut object = layout.object(stat.object.fid());
@@ -180,6 +181,18 @@ async fn read_unit(domain: &Domain, stob: StobId, extent: BlockExtent) -> Result
         .zip(bytes.chunks(4096))
         .map(|(block, bytes)| (!is_absent(block)).then(|| bytes.to_vec()))
         .collect())
+}
+
+/// Once a pool has grown and everything was moved, no object lies in an older version.
+pub fn all_have_moved(world: &World, stats: &[ObjectStat]) -> Result<(), String> {
+    let Some(newest) = world.growth.reached() else { return Ok(()) };
+    match stats.iter().find(|stat| stat.pool_version != newest) {
+        None => Ok(()),
+        Some(stat) => Err(format!(
+            "at rest: {} lies in pool version {}, and everything was moved to {newest}",
+            stat.object, stat.pool_version
+        )),
+    }
 }
 
 /// Every block of every device in service is free, kept, or some stob's, and nobody's twice.

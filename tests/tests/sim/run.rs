@@ -29,8 +29,6 @@ use crate::sometimes::Sometimes;
 use crate::workload::{self, Worker};
 use crate::world::{PARITY, World};
 
-/// How long faults happen, in milliseconds.
-const FAULTS_FOR_MS: u64 = 8000;
 /// A start without faults takes no longer.
 pub const START_MAX: Duration = Duration::from_secs(10);
 /// After the last fault everything is well again within this time.
@@ -120,7 +118,7 @@ pub fn run(script: &Script) -> Result<Report, Box<Failure>> {
     world.oracle.borrow_mut().is_loud = script.is_loud;
     let mut extent = Extent {
         faults: BTreeSet::new(),
-        length_ms: cut.length_ms.unwrap_or(FAULTS_FOR_MS),
+        length_ms: cut.length_ms.unwrap_or(shape.work_for_ms()),
         operations: 0,
         clients: world.cast().clients.len(),
     };
@@ -153,9 +151,10 @@ fn phases(world: &mut World, cut: &Cut, extent: &mut Extent, loaded: &mut Loaded
     let mut cast = world.cast();
     let before_clients = world.shape.servers + world.shape.control_nodes();
     cast.clients = (0..world.shape.clients.len()).map(|client| before_clients + client).collect();
-    for Planned { after, fault, group } in
-        faults::schedule(&mut random, &cast, Duration::from_millis(FAULTS_FOR_MS))
-    {
+    let calm = Duration::from_millis(world.shape.calm_for_ms());
+    let length = Duration::from_millis(world.shape.work_for_ms()) - calm;
+    for Planned { after, fault, group } in faults::schedule(&mut random, &cast, length) {
+        let after = if matches!(fault, Fault::Grow) { after } else { calm + after };
         let is_kept = cut.faults.as_ref().is_none_or(|groups| groups.contains(&group));
         if is_kept && fault.nodes().into_iter().flatten().all(|node| node < world.nodes.len()) {
             extent.faults.insert(group);
@@ -172,6 +171,8 @@ fn phases(world: &mut World, cut: &Cut, extent: &mut Extent, loaded: &mut Loaded
         operations: world.oracle.borrow().ended() - before,
     };
     outcome?;
+    let moved = world.growth.moved_bytes();
+    world.oracle.borrow_mut().sometimes.add("bytes of objects moved while faults happened", moved);
     converge(world)?;
     registers_at_rest(world)?;
     finale(world, &mut random)
@@ -289,6 +290,7 @@ fn converge(world: &mut World) -> Result<(), String> {
     }
     world.finish_replacements();
     world.finish_members();
+    world.finish_growth();
     for index in 0..world.nodes.len() {
         world.start(index);
     }
@@ -301,8 +303,9 @@ fn converge(world: &mut World) -> Result<(), String> {
         let all_alive = |world: &World| world.nodes.iter().any(|node| node.is_missing()) || world.is_well();
         if !world.run_until(until, all_alive)? {
             return Err(format!(
-                "{CONVERGE_MAX:?} after the last fault the cluster is not well: {}",
-                world.not_converged().join("; ")
+                "{CONVERGE_MAX:?} after the last fault the cluster is not well: {}\n  {}",
+                world.not_converged().join("; "),
+                world.last_events().join("\n  ")
             ));
         }
         for index in 0..world.nodes.len() {
@@ -323,7 +326,7 @@ fn converge(world: &mut World) -> Result<(), String> {
 
 /// While new disks are filled, clients write in place. Copies begin `REPAIR_SETTLE` after the order, so most of them while faults are over.
 fn write_beside_copies(world: &mut World) -> Result<(), String> {
-    let is_whole = |world: &World| world.unfinished_replacements().is_empty();
+    let is_whole = |world: &World| world.unfinished_replacements().is_empty() && !world.growth.is_under_way();
     let until = world.now() + COPIES_MAX;
     if !world
         .run_until(until, |world| is_whole(world) || world.nodes.iter().all(|node| node.is_in_order()))?
@@ -391,6 +394,7 @@ fn finale(world: &mut World, random: &mut fastrand::Rng) -> Result<(), String> {
         world.oracle.borrow_mut().sometimes.add("a row's parity was right on the platters", rows);
     }
     rest::space_adds_up(world)?;
+    rest::all_have_moved(world, &stats)?;
     world.oracle.borrow_mut().may_rebuild = true;
     for server in world.cast().servers {
         // With the server's devices gone, no more than K may be out.

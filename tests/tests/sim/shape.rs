@@ -8,6 +8,8 @@ use crate::workload;
 pub struct Shape {
     pub servers: usize,
     pub devices_per_server: usize,
+    /// Devices of the last server are in no pool at first, which grows in the middle of the run, and everything moves ([`crate::growth`]).
+    pub has_growth: bool,
     /// Of each server, which share its devices.
     pub localities: usize,
     /// Control daemons.
@@ -43,6 +45,7 @@ impl Shape {
         let shape = |servers, devices_per_server, clients| Shape {
             servers,
             devices_per_server,
+            has_growth: false,
             // A third of the clusters has servers of two localities, where they have devices for two; the seeded bugs are looked for without.
             localities: if mutation.is_none() && seed % 3 == 1 { devices_per_server.min(2) } else { 1 },
             controls,
@@ -56,7 +59,13 @@ impl Shape {
             rate_max: None,
             are_objects_small: false,
         };
+        let is_about_moves = mutation == Some(Mutation::Client(client::Bug::MoveBesideWrites));
         match (mutation, seed % 12) {
+            _ if is_about_moves => Shape { has_growth: true, ..shape(5, 2, &[(3, 40), (2, 60)]) },
+            // What has operators who change the cluster file has no others.
+            (None, 6 | 11) if !Shape::has_newcomer(seed, controls, mutation) => {
+                Shape { has_growth: true, ..shape(5, 2, &[(3, 40), (2, 60)]) }
+            }
             (None, 3) => shape(1, 8, &[(5, 40)]),
             (None, 4) => shape(8, 1, &[(2, 40), (2, 60), (1, 30)]),
             (None, 7) => shape(3, 3, &[(3, 40), (2, 60)]),
@@ -82,6 +91,22 @@ impl Shape {
         controls > 1 && (is_about_members || (mutation.is_none() && seed.is_multiple_of(2)))
     }
 
+    /// How long clients work until all has to be well again, in milliseconds.
+    pub fn work_for_ms(&self) -> u64 {
+        8000 + self.calm_for_ms()
+    }
+
+    /// How long they do before faults happen. Servers begin to move objects so long after they were told (`faces::limits::REPAIR_SETTLE`), and again after each
+    /// restart, that many a move would not begin before faults are over.
+    pub fn calm_for_ms(&self) -> u64 {
+        if self.has_growth { 6500 } else { 0 }
+    }
+
+    /// Devices of the first pool version.
+    pub fn first_devices(&self) -> usize {
+        (self.servers - usize::from(self.has_growth)) * self.devices_per_server
+    }
+
     /// Nodes that are control daemons at some time.
     pub fn control_nodes(&self) -> usize {
         self.controls + usize::from(self.has_newcomer)
@@ -101,6 +126,7 @@ impl Shape {
         Shape {
             servers: 4,
             devices_per_server: 2,
+            has_growth: false,
             localities: 1,
             controls: 1,
             has_newcomer: false,

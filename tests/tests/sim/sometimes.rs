@@ -93,6 +93,8 @@ pub const WANTED: &[&str] = &[
     "a control daemon left the others",
     "the leading control daemon was told to leave",
     "a control daemon that had left ran on",
+    "a pool grew, and its objects moved",
+    "bytes of objects moved while faults happened",
     "a row's parity was right on the platters",
     "sessions of the dead came back",
 ];

@@ -102,7 +102,9 @@ impl Worker {
     async fn one(&mut self) {
         let ids = self.oracle.borrow().ids();
         let id = ids[self.random.usize(0..ids.len())];
+        let is_kept = self.oracle.borrow().is_kept(id);
         match self.random.u32(0..100) {
+            0..26 | 48..54 if is_kept => self.write(id).await,
             0..26 => self.put(id).await,
             26..48 => self.write(id).await,
             48..54 => self.delete(id).await,

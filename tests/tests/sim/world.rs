@@ -11,21 +11,25 @@ use std::time::Duration;
 
 use base::nid::NetKind;
 use base::{Endpoint, Fid, FidType, Instant, LayoutWidth, Nid, ObjectId};
+use client::Client;
 use clovis_tests::sim_cut::Cut;
 use control::Control;
 use faces::{Configuration, DeviceConfig, DeviceState, FurtherPools, PoolConfig, ProcessConfig, SparePhase};
+use fops::FopError;
 use fops::conf::{DeviceCommand, DeviceOrder};
 use fops::member::MemberChange;
 use fops::repair::RepairStatus;
 use rpc::addb::Record;
-use rpc::{Bulk, CallOptions, Phase};
+use rpc::{Bulk, CallError, CallOptions, Phase};
+use runtime::LocalityHandle;
 use runtime::clock::SimulatedClock;
 use server::Server;
 use spdk_stob::{SimDisk, TraceEvent};
 use verbs_net::{SimFabric, SimFaults, SimKeys};
 
-use crate::cluster_file::{Acknowledged, ClusterText};
+use crate::cluster_file::{Acknowledged, ClusterText, Operator};
 use crate::faults::{Ailment, Cast, DRIFT_ALLOWED, Fault};
+use crate::growth::Growth;
 use crate::leases::LeaseWatch;
 use crate::membership::{Membership, Step};
 use crate::mutation::Mutation;
@@ -44,6 +48,8 @@ const CONTROL_BLOCKS: u64 = 4096;
 const CLUSTER: u64 = 0xc10;
 /// Rounds without time passing before a run counts as a livelock.
 const ROUNDS_MAX: u32 = 200_000;
+/// Events of control that are told of a run that does not come to rest.
+const LAST_EVENTS: usize = 24;
 /// Turns of one run.
 const TURNS_MAX: u64 = 200_000_000;
 /// How often it is looked whether chosen blocks may rot.
@@ -56,6 +62,8 @@ const SLOW_NEW_DISK: u32 = 100;
 const REPLACE_AGAIN: Duration = Duration::from_millis(300);
 /// A change of members that is not done is asked for again so much later.
 const MEMBERS_AGAIN: Duration = Duration::from_millis(150);
+/// A pool that has not grown is looked at again so much later.
+const GROW_AGAIN: Duration = Duration::from_millis(300);
 /// A control daemon that has left is retired so much later.
 const RETIRED_AFTER: Duration = Duration::from_millis(1500);
 /// A supervisor starts a node again so long after its start failed.
@@ -103,6 +111,7 @@ pub struct World {
     rots: Vec<Rot>,
     replacements: Replacements,
     membership: Membership,
+    pub growth: Growth,
     /// What operators make the cluster file of, where they change it.
     cluster_text: Option<Rc<ClusterText>>,
     pub acknowledged: Rc<RefCell<Acknowledged>>,
@@ -224,7 +233,7 @@ impl World {
             nodes.push(node);
         }
         let configuration = Configuration {
-            pools: FurtherPools::none(devices.len()),
+            pools: FurtherPools::none(shape.first_devices()),
             spares: faces::Spares::default(),
             version: 1,
             cluster: CLUSTER,
@@ -278,10 +287,12 @@ impl World {
             rots: Vec::new(),
             replacements: Replacements::default(),
             membership: Membership::default(),
+            growth: Growth::of(seed),
             cluster_text: None,
             acknowledged: Rc::default(),
         };
-        world.cluster_text = shape.has_newcomer.then(|| Rc::new(world.first_cluster_text()));
+        let has_file = shape.has_newcomer || shape.has_growth;
+        world.cluster_text = has_file.then(|| Rc::new(world.first_cluster_text()));
         world.clock.advance(Duration::from_secs(1));
         world.nodes.iter_mut().for_each(|node| node.join(&world.fabric));
         for (workers, think_ms_max) in shape.clients.iter().take(cut.clients.unwrap_or(usize::MAX)) {
@@ -331,6 +342,7 @@ impl World {
             has_bad_starts: self.shape.has_bad_starts,
             has_crowds: self.shape.has_few_sessions,
             has_newcomer: self.shape.has_newcomer,
+            has_growth: self.shape.has_growth,
             has_repairs: self.shape.has_repairs,
             more_cuts: self.shape.more_cuts,
         }
@@ -366,6 +378,16 @@ impl World {
     pub fn ask_control<T>(&self, question: impl FnOnce(&Control) -> T) -> Option<T> {
         let control = self.nodes[self.leader()?].slot()?.control.borrow();
         control.as_ref().map(question)
+    }
+
+    /// What happened last to whom, as control says.
+    pub fn last_events(&self) -> Vec<String> {
+        let events = self.ask_control(Control::events).unwrap_or_default();
+        let line = |event: &fops::conf::Event| {
+            let fops::conf::Event { number, version, subject, cause, from, to, .. } = event;
+            format!("event {number}, version {version}: {subject} {cause}: {from} to {to}")
+        };
+        events.iter().skip(events.len().saturating_sub(LAST_EVENTS)).map(line).collect()
     }
 
     /// Slots of spare units, by device index, of devices whose units stand there.
@@ -714,6 +736,7 @@ impl World {
             Fault::Attach { device } => self.order(device, DeviceOrder::Attach),
             Fault::Replace { device } => self.replace(device),
             Fault::ChangeMembers { is_leader, other } => self.change_members(is_leader, other),
+            Fault::Grow => self.grow(),
             Fault::RotChosen { choice } => self.rot_chosen(choice),
             Fault::Slow { device, factor } => self.device(device).disk.slow_down(factor),
         }
@@ -764,6 +787,7 @@ impl World {
             controls: &controls,
             founders: self.shape.controls,
             cluster_text: self.cluster_text.as_ref(),
+            is_file_changed: self.shape.has_newcomer,
             acknowledged: &self.acknowledged,
             sessions_max: self.shape.sessions_max(),
             mutation: self.mutation,
@@ -951,18 +975,11 @@ impl World {
     pub fn order(&mut self, device: usize, order: DeviceOrder) {
         self.taken_out.insert(device);
         let device = self.configuration.pool.devices[device].device;
-        let Some(node) =
-            self.nodes.iter().find(|node| node.is_up() && matches!(node.role, Role::Client { .. }))
-        else {
-            return;
-        };
-        let Some(life) = &node.life else { return };
-        let Some(client) = life.first().slot.client.borrow().clone() else { return };
-        let (oracle, clock, handle) =
-            (Rc::clone(&self.oracle), Rc::clone(&self.clock), life.first().locality.handle());
+        let Some((client, locality)) = self.first_client() else { return };
+        let (oracle, clock, handle) = (Rc::clone(&self.oracle), Rc::clone(&self.clock), locality.clone());
         let control = self.configuration.control;
         let under_way = UnderWay::begin(&self.orders);
-        life.first().locality.handle().spawn("order", async move {
+        locality.spawn("order", async move {
             let _under_way = under_way;
             let options = CallOptions::until(handle.now() + ORDER_TIME);
             let command = DeviceCommand { device, order };
@@ -1001,9 +1018,7 @@ impl World {
             let node = index / self.shape.devices_per_server + 1;
             self.nodes[node].new_disks.borrow_mut().insert(fid, disk);
         }
-        let is_up = |node: &&Node| node.is_up() && matches!(node.role, Role::Client { .. });
-        let Some(life) = self.nodes.iter().find(is_up).and_then(|node| node.life.as_ref()) else { return };
-        let Some(client) = life.first().slot.client.borrow().clone() else { return };
+        let Some((client, handle)) = self.first_client() else { return };
         let (oracle, clock) = (Rc::clone(&self.oracle), Rc::clone(&self.clock));
         // Of a third of the new disks; the other seeded bugs have the schedules that they were looked for on.
         let about_spares = Mutation::Client(client::Bug::PastTheSpare);
@@ -1012,10 +1027,50 @@ impl World {
             Some(mutation) => mutation == about_spares,
         };
         if let Some(repair) = self.replacements.repair(fid, by_spares, client, self.configuration.control) {
-            life.first().locality.handle().spawn("operator", async move {
+            handle.spawn("operator", async move {
                 let outcome = repair.run().await;
                 oracle.borrow().tell(clock.now(), || format!("replacement of device {fid}: {outcome:?}"));
             });
+        }
+    }
+
+    /// The first client that is up, for an operator.
+    fn first_client(&self) -> Option<(Client, LocalityHandle)> {
+        let is_up = |node: &&Node| node.is_up() && matches!(node.role, Role::Client { .. });
+        let seat = self.nodes.iter().find(is_up)?.life.as_ref()?.first();
+        Some((seat.slot.client.borrow().clone()?, seat.locality.handle()))
+    }
+
+    /// An operator at the first client that is up lets the pool grow, and looks until everything lies in its newest version. Tried again until that is so.
+    fn grow(&mut self) {
+        if self.growth.reached().is_some() {
+            return;
+        }
+        self.plan(self.now() + GROW_AGAIN, Fault::Grow);
+        let (Some(text), Some((client, handle))) = (self.cluster_text.clone(), self.first_client()) else {
+            return;
+        };
+        let (control, pool) = (self.configuration.control, self.configuration.pool.pool);
+        let (oracle, clock) = (Rc::clone(&self.oracle), Rc::clone(&self.clock));
+        let Some(growing) = self.growth.go_on(client, control, pool, text) else { return };
+        self.oracle.borrow_mut().keeps_half = true;
+        handle.spawn("growth", async move {
+            let outcome = growing.run().await;
+            let mut oracle = oracle.borrow_mut();
+            if outcome.is_ok() {
+                // What was rebuilt of a torn row is what its object has now.
+                oracle.rebuild();
+                oracle.keeps_half = false;
+                oracle.sometimes.reached("a pool grew, and its objects moved");
+            }
+            oracle.tell(clock.now(), || format!("growth: {outcome:?}"));
+        });
+    }
+
+    /// A pool that began to grow goes on.
+    pub fn finish_growth(&mut self) {
+        if self.growth.is_under_way() {
+            self.plan(self.now(), Fault::Grow);
         }
     }
 
@@ -1085,17 +1140,32 @@ impl World {
         self.plan(self.now() + next, again);
         let step = self.membership.step();
         let Some((number, adds)) = step.order() else { return };
-        let is_up = |node: &&Node| node.is_up() && matches!(node.role, Role::Client { .. });
-        let Some(life) = self.nodes.iter().find(is_up).and_then(|node| node.life.as_ref()) else { return };
-        let Some(client) = life.first().slot.client.borrow().clone() else { return };
+        let Some((client, locality)) = self.first_client() else { return };
         let (membership, oracle, clock) =
             (self.membership.clone(), Rc::clone(&self.oracle), Rc::clone(&self.clock));
-        let (control, handle) = (self.configuration.control, life.first().locality.handle());
-        life.first().locality.handle().spawn("members", async move {
+        let (control, handle) = (self.configuration.control, locality.clone());
+        let operator = self.cluster_text.as_ref().filter(|_| adds).map(|text| Operator {
+            oracle: Rc::clone(&oracle),
+            locality: locality.clone(),
+            client: client.clone(),
+            clock: Rc::clone(&clock),
+            control,
+            text: Rc::clone(text),
+            acknowledged: Rc::clone(&self.acknowledged),
+            name: format!("newcomer-{}", self.now().as_nanos()),
+            random: fastrand::Rng::with_seed(self.seed ^ self.now().as_nanos()),
+            stop: Rc::default(),
+        });
+        locality.spawn("members", async move {
             let options = CallOptions::until(handle.now() + ORDER_TIME);
             let result =
                 client.rpc().call(control, &MemberChange { number, adds }, Bulk::none(), options).await;
             oracle.borrow().tell(clock.now(), || format!("change of members {step:?}: {result:?}"));
+            // Those who change the cluster file all the time may not have come to name it there.
+            if let (Err(CallError::Fop(FopError::NotPermitted { .. })), Some(operator)) = (&result, operator)
+            {
+                return operator.change_once().await;
+            }
             if result.is_ok_and(|answer| answer.reply.is_done) {
                 membership.note_done(step);
             }
@@ -1423,7 +1493,17 @@ impl World {
             repairs.iter().any(|repair| repair.device == *device && self.lacks_only_torn_objects(repair))
         };
         for device in self.replacements.unfinished().iter().filter(|device| !is_beyond(device)) {
-            reasons.push(format!("device {device} has another disk, and not everything on it"));
+            let copy = repairs.iter().find(|repair| repair.device == *device);
+            let config = control.map(|control| control.configuration());
+            let slot = config.and_then(|config| config.spare_slot_of(*device).copied());
+            reasons.push(format!(
+                "device {device} has another disk, and not everything on it: {copy:?}, {slot:?}"
+            ));
+        }
+        let pool = self.configuration.pool.pool;
+        if self.growth.is_under_way() && !is_beyond(&pool) {
+            let moves = repairs.iter().find(|repair| repair.device == pool);
+            reasons.push(format!("the pool grows, and its objects are not moved: {moves:?}"));
         }
         if self.orders.get() > 0 {
             reasons.push(format!("{} orders about devices have no answer", self.orders.get()));
