@@ -7,7 +7,7 @@ use std::time::Duration;
 /// Requests of one client to one target at a time: two on the wire while two are on the device.
 pub const REQUESTS_PER_TARGET_MAX: usize = 4;
 
-/// Requests of one client in flight: as many as there may be to each of 64 targets. 256 MiB of bulk at most ([`REQUEST_BULK_BYTES_MAX`] each), and less than
+/// Requests of one client in flight: as many as there may be to each of 64 targets. 256 MiB of bulk at most ([`REQUEST_BULK_BYTES_MAX`] each), and no more than
 /// [`MEMORY_BYTES_MAX`] in all.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 64 * REQUESTS_PER_TARGET_MAX;
 
@@ -43,7 +43,7 @@ pub const RECORD_TRIES_MAX: u32 = 8;
 pub const REPAIR_OBJECTS_IN_FLIGHT: usize = 4;
 
 /// A repair copies one object more for each device beyond so many: in a wider pool fewer groups of a window have a unit of the device that is lost, so that all the
-/// others have something to do, and no more memory is taken.
+/// others have something to do. Memory: a window takes less by as much, so that it is at most twice as much in all.
 pub const REPAIR_DEVICES_FEW: usize = 8;
 
 /// Objects that a repair copies at most at a time, each of them held.

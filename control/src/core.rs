@@ -2140,7 +2140,7 @@ mod tests {
                     !silent.iter().any(|at| initial.pool.devices[*at].device == health.device)
                 };
                 beat.devices.retain(is_heard);
-                core.handle_heartbeat(at(second * 1000), &beat);
+                core.handle_heartbeat(at(second * 1000), &beat, core.configuration().version);
             }
             core.handle_tick(at(second * 1000));
             let told = core.take_changes();
@@ -2183,7 +2183,7 @@ mod tests {
         // The next one has to wait until the units of the first are rebuilt.
         let happened = listen(&mut core, &initial, 1000..1500, &[2, 3]);
         assert_eq!(happened, ["1003 3 lease lost", "1063 3 too many away"]);
-        core.apply(at(1500_000), false, &[(initial.pool.devices[3].device, DeviceEvent::Spared)]);
+        core.apply(at(1_500_000), false, &[(initial.pool.devices[3].device, DeviceEvent::Spared)]);
         let happened = listen(&mut core, &initial, 1500..1600, &[2, 3]);
         assert_eq!(happened, ["1500 3 away too long"]);
         assert!(states(&core).ends_with("online online failed repaired"), "{}", states(&core));
@@ -2196,7 +2196,7 @@ mod tests {
         let mut core = with_profile(core, profile);
         assert_eq!(listen(&mut core, &initial, 0..60, &[3]), ["4 4 lease lost"]);
         // It stands still for longer than its leases: who knows what it did not hear.
-        assert_eq!(listen(&mut core, &initial, 70..120, &[3]), ["70 1 lease lost"; 0]);
+        assert_eq!(listen(&mut core, &initial, 70..120, &[3]), [""; 0]);
         let stored = core.configuration().clone();
         assert_eq!(listen(&mut core, &initial, 120..140, &[3]), ["130 4 away too long"]);
         // Another one, or the same again: the device has the lease and the grace to be heard, and the whole time after.
@@ -2210,7 +2210,7 @@ mod tests {
         let (initial, core) = registered();
         let mut core = with_profile(core, profile);
         order(&mut core, 0, 3, DETACH).unwrap();
-        assert_eq!(listen(&mut core, &initial, 0..500, &[3]), ["0"; 0]);
+        assert_eq!(listen(&mut core, &initial, 0..500, &[3]), [""; 0]);
     }
 
     #[test]

@@ -24,7 +24,7 @@ use fops::repair::RepairStatus;
 use rpc::CallError;
 use server::{DiskSource, DiskTeller, DiskWanted};
 use spdk_stob::{Backend, Domain, FormatParams, SimDisk, SimFaults};
-use support::{Cluster, Shape, cluster_file, device_fid, endpoint, process_fid};
+use support::{Cluster, Shape, cluster_file, device_fid, process_fid};
 
 /// Devices of the first pool version, each with a server of its own; two more come.
 const FIRST: usize = 4;

@@ -524,6 +524,9 @@ fn a_reader_that_slept_through_it_all_never_takes_one_devices_unit_for_anothers(
     world.fail(6);
     world.order(6, DeviceOrder::RepairStart).unwrap();
     world.until_phase(6, Some(SparePhase::Standing));
+    let listed = world.run(sleeper.list(None, 1000)).unwrap();
+    let listed: Vec<u64> = listed.iter().map(|stat| stat.object.lo()).collect();
+    assert_eq!(listed, model.keys().copied().collect::<Vec<_>>());
     for (lo, object) in &open {
         assert!(world.run(read(object)).unwrap() == model[lo], "object {lo}");
     }
