@@ -6,7 +6,7 @@
 use base::Fid;
 use base::units::BLOCK_BYTES;
 use faces::cluster_file::{ClusterFile, DeviceSection};
-use faces::{DeviceState, PartKind, SpareCopy};
+use faces::{Configuration, DeviceConfig, DeviceState, PartKind, SpareCopy};
 use fops::conf::ClusterStatusReply;
 use fops::load::{LoadGet, LoadGetReply, LoadSample};
 use fops::repair::RepairStatus;
@@ -399,6 +399,7 @@ impl<'a> Picture<'a> {
                 "device {device} is in repair: it takes every write, and reads rebuild its units until all is there; {what}"
             ));
         }
+        advice.extend(self.absence_advice(configuration));
         for device in &detached {
             advice.push(format!(
                 "device {device} was detached by an operator: writes that need it wait or fail; `clovis device attach {device}` takes it back"
@@ -412,6 +413,38 @@ impl<'a> Picture<'a> {
                     rack.fid
                 ));
             }
+        }
+        advice
+    }
+
+    /// What becomes of devices that are away, where time makes them failed. `configuration`: of the file; control judges by the same states.
+    fn absence_advice(&self, mut configuration: Configuration) -> Vec<String> {
+        let Some(limit) = self.file.profile.absence_limit() else { return Vec::new() };
+        for device in &mut configuration.pool.devices {
+            device.state = self.device_state(device.device);
+        }
+        let beyond = configuration.versions_beyond_parity();
+        let devices = (0u32..).zip(&configuration.pool.devices);
+        let away = devices.filter(|(_, device)| device.state == DeviceState::Transient);
+        let (kept, goes): (Vec<_>, Vec<_>) =
+            away.partition(|(index, _)| beyond.iter().any(|version| version.has_device(*index)));
+        let names = |devices: &[(u32, &DeviceConfig)]| {
+            devices.iter().map(|(_, device)| device.device.to_string()).collect::<Vec<_>>().join(", ")
+        };
+        let mut advice = Vec::new();
+        if !goes.is_empty() {
+            advice.push(format!(
+                "away: device {}; what is away for {} s (fail_after_seconds) is given up, and has to be rebuilt: its server has to be back before",
+                names(&goes),
+                limit.as_secs()
+            ));
+        }
+        if !kept.is_empty() {
+            advice.push(format!(
+                "away: device {}; more devices are out than the layout reads without, so none of these is given up however long it is away \
+                 (fail_after_seconds): they stay transient until servers come back, or `clovis device fail` gives one up",
+                names(&kept)
+            ));
         }
         advice
     }
@@ -491,5 +524,51 @@ fn draw(branches: &[Branch], indent: &str, text: &mut String) {
         let (mark, further) = if is_last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
         text.push_str(&format!("{indent}{mark}{}\n", branch.text));
         draw(&branch.below, &format!("{indent}{further}"), text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fops::conf::{DeviceStatus, ProcessStatus};
+
+    use super::*;
+
+    #[test]
+    fn what_time_makes_of_devices_that_are_away_is_said() {
+        let text = include_str!("../../control/faces/src/cluster_file_example.toml");
+        let advice = |profile: &str, states: [&str; 4]| {
+            let file = ClusterFile::parse(&format!("{text}\n[profile]\n{profile}\n")).unwrap();
+            let process = |process| ProcessStatus { process, silent_ms: Some(0), alive: true };
+            let device = |(device, state): (Fid, &str)| DeviceStatus {
+                device,
+                state: state.to_owned(),
+                size_blocks: 1,
+                free_blocks: None,
+                errors: 0,
+            };
+            let status = ClusterStatusReply {
+                version: 7,
+                processes: file.servers.iter().map(|server| process(server.process)).collect(),
+                devices: file.devices.iter().map(|one| one.fid).zip(states).map(device).collect(),
+            };
+            let said = Picture::of(&file, &status, None, &[]).advice();
+            said.into_iter().filter(|line| line.contains("fail_after_seconds")).collect::<Vec<_>>()
+        };
+        let one = ["online", "online", "online", "transient"];
+        assert_eq!(advice("", one), [""; 0]);
+        assert_eq!(advice("fail_after_seconds = 0", one), [""; 0]);
+        let said = advice("fail_after_seconds = 3600", one);
+        assert!(
+            said.len() == 1 && said[0].contains("0x6b00000000000001:0x4; what is away for 3600 s"),
+            "{said:?}"
+        );
+        let said = advice("fail_after_seconds = 3600", ["failed", "online", "online", "transient"]);
+        assert!(
+            said.len() == 1 && said[0].contains("0x6b00000000000001:0x4; more devices are out"),
+            "{said:?}"
+        );
+        // In spare units nothing is missing.
+        let said = advice("fail_after_seconds = 3600", ["repaired", "online", "online", "transient"]);
+        assert!(said.len() == 1 && said[0].contains("what is away for 3600 s"), "{said:?}");
     }
 }

@@ -172,6 +172,12 @@ impl UnitFailures {
     fn may_retry(&self) -> bool {
         self.0.iter().any(|failure| failure.fault.may_retry())
     }
+
+    /// True if a server goes by a newer configuration than the request did.
+    pub(crate) fn has_stale(&self) -> bool {
+        let is_stale = |fault: &Fault| matches!(fault.refusal(), Some(FopError::Stale { .. }));
+        self.0.iter().any(|failure| is_stale(&failure.fault))
+    }
 }
 
 /// Why an operation failed.

@@ -7,8 +7,9 @@ use std::time::Duration;
 /// Requests of one client to one target at a time: two on the wire while two are on the device.
 pub const REQUESTS_PER_TARGET_MAX: usize = 4;
 
-/// Requests of one client in flight: 64 MiB of bulk at most ([`REQUEST_BULK_BYTES_MAX`] each).
-pub const REQUESTS_IN_FLIGHT_MAX: usize = 64;
+/// Requests of one client in flight: as many as there may be to each of 64 targets. 256 MiB of bulk at most ([`REQUEST_BULK_BYTES_MAX`] each), and no more than
+/// [`MEMORY_BYTES_MAX`] in all.
+pub const REQUESTS_IN_FLIGHT_MAX: usize = 64 * REQUESTS_PER_TARGET_MAX;
 
 /// Bytes one `read` or `write` may name: its buffers are all held at once. Longer transfers go through `upload` and `download`.
 pub const OPERATION_BYTES_MAX: u64 = 32 * MIB;
@@ -38,8 +39,15 @@ pub const SUSPECT_FOR: Duration = Duration::from_secs(2);
 /// Tries of a record update against other writers.
 pub const RECORD_TRIES_MAX: u32 = 8;
 
-/// Objects that a repair copies at a time, with one window of [`PIECE_BYTES`] each.
+/// Objects that a rebalance moves at a time, and a repair copies at least, with one window of [`PIECE_BYTES`] each.
 pub const REPAIR_OBJECTS_IN_FLIGHT: usize = 4;
+
+/// A repair copies one object more for each device beyond so many: in a wider pool fewer groups of a window have a unit of the device that is lost, so that all the
+/// others have something to do. Memory: a window takes less by as much, so that it is at most twice as much in all.
+pub const REPAIR_DEVICES_FEW: usize = 8;
+
+/// Objects that a repair copies at most at a time, each of them held.
+pub const REPAIR_OBJECTS_IN_FLIGHT_MAX: usize = 64;
 
 /// Records of one page that a client asks one device for: 64 of them are below 10 KiB, far inside a message.
 pub const LIST_PAGE_RECORDS: u32 = 64;

@@ -78,7 +78,8 @@ impl Client {
             }
             _ => Ok(()),
         };
-        self.sweep(copying, Whose::Holders, check, async |record, run| {
+        let whose = (Whose::Holders, limits::REPAIR_OBJECTS_IN_FLIGHT);
+        self.sweep(copying, whose, check, async |record, run| {
             let this = Move { run, pool, newest: newest.clone(), met: Cell::new(met.get()) };
             let outcome = self.move_record(&this, record).await;
             met.set(met.get().max(this.met.get()));

@@ -20,6 +20,7 @@ use crate::bug::Bug;
 use crate::error::{ClientError, Fault, UnitFailures};
 use crate::limits;
 use crate::store::{RecordHolder, Store, has_all_records, is_in_service};
+use crate::view::mapped_slots;
 
 /// What one holder said when asked to open.
 #[derive(Clone, Debug)]
@@ -406,6 +407,29 @@ impl Store {
         whose: Whose,
     ) -> Result<(Vec<ObjectRecord>, Option<Fid>), ClientError> {
         let deadline = self.deadline();
+        let mut wait = limits::RETRY_WAIT_MIN;
+        loop {
+            let slots = mapped_slots(&self.configuration().spares.slots);
+            let page = self.list_page_once(after, whose, deadline).await;
+            self.refresh().await;
+            if mapped_slots(&self.configuration().spares.slots) != slots {
+                // It asked where records do not stand any more, or was refused for that.
+                continue;
+            }
+            let is_refused = matches!(&page, Err(ClientError::List { failures }) if failures.has_stale());
+            if !is_refused || !self.wait_to_retry(&mut wait, deadline).await {
+                return page;
+            }
+        }
+    }
+
+    /// The same by the slots of spare units that are known now.
+    async fn list_page_once(
+        &self,
+        after: Option<Fid>,
+        whose: Whose,
+        deadline: Instant,
+    ) -> Result<(Vec<ObjectRecord>, Option<Fid>), ClientError> {
         let configuration = self.configuration();
         // Others have the records of those that are gone for good, or are on their way back.
         let is_stood_for = |target: &u32| {

@@ -10,7 +10,7 @@
 //! **Invariant**: what is written is what the device would have, had it been there: with another generation, or without the hold, it is
 //! not written at all. Copying twice is harmless. Left over when it stops: the device stays in repair, and the next run goes on from
 //! any object at or before the last one that was complete.
-//! Bounds: [`limits::REPAIR_OBJECTS_IN_FLIGHT`] objects, one window of [`limits::PIECE_BYTES`] each. Called by the copy machine of the
+//! Bounds: [`limits::REPAIR_OBJECTS_IN_FLIGHT`] objects and more in a wide pool, one window of [`limits::PIECE_BYTES`] each. Called by the copy machine of the
 //! device's server, which tells control how far it is. Start at [`Client::repair_device`]; [`copier`] is what a server gets.
 
 use std::cell::{Cell, RefCell};
@@ -172,8 +172,8 @@ impl Client {
         let check = || restoring.check(&store);
         match slot.phase {
             SparePhase::Filling | SparePhase::Returning => {
-                let whose = Whose::Holders;
-                self.sweep(copying, whose, check, async |record, run| {
+                let in_flight = objects_in_flight(&store, slot.device);
+                self.sweep(copying, (Whose::Holders, in_flight), check, async |record, run| {
                     self.restore(restoring, record, run).await
                 })
                 .await
@@ -185,7 +185,8 @@ impl Client {
                     }
                     spares::free(&store, slot, record).await.map(|()| Outcome::Complete)
                 };
-                self.sweep(copying, Whose::Anybody, check, each).await
+                self.sweep(copying, (Whose::Anybody, objects_in_flight(&store, slot.device)), check, each)
+                    .await
             }
             SparePhase::Standing | SparePhase::Leaving => Err(ClientError::NotSparing { device }),
         }
@@ -202,18 +203,19 @@ impl Client {
         let target = store.configuration().target_index(device).unwrap_or(u32::MAX);
         let restoring = Restoring { target, slot: None };
         let check = || restoring.check(&store);
-        self.sweep(copying, Whose::Holders, check, async |record, run| {
+        let in_flight = objects_in_flight(&store, target);
+        self.sweep(copying, (Whose::Holders, in_flight), check, async |record, run| {
             self.restore(restoring, record, run).await
         })
         .await
     }
 
-    /// Goes through all records behind the last object of `copying`, [`limits::REPAIR_OBJECTS_IN_FLIGHT`] at a time, and notes how far that is.
+    /// Goes through all records behind the last object of `copying`, `in_flight` at a time, and notes how far that is.
     /// `whose`: records of which devices count. `check`: before each page, whether there is still something to do.
     pub(crate) async fn sweep(
         &self,
         copying: &Copying,
-        whose: Whose,
+        (whose, in_flight): (Whose, usize),
         check: impl Fn() -> Result<(), ClientError>,
         each: impl AsyncFn(&ObjectRecord, &Run<'_>) -> Result<Outcome, ClientError>,
     ) -> Result<CopyEnd, ClientError> {
@@ -234,7 +236,7 @@ impl Client {
                         }
                         (record.object, outcome)
                     })
-                    .buffered(limits::REPAIR_OBJECTS_IN_FLIGHT)
+                    .buffered(in_flight)
             );
             // To the end also after an error: a write that is dropped under way could land after its hold was given back.
             let mut ended = Ok(CopyEnd::Whole);
@@ -337,6 +339,15 @@ impl Client {
             }
         }
     }
+}
+
+/// Objects that are copied at a time for a device: more in a wider pool.
+fn objects_in_flight(store: &Store, target: u32) -> usize {
+    let configuration = store.configuration();
+    let versions = configuration.pool_versions().filter(|version| version.has_device(target));
+    let devices = versions.map(|version| version.device_indexes().count()).max().unwrap_or(0);
+    let more = devices.saturating_sub(limits::REPAIR_DEVICES_FEW);
+    (limits::REPAIR_OBJECTS_IN_FLIGHT + more).min(limits::REPAIR_OBJECTS_IN_FLIGHT_MAX)
 }
 
 /// Groups from `from` on that are read and written as one piece.

@@ -5,7 +5,7 @@
 //! Leases are not durable: after a restart each registered process has one lease's time to be heard.
 //! Thread: none of its own. Start at [`ControlCore::handle_register`] and [`ControlCore::handle_tick`].
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use base::units::BLOCK_BYTES;
@@ -248,6 +248,10 @@ struct Seat {
     server_version: u64,
     /// Since when it is failed, as far as was seen since control started.
     failed_since: Option<Instant>,
+    /// Since when it is transient and its server silent, as far as was seen without a gap since control started.
+    away_since: Option<Instant>,
+    /// Its time is over, but it may not be given up: that has been told.
+    is_kept: bool,
 }
 
 impl Seat {
@@ -262,6 +266,8 @@ impl Seat {
             ordered_version: 0,
             server_version: 0,
             failed_since: None,
+            away_since: None,
+            is_kept: false,
         }
     }
 
@@ -308,24 +314,29 @@ pub struct ControlCore {
     changes: Vec<StateChange>,
     transactions: Option<Transactions>,
     repairs: RepairTable,
+    /// When leases were looked at last.
+    looked_at: Option<Instant>,
 }
 
 impl ControlCore {
     /// Control starts at `now` with a configuration, fresh or recovered. `lease`: granted to each registration.
     #[must_use]
     pub fn new(now: Instant, configuration: Configuration, lease: Duration) -> ControlCore {
-        let online = configuration.pool.devices.iter().filter(|device| device.state == DeviceState::Online);
-        let online: BTreeSet<Fid> = online.map(|device| device.process).collect();
+        // What its devices prove of a process, unless somebody knows: of a device that an operator took out, or that failed, nothing follows.
+        let mut proof = BTreeMap::new();
+        for device in &configuration.pool.devices {
+            if device.state == DeviceState::Online {
+                proof.insert(device.process, DeviceState::Online);
+            } else if device.state == DeviceState::Transient {
+                proof.entry(device.process).or_insert(DeviceState::Transient);
+            }
+        }
         let members = configuration
             .processes
             .iter()
             .filter(|process| process.epoch != 0)
             .map(|process| {
-                let state = if online.contains(&process.process) {
-                    DeviceState::Online
-                } else {
-                    DeviceState::Transient
-                };
+                let state = proof.get(&process.process).copied().unwrap_or(DeviceState::Unknown);
                 (process.process, Member { epoch: None, heard_at: now, state })
             })
             .collect();
@@ -339,7 +350,22 @@ impl ControlCore {
             changes: Vec::new(),
             transactions: None,
             repairs: RepairTable::default(),
+            looked_at: None,
         }
+    }
+
+    /// The same with the states of processes that were last told: nobody hears of a change that is none.
+    #[must_use]
+    pub fn with_process_states(
+        mut self,
+        states: impl IntoIterator<Item = (Fid, DeviceState)>,
+    ) -> ControlCore {
+        for (process, state) in states {
+            if let Some(member) = self.members.get_mut(&process) {
+                member.state = state;
+            }
+        }
+        self
     }
 
     /// The same with the repairs that the store had.
@@ -924,6 +950,47 @@ impl ControlCore {
         self.configuration.version != version
     }
 
+    /// Gives devices up that are away for too long, if the operator wants that: none of a pool version that lacks more than K already, itself included.
+    /// True if something changed or is to be told.
+    fn look_after_absent(&mut self, now: Instant) -> bool {
+        let lost_after = lost_after(self.lease);
+        // It looks once in a lease at least. What came while it stood still may wait to be heard, so the time begins again.
+        let saw_all = self.looked_at.replace(now).is_some_and(|at| at + 2 * lost_after >= now);
+        let limit = self.transactions.as_ref().and_then(|all| all.file().profile.absence_limit());
+        let mut due = Vec::new();
+        for (index, found) in (0u32..).zip(&self.configuration.pool.devices) {
+            let Some(seat) = self.seats.get_mut(&found.device) else { continue };
+            let is_away = found.state == DeviceState::Transient && seat.heard_at + lost_after <= now;
+            if !is_away || !saw_all {
+                (seat.away_since, seat.is_kept) = (None, false);
+            }
+            if is_away {
+                let since = *seat.away_since.get_or_insert(now);
+                if limit.is_some_and(|limit| since + limit <= now) {
+                    due.push((index, found.device));
+                }
+            }
+        }
+        if due.is_empty() {
+            return false;
+        }
+        // Transient or failed, it is missing: what is given up here changes none of these counts.
+        let beyond = self.configuration.versions_beyond_parity();
+        let (kept, lost): (Vec<_>, Vec<_>) =
+            due.into_iter().partition(|(index, _)| beyond.iter().any(|version| version.has_device(*index)));
+        let events: Vec<_> = lost.iter().map(|(_, device)| (*device, DeviceEvent::AwayTooLong)).collect();
+        let mut changed = self.apply(now, false, &events);
+        for (_, device) in kept {
+            if let Some(seat) = self.seats.get_mut(&device)
+                && !std::mem::replace(&mut seat.is_kept, true)
+            {
+                self.tell_of(now, device, "too many away");
+                changed = true;
+            }
+        }
+        changed
+    }
+
     /// How long a failed device waits for another disk before its units are rebuilt in spare units by themselves; `None`: for ever.
     fn sparing_wait(&self) -> Option<Duration> {
         let profile = &self.transactions.as_ref()?.file().profile;
@@ -1183,12 +1250,7 @@ impl ControlCore {
         let index = self.configuration.target_index(device).unwrap_or(u32::MAX);
         // Each pool version that it is in outlives K losses of its own.
         for version in self.configuration.pool_versions().filter(|version| version.has_device(index)) {
-            let others = version.device_indexes().filter(|other| *other != index);
-            let others = others.filter_map(|other| self.configuration.target(other));
-            // Of those in spare units, or on their way back from there, nothing is missing.
-            let is_whole =
-                |state| matches!(state, DeviceState::Online | DeviceState::Repaired | DeviceState::Rebalance);
-            let away = others.filter(|other| !is_whole(other.state)).count();
+            let away = self.configuration.missing_in(&version) - usize::from(!state.is_whole());
             let parity = usize::try_from(version.width.parity()).unwrap_or(usize::MAX);
             if away >= parity && !force {
                 return Err(Refusal::TooManyAway { device, away, parity });
@@ -1243,6 +1305,7 @@ impl ControlCore {
             }
         }
         let mut changed = self.apply(now, false, &events);
+        changed |= self.look_after_absent(now);
         changed |= self.look_after_spares(now);
         let silent = self.members.iter().filter(|(_, member)| member.heard_at + lost_after <= now);
         let silent: Vec<Fid> = silent.map(|(process, _)| *process).collect();
@@ -1839,7 +1902,7 @@ mod tests {
         core.handle_heartbeat(at(1010), &heartbeat(&initial, 0, 7), core.configuration().version);
         core.handle_heartbeat(at(1010), &heartbeat(&initial, 1, 8), core.configuration().version);
         let seen = &look(&core, 1010)[0];
-        assert_eq!((seen.state.as_str(), seen.bytes_per_second, seen.progress.last), ("running", 5000, last));
+        assert_eq!((seen.state.as_str(), seen.bytes_per_second, seen.progress.last), ("running", 1250, last));
         assert_eq!(seen.expected_bytes, 100 * BLOCK_BYTES, "the others have 1000 blocks, 900 free");
         // Heeded once the server does not copy.
         let paused = |heeded| format!("repair {heeded}: {in_repair}");
@@ -2050,17 +2113,11 @@ mod tests {
 
     #[test]
     fn what_nobody_replaces_goes_to_spare_units_after_the_time_in_the_profile() {
-        let text = include_str!("../faces/src/cluster_file_example.toml");
         for (seconds, after) in [(None, Some(600)), (Some(5), Some(5)), (Some(0), None)] {
-            let line = seconds.map_or_else(String::new, |seconds: u64| {
-                format!("\n[profile]\nspare_repair_after_seconds = {seconds}\n")
-            });
-            let hidden = ClusterFile::hide_credential(&format!("{text}{line}")).unwrap();
+            let line = seconds
+                .map_or_else(String::new, |seconds: u64| format!("spare_repair_after_seconds = {seconds}"));
             let (initial, core) = registered();
-            let why = Reason { by: initial.control, unix_s: 0, note: String::new() };
-            let credential = Some(faces::Credential::from_bytes([1; 32]));
-            let (transactions, _) = Transactions::start(&hidden, credential, None, 1, why).unwrap();
-            let mut core = core.with_transactions(Some(transactions));
+            let mut core = with_profile(core, &line);
             fail(&mut core, 0, 0);
             let begun = (0..2000).find(|second| {
                 core.handle_heartbeat(
@@ -2078,6 +2135,151 @@ mod tests {
             });
             assert_eq!(begun, after, "{seconds:?}");
         }
+    }
+
+    /// With lines of `[profile]` in its cluster file.
+    fn with_profile(core: ControlCore, lines: &str) -> ControlCore {
+        let text = include_str!("../faces/src/cluster_file_example.toml");
+        let hidden = ClusterFile::hide_credential(&format!("{text}\n[profile]\n{lines}\n")).unwrap();
+        let why = Reason { by: core.configuration().control, unix_s: 0, note: String::new() };
+        let credential = Some(faces::Credential::from_bytes([1; 32]));
+        let (transactions, _) = Transactions::start(&hidden, credential, None, 1, why).unwrap();
+        core.with_transactions(Some(transactions))
+    }
+
+    /// From second to second control looks at leases; all devices but those of `silent` are heard. The seconds at which something happened, and what.
+    fn listen(
+        core: &mut ControlCore,
+        initial: &Configuration,
+        seconds: std::ops::Range<u64>,
+        silent: &[usize],
+    ) -> Vec<String> {
+        let mut happened = Vec::new();
+        core.take_changes();
+        for second in seconds {
+            for (process, epoch) in [(0, 7), (1, 8)] {
+                let mut beat = heartbeat(initial, process, epoch);
+                let is_heard = |health: &DeviceHealth| {
+                    !silent.iter().any(|at| initial.pool.devices[*at].device == health.device)
+                };
+                beat.devices.retain(is_heard);
+                core.handle_heartbeat(at(second * 1000), &beat, core.configuration().version);
+            }
+            core.handle_tick(at(second * 1000));
+            let told = core.take_changes();
+            let word = |change: &StateChange| format!("{second} {} {}", change.subject.key, change.cause);
+            happened.extend(told.iter().filter(|change| change.subject.is(FidType::Device)).map(word));
+        }
+        happened
+    }
+
+    #[test]
+    fn time_fails_a_device_that_is_away_if_the_operator_wants_it() {
+        for (line, after) in [
+            ("", None),
+            ("fail_after_seconds = 0", None),
+            ("fail_after_seconds = 60", Some("64 4 away too long")),
+        ] {
+            let (initial, core) = registered();
+            let mut core = with_profile(core, &format!("{line}\nspare_repair_after_seconds = 0"));
+            let happened = listen(&mut core, &initial, 0..2000, &[3]);
+            let expected: Vec<&str> = ["4 4 lease lost"].into_iter().chain(after).collect();
+            assert_eq!(happened, expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn time_fails_nothing_beyond_what_the_layout_outlives() {
+        let (initial, core) = registered();
+        let mut core = with_profile(core, "fail_after_seconds = 60\nspare_repair_after_seconds = 0");
+        // Two of four are away, and K is 1: both stay, which is told once of each.
+        let happened = listen(&mut core, &initial, 0..500, &[2, 3]);
+        assert_eq!(
+            happened,
+            ["4 3 lease lost", "4 4 lease lost", "64 3 too many away", "64 4 too many away"]
+        );
+        let refusal = order(&mut core, 500_000, 0, DETACH).unwrap_err();
+        assert!(matches!(refusal, Refusal::TooManyAway { away: 2, parity: 1, .. }), "{refusal}");
+        // One comes back: the time of the other one was over long ago.
+        let happened = listen(&mut core, &initial, 500..1000, &[3]);
+        assert_eq!(happened, ["500 3 registered", "500 4 away too long"]);
+        // The next one has to wait until the units of the first are rebuilt.
+        let happened = listen(&mut core, &initial, 1000..1500, &[2, 3]);
+        assert_eq!(happened, ["1003 3 lease lost", "1063 3 too many away"]);
+        core.apply(at(1_500_000), false, &[(initial.pool.devices[3].device, DeviceEvent::Spared)]);
+        let happened = listen(&mut core, &initial, 1500..1600, &[2, 3]);
+        assert_eq!(happened, ["1500 3 away too long"]);
+        assert!(states(&core).ends_with("online online failed repaired"), "{}", states(&core));
+    }
+
+    #[test]
+    fn time_counts_from_when_this_control_could_see() {
+        let (initial, core) = registered();
+        let profile = "fail_after_seconds = 60";
+        let mut core = with_profile(core, profile);
+        assert_eq!(listen(&mut core, &initial, 0..60, &[3]), ["4 4 lease lost"]);
+        // It stands still for longer than its leases: who knows what it did not hear.
+        assert_eq!(listen(&mut core, &initial, 70..120, &[3]), [""; 0]);
+        let stored = core.configuration().clone();
+        assert_eq!(listen(&mut core, &initial, 120..140, &[3]), ["130 4 away too long"]);
+        // Another one, or the same again: the device has the lease and the grace to be heard, and the whole time after.
+        let mut next = with_profile(ControlCore::new(at(120_000), stored, LEASE), profile);
+        next.handle_register(at(120_000), &register(&initial, 0, 7)).unwrap();
+        let mut both = register(&initial, 1, 8);
+        both.devices.truncate(1);
+        next.handle_register(at(120_000), &both).unwrap();
+        assert_eq!(listen(&mut next, &initial, 120..300, &[3]), ["184 4 away too long"]);
+        // What an operator took out stays out.
+        let (initial, core) = registered();
+        let mut core = with_profile(core, profile);
+        order(&mut core, 0, 3, DETACH).unwrap();
+        assert_eq!(listen(&mut core, &initial, 0..500, &[3]), [""; 0]);
+    }
+
+    #[test]
+    fn after_a_restart_nobody_hears_of_a_change_of_a_process_that_is_none() {
+        let (initial, mut core) = registered();
+        let [one, other] = [0, 1].map(|index| initial.processes[index].process);
+        for device in 0..2 {
+            core.handle_command(
+                at(0),
+                &DeviceCommand {
+                    device: initial.pool.devices[device].device,
+                    order: DeviceOrder::Detach { force: true },
+                },
+            )
+            .unwrap();
+        }
+        let stored = core.configuration().clone();
+        let of_processes = |core: &mut ControlCore| {
+            let changes = core.take_changes();
+            let is_process = |change: &&StateChange| change.subject.is(FidType::Process);
+            changes.iter().filter(is_process).map(|change| (change.subject, change.from, change.to)).collect()
+        };
+        let restart = |told: DeviceState| {
+            let states = [(one, told), (other, DeviceState::Online)];
+            ControlCore::new(at(50_000), stored.clone(), LEASE).with_process_states(states)
+        };
+        for told in [DeviceState::Online, DeviceState::Transient] {
+            let mut core = restart(told);
+            core.handle_register(at(50_001), &register(&initial, 0, 7)).unwrap();
+            let back = [(one, DeviceState::Transient, DeviceState::Online)];
+            let expected: &[_] = if told == DeviceState::Online { &[] } else { &back };
+            let found: Vec<_> = of_processes(&mut core);
+            assert_eq!(found, expected, "{told:?} and heard");
+            let mut core = restart(told);
+            core.handle_register(at(50_001), &register(&initial, 1, 8)).unwrap();
+            core.handle_tick(at(53_750));
+            let gone = [(one, DeviceState::Online, DeviceState::Transient)];
+            let expected: &[_] = if told == DeviceState::Online { &gone } else { &[] };
+            let found: Vec<_> = of_processes(&mut core);
+            assert_eq!(found, expected, "{told:?} and silent");
+        }
+        // Of a store that does not say: unknown, and not transient.
+        let mut core = ControlCore::new(at(50_000), stored, LEASE);
+        core.handle_register(at(50_001), &register(&initial, 0, 7)).unwrap();
+        let found: Vec<_> = of_processes(&mut core);
+        assert_eq!(found, [(one, DeviceState::Unknown, DeviceState::Online)]);
     }
 
     #[test]

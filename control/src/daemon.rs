@@ -662,6 +662,7 @@ impl Office {
         let (rpc, lease) = (self.rpc.clone(), self.lease);
         let locality = rpc.locality().clone();
         let now = locality.now();
+        let process_states = stored.process_states();
         let loans = LoanTable::new(now, lease, stored.borrowers, stored.loans, stored.next_fid);
         let mut locks = LockTable::new(now, lease, stored.grants, stored.fences, stored.lock_numbers);
         locks.adopt_tickets(loans.tickets());
@@ -672,6 +673,7 @@ impl Office {
             bug: self.bug,
             core: RefCell::new(
                 ControlCore::new(now, configuration.clone(), lease)
+                    .with_process_states(process_states)
                     .with_transactions(transactions)
                     .with_repairs(stored.repairs),
             ),

@@ -19,8 +19,12 @@ use fops::repair::{RepairOrder, RepairProgress, RepairRecord, RepairState, Repai
 
 /// A copy that was not heard of for so long is not under way: its server tells four times as often.
 const SILENT_AFTER: Duration = Duration::from_secs(3);
-/// The rate is that of so many last words.
-const PACE_WORDS: usize = 20;
+/// The rate is that of the bytes of so long a time. A copy that is bounded writes up to four windows at once and pays for them after: 16 MiB, in 16 s at 1 MiB/s.
+const PACE_WINDOW: Duration = Duration::from_secs(60);
+/// Words that are closer to each other count as one.
+const PACE_GRAIN: Duration = Duration::from_secs(1);
+/// A copy that began less than so long ago has had this long: its first bytes say little of how fast it is.
+const PACE_TIME_MIN: Duration = Duration::from_secs(4);
 
 /// What an operator wants of a repair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +128,7 @@ struct Repair {
     record: RepairRecord,
     /// When its server last spoke, and whether it copied.
     heard: Option<(Instant, bool)>,
-    /// Times and bytes of its last words, oldest first, at most [`PACE_WORDS`].
+    /// Times and bytes of words: the last one, and others [`PACE_GRAIN`] apart, oldest first, back to [`PACE_WINDOW`] before it.
     pace: VecDeque<(Instant, u64)>,
     /// Configuration version when this pass over the objects began.
     pass_version: u64,
@@ -171,18 +175,25 @@ impl Repair {
         if self.pace.back().is_some_and(|(_, bytes)| *bytes > progress.bytes) {
             self.pace.clear();
         }
-        if self.pace.len() == PACE_WORDS {
+        // The last word makes room for this one, unless it is the first of its grain.
+        if let [.., (before, _), (last, _)] = self.pace.make_contiguous()
+            && *before + PACE_GRAIN > *last
+        {
+            self.pace.pop_back();
+        }
+        while self.pace.get(1).is_some_and(|(at, _)| *at + PACE_WINDOW <= now) {
             self.pace.pop_front();
         }
         self.pace.push_back((now, progress.bytes));
         self.record.progress = progress;
     }
 
+    /// Of the last [`PACE_WINDOW`], or since it began or went on.
     fn bytes_per_second(&self) -> u64 {
         let (Some((since, from)), Some((until, to))) = (self.pace.front(), self.pace.back()) else {
             return 0;
         };
-        let ms = until.since(*since).as_millis().max(1);
+        let ms = until.since(*since).max(PACE_TIME_MIN).as_millis();
         u64::try_from(u128::from(to.saturating_sub(*from)) * 1000 / ms).unwrap_or(u64::MAX)
     }
 
@@ -571,16 +582,47 @@ aborted  Run running       Run running       Leave done        Pause failed     
     }
 
     #[test]
+    fn the_rate_of_a_copy_that_writes_in_lumps_is_steady() {
+        const LUMP: u64 = 16 << 20;
+        let mut table = table(RepairState::Running);
+        // Bounded to 1 MiB/s: four windows at once every 16 s, and a word twice a second.
+        let rates: Vec<u64> = (0..600)
+            .map(|word| {
+                let progress = RepairProgress { bytes: (word / 32 + 1) * LUMP, ..RepairProgress::default() };
+                let word_at = at(word * 500);
+                table.handle_turn(word_at, (DEVICE, 1), &RepairWord::Copies(progress), AROUND);
+                table.behind(word_at, None).next().unwrap().1.unwrap()
+            })
+            .collect();
+        let mib = |rate: u64| rate as f64 / f64::from(1 << 20);
+        let jumps = rates.windows(2).map(|pair| (mib(pair[0]) - mib(pair[1])).abs());
+        assert!(jumps.clone().all(|jump| jump <= 1.0), "{:?}", jumps.collect::<Vec<_>>());
+        let settled = rates[120..].iter().copied().map(mib);
+        assert!(
+            settled.clone().all(|rate| (0.75..=1.25).contains(&rate)),
+            "{:?}",
+            settled.collect::<Vec<_>>()
+        );
+        assert!(table.repairs[&DEVICE].pace.len() <= 64);
+    }
+
+    #[test]
     fn the_rate_is_that_of_the_last_words() {
         let mut table = table(RepairState::Running);
         for second in 0..100 {
             let word = RepairWord::Copies(so_far(second * 10, 0));
             table.handle_turn(at(second * 1000), (DEVICE, 1), &word, AROUND);
         }
-        let now = |ms| table.behind(at(ms), None).next().unwrap().1;
-        assert_eq!(now(99_000), Some(1000), "ten objects of 100 bytes a second");
-        assert_eq!(now(103_000), None, "silent");
-        assert!(table.is_copying(at(99_000), DEVICE) && !table.is_copying(at(103_000), DEVICE));
+        let now = |table: &RepairTable, ms| table.behind(at(ms), None).next().unwrap().1;
+        assert_eq!(now(&table, 99_000), Some(1000), "ten objects of 100 bytes a second");
+        // What has just begun again is not taken for fast, or slow, by its first bytes.
+        for (ms, bytes_per_second) in [(100_000, 0), (100_500, 250), (104_000, 250), (108_000, 125)] {
+            let word = RepairWord::Copies(so_far(if ms == 100_000 { 0 } else { 10 }, 0));
+            table.handle_turn(at(ms), (DEVICE, 1), &word, AROUND);
+            assert_eq!(now(&table, ms), Some(bytes_per_second), "{ms}");
+        }
+        assert_eq!(now(&table, 111_000), None, "silent");
+        assert!(table.is_copying(at(110_000), DEVICE) && !table.is_copying(at(111_000), DEVICE));
         assert_eq!(table.behind(at(0), Some(DEVICE)).count(), 0);
     }
 }

@@ -10,10 +10,10 @@ use std::rc::Rc;
 
 use base::checksum::crc32c;
 use base::{Fid, FidType};
-use faces::Configuration;
 use faces::configuration::CONFIGURATION_FORMAT;
 use faces::later_store::later_store_reason;
 use faces::limits::EVENTS_KEPT;
+use faces::{Configuration, DeviceState};
 use fops::admin::StoreSpace;
 use fops::codec;
 use fops::conf::{ConfTransaction, Event};
@@ -69,6 +69,9 @@ const BORROWERS: TreeId = TreeId(7);
 const LOANS: TreeId = TreeId(8);
 /// The tree of repairs: key = the device's 16 key bytes; value = the encoded record.
 const REPAIRS: TreeId = TreeId(9);
+/// The tree of processes: key = the process's 16 key bytes; value = the encoded event that says its state: the last one about it, which outlives
+/// its number among the events.
+const PROCESSES: TreeId = TreeId(10);
 /// The tree of pages of the configuration: key = place (1 byte) and page (4, big endian).
 const PAGES: TreeId = TreeId(20);
 /// The first fid that was never handed out, little endian.
@@ -162,6 +165,8 @@ pub(crate) struct Stored {
     pub(crate) transactions: Option<(VecDeque<Kept>, u64)>,
     /// Oldest first, at most [`EVENTS_KEPT`].
     pub(crate) events: VecDeque<Event>,
+    /// Of each process the last event, of those that a version wrote which keeps them.
+    pub(crate) process_events: Vec<Event>,
     pub(crate) grants: Vec<LockGrant>,
     pub(crate) fences: Vec<Fence>,
     pub(crate) lock_numbers: LockNumbers,
@@ -171,6 +176,17 @@ pub(crate) struct Stored {
     pub(crate) repairs: Vec<RepairRecord>,
     /// The first fid that was never handed out; 0 if none was.
     pub(crate) next_fid: u64,
+}
+
+impl Stored {
+    /// The state of each process that was told last.
+    pub(crate) fn process_states(&self) -> BTreeMap<Fid, DeviceState> {
+        // Events of a version that keeps no others may be newer.
+        let events = self.process_events.iter().chain(&self.events);
+        let mut told: Vec<&Event> = events.filter(|event| event.subject.is(FidType::Process)).collect();
+        told.sort_by_key(|event| event.number);
+        told.iter().filter_map(|event| Some((event.subject, DeviceState::from_word(&event.to)?))).collect()
+    }
 }
 
 /// What is new since the last save.
@@ -192,6 +208,7 @@ impl Store {
                 configuration: Some(store.read_configuration(&value)?),
                 transactions: store.read_transactions()?,
                 events: store.read_events()?,
+                process_events: store.read_all(PROCESSES)?,
                 grants: store.read_all(LOCKS)?,
                 fences: store.read_all(FENCES)?,
                 lock_numbers: store.read_lock_numbers()?,
@@ -287,6 +304,9 @@ impl Store {
         for event in events {
             let value = codec::encode(event).map_err(ControlError::Record)?;
             batch.put(EVENTS, &event.number.to_be_bytes(), &value);
+            if event.subject.is(FidType::Process) {
+                batch.put(PROCESSES, &event.subject.to_key_bytes(), &value);
+            }
             let gone = event.number.saturating_sub(base::units::wide(EVENTS_KEPT));
             if gone > 0 {
                 batch.delete(EVENTS, &gone.to_be_bytes());
@@ -775,6 +795,39 @@ mod tests {
         // The other place keeps its pages; of this one what is not needed goes.
         assert_eq!(tree.0.keys().filter(|(tree, key)| *tree == PAGES.0 && key[0] == 0).count(), 5);
     }
+
+    #[test]
+    fn the_last_word_on_a_process_outlives_its_number_among_the_events() {
+        let event = |number, subject, to: &str| Event {
+            number,
+            version: 1,
+            unix_s: 0,
+            subject,
+            cause: "registered".to_owned(),
+            from: "unknown".to_owned(),
+            to: to.to_owned(),
+        };
+        let [one, two, three] = [1, 2, 3].map(|key| Fid::new(FidType::Process, 1, key));
+        let stored = Stored {
+            process_events: vec![
+                event(4, one, "transient"),
+                event(9, two, "online"),
+                event(8, three, "online"),
+            ],
+            // Of an earlier version, which does not keep them: newer, and a state that this one does not know.
+            events: VecDeque::from([
+                event(20, two, "online"),
+                event(21, two, "transient"),
+                event(22, three, "asleep"),
+                event(23, Fid::new(FidType::Device, 1, 1), "failed"),
+            ]),
+            ..Stored::default()
+        };
+        let told =
+            [(one, DeviceState::Transient), (two, DeviceState::Transient), (three, DeviceState::Online)];
+        assert_eq!(stored.process_states(), BTreeMap::from(told));
+    }
+
     #[test]
     fn from_one_format_to_the_other_and_back_there_is_always_a_whole_configuration() {
         let mut tree = Tree::default();

@@ -32,11 +32,13 @@ pub enum DeviceEvent {
     Aborted,
     /// Everything that it held stands in spare units.
     Spared,
+    /// It has been away for longer than the operator wants to wait for it.
+    AwayTooLong,
 }
 
 impl DeviceEvent {
     /// Every event, in the order of the table.
-    pub const ALL: [DeviceEvent; 12] = [
+    pub const ALL: [DeviceEvent; 13] = [
         DeviceEvent::Registered,
         DeviceEvent::LeaseLost,
         DeviceEvent::IoError,
@@ -49,6 +51,7 @@ impl DeviceEvent {
         DeviceEvent::Restored,
         DeviceEvent::Aborted,
         DeviceEvent::Spared,
+        DeviceEvent::AwayTooLong,
     ];
 
     /// The word for `fops::conf::Event`, at most 16 letters.
@@ -67,6 +70,7 @@ impl DeviceEvent {
             DeviceEvent::Restored => "copy complete",
             DeviceEvent::Aborted => "repair aborted",
             DeviceEvent::Spared => "in spare units",
+            DeviceEvent::AwayTooLong => "away too long",
         }
     }
 }
@@ -87,8 +91,8 @@ pub const STATES: [DeviceState; 8] = [
 #[must_use]
 pub fn next_state(state: DeviceState, event: DeviceEvent) -> DeviceState {
     use DeviceEvent::{
-        Aborted, Attach, Detach, IoError, IoErrorHeard, LeaseLost, Operator, Registered, Replaced, Restored,
-        Spared, Unreachable,
+        Aborted, Attach, AwayTooLong, Detach, IoError, IoErrorHeard, LeaseLost, Operator, Registered,
+        Replaced, Restored, Spared, Unreachable,
     };
     use DeviceState::{Detached, Failed, Online, Rebalance, Repair, Repaired, Transient, Unknown};
     match (state, event) {
@@ -98,6 +102,9 @@ pub fn next_state(state: DeviceState, event: DeviceEvent) -> DeviceState {
         (Online | Transient, LeaseLost) => Transient,
         // Never seen: there is nothing to lose.
         (Unknown, LeaseLost) => Unknown,
+        // Whoever set the time wants writes to go on without it. The others are here, or were never, or somebody has them in hand.
+        (Transient, AwayTooLong) => Failed,
+        (Unknown | Online | Detached | Repair | Rebalance, AwayTooLong) => state,
         // Bytes may be gone, or somebody wants it gone; from now on writes skip it.
         (Unknown | Online | Transient | Detached, IoError | Operator) => Failed,
         // No write goes past it while it is out, so it has every acknowledged byte when it comes back.
@@ -145,15 +152,15 @@ mod tests {
 
     /// Each pair. A change here is a change of docs/ha.md.
     const TABLE: &str = "\
-state      Registered LeaseLost  IoError    IoErrorHeard Unreachable Operator   Detach     Attach     Replaced   Restored   Aborted    Spared
-unknown    online     unknown    failed     unknown      unknown     failed     unknown    unknown    unknown    unknown    unknown    unknown
-online     online     transient  failed     online       online      failed     detached   online     online     online     online     online
-transient  online     transient  failed     transient    transient   failed     detached   transient  transient  transient  transient  transient
-failed     failed     failed     failed     failed       failed      failed     failed     failed     repair     failed     failed     repaired
-repair     repair     repair     failed     repair       repair      failed     repair     repair     repair     transient  failed     repair
-repaired   repaired   repaired   repaired   repaired     repaired    repaired   repaired   repaired   rebalance  repaired   repaired   repaired
-rebalance  rebalance  rebalance  repaired   rebalance    rebalance   repaired   rebalance  rebalance  rebalance  transient  repaired   rebalance
-detached   detached   detached   failed     detached     detached    failed     detached   transient  detached   detached   detached   detached
+state      Registered LeaseLost  IoError    IoErrorHeard Unreachable Operator   Detach     Attach     Replaced   Restored   Aborted    Spared     AwayTooLong
+unknown    online     unknown    failed     unknown      unknown     failed     unknown    unknown    unknown    unknown    unknown    unknown    unknown
+online     online     transient  failed     online       online      failed     detached   online     online     online     online     online     online
+transient  online     transient  failed     transient    transient   failed     detached   transient  transient  transient  transient  transient  failed
+failed     failed     failed     failed     failed       failed      failed     failed     failed     repair     failed     failed     repaired   failed
+repair     repair     repair     failed     repair       repair      failed     repair     repair     repair     transient  failed     repair     repair
+repaired   repaired   repaired   repaired   repaired     repaired    repaired   repaired   repaired   rebalance  repaired   repaired   repaired   repaired
+rebalance  rebalance  rebalance  repaired   rebalance    rebalance   repaired   rebalance  rebalance  rebalance  transient  repaired   rebalance  rebalance
+detached   detached   detached   failed     detached     detached    failed     detached   transient  detached   detached   detached   detached   detached
 ";
 
     #[test]

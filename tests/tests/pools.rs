@@ -16,13 +16,13 @@ use std::time::Duration;
 use base::units::wide;
 use base::{Fid, FidType};
 use client::{Bug, Client, ClientError, Object};
-use copying::{GROUP, UNIT, bytes, client_config, extent, get, id, parts, put, read};
+use copying::{GROUP, UNIT, bytes, client_config, extent, get, id, parts, pool, pool_version, put, read};
 use faces::cluster_file::{ClusterFile, DeviceSpan, PoolVersionSection};
 use faces::{DeviceState, Transport};
-use fops::conf::{ConfApply, ConfApplyReply, DeviceCommandReply, DeviceOrder};
+use fops::conf::{ConfApplyReply, DeviceCommandReply, DeviceOrder};
 use fops::lock::LockMode;
 use fops::repair::RepairStatus;
-use rpc::{Bulk, CallError};
+use rpc::CallError;
 use server::{DiskSource, DiskTeller, DiskWanted};
 use spdk_stob::{Backend, Domain, FormatParams, SimDisk, SimFaults};
 use support::{Cluster, Shape, cluster_file, device_fid, endpoint, process_fid};
@@ -31,10 +31,6 @@ use verbs_net::Fabric;
 /// Devices of the first pool version, each with a server of its own; two more come.
 const FIRST: usize = 4;
 const ALL: usize = 6;
-
-fn pool() -> Fid {
-    Fid::new(FidType::Pool, 1, 1)
-}
 
 fn fast() -> Fid {
     Fid::new(FidType::Pool, 1, 2)
@@ -85,21 +81,7 @@ impl World {
     }
 
     fn apply(&mut self, change: impl FnOnce(&mut ClusterFile)) -> Result<ConfApplyReply, CallError> {
-        let mut file = self.cluster.file.clone();
-        change(&mut file);
-        let before = std::mem::replace(&mut self.cluster.file, file);
-        let text = self.cluster.text();
-        let mut buffer = self.cluster.client.locality().arena().try_alloc(text.len()).unwrap();
-        buffer.copy_from_slice(text.as_bytes());
-        let ask = ConfApply { base: self.base, unix_s: 0, note: "a test".to_owned() };
-        let bulk = Bulk::from_source(vec![buffer.freeze()]);
-        let answer = self.cluster.call(endpoint(Transport::Sim, 0), &ask, bulk).map(|answer| answer.reply);
-        match &answer {
-            Ok(reply) => self.base = reply.transaction,
-            // What stands beside control is what is in force.
-            Err(_) => self.cluster.file = before,
-        }
-        answer
+        copying::apply(&mut self.cluster, &mut self.base, change)
     }
 
     /// Two more servers with a device each, which are in no pool yet.
@@ -119,14 +101,7 @@ impl World {
     }
 
     fn expand(&mut self, key: u64, devices: usize) {
-        let section = PoolVersionSection {
-            pool: pool(),
-            fid: version(key),
-            name: None,
-            layout: "2+1+0".parse().unwrap(),
-            unit_bytes: wide(UNIT),
-            devices: vec![DeviceSpan { first: device_fid(0), last: device_fid(devices - 1) }],
-        };
+        let section = pool_version(key, "2+1+0", devices);
         assert_eq!(self.apply(|file| file.pool_versions.push(section)).unwrap().changes, 1);
     }
 

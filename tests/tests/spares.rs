@@ -14,11 +14,13 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use base::units::wide;
 use client::{Client, ClientConfig, Object};
-use copying::{GROUP, bytes, client_config, extent, get, id, parts, put, read};
-use faces::{DeviceState, SparePhase, Transport};
+use copying::{GROUP, bytes, client_config, extent, get, id, parts, pool, pool_version, put, read};
+use faces::cluster_file::ClusterFile;
+use faces::{CopyEnd, Copying, DeviceState, SparePhase, Transport};
 use fops::conf::{DeviceCommandReply, DeviceEvidence, DeviceOrder, DeviceReport};
-use fops::repair::RepairStatus;
+use fops::repair::{RepairProgress, RepairStatus};
 use rpc::{Bulk, CallError};
 use support::{Cluster, Shape, cluster_file, device_fid, endpoint};
 
@@ -33,11 +35,18 @@ struct World {
     /// Reads all units of a group and compares parity with data.
     verifier: Client,
     nodes: usize,
+    /// Number of the transaction in force.
+    base: u64,
 }
 
 impl World {
     /// `wait`: so many seconds until units are rebuilt in spare units by themselves.
     fn start(seed: u64, rate: Option<u64>, wait: u64) -> World {
+        World::with_pool_of(ALL, seed, rate, wait)
+    }
+
+    /// The same with the first `devices` in the pool, and the others in none.
+    fn with_pool_of(devices: usize, seed: u64, rate: Option<u64>, wait: u64) -> World {
         let shape = Shape {
             servers: ALL,
             devices_per_server: 1,
@@ -45,21 +54,29 @@ impl World {
             transport: Transport::Sim,
             ..Shape::default()
         };
+        let mut world = World::without_servers(seed, shape, |file| {
+            file.profile.repair_bytes_per_second = rate;
+            file.profile.spare_repair_after_seconds = Some(wait);
+            file.pool.devices = (devices < ALL).then_some(wide(devices));
+        });
+        (0..ALL).for_each(|index| world.start_server(index));
+        world
+    }
+
+    /// A file that `change` has made of that of `shape`, and nobody yet who serves.
+    fn without_servers(seed: u64, shape: Shape, change: impl FnOnce(&mut ClusterFile)) -> World {
         let mut file = cluster_file(&shape);
-        file.profile.repair_bytes_per_second = rate;
-        file.profile.spare_repair_after_seconds = Some(wait);
+        change(&mut file);
         let mut cluster = Cluster::of_file(seed, shape, file, true);
         let mut clients = Vec::new();
-        for (node, read_verify) in [(50, false), (51, true)] {
+        for (node, read_verify) in [(150, false), (151, true)] {
             let (_, locality) = cluster.turner.add("client");
             let (config, fabric) = (client_config(&cluster, node), cluster.fabric.clone());
             let config = ClientConfig { read_verify, ..config };
             clients.push(cluster.turner.run(Client::connect(&locality, &fabric, config)).unwrap());
         }
         let (verifier, client) = (clients.pop().unwrap(), clients.pop().unwrap());
-        let mut world = World { cluster, client, verifier, nodes: 60 };
-        (0..ALL).for_each(|index| world.start_server(index));
-        world
+        World { cluster, client, verifier, nodes: 160, base: 1 }
     }
 
     fn start_server(&mut self, index: usize) {
@@ -69,6 +86,27 @@ impl World {
 
     fn run<T>(&mut self, future: impl Future<Output = T>) -> T {
         self.cluster.turner.run(future)
+    }
+
+    /// All devices are in the pool's second version, and its objects begin to move there.
+    fn expand_and_rebalance(&mut self) {
+        let section = pool_version(2, "2+2+2", ALL);
+        let change = |file: &mut ClusterFile| file.pool_versions.push(section);
+        copying::apply(&mut self.cluster, &mut self.base, change).unwrap();
+        copying::order(&mut self.cluster, pool(), DeviceOrder::RepairStart).unwrap();
+    }
+
+    fn moves(&self) -> RepairStatus {
+        let mut all = self.cluster.control().repairs().into_iter();
+        all.find(|repair| repair.device == pool()).unwrap()
+    }
+
+    fn until_moved(&mut self) {
+        self.until("the end of the moves", |world| world.moves().state == "done");
+        let client = self.client.clone();
+        let all = self.run(async move { client.list(None, 1000).await }).unwrap();
+        let newest = pool_version(2, "2+2+2", ALL).fid;
+        assert!(all.iter().all(|stat| stat.pool_version == newest), "{all:?}");
     }
 
     fn fail(&mut self, device: usize) {
@@ -475,7 +513,7 @@ fn a_reader_that_slept_through_it_all_never_takes_one_devices_unit_for_anothers(
     world.order(1, DeviceOrder::RepairStart).unwrap();
     world.until_phase(1, Some(SparePhase::Standing));
     let (_, locality) = world.cluster.turner.add("sleeper");
-    let (config, fabric) = (client_config(&world.cluster, 59), world.cluster.fabric.clone());
+    let (config, fabric) = (client_config(&world.cluster, 159), world.cluster.fabric.clone());
     let sleeper = world.run(Client::connect(&locality, &fabric, config)).unwrap();
     let open: Vec<(u64, Object)> =
         (1..=12).map(|lo| (lo, world.run(sleeper.open(id(lo))).unwrap())).collect();
@@ -486,6 +524,9 @@ fn a_reader_that_slept_through_it_all_never_takes_one_devices_unit_for_anothers(
     world.fail(6);
     world.order(6, DeviceOrder::RepairStart).unwrap();
     world.until_phase(6, Some(SparePhase::Standing));
+    let listed = world.run(sleeper.list(None, 1000)).unwrap();
+    let listed: Vec<u64> = listed.iter().map(|stat| stat.object.lo()).collect();
+    assert_eq!(listed, model.keys().copied().collect::<Vec<_>>());
     for (lo, object) in &open {
         assert!(world.run(read(object)).unwrap() == model[lo], "object {lo}");
     }
@@ -498,4 +539,254 @@ fn a_reader_that_slept_through_it_all_never_takes_one_devices_unit_for_anothers(
         model.get_mut(lo).unwrap()[3000..12000].copy_from_slice(&change);
     }
     world.verify(&model, "written by the sleeper");
+}
+
+/// Devices of the pool before it grows.
+const BEFORE: usize = 6;
+/// Of both pool versions, and of the second one only.
+const OLD: usize = 3;
+const NEW: usize = 7;
+
+/// Everything is there, redundant as it was and in the spare units of nobody, whatever `world` went through: its devices are online, its objects moved.
+/// `formatted`: devices that had another disk.
+fn check_end(mut world: World, seed: u64, model: &Model, formatted: &[usize], when: &str) {
+    world.verify(model, when);
+    let configuration = world.cluster.control().configuration();
+    assert!(configuration.pool.devices.iter().all(|device| device.state == DeviceState::Online), "{when}");
+    assert_eq!(configuration.spares.slots, [], "{when}");
+    // What the layout says is where, and nothing else: as in a cluster to which nothing happened.
+    let mut other = World::with_pool_of(BEFORE, seed, None, 0);
+    other.fill(12);
+    other.expand_and_rebalance();
+    other.until_moved();
+    for (lo, content) in model.iter().filter(|(lo, _)| **lo < 90) {
+        world.put(*lo, content);
+        other.put(*lo, content);
+    }
+    world.check_used(&other.used(), formatted);
+}
+
+/// Another disk for a device that stands in spare units, and all the way back.
+fn bring_back(world: &mut World, device: usize) {
+    world.order(device, DeviceOrder::Replace).unwrap();
+    world.until("it takes writes", |world| world.cluster.state(device) == DeviceState::Rebalance);
+    world.until_phase(device, None);
+    assert_eq!(world.cluster.state(device), DeviceState::Online);
+}
+
+/// The pool grows while a device is at `phase` on its way to spare units or back, and then fails no more than it may.
+fn grows_beside(seed: u64, phase: SparePhase) {
+    let when = format!("seed {seed}, {phase:?}");
+    let mut world = World::with_pool_of(BEFORE, seed, Some(3 << 20), 0);
+    let model = world.fill(12);
+    let some_bytes = 1 + seed % 4 * 400_000;
+    world.fail(OLD);
+    world.order(OLD, DeviceOrder::RepairStart).unwrap();
+    if phase == SparePhase::Filling {
+        world.until("some bytes", |world| world.repair(OLD).progress.bytes >= some_bytes);
+    } else {
+        world.until_phase(OLD, Some(SparePhase::Standing));
+    }
+    if matches!(phase, SparePhase::Returning | SparePhase::Leaving | SparePhase::Freeing) {
+        world.order(OLD, DeviceOrder::Replace).unwrap();
+        world.until_phase(OLD, Some(SparePhase::Returning));
+        world.until("some bytes", |world| world.repair(OLD).progress.bytes >= some_bytes);
+    }
+    world.until_phase(OLD, Some(phase));
+    let worker = world.worker(&model);
+    world.expand_and_rebalance();
+    // In the middle of it all, the other way is begun as well.
+    if phase == SparePhase::Standing {
+        world.until("some moves", |world| world.moves().progress.bytes >= some_bytes);
+        world.order(OLD, DeviceOrder::Replace).unwrap();
+    }
+    world.until_moved();
+    // There, or back: with another disk it does not stay there.
+    let is_back = phase != SparePhase::Filling;
+    world.until("the copy's end", |world| world.phase(OLD) == (!is_back).then_some(SparePhase::Standing));
+    let model = world.stop(&worker);
+    world.verify(&model, &when);
+    // K more.
+    let more = [0, NEW];
+    more.iter().for_each(|device| world.fail(*device));
+    world.check(&model, &format!("{when}: two more lost"));
+    for device in more {
+        world.order(device, DeviceOrder::Replace).unwrap();
+        world.until("it is online", |world| world.cluster.state(device) == DeviceState::Online);
+    }
+    if !is_back {
+        bring_back(&mut world, OLD);
+    }
+    check_end(world, seed, &model, &[OLD, 0, NEW], &when);
+}
+
+#[test]
+fn a_pool_grows_while_a_device_is_on_its_way_to_spare_units_or_back() {
+    for (seed, phase) in (500..).zip([
+        SparePhase::Filling,
+        SparePhase::Standing,
+        SparePhase::Returning,
+        SparePhase::Leaving,
+        SparePhase::Freeing,
+    ]) {
+        grows_beside(seed, phase);
+    }
+}
+
+/// A device fails when some bytes were moved, and its units go to spare units in both pool versions, or in the one that it is in.
+fn fails_beside(seed: u64, device: usize, kill: impl Fn(&mut World)) {
+    let when = format!("seed {seed}, device {device}");
+    let mut world = World::with_pool_of(BEFORE, seed, Some(3 << 20), 0);
+    let model = world.fill(12);
+    world.expand_and_rebalance();
+    let worker = world.worker(&model);
+    let some_bytes = 1 + seed % 4 * 400_000;
+    world.until("some moves", |world| world.moves().progress.bytes >= some_bytes);
+    world.fail(device);
+    world.order(device, DeviceOrder::RepairStart).unwrap();
+    world.until("it goes on", |world| world.moves().progress.bytes >= 2 * some_bytes);
+    kill(&mut world);
+    world.until_phase(device, Some(SparePhase::Standing));
+    world.until_moved();
+    let model = world.stop(&worker);
+    world.verify(&model, &when);
+    // K more, one of which has its spare unit in the place of the first one's, or the other way round.
+    for lost in [4, 1] {
+        world.fail(lost);
+        world.check(&model, &format!("{when}: {lost} is lost too"));
+    }
+    world.order(4, DeviceOrder::RepairStart).unwrap();
+    world.until_phase(4, Some(SparePhase::Standing));
+    world.check(&model, &format!("{when}: two in spare units, one lost"));
+    world.order(1, DeviceOrder::Replace).unwrap();
+    world.until("it is online", |world| world.cluster.state(1) == DeviceState::Online);
+    bring_back(&mut world, device);
+    bring_back(&mut world, 4);
+    check_end(world, seed, &model, &[device, 4, 1], &when);
+}
+
+#[test]
+fn a_device_fails_while_its_pool_is_rebalanced() {
+    for seed in 600..602 {
+        fails_beside(seed, OLD, |_| ());
+        fails_beside(seed + 10, NEW, |_| ());
+    }
+}
+
+#[test]
+fn mover_and_control_may_die_while_a_pool_is_rebalanced_beside_spare_units() {
+    for seed in 700..702 {
+        // The server that moves and copies: that of the first online device.
+        fails_beside(seed, OLD, |world| {
+            world.cluster.kill_server(0);
+            world.cluster.turner.pass(Duration::from_millis(900 * (seed % 3)));
+            world.start_server(0);
+        });
+        fails_beside(seed + 10, NEW, |world| {
+            world.cluster.kill_control();
+            world.cluster.turner.pass(Duration::from_millis(300 + 3000 * (seed % 2)));
+            world.cluster.start_control().unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_rebalance_that_is_aborted_beside_spare_units_leaves_both_versions_to_them() {
+    let seed = 800;
+    let mut world = World::with_pool_of(BEFORE, seed, Some(2 << 20), 0);
+    let model = world.fill(12);
+    world.fail(OLD);
+    world.order(OLD, DeviceOrder::RepairStart).unwrap();
+    world.until_phase(OLD, Some(SparePhase::Standing));
+    world.expand_and_rebalance();
+    world.until("some objects", |world| world.moves().progress.objects >= 4);
+    copying::order(&mut world.cluster, pool(), DeviceOrder::RepairAbort).unwrap();
+    world.until("nothing is moved", |world| world.moves().state == "aborted");
+    let worker = world.worker(&model);
+    for device in [1, NEW] {
+        world.fail(device);
+        world.order(device, DeviceOrder::Replace).unwrap();
+        world.until("it is online", |world| world.cluster.state(device) == DeviceState::Online);
+    }
+    bring_back(&mut world, OLD);
+    let model = world.stop(&worker);
+    world.verify(&model, "in two versions");
+    copying::order(&mut world.cluster, pool(), DeviceOrder::RepairStart).unwrap();
+    world.until_moved();
+    check_end(world, seed, &model, &[OLD, 1, NEW], "moved");
+}
+
+/// Of each simulated disk, so that they and nothing else are what a copy waits for.
+const DISK_BYTES_PER_SECOND: u64 = 1 << 20;
+/// Bytes of data of one object in the measurement, of 4+2+1 with units of 16 KiB.
+const MEASURED_OBJECT: usize = 4 << 20;
+const OBJECTS_PER_DEVICE: usize = 2;
+
+/// Virtual time in which the units of one of `devices` are rebuilt in spare units of the others, and the bytes of them. The pool has as many objects for
+/// each device, so that each device holds about as much, whatever their number.
+fn rebuild(devices: usize) -> (Duration, u64) {
+    let shape = Shape {
+        servers: devices,
+        devices_per_server: 1,
+        layout: "4+2+1",
+        transport: Transport::Sim,
+        ..Shape::default()
+    };
+    let mut world = World::without_servers(900, shape, |file| {
+        file.profile.spare_repair_after_seconds = Some(0);
+        file.pool.unit_bytes = 16 << 10;
+    });
+    // They copy nothing: this does, and looks at the time.
+    (0..devices).for_each(|index| world.cluster.start_server(index).unwrap());
+    let mut model = Model::new();
+    for lo in 1..=wide(OBJECTS_PER_DEVICE * devices) {
+        model.insert(lo, bytes(lo, MEASURED_OBJECT));
+        world.put(lo, &model[&lo]);
+    }
+    world.fail(1);
+    world.order(1, DeviceOrder::RepairStart).unwrap();
+    world.cluster.turner.pass(Duration::from_secs(2));
+    world.cluster.disks.iter().for_each(|disk| disk.limit_rate(DISK_BYTES_PER_SECOND));
+    let copying = Copying::new(RepairProgress::default(), 0);
+    let (client, begun) = (world.client.clone(), world.cluster.turner.clock.now());
+    let end = world.run(async { client.restore_device(device_fid(1), &copying).await }).unwrap();
+    let took = world.cluster.turner.clock.now().since(begun);
+    assert!(end == CopyEnd::Whole && copying.progress().lost_count == 0);
+    (took, copying.progress().bytes)
+}
+
+/// Prints how fast units are rebuilt in pools of so many devices. Answer: how much faster than in the first one, for each.
+fn rebuild_speeds(pools: &[usize]) -> Vec<f64> {
+    let mut speeds: Vec<f64> = Vec::new();
+    for devices in pools {
+        let (took, bytes) = rebuild(*devices);
+        #[allow(clippy::cast_precision_loss)] // a figure for people
+        let speed = bytes as f64 / f64::from(1 << 20) / took.as_secs_f64();
+        speeds.push(speed);
+        println!(
+            "{devices} devices of 4+2+1, units of 16 KiB, simulated disks of 1 MiB/s: {bytes} bytes rebuilt in {:.2} s, {speed:.2} MiB/s, {:.2} times the first pool's; the ideal is {:.2}",
+            took.as_secs_f64(),
+            speed / speeds[0],
+            ratio(*devices - 1, pools[0] - 1)
+        );
+    }
+    speeds.iter().map(|speed| speed / speeds[0]).collect()
+}
+
+#[allow(clippy::cast_precision_loss)] // small numbers
+fn ratio(one: usize, other: usize) -> f64 {
+    one as f64 / other as f64
+}
+
+#[test]
+fn units_are_rebuilt_faster_in_a_larger_pool() {
+    let speeds = rebuild_speeds(&[8, 15]);
+    // Ideal is 2: every device that is left takes its part. With as few objects at a time as in the small pool it is 1.1.
+    assert!(speeds[1] > 1.4, "{speeds:?}");
+}
+
+#[test]
+#[ignore = "a measurement: ./dev bench spares"]
+fn speed_of_rebuilding_by_the_size_of_the_pool() {
+    rebuild_speeds(&[8, 15, 29, 57]);
 }

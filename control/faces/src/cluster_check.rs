@@ -14,8 +14,8 @@ use base::{Blame, Blamed, Endpoint, Fid, FidType, LayoutWidth, NetKind, Nid};
 use crate::cluster_file::{ClusterFile, DeviceSpan, PoolVersionSection, SecurityKind, Transport};
 use crate::cluster_tree::{PartKind, SERVICES, check_tree};
 use crate::limits::{
-    CLUSTER_FILE_BYTES_MAX, CONTROLS_MAX, DEVICE_RUNS_MAX, DEVICES_MAX, LOCALITIES_MAX, POOL_NAME_BYTES_MAX,
-    POOL_VERSIONS_MAX, REPAIR_RATE_MIN, SERVERS_MAX, store_bytes_for,
+    CLUSTER_FILE_BYTES_MAX, CONTROLS_MAX, DEVICE_RUNS_MAX, DEVICES_MAX, FAIL_AFTER_SECONDS_MIN,
+    LOCALITIES_MAX, POOL_NAME_BYTES_MAX, POOL_VERSIONS_MAX, REPAIR_RATE_MIN, SERVERS_MAX, store_bytes_for,
 };
 use crate::pools::{DeviceRun, FIRST_POOL_NAME};
 
@@ -247,6 +247,14 @@ pub enum ConfigProblem {
     RepairRate {
         /// As written.
         rate: u64,
+    },
+    /// Time would take the bytes of a device whose server is only started again.
+    #[error(
+        "a device that is away for {seconds} s may be one whose server is started again: at least {FAIL_AFTER_SECONDS_MIN}, or 0 for never"
+    )]
+    FailAfter {
+        /// As written.
+        seconds: u64,
     },
     /// A part that has to be in another, and is in none.
     #[error("{what} {fid} needs the {parent} that it is in: write in = \"FID\"")]
@@ -537,6 +545,11 @@ fn check_sections(file: &ClusterFile) -> Result<(), Fault> {
     if let Some(rate) = file.profile.repair_bytes_per_second.filter(|rate| *rate < REPAIR_RATE_MIN) {
         let place = Place::Key("profile.repair_bytes_per_second");
         return Err(fault(place, ConfigProblem::RepairRate { rate }));
+    }
+    let is_short = |seconds: &u64| (1..FAIL_AFTER_SECONDS_MIN).contains(seconds);
+    if let Some(seconds) = file.profile.fail_after_seconds.filter(is_short) {
+        let place = Place::Key("profile.fail_after_seconds");
+        return Err(fault(place, ConfigProblem::FailAfter { seconds }));
     }
     Ok(())
 }
@@ -853,6 +866,14 @@ mod tests {
             (
                 format!("{GOOD}\n[profile]\nrepair_bytes_per_second = 4095\n"),
                 "line 55, profile.repair_bytes_per_second: a repair of 4095 bytes in a second would take years: at least 4096, or leave it out for no limit",
+            ),
+            (
+                format!("{GOOD}\n[profile]\nfail_after_seconds = 59\n"),
+                "line 55, profile.fail_after_seconds: a device that is away for 59 s may be one whose server is started again: at least 60, or 0 for never",
+            ),
+            (
+                format!("{GOOD}\n[profile]\nfail_after_seconds = -1\n"),
+                "line 55, fail_after_seconds: invalid value: integer `-1`, expected u64",
             ),
             (
                 with("profile = \"0x7000000000000001:0\"", "profile = \"0x7100000000000001:0\""),

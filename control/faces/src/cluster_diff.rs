@@ -146,6 +146,9 @@ fn values(file: &ClusterFile) -> BTreeMap<Key, String> {
     if let Some(seconds) = profile.spare_repair_after_seconds {
         add(Section::Profile, none, "spare_repair_after_seconds", 0, seconds.to_string());
     }
+    if let Some(seconds) = profile.fail_after_seconds {
+        add(Section::Profile, none, "fail_after_seconds", 0, seconds.to_string());
+    }
     for server in servers {
         let fid = server.process;
         add(Section::Server, fid, PRESENCE, 0, format!("{} endpoints", server.endpoints.len()));

@@ -9,6 +9,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use base::units::BLOCK_BYTES;
 use base::{Endpoint, Fid, LayoutWidth, NetKind, Nid};
@@ -329,9 +330,18 @@ pub struct ProfileSection {
     /// So long a failed device waits for another disk before its units are rebuilt in spare units; 0: for ever. 600 if left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spare_repair_after_seconds: Option<u64>,
+    /// A device is made failed once it has been away (transient) for so long; never if 0 or left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fail_after_seconds: Option<u64>,
 }
 
 impl ProfileSection {
+    /// How long a device may be away before time makes it failed; `None`: for ever.
+    #[must_use]
+    pub fn absence_limit(&self) -> Option<Duration> {
+        self.fail_after_seconds.filter(|seconds| *seconds > 0).map(Duration::from_secs)
+    }
+
     fn is_default(&self) -> bool {
         *self == ProfileSection::default()
     }
@@ -718,6 +728,8 @@ struct RawProfile {
     repair_bytes_per_second: Option<Spanned<u64>>,
     #[serde(default)]
     spare_repair_after_seconds: Option<u64>,
+    #[serde(default)]
+    fail_after_seconds: Option<Spanned<u64>>,
 }
 
 #[derive(Deserialize)]
@@ -808,6 +820,7 @@ impl RawFile {
             profile: ProfileSection {
                 repair_bytes_per_second: self.profile.repair_bytes_per_second.map(Spanned::into_inner),
                 spare_repair_after_seconds: self.profile.spare_repair_after_seconds,
+                fail_after_seconds: self.profile.fail_after_seconds.map(Spanned::into_inner),
             },
             servers: self
                 .servers
@@ -904,6 +917,9 @@ impl<'text> Spans<'text> {
         }
         if let Some(rate) = &raw.profile.repair_bytes_per_second {
             add(Place::Key("profile.repair_bytes_per_second"), rate.span());
+        }
+        if let Some(seconds) = &raw.profile.fail_after_seconds {
+            add(Place::Key("profile.fail_after_seconds"), seconds.span());
         }
         for (index, server) in raw.servers.iter().enumerate() {
             add(Place::Server(index, "process"), server.process.span());

@@ -61,6 +61,12 @@ impl DeviceState {
         }
     }
 
+    /// True if nothing is missing of what the device has to hold: it has its bytes and answers, or spare units have them.
+    #[must_use]
+    pub const fn is_whole(self) -> bool {
+        matches!(self, DeviceState::Online | DeviceState::Repaired | DeviceState::Rebalance)
+    }
+
     /// Every state, the liveliest first.
     pub const BY_LIFE: [DeviceState; 8] = [
         DeviceState::Online,

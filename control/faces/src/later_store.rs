@@ -83,6 +83,7 @@ pub fn later_file_reason(file: &ClusterFile, text_bytes: usize) -> Option<LaterR
         ("pool.name", file.pool.name.is_some()),
         ("pool.devices", file.pool.devices.is_some()),
         ("profile.spare_repair_after_seconds", file.profile.spare_repair_after_seconds.is_some()),
+        ("profile.fail_after_seconds", file.profile.fail_after_seconds.is_some()),
     ];
     let key = keys.iter().find(|(_, is_there)| *is_there).map(|(key, _)| LaterReason::Key { key });
     later_store_reason(&file.initial_configuration()).or_else(|| too_many(&counts)).or(key)
@@ -120,6 +121,8 @@ mod tests {
         assert_eq!(told(&many, 1).as_deref(), Some("769 devices, where they take 768"));
         let wait = told(&|file| file.profile.spare_repair_after_seconds = Some(5), 1);
         assert_eq!(wait.as_deref(), Some("the key profile.spare_repair_after_seconds"));
+        let limit = told(&|file| file.profile.fail_after_seconds = Some(0), 1);
+        assert_eq!(limit.as_deref(), Some("the key profile.fail_after_seconds"));
         let mut configuration = example().initial_configuration();
         assert_eq!(later_store_reason(&configuration), None);
         configuration.spares.reads_from = 9;

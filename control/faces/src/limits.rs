@@ -240,6 +240,8 @@ pub const REPAIRS_PAGE: usize = 32;
 /// A failed device waits so long for another disk before its units are rebuilt in spare units by themselves, where the cluster file says nothing. Long enough for
 /// somebody who has a disk at hand: then everything is copied once, and not there and back. Short beside the days in which another device fails.
 pub const SPARE_REPAIR_AFTER_SECONDS: u64 = 600;
+/// Least time after which a cluster file may have devices made failed that are away: below it a server that is started again would lose its devices' bytes.
+pub const FAIL_AFTER_SECONDS_MIN: u64 = 60;
 /// Least rate of repairs that a cluster file may ask for, in bytes per second: below it a window of a large object takes days.
 pub const REPAIR_RATE_MIN: u64 = 4096;
 

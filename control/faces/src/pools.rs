@@ -254,6 +254,22 @@ impl Configuration {
         devices.find(|device| device.state == DeviceState::Online)
     }
 
+    /// How many devices of a pool version lack something of what they have to hold: with more than K of them some object may be out of reach.
+    #[must_use]
+    pub fn missing_in(&self, version: &PoolVersionConfig) -> usize {
+        let devices = version.device_indexes().filter_map(|index| self.target(index));
+        devices.filter(|device| !device.state.is_whole()).count()
+    }
+
+    /// The pool versions that lack something of more than K devices: no further loss may be made final there.
+    #[must_use]
+    pub fn versions_beyond_parity(&self) -> Vec<PoolVersionConfig> {
+        let is_beyond = |version: &PoolVersionConfig| {
+            self.missing_in(version) > usize::try_from(version.width.parity()).unwrap_or(usize::MAX)
+        };
+        self.pool_versions().filter(is_beyond).collect()
+    }
+
     /// A pool's name; empty for a pool that is not there.
     #[must_use]
     pub fn pool_name(&self, pool: Fid) -> &str {

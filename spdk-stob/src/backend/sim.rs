@@ -101,6 +101,8 @@ struct Platters {
     cable: u64,
     cables_from: u64,
     slow: u32,
+    /// Bytes of a second, one operation after the other, and when those that were submitted are through; no bound if `None`.
+    rate: Option<(u64, Instant)>,
     is_failed: bool,
     flushes_fail: bool,
     writes_left: Option<(u64, i32)>,
@@ -117,6 +119,23 @@ impl Platters {
         };
         let spread = u64::try_from(max.saturating_sub(min).as_nanos()).unwrap_or(u64::MAX);
         (min + Duration::from_nanos(self.random.u64(0..=spread))) * self.slow
+    }
+
+    /// When the bytes of an operation that is submitted now are through, at the rate that there is.
+    fn through(&mut self, op: &BlockOp) -> Instant {
+        let bytes = match op {
+            BlockOp::Flush | BlockOp::Discard { .. } => 0,
+            _ => op.extent().count * BLOCK_BYTES,
+        };
+        let now = self.now;
+        match &mut self.rate {
+            None => now,
+            Some((bytes_per_second, through)) => {
+                let time = Duration::from_nanos(bytes.saturating_mul(1_000_000_000) / *bytes_per_second);
+                *through = now.max(*through) + time;
+                *through
+            }
+        }
     }
 
     fn view(&self, block: u64) -> Option<&Block> {
@@ -305,6 +324,7 @@ impl SimDisk {
             cable: 0,
             cables_from: 0,
             slow: 1,
+            rate: None,
             is_failed: false,
             flushes_fail: false,
             writes_left: None,
@@ -367,6 +387,12 @@ impl SimDisk {
         self.0.borrow_mut().slow = factor;
     }
 
+    /// From now on it reads and writes so many bytes in a second, at least one, one operation after the other.
+    pub fn limit_rate(&self, bytes_per_second: u64) {
+        let mut platters = self.0.borrow_mut();
+        platters.rate = Some((bytes_per_second.max(1), platters.now));
+    }
+
     /// True if operations submitted now take longer than they did at first.
     #[must_use]
     pub fn is_slow(&self) -> bool {
@@ -427,7 +453,7 @@ impl Backend for SimBackend {
         if platters.queue.len() >= platters.faults.queue_depth {
             return Err(op);
         }
-        let due = platters.now + platters.duration(&op);
+        let due = (platters.now + platters.duration(&op)).max(platters.through(&op));
         platters.submitted += 1;
         let order = platters.submitted;
         let completed_writes = platters.completed_writes;
@@ -500,6 +526,30 @@ mod tests {
         let due = backend.next_deadline().unwrap();
         assert_eq!(backend.poll(due, &mut done), 1);
         done.pop().unwrap()
+    }
+
+    #[test]
+    fn a_disk_with_a_rate_takes_one_operation_after_the_other() {
+        let arena = Arena::new(ArenaConfig { capacity_bytes: 4 << 20 }).unwrap();
+        let disk = SimDisk::new(1, 64, SimFaults::default());
+        let mut backend = disk.backend();
+        disk.limit_rate(1 << 20);
+        let end = |disk: &SimDisk| disk.0.borrow().queue.last_key_value().map(|((due, _), _)| *due);
+        for block in 0..16 {
+            let parts = smallvec![buffer(&arena, 1)];
+            backend.try_submit(BlockOp::Write { start_block: block, parts }, block).unwrap();
+        }
+        // 64 KiB, and not the fraction of a millisecond that one operation takes.
+        assert_eq!(end(&disk), Some(Instant::ZERO + Duration::from_micros(62_500)));
+        let (mut done, half) = (Vec::new(), Instant::ZERO + Duration::from_micros(31_250));
+        assert_eq!(backend.poll(half, &mut done), 8);
+        // What comes when it has nothing to do begins then.
+        let later = Instant::ZERO + Duration::from_secs(1);
+        assert_eq!(backend.poll(later, &mut done), 8);
+        backend
+            .try_submit(BlockOp::Write { start_block: 0, parts: smallvec![buffer(&arena, 2)] }, 99)
+            .unwrap();
+        assert_eq!(end(&disk), Some(later + Duration::from_nanos(3_906_250)));
     }
 
     #[test]

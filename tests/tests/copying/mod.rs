@@ -5,10 +5,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use base::units::wide;
-use base::{ByteExtent, Fid, ObjectId};
+use base::{ByteExtent, Fid, FidType, ObjectId};
 use client::{Client, ClientConfig, ClientError, Object};
 use faces::Transport;
-use fops::conf::{DeviceCommand, DeviceCommandReply, DeviceOrder};
+use faces::cluster_file::{ClusterFile, DeviceSpan, PoolVersionSection};
+use fops::conf::{ConfApply, ConfApplyReply, DeviceCommand, DeviceCommandReply, DeviceOrder};
 use rpc::{Bulk, CallError};
 use runtime::SharedBuffer;
 use server::DiskSource;
@@ -63,6 +64,46 @@ pub fn start_server(cluster: &mut Cluster, index: usize, copier: usize) {
 pub fn order(cluster: &mut Cluster, fid: Fid, order: DeviceOrder) -> Result<DeviceCommandReply, CallError> {
     let command = DeviceCommand { device: fid, order };
     cluster.call(endpoint(Transport::Sim, 0), &command, Bulk::none()).map(|answer| answer.reply)
+}
+
+/// Puts a changed cluster file in force. `base`: number of the transaction in force, before and after.
+pub fn apply(
+    cluster: &mut Cluster,
+    base: &mut u64,
+    change: impl FnOnce(&mut ClusterFile),
+) -> Result<ConfApplyReply, CallError> {
+    let mut file = cluster.file.clone();
+    change(&mut file);
+    let before = std::mem::replace(&mut cluster.file, file);
+    let text = cluster.text();
+    let mut buffer = cluster.client.locality().arena().try_alloc(text.len()).unwrap();
+    buffer.copy_from_slice(text.as_bytes());
+    let ask = ConfApply { base: *base, unix_s: 0, note: "a test".to_owned() };
+    let bulk = Bulk::from_source(vec![buffer.freeze()]);
+    let answer = cluster.call(endpoint(Transport::Sim, 0), &ask, bulk).map(|answer| answer.reply);
+    match &answer {
+        Ok(reply) => *base = reply.transaction,
+        // What stands beside control is what is in force.
+        Err(_) => cluster.file = before,
+    }
+    answer
+}
+
+/// The pool of these tests' clusters.
+pub fn pool() -> Fid {
+    Fid::new(FidType::Pool, 1, 1)
+}
+
+/// A version of it with the first `devices` devices.
+pub fn pool_version(key: u64, layout: &str, devices: usize) -> PoolVersionSection {
+    PoolVersionSection {
+        pool: pool(),
+        fid: Fid::new(FidType::PoolVersion, 1, key),
+        name: None,
+        layout: layout.parse().unwrap(),
+        unit_bytes: wide(UNIT),
+        devices: vec![DeviceSpan { first: device_fid(0), last: device_fid(devices - 1) }],
+    }
 }
 
 pub fn parts(client: &Client, content: &[u8]) -> Vec<SharedBuffer> {
