@@ -27,6 +27,8 @@ use crate::whole_file;
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// How long one daemon may take to say what it knows: one that is away must not hold up the list.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// A member that the leader has not heard for so long is not led. Those that are answer every 150 ms.
+const SILENT_MIN_MS: u64 = 3000;
 
 /// `clovis control`
 pub fn run(args: &ControlArgs) -> Result<(), Failure> {
@@ -63,7 +65,9 @@ fn word(said: Option<&MembersReply>) -> &'static str {
         None => "no answer",
         Some(said) if said.own == 0 => "alone",
         Some(said) if said.leader == said.own => "leads",
-        Some(said) if said.members.iter().any(|one| one.number == said.own && one.is_voter) => "follows",
+        Some(said) if said.members.iter().any(|one| one.number == said.own && one.is_voter) => {
+            if said.leader == 0 { "hears no leader" } else { "follows" }
+        }
         Some(said) if said.members.iter().any(|one| one.number == said.own) => "is taken in",
         Some(_) => "not a member",
     }
@@ -75,14 +79,75 @@ fn lag(said: &MembersReply, all: &[SeenControl]) -> u64 {
     newest.unwrap_or(0).saturating_sub(said.applied)
 }
 
+/// When the one that leads heard another member last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    /// Milliseconds ago.
+    Ago(u64),
+    /// Not since the one that leads started.
+    Never,
+}
+
+impl Heard {
+    /// True if it is so long ago that something is wrong: a member that is led answers several times a second.
+    fn is_overdue(self) -> bool {
+        match self {
+            Heard::Ago(ms) => ms >= SILENT_MIN_MS,
+            Heard::Never => true,
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Heard::Ago(ms) => format!("{:.1} s ago", Duration::from_millis(ms).as_secs_f64()),
+            Heard::Never => "never".to_owned(),
+        }
+    }
+
+    /// In a sentence about the one that leads.
+    fn since(self) -> String {
+        match self {
+            Heard::Ago(ms) => format!("has not heard it for {} s", ms / 1000),
+            Heard::Never => "has not heard it since it started".to_owned(),
+        }
+    }
+}
+
+/// By the word of whoever leads; `None` for that one, for daemons that are no members by its word, and if nobody leads.
+fn heard(number: u64, all: &[SeenControl]) -> Option<Heard> {
+    let leading = all.iter().filter_map(|(_, said)| said.as_ref()).filter(|said| said.leader == said.own);
+    // Of two that believe that they lead, the one of the later term does.
+    let leader = leading.filter(|said| said.own != 0).max_by_key(|said| said.term)?;
+    let member = leader.members.iter().find(|one| one.number == number && number != leader.own)?;
+    Some(member.silent_ms.map_or(Heard::Never, Heard::Ago))
+}
+
 /// A line of `clovis status`.
 pub fn line((seat, said): &SeenControl, all: &[SeenControl]) -> String {
     let word = word(said.as_ref());
-    let where_it_is = said.as_ref().map_or_else(String::new, |said| match lag(said, all) {
-        0 => format!(", term {}", said.term),
-        behind => format!(", term {}, {behind} entries behind", said.term),
-    });
+    let behind = said.as_ref().map_or(0, |said| lag(said, all));
+    let mut where_it_is = said.as_ref().map_or_else(String::new, |said| format!(", term {}", said.term));
+    if behind > 0 {
+        where_it_is += &format!(", {behind} entries behind");
+    }
+    if let Some(heard) = heard(seat.number, all).filter(|heard| heard.is_overdue()) {
+        where_it_is += &format!("; the leader {}", heard.since());
+    }
     format!("{}  {word}{where_it_is}  {}", seat.name, seat.endpoint)
+}
+
+/// What is to be done about a daemon that runs and is left behind: it is not led, while another one leads.
+pub fn advice((seat, said): &SeenControl, all: &[SeenControl]) -> Option<String> {
+    let said = said.as_ref()?;
+    let heard = heard(seat.number, all).filter(|heard| heard.is_overdue())?;
+    Some(format!(
+        "{} runs and is {} entries behind, as the leader {}: see whether the two machines reach each other at the endpoints of the cluster file (`clovis doctor` on each), \
+         and whether {} runs with an old cluster file",
+        seat.name,
+        lag(said, all),
+        heard.since(),
+        seat.name
+    ))
 }
 
 /// The table of `member list`.
@@ -94,6 +159,7 @@ fn members_table(all: &[SeenControl]) -> String {
         ("term", Align::Right),
         ("entries", Align::Right),
         ("behind", Align::Right),
+        ("heard by the leader", Align::Right),
     ]);
     for (seat, said) in all {
         let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
@@ -104,6 +170,7 @@ fn members_table(all: &[SeenControl]) -> String {
             number(said.as_ref().map(|said| said.term)),
             number(said.as_ref().map(|said| said.applied)),
             number(said.as_ref().map(|said| lag(said, all))),
+            heard(seat.number, all).map_or_else(|| "-".to_owned(), Heard::text),
         ]);
     }
     table.render()
@@ -112,6 +179,10 @@ fn members_table(all: &[SeenControl]) -> String {
 /// The same for machines.
 pub fn members_json(all: &[SeenControl]) -> Value {
     let one = |(seat, said): &SeenControl| {
+        let heard_ms = match heard(seat.number, all) {
+            Some(Heard::Ago(ms)) => Some(ms),
+            Some(Heard::Never) | None => None,
+        };
         json!({
             "number": seat.number,
             "endpoint": seat.endpoint.to_string(),
@@ -121,6 +192,7 @@ pub fn members_json(all: &[SeenControl]) -> Value {
             "committed": said.as_ref().map(|said| said.committed),
             "applied": said.as_ref().map(|said| said.applied),
             "behind": said.as_ref().map(|said| lag(said, all)),
+            "heard_ms": heard_ms,
         })
     };
     Value::Array(all.iter().map(one).collect())
@@ -306,4 +378,109 @@ fn set_aside(path: &Path) -> Result<Option<PathBuf>, Failure> {
     let kept = path.with_file_name(format!("{name}.before-{}", unix_s()));
     fs::rename(path, &kept).map_err(Failure::while_doing(doing()))?;
     Ok(Some(kept))
+}
+
+#[cfg(test)]
+mod tests {
+    use fops::member::MemberStatus;
+
+    use super::*;
+
+    /// A daemon of a cluster file of four.
+    fn seen(number: u64, said: Option<MembersReply>) -> SeenControl {
+        let example = include_str!("../../control/faces/src/cluster_file_example.toml");
+        let section = |number| {
+            let at = endpoint(number);
+            format!(
+                "\n[[control.member]]\nnumber = {number}\nendpoint = \"{at}\"\nstore = \"control-{number}\"\n"
+            )
+        };
+        let further = format!("{}{}{}\n[pool]\n", section(2), section(3), section(4));
+        let text = example.replace("12345:34:0", "12345:35:1").replace("\n[pool]\n", &further);
+        let file = faces::ClusterFile::parse(&text).unwrap_or_else(|error| panic!("{error}"));
+        (ControlSeat::of(&file, number).unwrap_or_else(|failure| panic!("{failure:?}")), said)
+    }
+
+    fn endpoint(number: u64) -> base::Endpoint {
+        format!("127.0.0.1@tcp:12345:35:{number}").parse().unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// What daemon `own` says, which has the effect of `applied` entries and last heard each other one so many milliseconds ago.
+    fn said(own: u64, leader: u64, applied: u64, silent: &[(u64, Option<u64>)]) -> MembersReply {
+        let member = |(number, silent_ms): &(u64, Option<u64>)| MemberStatus {
+            number: *number,
+            endpoint: Some(endpoint(*number)),
+            is_voter: true,
+            silent_ms: *silent_ms,
+            last: None,
+        };
+        let members = silent.iter().map(member).collect();
+        MembersReply { own, term: 4, leader, committed: applied, applied, last: applied, members }
+    }
+
+    #[test]
+    fn one_that_runs_and_is_not_led_is_seen_with_how_far_behind_and_since_when() {
+        // The third went by the members of before, among whom nobody leads.
+        let all = [
+            seen(2, Some(said(2, 4, 54, &[(2, None), (3, None), (4, Some(90))]))),
+            seen(3, Some(said(3, 0, 7, &[(1, Some(1)), (2, Some(8)), (3, None)]))),
+            seen(4, Some(said(4, 4, 54, &[(2, Some(120)), (3, Some(42_900)), (4, None)]))),
+        ];
+        let lines: Vec<String> = all.iter().map(|one| line(one, &all)).collect();
+        assert_eq!(
+            lines,
+            [
+                "control-2  follows, term 4  127.0.0.1@tcp:12345:35:2",
+                "control-3  hears no leader, term 4, 47 entries behind; the leader has not heard it for 42 s  127.0.0.1@tcp:12345:35:3",
+                "control-4  leads, term 4  127.0.0.1@tcp:12345:35:4",
+            ]
+        );
+        let advised: Vec<String> = all.iter().filter_map(|one| advice(one, &all)).collect();
+        assert_eq!(advised.len(), 1, "{advised:?}");
+        assert!(
+            advised[0].starts_with("control-3 runs and is 47 entries behind, as the leader has not heard"),
+            "{advised:?}"
+        );
+        let table = members_table(&all);
+        let row = |number: u64| {
+            table.lines().find(|row| row.contains(&endpoint(number).to_string())).unwrap_or_default()
+        };
+        assert!(
+            row(3).contains("hears no leader") && row(3).contains("47") && row(3).ends_with("42.9 s ago"),
+            "{table}"
+        );
+        assert!(row(2).ends_with("0.1 s ago") && row(4).ends_with('-'), "{table}");
+        let json = members_json(&all);
+        assert_eq!((&json[1]["behind"], &json[1]["heard_ms"]), (&json!(47), &json!(42_900)));
+        assert_eq!(json[2]["heard_ms"], Value::Null);
+    }
+
+    #[test]
+    fn one_that_is_away_was_taken_out_or_is_led_is_nobody_to_give_advice_about() {
+        let leader = said(4, 4, 54, &[(2, Some(120)), (3, None), (4, None)]);
+        // The first was taken out and runs on; the third gives no answer, which is told elsewhere.
+        let all = [
+            seen(1, Some(said(1, 0, 30, &[(2, Some(5)), (4, Some(9_000))]))),
+            seen(2, Some(said(2, 4, 54, &[(2, None), (3, None), (4, Some(90))]))),
+            seen(3, None),
+            seen(4, Some(leader)),
+        ];
+        assert!(all.iter().all(|one| advice(one, &all).is_none()));
+        assert_eq!(
+            line(&all[0], &all),
+            "control  not a member, term 4, 24 entries behind  127.0.0.1@tcp:12345:35:1"
+        );
+        assert_eq!(
+            line(&all[2], &all),
+            "control-3  no answer; the leader has not heard it since it started  127.0.0.1@tcp:12345:35:3"
+        );
+        // Where nobody leads nobody is left behind.
+        let alike = [
+            seen(2, Some(said(2, 0, 54, &[(2, None), (3, Some(9_000))]))),
+            seen(3, Some(said(3, 0, 54, &[(2, None), (3, None)]))),
+        ];
+        assert!(
+            alike.iter().all(|one| advice(one, &alike).is_none() && heard(one.0.number, &alike).is_none())
+        );
+    }
 }

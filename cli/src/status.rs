@@ -303,6 +303,7 @@ impl<'a> Picture<'a> {
                 seat.name, seat.number
             ));
         }
+        advice.extend(self.controls.iter().filter_map(|one| controls::advice(one, self.controls)));
         for server in &self.file.servers {
             let (name, process) = (server_name(server.process), server.process);
             match self.process_state(process) {

@@ -36,6 +36,8 @@ pub enum Fault {
     NoTarget,
     /// The object was moved to another pool version while this was under way.
     Moved,
+    /// The credit that a copy asks for ended while the change was made: it may have come too late for whoever copies.
+    CreditEnded,
     /// The change was to be made under a hold whose lease ended; it was not sent.
     HoldLost,
 }
@@ -82,7 +84,7 @@ impl Fault {
             // A new request for the same purpose is harmless even if the last one ran: components are written with the same bytes,
             // record updates are conditional.
             Fault::Call(error) => match &**error {
-                CallError::Fop(refusal) => refusal.may_retry(),
+                CallError::Fop(refusal) => refusal.may_retry() || *refusal == FopError::ReplyGone,
                 CallError::TimedOut { .. } | CallError::PeerLost { .. } => true,
                 _ => false,
             },
@@ -105,6 +107,9 @@ impl fmt::Display for Fault {
             Fault::BadAnswer { reason } => write!(f, "the answer does not fit the request: {reason}"),
             Fault::NoTarget => f.write_str("the pool has no such target"),
             Fault::Moved => f.write_str("the object was moved to another pool version meanwhile"),
+            Fault::CreditEnded => f.write_str(
+                "the credit that it was written beside ended meanwhile: control did not hear this client",
+            ),
             Fault::HoldLost => f.write_str("the lease on the object ended: others may use it now"),
         }
     }

@@ -301,7 +301,12 @@ impl Object {
                 Err(error) => Err(error),
             };
             let Err(ClientError::Write { failures, .. }) = &written else { return written };
-            if !failures.0.iter().any(|failure| matches!(failure.fault, Fault::Moved)) {
+            let has = |wanted: fn(&Fault) -> bool| failures.0.iter().any(|failure| wanted(&failure.fault));
+            if has(|fault| matches!(fault, Fault::CreditEnded)) {
+                again = true;
+                continue;
+            }
+            if !has(|fault| matches!(fault, Fault::Moved)) {
                 return written;
             }
             // A move began after this write had, and is over: what was written went to bytes that count no more.
@@ -316,7 +321,7 @@ impl Object {
         }
     }
 
-    /// False: units stand elsewhere since it began, and it has to be written again. `again`: so it was.
+    /// False: units stand elsewhere since it began, or the credit beside which it was written was void before it ended; it has to be written again. `again`: so it was.
     async fn write_once(
         &self,
         extent: ByteExtent,
@@ -332,7 +337,7 @@ impl Object {
         let store = &self.0.store;
         let turn = self.0.writing.acquire(1).await;
         store.refresh().await;
-        let _beside_copies = self.writing_credit().await?;
+        let beside_copies = self.writing_credit().await?;
         self.look_beyond(extent).await?;
         let end = extent.end();
         if !extent.is_block_aligned() {
@@ -346,7 +351,7 @@ impl Object {
         let old = view.size_bytes;
         let new = if extent.count == 0 { old } else { old.max(end) };
         write_groups(&view, extent, &parts, Some((old, new)), (true, again)).await?;
-        if !view.is_current() {
+        if !view.is_current() || targets::is_void(beside_copies.as_ref()) {
             return Ok(false);
         }
         if let Some(progress) = progress {
@@ -362,6 +367,9 @@ impl Object {
         drop(turn);
         let done = self.grow(&view, new).await;
         drop(growing);
+        if targets::is_void(beside_copies.as_ref()) {
+            return Ok(false);
+        }
         done.map(|()| true)
     }
 
@@ -449,7 +457,7 @@ impl Object {
     ///
     /// Errors: as [`Object::write`]. A device writes new bytes beside old ones, so this does not keep a later write from [`NoSpace`](fops::FopError::NoSpace).
     pub async fn allocate(&self, extent: ByteExtent) -> Result<(), ClientError> {
-        let _turns = self.blocks_turns(extent).await?;
+        let (_writing, _growing, beside_copies) = self.blocks_turns(extent).await?;
         let mut view = self.view()?;
         let below = ByteExtent {
             start: extent.start.min(view.size_bytes),
@@ -466,7 +474,7 @@ impl Object {
             unwritten.push(ByteExtent { start: tail, count: extent.end() - tail });
         }
         for hole in unwritten {
-            self.write_zeros(hole).await?;
+            self.write_zeros(hole, beside_copies.as_ref()).await?;
         }
         Ok(())
     }
@@ -475,12 +483,13 @@ impl Object {
     ///
     /// Zeros are written: the blocks stay allocated. Errors: as [`Object::write`].
     pub async fn free(&self, extent: ByteExtent) -> Result<(), ClientError> {
-        let _turns = self.blocks_turns(extent).await?;
+        let (_writing, _growing, beside_copies) = self.blocks_turns(extent).await?;
         let end = extent.end().min(self.size().next_multiple_of(BLOCK_BYTES));
         if end <= extent.start {
             return Ok(());
         }
-        self.write_zeros(ByteExtent { start: extent.start, count: end - extent.start }).await
+        let extent = ByteExtent { start: extent.start, count: end - extent.start };
+        self.write_zeros(extent, beside_copies.as_ref()).await
     }
 
     /// What changes whole blocks of any place begins with: the turn to write and that to grow, the credit that a copy asks for, and the object as
@@ -498,8 +507,8 @@ impl Object {
         Ok((writing, growing, beside_copies))
     }
 
-    /// Writes zeros at whole blocks. The caller has the turn to write and that to grow.
-    async fn write_zeros(&self, extent: ByteExtent) -> Result<(), ClientError> {
+    /// Writes zeros at whole blocks. The caller has the turn to write and that to grow, and the credit that a copy asks for.
+    async fn write_zeros(&self, extent: ByteExtent, credit: Option<&Hold>) -> Result<(), ClientError> {
         let store = &self.0.store;
         let mut view = self.view()?;
         let piece = store.zeros(narrow(view.geometry.unit_bytes())).await;
@@ -514,14 +523,20 @@ impl Object {
         let old = view.size_bytes;
         // The end lies inside the last block as before, or moves behind the extent.
         let new = if extent.end() <= old.next_multiple_of(BLOCK_BYTES) { old } else { extent.end() };
-        write_groups(&view, extent, &parts, Some((old, new)), (true, false)).await?;
-        while !view.is_current() {
-            // Units stand elsewhere since it began.
-            let _beside_copies = self.writing_credit().await?;
+        let mut anew: Option<Option<Hold>> = None;
+        loop {
+            write_groups(&view, extent, &parts, Some((old, new)), (true, anew.is_some())).await?;
+            let credit = anew.as_ref().map_or(credit, Option::as_ref);
+            if view.is_current() && !targets::is_void(credit) {
+                let done = if new > old { self.grow(&view, new).await } else { Ok(()) };
+                if !targets::is_void(credit) {
+                    return done;
+                }
+            }
+            // Units stand elsewhere since it began, or may.
+            anew = Some(self.writing_credit().await?);
             view = self.view()?;
-            write_groups(&view, extent, &parts, Some((old, new)), (true, true)).await?;
         }
-        if new > old { self.grow(&view, new).await } else { Ok(()) }
     }
 
     /// Starts a replacement: a new generation of the object's bytes beside the old one. See [`Replacement`].

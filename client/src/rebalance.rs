@@ -4,6 +4,8 @@
 //! version; then one change of its record flips over, and the old ones are dropped. Holes stay holes. Clients that change an object in place
 //! hold it shared while its pool is being rebalanced, and read its record again ([`crate::store::Store::writing_credit`]); replacements
 //! write to the newest version anyway, and win over a move.
+//! A rebalance that is given up ends for clients when no credit is lent any more that was lent before that was in force: of later ones the mover sees it
+//! ([`is_over`]), so nobody moves an object whose writers do not hold it.
 //!
 //! **Invariant**: the generation of a move is the one above that of the bytes it moves, which nobody else makes. So whatever a mover that
 //! died left behind has a name: it is dropped before the next one begins, once every record holder in service agrees on what is in force
@@ -71,7 +73,7 @@ impl Client {
         let newest = store.configuration().newest_version(pool).ok_or(ClientError::NoPool { pool })?;
         let met = Cell::new(0);
         let check = || match store.configuration() {
-            now if !now.is_moving(pool) || now.newest_version(pool).as_ref() != Some(&newest) => {
+            now if now.move_number(pool).is_none() || now.newest_version(pool).as_ref() != Some(&newest) => {
                 Err(ClientError::NotMoving { pool })
             }
             _ => Ok(()),
@@ -128,6 +130,9 @@ impl Client {
         let wait = self.store().config.op_timeout;
         let holder = self.holding(id, LockMode::Exclusive, wait).await?;
         let store = holder.store();
+        if is_over(store, this.pool).await {
+            return Ok(Try::Stopped);
+        }
         let Some(record) = in_force(&holder, id).await? else { return Ok(Try::Moved) };
         if record.pool_version == this.newest.pool_version {
             drop_components(store, id, 0..record.generation).await;
@@ -164,6 +169,16 @@ impl Client {
         }
         ended
     }
+}
+
+/// True if the rebalance was given up before control lent the credit under which `store` works: what came with that shows which version was in force then.
+async fn is_over(store: &Store, pool: Fid) -> bool {
+    let lent_by = store.rpc.newest_seen_config_version();
+    if store.configuration().version < lent_by {
+        store.fetch().await;
+    }
+    let now = store.configuration();
+    now.version < lent_by || now.move_number(pool).is_none()
 }
 
 /// The record that every holder in service has; `None`: the object is gone.

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use base::checksum::crc32c;
 use base::units::{BLOCK_BYTES, narrow, wide};
 use base::{BlockExtent, FidType, Instant};
+use faces::rm::Hold;
 use fops::FopError;
 use fops::component::{ComponentRead, ComponentWrite};
 use fops::conf::DeviceEvidence;
@@ -209,14 +210,20 @@ async fn write_batch(
     deadline: Instant,
 ) -> Result<Option<u32>, (u32, (u64, u32), Fault)> {
     let mut wait = limits::RETRY_WAIT_MIN;
-    let mut credit = None;
+    let mut credit: Option<Hold> = None;
     loop {
         let fault = match write_once(store, name, &batch, deadline).await {
-            Ok(true) => return Ok(None),
-            Ok(false) => return Ok(Some(batch.target)),
+            Ok(done) => {
+                // As for a whole write: it may have come too late for whoever copies.
+                return match (is_void(credit.as_ref()), done) {
+                    (true, _) => Err((batch.target, first_of(&batch), Fault::CreditEnded)),
+                    (false, true) => Ok(None),
+                    (false, false) => Ok(Some(batch.target)),
+                };
+            }
             Err(fault) => fault,
         };
-        let first = batch.pieces.first().map_or((0, 0), |piece| (piece.tag.group, piece.tag.unit));
+        let first = first_of(&batch);
         if let Ok(device) = store.device(batch.target)
             && fault.is_device_error()
         {
@@ -242,6 +249,17 @@ async fn write_batch(
             }
         }
     }
+}
+
+/// True if the credit that a change was made beside ended before the change did: whoever copies may have read before it, and what was written is written where it
+/// may count no more. Control lends what is lost to others at once, as nothing fences a shared credit.
+pub(crate) fn is_void(beside_copies: Option<&Hold>) -> bool {
+    beside_copies.is_some_and(|hold| hold.check().is_err())
+}
+
+/// Group and unit of the first piece.
+fn first_of(batch: &Batch<WriteBody>) -> (u64, u32) {
+    batch.pieces.first().map_or((0, 0), |piece| (piece.tag.group, piece.tag.unit))
 }
 
 /// One try. False: the device left service before the request went out.

@@ -153,6 +153,7 @@ impl Inner {
     ) -> Result<ConfApplyReply, FopError> {
         let text = String::from_utf8(text).map_err(|error| bad(format!("the file is not text: {error}")))?;
         self.check_room(text.len())?;
+        self.check_members(&text)?;
         let reply = self.core.borrow_mut().handle_apply(&text, base, reason);
         let reply = reply.map_err(|refusal| match refusal {
             ApplyRefusal::File(error) => bad(error.to_string()),
@@ -175,6 +176,25 @@ impl Inner {
                  a new cluster may have a larger one, or `clovis control restore` puts a backup into one"
             ),
         })
+    }
+
+    /// The control daemons know from the file in force where to find each other: one that it does not name any more would be lost with the next change of the lead.
+    fn check_members(&self, text: &str) -> Result<(), FopError> {
+        let core = self.core.borrow();
+        // What is no cluster file is refused with what is wrong in it.
+        let Some(file) = core.transactions().and_then(|transactions| transactions.parse(text).ok()) else {
+            return Ok(());
+        };
+        let is_named = |member: &u64| file.control_members().any(|(number, _)| number == *member);
+        match self.store.log().members().iter().find(|member| !is_named(member)) {
+            None => Ok(()),
+            Some(member) => Err(FopError::NotPermitted {
+                reason: format!(
+                    "control daemon {member} is a member, and the file does not name it: nobody would know where it listens. Take it out first, with \
+                     `clovis control member remove {member}`"
+                ),
+            }),
+        }
     }
 
     /// For requesters who know of no pages.

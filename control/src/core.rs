@@ -424,7 +424,7 @@ impl ControlCore {
     }
 
     fn newest_of_moving(&self) -> Vec<(Fid, Option<PoolVersionConfig>)> {
-        let moving = self.configuration.pools.moving.iter();
+        let moving = self.configuration.pools.moving.iter().filter(|moving| !moving.is_ending());
         moving.map(|moving| (moving.pool, self.configuration.newest_version(moving.pool))).collect()
     }
 
@@ -1007,7 +1007,7 @@ impl ControlCore {
     ) -> Result<DeviceCommandReply, Refusal> {
         let newest = self.configuration.newest_version(pool).ok_or(Refusal::UnknownPool { pool })?;
         let (before, repairs_before) = (self.configuration.version, self.repairs.serial());
-        let is_moving = self.configuration.is_moving(pool);
+        let is_moving = self.configuration.move_number(pool).is_some();
         let wish = match order {
             DeviceOrder::RepairStart => RepairWish::Start,
             DeviceOrder::RepairPause => RepairWish::Pause,
@@ -1046,15 +1046,28 @@ impl ControlCore {
     /// What follows from what happened to a rebalance.
     fn note_moves(&mut self, now: Instant, pool: Fid, happening: Option<RepairHappening>) {
         let Some(happening) = happening else { return };
-        if matches!(happening, RepairHappening::Complete | RepairHappening::Aborted) {
-            self.configuration.pools.moving.retain(|moving| moving.pool != pool);
-            self.apply(now, true, &[]);
-            // A client that slept through it all has to look where objects lie before it changes one.
-            self.configuration.pool.changes_from = self.configuration.version;
+        match happening {
+            RepairHappening::Complete => self.end_moves(now, pool),
+            RepairHappening::Aborted => {
+                let mut moving = self.configuration.pools.moving.iter_mut();
+                if let Some(moving) = moving.find(|moving| moving.pool == pool) {
+                    moving.number |= Moving::ENDING;
+                }
+                self.apply(now, true, &[]);
+            }
+            _ => {}
         }
         let (state, version) = (DeviceState::Rebalance, self.configuration.version);
         let cause = happening.word_of_pool();
         self.changes.push(StateChange { subject: pool, at: now, cause, from: state, to: state, version });
+    }
+
+    /// Nobody is in the middle of moving an object of this pool: clients need not hold what they change any more.
+    pub fn end_moves(&mut self, now: Instant, pool: Fid) {
+        self.configuration.pools.moving.retain(|moving| moving.pool != pool);
+        self.apply(now, true, &[]);
+        // A client that slept through it all has to look where objects lie before it changes one.
+        self.configuration.pool.changes_from = self.configuration.version;
     }
 
     /// The server that moves a pool's objects speaks, or one that did.
@@ -1565,7 +1578,17 @@ mod tests {
         assert_eq!(order(&mut core, 4070, DeviceOrder::RepairStart).unwrap().replacement, 2);
         assert_eq!(turn(&mut core, 4080, 0, RepairWord::Asks).order, RepairOrder::Leave, "number 1 is over");
         let aborted = order(&mut core, 4090, DeviceOrder::RepairAbort).unwrap();
-        assert_eq!((aborted.state.as_str(), core.configuration().is_moving(pool)), ("aborted", false));
+        // For clients it is over only when nobody can be in the middle of a move.
+        let moving = |core: &ControlCore| {
+            (core.configuration().is_moving(pool), core.configuration().move_number(pool))
+        };
+        assert_eq!((aborted.state.as_str(), moving(&core)), ("aborted", (true, None)));
+        let word = RepairWord::Copies(so_far.clone());
+        assert_eq!(turn(&mut core, 4082, 0, word).order, RepairOrder::Leave);
+        let version = core.configuration().version;
+        core.end_moves(at(4083), pool);
+        assert_eq!((core.configuration().version, moving(&core)), (version + 1, (false, None)));
+        assert_eq!(core.configuration().pool.changes_from, version + 1);
         assert!(!order(&mut core, 4100, DeviceOrder::RepairAbort).unwrap().is_new);
     }
 

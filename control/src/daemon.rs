@@ -10,12 +10,12 @@
 //! Bound: [`EVENTS_KEPT`] events, numbered, durable with the version that holds them and only then shown. Thread: one locality. Start at [`Control::start`].
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
 use base::units::wide;
-use base::{Endpoint, Instant, Right};
+use base::{Endpoint, Fid, Instant, Right};
 use faces::lease::{LEASE_DEFAULT, LEASE_MAX, LEASE_MIN};
 use faces::limits::{
     CLUSTER_TEXT_PART_BYTES, CONTROL_SESSIONS_MAX, EVENTS_KEPT, EVENTS_PAGE, EVENTS_WAIT_MS_MAX,
@@ -32,6 +32,7 @@ use fops::conf::{
 use fops::load::{LoadGet, LoadGetReply, LoadReport, LoadReportReply};
 use fops::member::{BackupGet, BackupReply, MemberChange, MemberChangeReply, MembersGet, MembersReply};
 use fops::repair::{RepairGet, RepairGetReply, RepairStatus, RepairTurn, RepairTurnReply};
+use fops::rm::BorrowerId;
 use futures_util::future::Either;
 use rpc::{Fom, RpcConfig, RpcMachine};
 use runtime::sync::Notify;
@@ -204,6 +205,9 @@ pub(crate) struct Inner {
     loans_stored: Cell<u64>,
     /// Rings when a loan was returned or asked back, a borrower was lost, or the configuration changed.
     pub(crate) loans_rung: Notify,
+    /// Of each rebalance that was given up: the credits that were lent when that came into force, as far as they still are. Under one of them somebody may be
+    /// in the middle of moving an object.
+    ending_moves: RefCell<BTreeMap<Fid, BTreeSet<(BorrowerId, u64)>>>,
     /// Requests of borrowers that wait for it.
     pub(crate) rm_waits: Cell<usize>,
     /// Granted to servers and borrowers.
@@ -684,6 +688,7 @@ impl Office {
             watches_rung: Notify::new(),
             watch_waits: Cell::new(0),
             loans: RefCell::new(loans),
+            ending_moves: RefCell::default(),
             loans_stored: Cell::new(0),
             loans_rung: Notify::new(),
             rm_waits: Cell::new(0),
@@ -1073,6 +1078,33 @@ impl Inner {
         }
     }
 
+    /// Ends the rebalances that were given up once nobody can be in the middle of moving an object.
+    ///
+    /// What counts is that it was given up in a version that everybody can hear of: a credit that is lent after that comes with the word of it
+    /// (`client::rebalance`). After a restart those that are lent then stand for those of before.
+    fn end_moves(&self) {
+        let published = Rc::clone(&self.published.borrow());
+        let ending = published.pools.moving.iter().filter(|moving| moving.is_ending());
+        let ending: BTreeSet<Fid> = ending.map(|moving| moving.pool).collect();
+        let mut lent = self.ending_moves.borrow_mut();
+        lent.retain(|pool, _| ending.contains(pool));
+        if ending.is_empty() {
+            return;
+        }
+        let now: BTreeSet<(BorrowerId, u64)> = self.loans.borrow().exclusive_of_objects().collect();
+        for pool in ending {
+            let of_before = lent.entry(pool).or_insert_with(|| now.clone());
+            of_before.retain(|loan| now.contains(loan));
+            let mut core = self.core.borrow_mut();
+            // Somebody may have begun it again since.
+            let mut moving = core.configuration().pools.moving.iter();
+            let is_still_ending = moving.any(|moving| moving.pool == pool && moving.is_ending());
+            if of_before.is_empty() && is_still_ending {
+                core.end_moves(self.rpc.locality().now(), pool);
+            }
+        }
+    }
+
     /// The time that people know, in seconds since 1970; 0 if unknown.
     pub(crate) fn unix_s(&self, at: Instant) -> u64 {
         let (started_unix_s, started_at) = self.started;
@@ -1189,9 +1221,12 @@ fn stopped() -> FopError {
 
 /// Writes each new version to the store, then publishes it. Ends when the store fails.
 async fn write_changes(inner: Rc<Inner>) {
+    // Something may have been left to end.
+    inner.dirty.notify_one();
     loop {
         inner.dirty.notified().await;
         loop {
+            inner.end_moves();
             // Most changes are of loans and locks, and the configuration of a large cluster is long.
             let (next, transactions) = {
                 let core = inner.core.borrow();

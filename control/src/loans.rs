@@ -18,7 +18,7 @@ use faces::limits::{
 };
 use faces::rm::resource::check;
 use faces::rm::{Action, Asker, BadCredit, Event, Owner, RequestState, Resource, User};
-use fops::lock::OwnerId;
+use fops::lock::{LockMode, OwnerId};
 use fops::rm::{
     BorrowerId, BorrowerRecord, FidRange, LoanRecord, RmBorrow, RmBorrowReply, RmCredit, RmHolder,
     RmListReply, RmLoanEntry, RmResource, RmReturn,
@@ -474,6 +474,15 @@ impl LoanTable {
                 | Action::GiveBack { .. } => {}
             }
         }
+    }
+
+    /// Loans of whole objects, each to one borrower alone: who has it, and the number of its request. Those of lost borrowers too, until they are buried.
+    pub fn exclusive_of_objects(&self) -> impl Iterator<Item = (BorrowerId, u64)> + '_ {
+        let objects = self.owners.iter().filter(|(resource, _)| matches!(resource, RmResource::Object(_)));
+        let uses = objects.flat_map(|(_, owner)| owner.uses());
+        let is_alone = |credit: &RmCredit| matches!(credit, RmCredit::Whole { mode: LockMode::Exclusive });
+        let alone = uses.filter(move |(_, credit)| is_alone(credit));
+        alone.filter_map(|(asker, _)| Some((borrower_of(asker)?, asker.number)))
     }
 
     /// When [`LoanTable::handle_tick`] has work next.

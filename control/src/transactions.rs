@@ -137,7 +137,7 @@ impl Transactions {
         if reason.note.len() > NOTE_BYTES_MAX {
             return Err(ApplyRefusal::Note { bytes: reason.note.len() });
         }
-        let given = ClusterFile::parse_hidden(text, self.credential)?;
+        let given = self.parse(text)?;
         let changes = self.plan(&given)?;
         if changes.is_empty() {
             return Ok(0);
@@ -149,6 +149,11 @@ impl Transactions {
         self.push(text, version, changes.len(), reason);
         self.file = Rc::new(given);
         Ok(changes.len())
+    }
+
+    /// A text whose credential is hidden, as a file of this cluster.
+    pub fn parse(&self, text: &str) -> Result<ClusterFile, ConfigError> {
+        ClusterFile::parse_hidden(text, self.credential)
     }
 
     fn plan(&self, given: &ClusterFile) -> Result<Vec<Change>, ApplyRefusal> {

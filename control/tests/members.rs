@@ -484,6 +484,11 @@ fn members_come_and_go_while_changes_are_made() {
         // As a client that reads the new file knows them.
         world.rpc.set_group(endpoint(1), &[endpoint(2), endpoint(3), endpoint(4)]);
         let leader = world.elect();
+        // A member stays named.
+        world.members.pop();
+        let unnamed = world.run(world.client().apply(3, "without the fourth", LONG)).unwrap_err();
+        assert!(unnamed.to_string().contains("member remove 4"), "{unnamed}");
+        world.members.push(4);
         // The leader goes: it hands over and is no member any more.
         world.run(settle(&client, leader, false));
         assert_eq!(world.run(with_four.apply(3, "without the first leader", LONG)).unwrap(), 4);
@@ -538,6 +543,7 @@ fn one_that_was_away_while_members_came_and_went_is_led_by_whom_it_does_not_know
     for seed in 90..93 {
         only_a_stranger_can_lead(seed, |world, [first, second, third]| {
             let client = world.client();
+            let with_four = Client { members: vec![1, 2, 3, 4], ..client.clone() };
             world.start(third, None);
             // Two of three run: the stranger gets the vote, and the one that was away all that it missed.
             assert_eq!(world.elect(), 4, "seed {seed}");
@@ -558,7 +564,7 @@ fn one_that_was_away_while_members_came_and_went_is_led_by_whom_it_does_not_know
             world.kill(third, true);
             world.start(third, None);
             world.pass(Duration::from_secs(2));
-            assert_eq!(world.run(client.apply(4, "two", LONG)).unwrap(), 5);
+            assert_eq!(world.run(with_four.apply(4, "two", LONG)).unwrap(), 5);
             world.start(second, None);
             world.pass(Duration::from_secs(3));
             assert_eq!(told(world, second), told(world, 4), "seed {seed}");
@@ -566,7 +572,7 @@ fn one_that_was_away_while_members_came_and_went_is_led_by_whom_it_does_not_know
             world.start(first, None);
             world.pass(Duration::from_secs(5));
             assert_ne!(world.elect(), first, "seed {seed}");
-            assert_eq!(world.run(client.apply(5, "still three", LONG)).unwrap(), 6);
+            assert_eq!(world.run(with_four.apply(5, "still three", LONG)).unwrap(), 6);
         });
     }
 }

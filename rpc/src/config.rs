@@ -162,6 +162,9 @@ pub struct CallOptions {
     pub deadline: Instant,
     /// Gives up earlier if no connection to the peer can be had for this long: for callers that have somewhere else to go.
     pub unreachable_max: Option<Duration>,
+    /// Gives up earlier if there is no connection to the peer yet and none comes for this long. Apart from the one before, as a first connection may take its time (handshakes,
+    /// many who start at once): for callers who lose nothing by asking somebody else first.
+    pub connect_max: Option<Duration>,
     /// Among the items that leave for the same peer in the same turn.
     pub priority: Priority,
     /// How long the request may wait for others to share a packet with. Zero: it leaves in the turn in which it is made.
@@ -175,6 +178,7 @@ impl CallOptions {
         CallOptions {
             deadline,
             unreachable_max: None,
+            connect_max: None,
             priority: Priority::Normal,
             formation_wait: Duration::ZERO,
         }
@@ -184,6 +188,12 @@ impl CallOptions {
     #[must_use]
     pub fn unreachable_max(self, duration: Duration) -> CallOptions {
         CallOptions { unreachable_max: Some(duration), ..self }
+    }
+
+    /// As before, but gives up after `duration` if no connection comes.
+    #[must_use]
+    pub fn connect_max(self, duration: Duration) -> CallOptions {
+        CallOptions { connect_max: Some(duration), ..self }
     }
 
     /// As before, but ahead of or behind others.

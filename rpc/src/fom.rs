@@ -254,6 +254,21 @@ impl Fom {
         Ok(())
     }
 
+    /// True if the request may have run before a restart of this process: it is the first in its slot since then, and there was no record of it among those
+    /// that were read ([`RpcMachine::resume_sessions`]). A handler whose effect, and so its record, may stand where nobody can read it now answers
+    /// [`Fom::doubt`] before it looks at anything else: it cannot say that the request did not run.
+    #[must_use]
+    pub fn may_have_run(&self) -> bool {
+        self.0.ticket.is_some_and(|ticket| ticket.is_first)
+    }
+
+    /// The answer to a request of which nobody here knows whether it ran ([`Fom::may_have_run`]). It enters the phase `doubted`, and is not to run.
+    #[must_use]
+    pub fn doubt(&self) -> FopError {
+        self.phase(Phase::Doubted);
+        FopError::ReplyGone
+    }
+
     /// The request enters the phase `durable`: its change is on the device, with its slot's record.
     pub fn durable(&self) {
         self.phase(Phase::Durable);

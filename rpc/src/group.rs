@@ -19,7 +19,7 @@ use crate::config::{Answer, Bulk, CallOptions};
 use crate::error::CallError;
 use crate::machine::RpcMachine;
 
-/// Without a connection to a member for this long, the next one is asked.
+/// Without a connection to a member for this long, a first one too, the next one is asked.
 const UNREACHABLE_MAX: Duration = Duration::from_millis(500);
 /// How often a member that has not answered is pinged, and how long that may take.
 const PING_EVERY: Duration = Duration::from_secs(1);
@@ -111,7 +111,7 @@ impl RpcMachine {
     ) -> Result<Answer<F::Reply>, CallError> {
         let locality = self.locality().clone();
         let unreachable_max = options.unreachable_max.map_or(UNREACHABLE_MAX, |max| max.min(UNREACHABLE_MAX));
-        let options = options.unreachable_max(unreachable_max);
+        let options = options.unreachable_max(unreachable_max).connect_max(unreachable_max);
         let Bulk { source, mut sink } = bulk;
         let may_ask_another = sink.is_empty();
         let (mut asked, mut pause) = (0, PAUSE_MIN);

@@ -195,7 +195,7 @@ mod tests {
     fn ticket(slot: u16, xid: u64) -> Ticket {
         let endpoint = Endpoint { nid: Nid::LOOPBACK, pid: 1, portal: 34, tmid: 1 };
         let peer = PeerId { endpoint, epoch: 1 };
-        Ticket { peer, session: SessionId(3), nonce: Xid(1), slot, xid: Xid(xid) }
+        Ticket { peer, session: SessionId(3), nonce: Xid(1), slot, xid: Xid(xid), is_first: false }
     }
 
     fn at(ms: u64) -> Instant {

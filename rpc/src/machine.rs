@@ -747,6 +747,10 @@ impl RpcMachine {
 
     // ---- the asking side
 
+    fn is_connected(&self, to: Endpoint) -> bool {
+        self.with_transfer_machine(|tm| tm.rails(to).iter().any(|(_, is_up, ..)| *is_up))
+    }
+
     fn next_request_id(&self) -> u64 {
         let id = self.0.request_ids.get();
         self.0.request_ids.set(id.wrapping_add(1));
@@ -862,9 +866,12 @@ impl RpcMachine {
         options: CallOptions,
     ) -> CallWait {
         let now = self.0.locality.now();
-        let CallOptions { deadline, unreachable_max, priority, formation_wait } = options;
+        let CallOptions { deadline, unreachable_max, connect_max, priority, formation_wait } = options;
         let spec = CallSpec { to, repeat, deadline, unreachable_max };
         let (id, waits) = self.0.requester.borrow_mut().submit(now, spec);
+        if let Some(max) = connect_max.filter(|_| waits && !self.is_connected(to)) {
+            self.0.requester.borrow_mut().await_connection(now, id, max);
+        }
         let message = Message::Fresh(item);
         let record = CallRecord {
             peer: to,

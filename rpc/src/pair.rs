@@ -686,6 +686,8 @@ fn a_broken_connection_is_mended_at_once_and_the_session_goes_on() {
     assert_eq!((pair.results[&1], pair.runs[&1]), (Ok(1), 1));
     assert!(pair.now < Instant::ZERO + millis(200), "{:?}: no resend interval was waited for", pair.now);
     assert_eq!(pair.server.stats().0.sessions_opened, 1);
+    let stats = pair.client.stats();
+    assert_eq!((stats.resends, stats.repeated), (1, 0), "in its session it runs once");
 }
 
 #[test]
@@ -702,6 +704,12 @@ fn after_a_restart_what_may_repeat_repeats_and_the_rest_is_told() {
     pair.restart();
     pair.drive();
     assert_eq!((pair.results[&1], pair.runs[&1]), (Ok(1), 2));
+    let stats = pair.client.stats();
+    assert_eq!(
+        (stats.resends, stats.repeated),
+        (1, 1),
+        "the first one, and who asks can tell that it may have run twice"
+    );
     let failure = pair.results[&2].unwrap_err();
     assert_eq!((failure.kind, failure.may_have_executed), (FailureKind::SessionLost, true));
     assert_eq!(pair.runs[&2], 1, "it ran before the crash and not again");

@@ -253,10 +253,11 @@ impl<B: Clone + AsRef<[u8]>> ReplyCache<B> {
         Ok(verdict)
     }
 
-    /// Makes the entry of a request that [`ReplyCache::decide`] let pass, before it runs.
+    /// Makes the entry of a request that [`ReplyCache::decide`] let pass, before it runs. True if it is the first in its slot since the server
+    /// restarted: that it did not run before is only as certain as the records are complete.
     #[inline(never)] // as `decide`
-    pub fn begin(&mut self, session: SessionId, slot: u16, xid: Xid) {
-        self.set(session, slot, xid, SlotState::Running);
+    pub fn begin(&mut self, session: SessionId, slot: u16, xid: Xid) -> bool {
+        matches!(self.set(session, slot, xid, SlotState::Running), Some(SlotState::Resumed { .. }))
     }
 
     /// A request that may be repeated runs once more, because what its reply told of may not have arrived. Unlike [`ReplyCache::begin`] it does
@@ -352,14 +353,13 @@ impl<B: Clone + AsRef<[u8]>> ReplyCache<B> {
         self.tidy();
     }
 
-    fn set(&mut self, session: SessionId, slot: u16, xid: Xid, state: SlotState<B>) {
-        let Some(entry) = self.slots.get_mut(&session).and_then(|slots| slots.get_mut(usize::from(slot)))
-        else {
-            return;
-        };
+    /// What the slot was before.
+    fn set(&mut self, session: SessionId, slot: u16, xid: Xid, state: SlotState<B>) -> Option<SlotState<B>> {
+        let entry = self.slots.get_mut(&session)?.get_mut(usize::from(slot))?;
         entry.last_xid = xid;
         let before = std::mem::replace(&mut entry.state, state);
         self.forget(&before);
+        Some(before)
     }
 
     /// Takes a state that is no longer in a slot out of the sums.
@@ -508,11 +508,12 @@ mod tests {
         assert_eq!(c.decide(at(0), s, 1, Xid(3)), Ok(Verdict::ReplyGone));
         assert_eq!(c.decide(at(0), s, 0, Xid(12)), Ok(Verdict::Execute), "8 to 11 changed nothing");
         assert_eq!(c.decide(at(0), s, 2, Xid(40)), Ok(Verdict::Execute), "nothing in it changed anything");
-        c.begin(s, 0, Xid(12));
+        assert!(c.begin(s, 0, Xid(12)), "the first since the restart");
         assert_eq!(c.decide(at(0), s, 0, Xid(7)), Ok(Verdict::Stale));
         assert!(matches!(c.decide(at(0), s, 0, Xid(13)), Err(PeerMisbehaved::SlotBusy { .. })));
         c.finish(at(0), s, 0, Xid(12), vec![1]);
         assert!(matches!(c.decide(at(0), s, 0, Xid(14)), Err(PeerMisbehaved::SkippedXid { .. })));
+        assert!(c.begin(s, 2, Xid(40)) && !c.begin(s, 2, Xid(41)), "whatever the slot's record says");
         assert_eq!(c.close(s)[0], ResumedSlot { slot: 0, xid: Xid(12), result: None });
         c.sweep(at(0));
     }

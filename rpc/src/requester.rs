@@ -9,7 +9,8 @@
 //! and numbers go on, and every request in flight is sent again, as its server can tell what ran. Another id without that word
 //! means that it cannot (it gave the session up, or keeps nothing): calls that may be repeated go into the new session,
 //! calls that may run at most once and were sent end with `may_have_executed`. Nobody asks for a session back of which nothing
-//! was heard for half its lifetime: so a server that has no record of it knows that nothing ran.
+//! was heard for half its lifetime: so a server that has no record of it knows that nothing ran; where a record may have gone with its device, it says that
+//! ([`crate::Fom::doubt`]), and the call ends with `ReplyGone`.
 //!
 //! A server that holds a request back on purpose says for how long ([`Requester::handle_held`]): it is sent again only after that, and a resend
 //! interval later, so that an answer at the last moment comes first. A lost connection ends the wait.
@@ -197,8 +198,10 @@ pub enum ReplyFor {
 pub struct RequesterStats {
     /// Calls made.
     pub calls: u64,
-    /// Requests sent again.
+    /// Requests sent again, in their session or in another.
     pub resends: u64,
+    /// Those of them that had been sent in another session before: such a request may have run in both.
+    pub repeated: u64,
     /// Words of servers that a request is held.
     pub held: u64,
     /// Replies that nobody waited for.
@@ -619,6 +622,16 @@ impl Requester {
         self.advance(now, up.endpoint);
     }
 
+    /// There is no connection to the peer of this call: the call ends if none comes for `max`, or earlier by its own measure.
+    pub fn await_connection(&mut self, now: Instant, id: CallId, max: Duration) {
+        let Some(call) = self.calls.get_mut(&id) else { return };
+        call.unreachable_at = call.unreachable_at.min(now + max);
+        if let Some(peer) = self.peers.get_mut(&call.spec.to) {
+            peer.out_of_reach_since.get_or_insert(now);
+        }
+        self.arm(id);
+    }
+
     /// The connection to the peer is gone, or could not be made.
     pub fn on_peer_lost(&mut self, now: Instant, lost: Endpoint) {
         let Some(peer) = self.peers.get_mut(&lost) else { return };
@@ -751,6 +764,11 @@ impl Requester {
         {
             let Some(call) = self.calls.get_mut(&id) else { continue };
             let Some(transmit) = session.take_slot(now, id, call, &self.limits) else { break };
+            if call.sent_before {
+                call.resends = call.resends.saturating_add(1);
+                self.stats.resends += 1;
+                self.stats.repeated += 1;
+            }
             self.transmits.push_back(transmit);
             let at = next_time(call);
             set_timer(&mut self.due, &mut self.calls, id, at);

@@ -9,7 +9,8 @@
 //! session; a client that comes back with [`Responder::handle_resume`] goes on where it was. Parked sessions wait for a session's
 //! lifetime; then, or when their client has begun another, they come out of [`Responder::poll_forgotten`], and their records may go.
 //! **Invariant**: while a session is not forgotten, its records stay: a session with records is never evicted.
-//! A client resumes only within half a lifetime of the last word it heard, so that no session means: nothing ran in it.
+//! A client resumes only within half a lifetime of the last word it heard, so that no session means: nothing ran in it. A record may be out of reach,
+//! with the device that it stands on: so the first request of each slot says that it is ([`Ticket::is_first`]), and whoever runs it looks.
 //!
 //! Thread: the owning locality. Start at [`Responder::handle_request`].
 
@@ -52,6 +53,8 @@ pub struct Ticket {
     pub slot: u16,
     /// Number in the slot.
     pub xid: Xid,
+    /// The first in its slot since its server restarted: where the record of it may be lost, it may have run before.
+    pub is_first: bool,
 }
 
 impl Ticket {
@@ -376,8 +379,15 @@ impl<B: Clone + AsRef<[u8]>> Responder<B> {
             }
             Verdict::Execute => {
                 session.running_count += 1;
-                self.cache.begin(id, slot, xid); // before it runs: its twin finds it
-                Decision::Execute(Ticket { peer: from, session: id, nonce: session.nonce, slot, xid })
+                let is_first = self.cache.begin(id, slot, xid); // before it runs: its twin finds it
+                Decision::Execute(Ticket {
+                    peer: from,
+                    session: id,
+                    nonce: session.nonce,
+                    slot,
+                    xid,
+                    is_first,
+                })
             }
             Verdict::Resend(reply) => Decision::Resend(reply),
             Verdict::Replay(body) => Decision::Replay(body),
@@ -395,7 +405,7 @@ impl<B: Clone + AsRef<[u8]>> Responder<B> {
         session.running_count += 1;
         self.cache.begin_again(id, slot, xid);
         self.stats.repeated += 1;
-        Some(Ticket { peer: from, session: id, nonce: session.nonce, slot, xid })
+        Some(Ticket { peer: from, session: id, nonce: session.nonce, slot, xid, is_first: false })
     }
 
     /// The client no longer wants a request. One that never came is marked, so that it never runs; one that runs goes on,
@@ -676,9 +686,16 @@ mod tests {
         let mut ask = |slot, xid| r.handle_request(at(1), a, &request(id, slot, xid), true).unwrap();
         assert_eq!(ask(1, 9), Decision::Replay([9].into()), "it ran before the restart");
         assert_eq!(ask(2, 3), Decision::Ignore, "answered long ago");
-        assert!(matches!(ask(1, 10), Decision::Execute(_)));
-        assert!(matches!(ask(2, 8), Decision::Execute(_)), "5 to 7 changed nothing");
-        assert!(matches!(ask(0, 77), Decision::Execute(_)));
+        // None of them has a record. Where one may be lost, they may have run.
+        assert!(matches!(ask(1, 10), Decision::Execute(Ticket { is_first: true, .. })));
+        assert!(
+            matches!(ask(2, 8), Decision::Execute(Ticket { is_first: true, .. })),
+            "5 to 7 changed nothing"
+        );
+        let Decision::Execute(ticket @ Ticket { is_first: true, .. }) = ask(0, 77) else { panic!() };
+        r.finish(at(1), ticket, vec![1]);
+        let next = r.handle_request(at(1), a, &request(id, 0, 78), true).unwrap();
+        assert!(matches!(next, Decision::Execute(Ticket { is_first: false, .. })), "sent after the restart");
         assert_eq!(r.handle_resume(at(2), a, Xid(3)), EstablishDecision::Resumed(id), "our answer was lost");
         assert_eq!((r.parked_count(), r.stats().0.sessions_resumed), (0, 1));
     }

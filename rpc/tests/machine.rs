@@ -948,6 +948,39 @@ fn a_call_without_memory_ends_at_its_deadline() {
 }
 
 #[test]
+fn who_starts_while_the_first_of_a_group_has_no_power_asks_the_next_one_soon() {
+    let mut world = World::sim(5, SimFaults::NONE);
+    let client = world.start(1, RpcConfig::default());
+    world.start(2, RpcConfig::default());
+    let (first, second) = (world.endpoint(0), world.endpoint(2));
+    // A machine without power says nothing, not even that nobody listens.
+    let Fabric::Sim(net) = &world.fabric else { unreachable!("it is simulated") };
+    net.crash(first);
+    client.set_group(first, &[second]);
+    let begun = world.now;
+    let answer = world.call(1, 0, ping(b"who leads?"), Bulk::none(), world.options(30)).unwrap();
+    assert_eq!(answer.0.payload, b"who leads?");
+    let took = world.now.since(begun);
+    assert!(took <= Duration::from_millis(600), "{took:?}");
+    assert_eq!((client.leader_of(first), client.moved_in_group(first)), (second, 1));
+    // What may run only once goes on too: it was not sent to the first. From now on nobody waits for that one.
+    let begun = world.now;
+    world.call(1, 0, open(1), Bulk::none(), world.options(30)).unwrap();
+    assert!(world.now.since(begun) < Duration::from_millis(100));
+    client.set_group(first, &[second]);
+    let begun = world.now;
+    world.call(1, 0, open(2), Bulk::none(), world.options(30)).unwrap();
+    assert!(world.now.since(begun) <= Duration::from_millis(600), "{:?}", world.now.since(begun));
+    assert_eq!(world.served(2).runs.borrow().values().copied().max(), Some(1));
+    // Where there is nobody else to ask, a call is patient.
+    client.set_group(first, &[]);
+    let begun = world.now;
+    let error = world.call(1, 0, ping(b"?"), Bulk::none(), world.options(3)).unwrap_err();
+    assert!(matches!(error, CallError::TimedOut { may_have_executed: false, .. }), "{error:?}");
+    assert!(world.now.since(begun) >= Duration::from_secs(3));
+}
+
+#[test]
 fn a_dead_server_is_named_with_what_was_tried() {
     let mut world = World::lo();
     world.start(0, RpcConfig::default());

@@ -97,7 +97,8 @@ async fn follow(shared: Rc<Shared>) {
             let ours = devices.filter(|found| {
                 found.state == DeviceState::Repair && state.is_ours(&configuration, found.device)
             });
-            let moves = configuration.pools.moving.iter().filter(|moving| {
+            let moves = configuration.pools.moving.iter().filter(|moving| !moving.is_ending());
+            let moves = moves.filter(|moving| {
                 let mover = configuration.mover(moving.pool);
                 mover.is_some_and(|mover| state.is_ours(&configuration, mover.device))
             });

@@ -12,7 +12,9 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use base::{Endpoint, Fid, Instant, Nid};
-use faces::{About, ConfClient, Configuration, Copier, DeviceConfig, Heartbeat, LoadReporter, Registrant};
+use faces::{
+    About, ConfClient, Configuration, Copier, DeviceConfig, DeviceState, Heartbeat, LoadReporter, Registrant,
+};
 use fops::FopError;
 use fops::admin::{DeviceFault, DeviceFaultReply, Ping, PingReply, Shutdown, ShutdownReply};
 use fops::lock::Ticketed;
@@ -318,7 +320,13 @@ async fn open_devices(
         };
         match opened {
             Ok(domain) => {
-                devices.insert(fid, Rc::new(Device::new(fid, domain, size_blocks)));
+                // One that is out, or does not have everything, may be another disk than the last server's.
+                let is_whole = |found: &DeviceConfig| {
+                    !is_out_of_service(found.state)
+                        && !matches!(found.state, DeviceState::Repair | DeviceState::Rebalance)
+                };
+                let has_slots = configuration.device(fid).is_some_and(is_whole);
+                devices.insert(fid, Rc::new(Device::new(fid, domain, size_blocks, has_slots)));
             }
             Err(error @ StobError::Device(_)) => unopened.push((fid, error)),
             // Nobody uses it: a blank disk in its place, or a broken one, keeps nobody else from serving.
@@ -394,7 +402,7 @@ where
 {
     serve(rpc, slot, move |state, fom, request: F| handler(state, (fom, Writer::FREE), request));
     serve(rpc, slot, move |state: Rc<State>, fom, request: Ticketed<F>| async move {
-        let writer = state.admit_ticket(request.ticket)?;
+        let writer = state.admit_ticket(&fom, request.ticket)?;
         handler(state, (fom, writer), request.change).await
     });
 }

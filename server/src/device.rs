@@ -33,6 +33,9 @@ pub(crate) struct Device {
     pub(crate) size_blocks: u64,
     /// Number of the replacement that it was formatted for; 0 for a first disk.
     pub(crate) replacement: u32,
+    /// The records of slots that were read when this server started are all that there were for this device. Not so of a disk that came since, or
+    /// shortly before: the one before it took its records with it.
+    pub(crate) has_slots: bool,
     /// Held from reading a record to its commit.
     pub(crate) records: LongLocks<Fid>,
     /// Accesses that failed since the start.
@@ -44,7 +47,7 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    pub(crate) fn new(fid: Fid, domain: Domain, size_blocks: u64) -> Device {
+    pub(crate) fn new(fid: Fid, domain: Domain, size_blocks: u64, has_slots: bool) -> Device {
         let replacement = domain
             .tree_get(ABOUT, REPLACEMENT_KEY)
             .and_then(|value| value.try_into().ok())
@@ -54,6 +57,7 @@ impl Device {
             domain,
             size_blocks,
             replacement,
+            has_slots,
             records: LongLocks::default(),
             errors: Cell::new(0),
             lost: Cell::new(false),

@@ -1,6 +1,7 @@
 //! Where the slots of sessions are durable: a tree on each device, beside the effects that their requests had there.
 //!
-//! A slot's last number over all devices is the highest of its records. Records go when rpc says that nobody can ask for them any
+//! A slot's last number over all devices is the highest of its records. Those of a device that does not open, or whose disk was replaced, are not among
+//! them: a change for it that may be one of those does not run (`State::admit`). Records go when rpc says that nobody can ask for them any
 //! more; until then they are never taken away. Left over: a record whose deletion failed is read at the next start, parked, and
 //! forgotten again after a session's lifetime. Thread: one locality. Start at [`read_all`].
 

@@ -3,7 +3,8 @@
 //! **Invariant**: a request passes [`State::admit`] before it reads, and [`State::check_serving`] again before it changes
 //! anything, so a server whose lease ended changes nothing. **Invariant**: a detached device is neither read nor changed (docs/ha.md#taking-a-device-out). **Invariant**: a change with a ticket passes [`State::admit_ticket`] first and
 //! [`Writer::begin`] where the lease is checked again, so one that is fenced meanwhile changes nothing (docs/locks.md). The rule for old and new configuration versions is that of
-//! docs/ha.md#configuration-versions-and-old-requests. Thread: one locality. Start at [`State::admit`].
+//! docs/ha.md#configuration-versions-and-old-requests. **Invariant**: a change that may have run on a device before a restart, and whose record went with that
+//! device, is told so and does not run (docs/wire.md#over-a-restart-of-the-server). Thread: one locality. Start at [`State::admit`].
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -26,7 +27,7 @@ use crate::bug::Bug;
 use crate::device::Device;
 use crate::slots::SlotChange;
 
-/// How long a report of a lost device is tried; after that the heartbeat carries it.
+/// How long a report of a lost device is tried; after that the heartbeat carries it, or for one that is not open another report, as much later.
 const REPORT_TIME: Duration = Duration::from_secs(2);
 
 /// The ticket of a change, let in by the fences; `None`: the requester holds no lock, and fences do not concern it.
@@ -69,6 +70,9 @@ pub(crate) struct State {
 impl State {
     /// May this request run on `device`? The device, if so.
     pub(crate) async fn admit(&self, fom: &Fom, device: Fid, access: Access) -> Result<Rc<Device>, FopError> {
+        if access == Access::Change && fom.may_have_run() && self.lacks_slots(device) {
+            return Err(fom.doubt());
+        }
         fom.phase(Phase::Admit);
         self.check_serving()?;
         if fom.config_version() > self.conf.version() {
@@ -99,6 +103,15 @@ impl State {
             return Err(FopError::WrongServer { device });
         }
         Err(FopError::NotServing { reason: format!("the disk of device {device} is not open here") })
+    }
+
+    /// True of a device of this locality whose records of slots nobody has read: it did not open, or has another disk. What it was asked before the restart
+    /// may have run there.
+    fn lacks_slots(&self, device: Fid) -> bool {
+        match self.devices.borrow().get(&device) {
+            Some(found) => !found.has_slots,
+            None => self.conf.current().is_some_and(|configuration| self.is_ours(&configuration, device)),
+        }
     }
 
     /// True if a configuration gives the device to this locality.
@@ -134,13 +147,18 @@ impl State {
         }
     }
 
-    /// Lets a change with a ticket in. Errors: not serving, fenced.
-    pub(crate) fn admit_ticket(&self, ticket: Ticket) -> Result<Writer, FopError> {
-        self.check_serving()?;
-        match self.heartbeat.borrow().as_ref() {
+    /// Lets a change with a ticket in. Errors: not serving, fenced; or in doubt, where neither may be said of one that may have run.
+    pub(crate) fn admit_ticket(&self, fom: &Fom, ticket: Ticket) -> Result<Writer, FopError> {
+        let entered = self.check_serving().and_then(|()| match self.heartbeat.borrow().as_ref() {
             Some(heartbeat) => heartbeat.fences().enter(ticket).map(|pass| Writer(Some(pass))),
             None => Err(FopError::NotServing { reason: "the server is not registered yet".to_owned() }),
-        }
+        });
+        let lacks_some = || {
+            let configuration = self.conf.current();
+            let devices = configuration.iter().flat_map(|found| &found.pool.devices);
+            devices.into_iter().any(|found| self.lacks_slots(found.device))
+        };
+        entered.map_err(|error| if fom.may_have_run() && lacks_some() { fom.doubt() } else { error })
     }
 
     /// Makes a request's effect durable, if the lease still holds and `writer` is not fenced. `reply`: what is answered once it is; it goes into the slot's
@@ -229,6 +247,14 @@ impl State {
         Err(FopError::Device { device: device.fid, reason })
     }
 
+    /// True if a device is not open here and the configuration does not know: writes wait for it.
+    fn is_missed(&self, device: Fid) -> bool {
+        let configuration = self.conf.current();
+        let found = configuration.as_ref().and_then(|configuration| configuration.device(device));
+        found.is_some_and(|found| !is_out_of_service(found.state))
+            && !self.devices.borrow().contains_key(&device)
+    }
+
     /// The configuration in force here.
     pub(crate) fn configuration(&self) -> Option<Rc<Configuration>> {
         self.conf.current()
@@ -246,7 +272,7 @@ impl State {
         if let Some(report) = self.reports.borrow_mut().remove(&fid) {
             report.cancel();
         }
-        self.devices.borrow_mut().insert(fid, Rc::new(Device::new(fid, domain, size_blocks)));
+        self.devices.borrow_mut().insert(fid, Rc::new(Device::new(fid, domain, size_blocks, false)));
         if let Some(heartbeat) = self.heartbeat.borrow().as_ref() {
             heartbeat.register_again(self.registered());
         }
@@ -291,18 +317,27 @@ pub(crate) enum Access {
 }
 
 async fn report(state: Weak<State>, device: Fid) {
-    let Some(state) = state.upgrade() else { return };
-    let deadline = state.rpc.locality().now() + REPORT_TIME;
-    match state.conf.report_device(device, DeviceEvidence::IoError, deadline).await {
-        Ok(version) => {
+    loop {
+        let Some(alive) = state.upgrade() else { return };
+        let locality = alive.rpc.locality().clone();
+        let deadline = locality.now() + REPORT_TIME;
+        if let Ok(version) = alive.conf.report_device(device, DeviceEvidence::IoError, deadline).await {
             // Known here now, so requests with an older configuration are told so; else the next heartbeat brings it.
-            let _refreshed = state.conf.refresh_if_newer(version, deadline).await;
+            let _refreshed = alive.conf.refresh_if_newer(version, deadline).await;
+            return;
         }
-        Err(_) => {
+        if alive.devices.borrow().contains_key(&device) {
             // The heartbeat says `failed` until control has heard it.
-            if let Some(heartbeat) = state.heartbeat.borrow().as_ref() {
+            if let Some(heartbeat) = alive.heartbeat.borrow().as_ref() {
                 heartbeat.beat_now();
             }
+            return;
+        }
+        drop(alive);
+        // No heartbeat tells of one that is not open.
+        locality.sleep(REPORT_TIME).await;
+        if !state.upgrade().is_some_and(|alive| alive.is_missed(device)) {
+            return;
         }
     }
 }

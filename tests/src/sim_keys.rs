@@ -399,6 +399,31 @@ mod tests {
         ]));
     }
 
+    /// Control lost power before its answer, and met the question again when the owner had taken the lock anew.
+    #[test]
+    fn a_break_that_ran_twice_may_have_broken_two_grants() {
+        let begun = |is_known| LockDid::BreakBegun { owner: 1, is_known };
+        let done = || LockDid::BreakDone { owner: 1 };
+        let told = [
+            did(1, 2, take(1, 20)),
+            did(3, 20, begun(true)),
+            did(3, 21, done()),
+            did(4, 5, release(1, 20, false)),
+            did(6, 7, take(1, 21)),
+            did(22, 23, take(2, 22)),
+        ];
+        let first_run = [unknown(3, begun(false)), unknown(3, done())];
+        assert!(!is_right(&told));
+        assert!(is_right(&[told.as_slice(), &first_run].concat()));
+        // It does not explain a third grant.
+        let third = [did(8, 9, release(1, 21, false)), did(10, 11, take(1, 22)), did(24, 25, take(2, 24))];
+        assert!(!is_right(&[&told[..5], &first_run, &third].concat()));
+        // Told that it goes on: its end is unknown, that of the first run, too.
+        let waits = [&told[..2], &told[3..]].concat();
+        assert!(!is_right(&[waits.as_slice(), &first_run].concat()));
+        assert!(is_right(&[waits.as_slice(), &first_run, &[unknown(3, done())]].concat()));
+    }
+
     #[test]
     fn versions_grow_and_have_one_content() {
         let is_right = |history: &[Event<VersionDid>]| {

@@ -18,7 +18,7 @@
 //! **while a device is out, damaged or doubtful**, bytes that are rebuilt in that row may be anything, and the row may be
 //! unreadable. With every device healthy its blocks are still old or new (unless the row was a hole before: then blocks that the write
 //! did not reach are absent, and are rebuilt from what it did reach), and everything outside of it is exact. A later
-//! write of a part of the torn row may spread rebuilt bytes ([`Torn::Spread`]); then the row's other blocks are unknown until the whole
+//! write of a part of the torn row, or one that moves the object's end past its group, may spread rebuilt bytes ([`Torn::Spread`]); then the row's other blocks are unknown until the whole
 //! row is written or the object is put or deleted. So does a device that gets another disk: what was rebuilt on it stays. Reads that needed the exception are counted.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -248,6 +248,12 @@ impl ObjectModel {
                 for (lineage, content) in &mut state.present {
                     let content = Rc::make_mut(content);
                     let old = before.present.get(lineage);
+                    let passed = content.sizes.iter().filter(|size| (1..end).contains(*size));
+                    let tails: BTreeSet<u64> =
+                        passed.map(|size| (size - 1) / self.shape.group_bytes()).collect();
+                    // Whoever moves the end past a group completes its rows, and reads those that are torn for that.
+                    let spread = content.torn.iter_mut().filter(|((group, _), _)| tails.contains(group));
+                    spread.for_each(|(_, torn)| *torn = Torn::Spread);
                     let grown: Vec<u64> = content.sizes.iter().map(|size| end.max(*size)).collect();
                     content.sizes.extend(grown);
                     for block in start..start + count {
@@ -600,6 +606,23 @@ mod tests {
         assert!(!model.is_torn() && model.check_unreadable(model.ticket()).is_err());
         assert_eq!(read(&model, 4, &bytes(4, 4 * 4096, 4096), true), exact);
         assert!(read(&model, 4, &[9; 4096], true).is_err());
+    }
+
+    #[test]
+    fn growth_past_a_torn_row_spreads_what_was_rebuilt() {
+        let mut model = ObjectModel::new(SHAPE);
+        put(&mut model, 1, 100);
+        let pending = model.begin(2, Change::Write { start: 2, count: 1 });
+        model.end(pending, Ending::Unknown);
+        let read = |model: &ObjectModel, block: u64| {
+            model.check_read(model.ticket(), block * BLOCK, 100, &[9; 100], false)
+        };
+        assert!(read(&model, 0).is_err());
+        // Into another group: the rows of the old tail are completed.
+        let pending = model.begin(3, Change::Write { start: 9, count: 1 });
+        model.end(pending, Ending::Done);
+        assert_eq!(read(&model, 0), Ok(Accepted { by_exception: true }));
+        assert!(read(&model, 1).is_err(), "of another row");
     }
 
     #[test]

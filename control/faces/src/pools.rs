@@ -108,8 +108,20 @@ pub struct PoolName {
 pub struct Moving {
     /// The pool.
     pub pool: Fid,
-    /// Number of the rebalance, from 1 on.
+    /// Number of the rebalance, from 1 on; with [`Moving::ENDING`] once it was given up.
     pub number: u32,
+}
+
+impl Moving {
+    /// The rebalance was given up. Nobody begins to move an object any more, and clients go on holding what they change until nobody can be in the middle of
+    /// moving one.
+    pub const ENDING: u32 = 1 << 31;
+
+    /// True of one that was given up.
+    #[must_use]
+    pub const fn is_ending(&self) -> bool {
+        self.number & Moving::ENDING != 0
+    }
 }
 
 /// What there is beside one pool with one version.
@@ -221,16 +233,17 @@ impl Configuration {
         self.newest_version(version.pool).is_some_and(|newest| newest.pool_version == version.pool_version)
     }
 
-    /// Number of the rebalance of a pool, if it is being rebalanced.
+    /// Number of the rebalance of a pool, if it is being rebalanced, and that was not given up.
     #[must_use]
     pub fn move_number(&self, pool: Fid) -> Option<u32> {
-        self.pools.moving.iter().find(|moving| moving.pool == pool).map(|moving| moving.number)
+        let found = self.pools.moving.iter().find(|moving| moving.pool == pool && !moving.is_ending());
+        found.map(|moving| moving.number)
     }
 
-    /// True if a pool is being rebalanced.
+    /// True if objects of a pool may be on their way to another version of it: whoever changes one in place holds it.
     #[must_use]
     pub fn is_moving(&self, pool: Fid) -> bool {
-        self.move_number(pool).is_some()
+        self.pools.moving.iter().any(|moving| moving.pool == pool)
     }
 
     /// The device whose server moves a pool's objects: the first of its newest version that is online.

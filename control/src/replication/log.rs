@@ -39,6 +39,9 @@ pub(crate) trait ReplicatedLog {
     /// True if other daemons have it too.
     fn is_shared(&self) -> bool;
 
+    /// Numbers of the daemons that have it, and of those that are fed; none where there is nobody else.
+    fn members(&self) -> Vec<u64>;
+
     /// Asks whether anybody else may have led since the call; `None` if there is nobody else.
     fn confirm(&self) -> Option<Confirming<'_>>;
 }
@@ -66,6 +69,10 @@ impl ReplicatedLog for Alone {
 
     fn is_shared(&self) -> bool {
         false
+    }
+
+    fn members(&self) -> Vec<u64> {
+        Vec::new()
     }
 
     fn confirm(&self) -> Option<Confirming<'_>> {

@@ -6,7 +6,7 @@
 //! **Invariant**: [`Member::commit`] returns when the entry is durable on a majority and its effect is durable here. **Invariant**:
 //! [`Member::confirm`] returns when a majority has said, after it was called, that this member leads.
 //! One that is to stop while it leads hands the lead over ([`Member::hand_over`]): it decides nothing more, brings another one up to date and lets it ask for votes at once.
-//! Bound: [`MESSAGES_MAX`] messages wait for each member, older ones are dropped; one is under way. [`INBOX_MAX`] wait here. Left over: a store that fails; the member then
+//! Bound: [`MESSAGES_MAX`] messages wait for each member, older ones are dropped; one is under way. [`INBOX_MAX`] wait here; [`PLACES_MAX`] places of members are kept. Left over: a store that fails; the member then
 //! takes no part, says why, and the others go on. Thread: one locality. Rules: docs/rfd/0012, docs/ha.md#several-control-daemons. Start at [`Member::start`].
 
 use std::cell::{Cell, RefCell};
@@ -92,6 +92,8 @@ pub struct MemberCounts {
     pub hand_overs: u64,
 }
 
+/// Members whose place is kept, those that were taken out since this daemon started included; strangers are not heard beyond.
+const PLACES_MAX: usize = 1024;
 /// In the place of a sender's number: one place for all whom the cluster file does not name, so that they hold no more than a member.
 const STRANGER: u64 = 0;
 
@@ -419,7 +421,8 @@ impl Member {
         }
         if !is_known() {
             // Who is behind does not know the members of today, and would never hear of them if it listened to those of its own day alone.
-            if !message::is_ahead(&message, self.journal.last_position()) {
+            let has_room = self.endpoints.borrow().len() < PLACES_MAX;
+            if !has_room || !message::is_ahead(&message, self.journal.last_position()) {
                 let reason =
                     format!("control daemon {from} does not listen at {endpoint} by the cluster file");
                 return refuse(reason);
@@ -750,6 +753,11 @@ impl ReplicatedLog for Rc<Member> {
 
     fn is_shared(&self) -> bool {
         true
+    }
+
+    fn members(&self) -> Vec<u64> {
+        let (voters, fed) = &*self.members.borrow();
+        voters.iter().chain(fed).copied().collect()
     }
 
     fn confirm(&self) -> Option<Confirming<'_>> {

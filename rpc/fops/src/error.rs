@@ -99,8 +99,8 @@ pub enum FopError {
         /// What is missing.
         reason: String,
     },
-    /// The request was answered long ago and its reply is gone; it is not run again.
-    #[error("the reply to this request is no longer kept; the request ran once and is not run again")]
+    /// The request ran, and its reply is gone; or it may have run before a restart, and the record of that is out of reach. It is not run again.
+    #[error("the reply to this request is not kept: the request ran, or may have, and is not run again")]
     ReplyGone,
     /// A broken invariant of the server.
     #[error("internal error of the server: {reason}")]

@@ -85,6 +85,8 @@ numbered! {
         Hold = 18, "hold";
         /// It is not any more: the handler goes on. Not `run`, which counts how often handlers began.
         GoOn = 19, "go-on";
+        /// It may have run before a restart, and the record of that is out of reach: it is told so, and does nothing.
+        Doubted = 20, "doubted";
 
         /// The call is made.
         Submit = 64, "submit";

@@ -1,5 +1,7 @@
 //! Control and servers together, over the loopback fabric, on simulated disks and virtual time.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use base::{BlockExtent, Fid, FidType, LayoutWidth, ObjectId};
@@ -10,8 +12,8 @@ use fops::component::{ComponentDelete, ComponentRead, ComponentWrite};
 use fops::conf::{ClusterStatus, ConfGet, DeviceCommand, DeviceEvidence, DeviceOrder, DeviceReport};
 use fops::object::{ObjectDelete, ObjectList, ObjectOpen, ObjectRecord, ObjectUpdate, OpenMode};
 use rpc::{Bulk, CallError, CallOptions};
-use server::ServerError;
-use spdk_stob::StobError;
+use server::{DiskSource, ServerError};
+use spdk_stob::{SimDisk, SimFaults, StobError};
 
 use crate::support::{Cluster, Shape, checksums, device_fid, lo_endpoint, process_fid, raw_client};
 
@@ -250,6 +252,21 @@ fn a_fault_rule_and_a_disk_that_does_not_open_are_evidence_too() {
     cluster.wait_until("device 2 is failed", |cluster| cluster.state(2) == DeviceState::Failed);
     assert_eq!(cluster.state(3), DeviceState::Online, "the other disk of the server serves on");
     write(&mut cluster, 3, 34, 0, 5).unwrap();
+}
+
+#[test]
+fn a_disk_that_does_not_open_while_control_is_out_of_reach_is_reported_when_it_is_back() {
+    let mut cluster = Cluster::start(9, Shape { transport: Transport::Sim, ..Shape::default() });
+    cluster.kill_server(1);
+    cluster.disks[2].fail_flushes(true);
+    cluster.start_server(1).unwrap();
+    let (control, server) = (cluster.endpoint(0), cluster.endpoint(2));
+    cluster.sim().partition(server, control);
+    cluster.sim().partition(control, server);
+    cluster.wait_until("the lease is lost", |cluster| cluster.state(2) == DeviceState::Transient);
+    cluster.sim().heal_all();
+    cluster.wait_until("device 2 is failed", |cluster| cluster.state(2) == DeviceState::Failed);
+    cluster.wait_until("its other device is back", |cluster| cluster.state(3) == DeviceState::Online);
 }
 
 #[test]
@@ -592,4 +609,92 @@ fn a_detached_device_is_refused_over_restarts_and_has_missed_nothing_when_it_is_
     let expected = cluster.pattern(1, 16384).to_vec();
     assert_eq!(read(&mut cluster, 0, 34, 0).unwrap(), expected, "what was acknowledged before");
     write(&mut cluster, 0, 34, 0, 3).unwrap();
+}
+
+/// What a call came to, once it has.
+type Outcome = Rc<RefCell<Option<Result<(), CallError>>>>;
+
+/// The raw client makes an object's record on devices of the second server and hears nothing of it, until the changes are durable there.
+struct Unheard(Vec<Outcome>);
+
+impl Unheard {
+    fn creates(cluster: &mut Cluster, devices: &[usize]) -> Unheard {
+        let (server, client) = (cluster.endpoint(2), cluster.endpoint(100));
+        cluster.sim().partition(server, client);
+        let before = cluster.server(1).rpc().changes_durable();
+        let mut unheard = Unheard(Vec::new());
+        for device in devices {
+            let create = open(*device, OpenMode::Create, record(34, 1, 9));
+            let (rpc, outcome) = (cluster.client.clone(), Outcome::default());
+            unheard.0.push(Rc::clone(&outcome));
+            let options = CallOptions::until(cluster.turner.clock.now() + Duration::from_secs(60));
+            drop(cluster.client.locality().spawn("create", async move {
+                let answer = rpc.call(server, &create, Bulk::none(), options).await;
+                *outcome.borrow_mut() = Some(answer.map(drop));
+            }));
+        }
+        let wanted = before + base::units::wide(devices.len());
+        cluster.wait_until("durable", |cluster| cluster.server(1).rpc().changes_durable() == wanted);
+        unheard
+    }
+
+    fn hear(self, cluster: &mut Cluster) -> Vec<Result<(), CallError>> {
+        assert!(self.0.iter().all(|outcome| outcome.borrow().is_none()), "nothing was heard so far");
+        cluster.sim().heal_all();
+        cluster.wait_until("answered", |_| self.0.iter().all(|outcome| outcome.borrow().is_some()));
+        assert_eq!(cluster.client.stats().requester.sessions_resumed, 1);
+        self.0.iter().map(|outcome| outcome.take().expect("answered")).collect()
+    }
+}
+
+/// Found by seed 40438 of the simulation: the answer was that the disk is not open, as if the request had not run.
+#[test]
+fn who_asks_again_for_a_change_on_a_device_that_does_not_open_any_more_hears_that_it_may_have_run() {
+    let mut cluster = Cluster::start(30, Shape { transport: Transport::Sim, ..Shape::default() });
+    write(&mut cluster, 3, 35, 0, 5).unwrap();
+    let unheard = Unheard::creates(&mut cluster, &[2, 3]);
+    cluster.kill_server(1);
+    cluster.disks[2].fail_flushes(true);
+    cluster.start_server(1).unwrap();
+    assert_eq!(cluster.server(1).unopened().len(), 1);
+    let heard = unheard.hear(&mut cluster);
+    heard[1].as_ref().expect("its record is on a device that opened");
+    let error = heard[0].as_ref().unwrap_err();
+    assert!(matches!(error, CallError::Fop(FopError::ReplyGone)) && error.may_have_executed(), "{error}");
+    let server = cluster.server(1).rpc();
+    assert_eq!((server.changes_durable(), server.stats().reply_cache.replays), (0, 1), "nothing ran again");
+    // What was not sent before the restart is in no doubt.
+    let error = refused(cluster.ask(2, &open(2, OpenMode::Create, record(36, 1, 9)))).to_string();
+    assert!(error.contains("is not open here"), "{error}");
+    write(&mut cluster, 3, 34, 0, 6).unwrap();
+}
+
+#[test]
+fn a_change_whose_record_went_with_its_disk_does_not_run_again_on_the_next_disk() {
+    let mut cluster = Cluster::start(31, Shape { transport: Transport::Sim, ..Shape::default() });
+    let next = SimDisk::new(77, cluster.shape.device_blocks, SimFaults::default());
+    cluster.kill_server(1);
+    let disk = next.clone();
+    let source: DiskSource = Rc::new(move |_, _| Ok(Box::new(disk.backend())));
+    cluster.start_server_with(1, |config| config.disks = Some(source)).unwrap();
+    write(&mut cluster, 3, 35, 0, 5).unwrap();
+    let unheard = Unheard::creates(&mut cluster, &[2]);
+    let control = cluster.endpoint(0);
+    let lost = DeviceReport { device: device_fid(2), evidence: DeviceEvidence::Operator };
+    cluster.call(control, &lost, Bulk::none()).unwrap();
+    cluster.wait_until("given up", |cluster| cluster.state(2) == DeviceState::Failed);
+    let replace = DeviceCommand { device: device_fid(2), order: DeviceOrder::Replace };
+    cluster.call(control, &replace, Bulk::none()).unwrap();
+    cluster.wait_until("another disk", |cluster| cluster.state(2) == DeviceState::Repair);
+    cluster.kill_server(1);
+    cluster.disks[2] = next;
+    cluster.start_server(1).unwrap();
+    // As a client that has heard of all that.
+    cluster.set_client_version(cluster.control().configuration().version);
+    let heard = unheard.hear(&mut cluster);
+    let error = heard[0].as_ref().unwrap_err();
+    assert!(matches!(error, CallError::Fop(FopError::ReplyGone)), "{error}");
+    assert_eq!(cluster.server(1).rpc().changes_durable(), 0, "it did not run again");
+    let made = cluster.ask(2, &open(2, OpenMode::Create, record(34, 1, 10)));
+    assert!(made.expect("a new request runs").created);
 }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -297,6 +298,35 @@ fn endpoint_of_port(port: u16) -> String {
     let nid: base::Nid = "127.0.0.1@tcp".parse().unwrap();
     let endpoint = base::Endpoint::from_port(nid, port).unwrap().to_string();
     endpoint.split_once("tcp:").unwrap().1.to_owned()
+}
+
+#[test]
+fn a_command_that_finds_the_machine_of_the_first_daemon_silent_asks_the_next_one_soon() {
+    let cluster = RunningCluster::start("members-silent", &SMALL);
+    let first = members(&cluster).into_iter().find(|one| one["number"] == 1).unwrap();
+    let first: base::Endpoint = first["endpoint"].as_str().unwrap().parse().unwrap();
+    cluster.kill_hard("control");
+    let next = leader(&cluster);
+    // Takes connections and says nothing, as a machine without power lets them hang.
+    let silent = TcpListener::bind(("127.0.0.1", first.port().unwrap())).unwrap();
+    let clock = runtime::clock::MonotonicClock::start();
+    let asked = || {
+        let begun = clock.now();
+        let shown = cluster.run(&["conf", "show"]).succeeded();
+        assert!(shown.text().contains("unit_bytes"));
+        clock.now().since(begun)
+    };
+    // The fastest of a few, as the machine may be busy. It was more than 2 s.
+    let fastest = (0..4).map(|_| asked()).min().unwrap();
+    assert!(fastest >= Duration::from_millis(400), "{fastest:?}: nobody waited for the first");
+    assert!(fastest < Duration::from_millis(1500), "{fastest:?}");
+    // Who leads has not heard the first since, and says so.
+    let first = wait::until("a silent member", COMMAND_LIMIT, || {
+        let first = members(&cluster).into_iter().find(|one| one["number"] == 1)?;
+        first["heard_ms"].as_u64().is_none_or(|ms| ms > 1000).then_some(first)
+    });
+    assert_eq!(first.unwrap()["state"], "no answer", "{next} leads");
+    drop(silent);
 }
 
 #[test]

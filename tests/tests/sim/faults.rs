@@ -144,8 +144,8 @@ pub struct Cast {
     pub devices: usize,
     /// K.
     pub damage_max: usize,
-    /// Servers also start while what is sent again to them gets lost ([`bad_starts`]).
-    pub has_bad_starts: bool,
+    /// Servers also start while what is sent again to them gets lost ([`bad_starts`]), so many times as often as usual.
+    pub bad_starts: u32,
     /// A control daemon has room for few sessions, and clients come and go while another one is away ([`crowds`]).
     pub has_crowds: bool,
     /// One more control daemon waits to be taken in.
@@ -185,7 +185,7 @@ pub fn schedule(random: &mut fastrand::Rng, cast: &Cast, length: Duration) -> Ve
     if cast.controls.len() > 1 {
         several_controls(&mut plan, cast);
     }
-    if cast.has_bad_starts {
+    if cast.bad_starts > 0 {
         bad_starts(&mut plan, cast);
     }
     if cast.has_crowds {
@@ -269,7 +269,7 @@ fn control_alone(plan: &mut Plan<'_>, cast: &Cast) {
 /// asked before is asked again when it begins to serve, or while it still reads what it knows of that. Or it is slow to read that, and a firewall lets clients get as far as
 /// a session, and not on: what was in flight is sent again in that session, later.
 fn bad_starts(plan: &mut Plan<'_>, cast: &Cast) {
-    for _ in 0..plan.random.u32(3..10) {
+    for _ in 0..cast.bad_starts * plan.random.u32(3..10) {
         plan.begin();
         let server = plan.one_of(&cast.servers);
         let (silence, crash) = plan.window(20, 300);
@@ -289,12 +289,14 @@ fn bad_starts(plan: &mut Plan<'_>, cast: &Cast) {
         plan.push(back, Fault::Start { node: server });
         plan.push(served + Duration::from_millis(20), Fault::Net(SimFaults::NONE));
     }
-    for _ in 0..plan.random.u32(3..10) {
+    for _ in 0..cast.bad_starts * plan.random.u32(3..10) {
         plan.begin();
         let server = plan.one_of(&cast.servers);
-        let (silence, crash) = plan.window(20, 300);
+        // Where there are many each is short, so that what was in flight is still wanted when it is over.
+        let (silence_max, heard) = if cast.bad_starts > 1 { (60, 60..350) } else { (300, 150..900) };
+        let (silence, crash) = plan.window(20, silence_max);
         let back = crash + Duration::from_micros(plan.random.u64(2_000..40_000));
-        let heard = back + Duration::from_millis(plan.random.u64(150..900));
+        let heard = back + Duration::from_millis(plan.random.u64(heard));
         // Disks that are slow to read what the server has to know before it serves.
         let factor = plan.random.u32(20..400);
         let each = cast.devices / cast.servers.len();

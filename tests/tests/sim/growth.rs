@@ -79,14 +79,15 @@ impl Growth {
     pub fn go_on(
         &self,
         client: Client,
-        control: Endpoint,
-        pool: Fid,
+        (control, pool): (Endpoint, Fid),
         text: Rc<ClusterText>,
+        tell: impl Fn(String) + 'static,
     ) -> Option<Growing> {
         let mut shared = self.0.borrow_mut();
         let is_new = !shared.is_over && !std::mem::replace(&mut shared.is_running, true);
         shared.wanted = shared.wanted.max(1);
-        is_new.then(|| Growing { shared: Rc::clone(&self.0), client, control, pool, text })
+        let tell = Box::new(tell);
+        is_new.then(|| Growing { shared: Rc::clone(&self.0), client, control, pool, text, tell })
     }
 }
 
@@ -97,6 +98,8 @@ pub struct Growing {
     control: Endpoint,
     pool: Fid,
     text: Rc<ClusterText>,
+    /// For the loud.
+    tell: Box<dyn Fn(String)>,
 }
 
 impl Drop for Growing {
@@ -157,11 +160,14 @@ impl Growing {
         let text = self.text.expanded(wanted);
         let note = format!("version {}", 1 + wanted);
         let answer = cluster_file::put_in_force(&self.client, self.control, base, &note, &text).await;
+        (self.tell)(format!("{note}: {answer:?}"));
         answer.map(drop).map_err(|error| format!("the pool does not grow: {error}"))
     }
 
     async fn order(&self, order: DeviceOrder) -> Result<(), String> {
-        self.ask(&DeviceCommand { device: self.pool, order }).await.map(drop)
+        let answer = self.ask(&DeviceCommand { device: self.pool, order }).await;
+        (self.tell)(format!("{order:?}: {answer:?}"));
+        answer.map(drop)
     }
 
     async fn look(&self) -> Result<Option<RepairStatus>, String> {

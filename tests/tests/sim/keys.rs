@@ -21,7 +21,7 @@ use fops::lock::{
     BreakState, LockBreak, LockEntry, LockList, LockListReply, LockMode, LockName, LockRelease, LockRenew,
     LockTake, LockTakeReply, OnDeath, OwnerId, Ticket,
 };
-use rpc::{Bulk, CallOptions};
+use rpc::{Bulk, CallOptions, RpcMachine};
 use runtime::LocalityHandle;
 use runtime::clock::SimulatedClock;
 
@@ -34,6 +34,9 @@ const LOCKS: u64 = 2;
 const ANSWER_TIME: Duration = Duration::from_millis(1200);
 /// The same, where one control daemon is asked itself.
 const DAEMON_TIME: Duration = Duration::from_millis(250);
+/// How often a question may run once more. Each time takes a session or a lead of its own, of which there are few in the time of one question; most of
+/// what [`repeats`] counts are other questions of the same client, and daemons that said that they do not lead.
+const AGAIN_MAX: u64 = 3;
 /// How long control may let it wait for a lock, or a break.
 const WAIT_MS: u32 = 300;
 
@@ -55,13 +58,33 @@ fn is_shared(owner: u64, lock: u64) -> bool {
     lock + 1 == LOCKS && (owner >> 8).is_multiple_of(2)
 }
 
-/// An operation under way.
+/// An operation under way. Whatever becomes of it, also if its client dies: when this goes, the history has it as often as it may have run.
 struct Begun {
+    oracle: Rc<RefCell<Oracle>>,
+    rpc: RpcMachine,
+    control: Endpoint,
     lock: u64,
     /// In the history.
     place: usize,
-    /// What its client had sent again by then.
-    resends: u64,
+    /// As it stands there as long as nobody knows its end.
+    unknown: Event<LockDid>,
+    /// What [`repeats`] counted by then.
+    repeats: u64,
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        // Asked once in a session, however often it is sent, it runs once; in another one it may run once more.
+        let again = (repeats(&self.rpc, self.control) - self.repeats).min(AGAIN_MAX);
+        let keys = &mut self.oracle.borrow_mut().keys;
+        let History(events) = keys.lock(self.lock);
+        events.extend((0..again).map(|_| self.unknown.clone()));
+    }
+}
+
+/// Requests of a client that were sent again in another session, or to another control daemon: each may have run once more.
+fn repeats(rpc: &RpcMachine, control: Endpoint) -> u64 {
+    rpc.stats().requester.repeated + rpc.moved_in_group(control)
 }
 
 /// What was done to one key.
@@ -234,12 +257,6 @@ impl KeyWorker {
         self.running.set(self.running.get() - 1);
     }
 
-    /// Requests of this client that were sent again, to the same control daemon or another one.
-    fn resends(&self) -> u64 {
-        let rpc = self.client.rpc();
-        rpc.stats().requester.resends + rpc.moved_in_group(self.control)
-    }
-
     /// One question to control. `None`: nobody knows what it did.
     async fn ask<F: Fop>(&self, what: String, fop: &F) -> Option<F::Reply> {
         let op = self.oracle.borrow_mut().begin_look(self.node, self.clock.now(), what);
@@ -266,25 +283,22 @@ impl KeyWorker {
 
     /// Something begins that may change a lock; its place. It stays as it is here if nobody hears of its end: its client may die, too.
     fn begin(&self, lock: u64, did: LockDid) -> Begun {
-        let resends = self.resends();
+        let rpc = self.client.rpc().clone();
+        let repeats = repeats(&rpc, self.control);
         let keys = &mut self.oracle.borrow_mut().keys;
-        let began = keys.moment();
+        let unknown = Event { began: keys.moment(), ended: None, did };
         let History(events) = keys.lock(lock);
-        events.push(Event { began, ended: None, did });
-        Begun { lock, place: events.len() - 1, resends }
+        events.push(unknown.clone());
+        let (oracle, control, place) = (Rc::clone(&self.oracle), self.control, events.len() - 1);
+        Begun { oracle, rpc, control, lock, place, unknown, repeats }
     }
 
-    /// It ended like this. If anything was sent again meanwhile, control may have run it before, too, and restarted: what it tells is what came of
-    /// the last time.
+    /// It ended like this: what it was told is what came of the last time that it ran.
     fn end(&self, begun: Begun, did: LockDid) {
-        let is_doubtful = self.resends() != begun.resends;
         let keys = &mut self.oracle.borrow_mut().keys;
         let ended = Some(keys.moment());
         let History(events) = keys.lock(begun.lock);
-        let event = &mut events[begun.place];
-        let known = Event { began: event.began, ended, did };
-        let unknown = std::mem::replace(event, known);
-        events.extend(is_doubtful.then_some(unknown));
+        events[begun.place] = Event { began: begun.unknown.began, ended, did };
     }
 
     /// Something that changes nothing began then and ends now.

@@ -110,7 +110,7 @@ pub fn run(script: &Script) -> Result<Report, Box<Failure>> {
     let shape = match script.controls {
         Some(controls) => {
             let has_newcomer = Shape::has_newcomer(*seed, controls, *mutation);
-            Shape { controls, has_newcomer, has_bad_starts: controls > 1, ..shape }
+            Shape { controls, has_newcomer, bad_starts: u32::from(controls > 1), ..shape }
         }
         None => shape,
     };

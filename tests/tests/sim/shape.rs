@@ -16,8 +16,9 @@ pub struct Shape {
     pub controls: usize,
     /// One more joins them in the middle of the run, and another one leaves.
     pub has_newcomer: bool,
-    /// Servers also start while what is sent again to them gets lost: in the seeds with several control daemons, as those before keep their schedules.
-    pub has_bad_starts: bool,
+    /// Servers also start while what is sent again to them gets lost: in the seeds with several control daemons, as those before keep their schedules. So
+    /// many times as often as there; 0: not at all.
+    pub bad_starts: u32,
     /// A control daemon has room for the sessions of those that live, and hardly more: in half of the seeds with several.
     pub has_few_sessions: bool,
     /// At least one device is lost late and gets another disk, so that clients write while it is filled.
@@ -50,7 +51,7 @@ impl Shape {
             localities: if mutation.is_none() && seed % 3 == 1 { devices_per_server.min(2) } else { 1 },
             controls,
             has_newcomer: Shape::has_newcomer(seed, controls, mutation),
-            has_bad_starts: (controls > 1 && mutation.is_none()) || is_about_starts,
+            bad_starts: if is_about_starts { 3 } else { u32::from(controls > 1 && mutation.is_none()) },
             has_repairs: mutation == Some(Mutation::Client(client::Bug::RepairBesideWrites)),
             more_cuts: if mutation == Some(Mutation::Control(control::Bug::LeadNotAsked)) { 6 } else { 0 },
             has_few_sessions: is_about_sessions || (controls > 1 && seed % 2 == 1),
@@ -130,7 +131,7 @@ impl Shape {
             localities: 1,
             controls: 1,
             has_newcomer: false,
-            has_bad_starts: false,
+            bad_starts: 0,
             has_few_sessions: false,
             has_repairs: false,
             more_cuts: 0,

@@ -339,7 +339,7 @@ impl World {
             clients: of(|role| matches!(role, Role::Client { .. })),
             devices: self.configuration.pool.devices.len(),
             damage_max: PARITY,
-            has_bad_starts: self.shape.has_bad_starts,
+            bad_starts: self.shape.bad_starts,
             has_crowds: self.shape.has_few_sessions,
             has_newcomer: self.shape.has_newcomer,
             has_growth: self.shape.has_growth,
@@ -1052,7 +1052,11 @@ impl World {
         };
         let (control, pool) = (self.configuration.control, self.configuration.pool.pool);
         let (oracle, clock) = (Rc::clone(&self.oracle), Rc::clone(&self.clock));
-        let Some(growing) = self.growth.go_on(client, control, pool, text) else { return };
+        let tell = {
+            let (oracle, clock) = (Rc::clone(&oracle), Rc::clone(&clock));
+            move |what| oracle.borrow().tell(clock.now(), || format!("growth: {what}"))
+        };
+        let Some(growing) = self.growth.go_on(client, (control, pool), text, tell) else { return };
         self.oracle.borrow_mut().keeps_half = true;
         handle.spawn("growth", async move {
             let outcome = growing.run().await;
@@ -1375,6 +1379,8 @@ impl World {
             }
             ran_not_again(&phases, &oracle.durable_requests)
                 .map_err(|error| format!("{}: {error}", node.name))?;
+            let doubted = phases.iter().filter(|record| record.is(Phase::Doubted)).count();
+            oracle.sometimes.add("a request whose record was out of reach was told so", doubted as u64);
             let durable = phases.iter().filter(|record| record.is(Phase::Durable));
             oracle.durable_requests.extend(durable.map(|record| record.request_id));
         }
@@ -1547,11 +1553,21 @@ fn note_member(counters: &mut Sometimes, control: &Control) {
     counters.add("an answer was withheld, as nobody vouched for it", counts.answers_withheld);
 }
 
+/// Requests whose handlers began. One that is in doubt, as its record is out of reach, is told so before its handler looks at anything.
+fn ran(phases: &[Record]) -> impl Iterator<Item = &Record> {
+    phases.iter().enumerate().filter_map(|(place, record)| {
+        let is_same = |later: &&Record| later.request_id == record.request_id;
+        let is_doubted =
+            || phases[place + 1..].iter().find(is_same).is_some_and(|next| next.is(Phase::Doubted));
+        (record.is(Phase::Run) && !is_doubted()).then_some(record)
+    })
+}
+
 /// No request ran twice in one life of a server, but reads: one whose bytes were lost with the connection they were pushed over is done
 /// again. The ring may have lost its beginning.
 fn ran_at_most_once(phases: &[Record]) -> Result<(), String> {
     let is_read = |opcode: u16| opcode == fops::Opcode::ComponentRead as u16;
-    let ran = phases.iter().filter(|record| record.is(Phase::Run) && !is_read(record.opcode));
+    let ran = ran(phases).filter(|record| !is_read(record.opcode));
     let mut ran: Vec<(u64, u16)> = ran.map(|record| (record.request_id, record.opcode)).collect();
     ran.sort_unstable();
     match ran.windows(2).find(|pair| pair[0].0 == pair[1].0) {
@@ -1562,8 +1578,7 @@ fn ran_at_most_once(phases: &[Record]) -> Result<(), String> {
 
 /// No request runs whose change became durable in an earlier life of its server.
 fn ran_not_again(phases: &[Record], durable: &BTreeSet<u64>) -> Result<(), String> {
-    let mut ran = phases.iter().filter(|record| record.is(Phase::Run));
-    match ran.find(|record| durable.contains(&record.request_id)) {
+    match ran(phases).find(|record| durable.contains(&record.request_id)) {
         Some(record) => Err(format!(
             "request {:#x} of opcode {} ran again after its change was durable",
             record.request_id, record.opcode
