@@ -159,6 +159,7 @@ impl Client {
             },
             Ok(Some(end)) => Ok(end),
             Err(ClientError::Read { .. }) => Ok(Try::Lost),
+            Err(ClientError::Replaced { .. }) => Ok(Try::Again),
             Err(error) => Err(error),
         };
         // Nothing of it stays, unless a holder may have taken the record that names it: then the next try finds out.

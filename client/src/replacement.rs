@@ -19,7 +19,7 @@ use rpc::Bulk;
 use runtime::SharedBuffer;
 
 use crate::bug::Bug;
-use crate::error::ClientError;
+use crate::error::{ClientError, Fault};
 use crate::geometry::OBJECT_BYTES_MAX;
 use crate::limits;
 use crate::object::{Object, write_groups};
@@ -123,7 +123,20 @@ impl Replacement {
         let store = &self.view.store;
         let parts = Parts::gather(parts, store.locality.arena(), store.locality.counters()).await;
         let extent = ByteExtent { start: piece.start, count: parts.byte_count() };
-        write_groups(&self.view, extent, &parts, None, (bounded, false)).await
+        let written = write_groups(&self.view, extent, &parts, None, (bounded, false)).await;
+        written.map_err(|error| self.outrun(error))
+    }
+
+    /// What it is called if a generation after this one is in force by now: another replacement, or a delete, was faster.
+    fn outrun(&self, error: ClientError) -> ClientError {
+        match &error {
+            ClientError::Write { failures, .. }
+                if failures.0.iter().any(|failure| matches!(failure.fault, Fault::Moved)) =>
+            {
+                ClientError::Replaced { object: self.object.id() }
+            }
+            _ => error,
+        }
     }
 
     /// Writes whole blocks of an object of `size_bytes`, wherever they stand; those beside them in their rows stay as they are, or zeros. The caller
@@ -139,7 +152,9 @@ impl Replacement {
         let extent = ByteExtent { start: run.start, count: parts.byte_count() };
         let record = ObjectRecord { size_bytes, ..self.target };
         let view = View::new(store, self.object.id(), &record)?;
-        write_groups(&view, extent, &parts, Some((size_bytes, size_bytes)), (false, false)).await?;
+        let sizes = Some((size_bytes, size_bytes));
+        let written = write_groups(&view, extent, &parts, sizes, (false, false)).await;
+        written.map_err(|error| self.outrun(error))?;
         self.view.note_skipped(view.skipped());
         self.end.set(self.end.get().max(run.end()));
         Ok(())

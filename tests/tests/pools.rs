@@ -509,6 +509,28 @@ fn write_cut_off_in_the_middle(knows: bool) {
     assert_eq!(world.places()[&30], version(2));
 }
 
+/// A replacement that was begun before a rebalance, and overtaken by another one, says so: it was no move that ended it (simulation's seed 60366).
+#[test]
+fn a_replacement_that_another_one_overtook_is_told_so_after_a_rebalance() {
+    let mut world = World::start(9, None);
+    world.put(&world.client.clone(), 1, &bytes(1, 2 * GROUP));
+    let (_, locality) = world.cluster.turner.add("slow");
+    let (config, fabric) = (client_config(&world.cluster, 55), world.cluster.fabric.clone());
+    let slow = world.run(Client::connect(&locality, &fabric, config)).unwrap();
+    let object = world.run(slow.open(id(1))).unwrap();
+    let replacement = world.run(object.replace()).unwrap();
+    world.add_servers();
+    world.expand(2, ALL);
+    world.order(DeviceOrder::RepairStart).unwrap();
+    world.until("the end", |moves| moves.state == "done");
+    for seed in 2..4 {
+        world.put(&world.client.clone(), 1, &bytes(seed, 2 * GROUP));
+    }
+    let parts = parts(&slow, &bytes(5, 2 * GROUP));
+    let refused = world.run(replacement.write(0, parts));
+    assert!(matches!(refused, Err(ClientError::Replaced { .. })), "{refused:?}");
+}
+
 /// Simulation's seed 51095 shows what is lost without this: a mover that had not heard yet moved what others wrote without holding it.
 #[test]
 fn a_rebalance_that_is_given_up_is_over_for_clients_once_nobody_can_be_in_the_middle_of_a_move() {
