@@ -584,12 +584,8 @@ impl ControlCore {
                     events.push((health.device, DeviceEvent::Registered));
                 }
             }
-            if health.failed
-                && self
-                    .configuration
-                    .device(health.device)
-                    .is_some_and(|found| self.is_of_its_disk(found, version))
-            {
+            let found = self.configuration.device(health.device).filter(|_| health.failed);
+            if found.is_some_and(|found| self.is_of_its_disk(found, version)) {
                 events.push((health.device, DeviceEvent::IoError));
             }
         }

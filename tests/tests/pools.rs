@@ -25,7 +25,7 @@ use fops::repair::RepairStatus;
 use rpc::CallError;
 use server::{DiskSource, DiskTeller, DiskWanted};
 use spdk_stob::{Backend, Domain, FormatParams, SimDisk, SimFaults};
-use support::{Cluster, Shape, cluster_file, device_fid, endpoint, process_fid};
+use support::{Cluster, cluster_file, device_fid, endpoint, process_fid};
 use verbs_net::Fabric;
 
 /// Devices of the first pool version, each with a server of its own; two more come.
@@ -51,13 +51,7 @@ struct World {
 impl World {
     /// Four servers of the six, with a device each, in one pool of 2+1+0.
     fn start(seed: u64, rate: Option<u64>) -> World {
-        let shape = Shape {
-            servers: ALL,
-            devices_per_server: 1,
-            layout: "2+1+0",
-            transport: Transport::Sim,
-            ..Shape::default()
-        };
+        let shape = copying::one_device_each(ALL, "2+1+0");
         let mut file = cluster_file(&shape);
         file.servers.truncate(FIRST);
         file.devices.truncate(FIRST);

@@ -47,13 +47,7 @@ impl World {
 
     /// The same with the first `devices` in the pool, and the others in none.
     fn with_pool_of(devices: usize, seed: u64, rate: Option<u64>, wait: u64) -> World {
-        let shape = Shape {
-            servers: ALL,
-            devices_per_server: 1,
-            layout: "2+2+2",
-            transport: Transport::Sim,
-            ..Shape::default()
-        };
+        let shape = copying::one_device_each(ALL, "2+2+2");
         let mut world = World::without_servers(seed, shape, |file| {
             file.profile.repair_bytes_per_second = rate;
             file.profile.spare_repair_after_seconds = Some(wait);
@@ -725,13 +719,7 @@ const OBJECTS_PER_DEVICE: usize = 2;
 /// Virtual time in which the units of one of `devices` are rebuilt in spare units of the others, and the bytes of them. The pool has as many objects for
 /// each device, so that each device holds about as much, whatever their number.
 fn rebuild(devices: usize) -> (Duration, u64) {
-    let shape = Shape {
-        servers: devices,
-        devices_per_server: 1,
-        layout: "4+2+1",
-        transport: Transport::Sim,
-        ..Shape::default()
-    };
+    let shape = copying::one_device_each(devices, "4+2+1");
     let mut world = World::without_servers(900, shape, |file| {
         file.profile.spare_repair_after_seconds = Some(0);
         file.pool.unit_bytes = 16 << 10;

@@ -16,7 +16,7 @@ use server::DiskSource;
 use spdk_stob::{Backend, SimDisk};
 use verbs_net::Token;
 
-use crate::support::{Cluster, device_fid, endpoint};
+use crate::support::{Cluster, Shape, device_fid, endpoint};
 
 pub const UNIT: usize = 65536;
 /// Bytes of a parity group: two data units in each layout of these tests.
@@ -41,6 +41,11 @@ pub fn client_config(cluster: &Cluster, node: usize) -> ClientConfig {
         op_timeout: Duration::from_secs(20),
         read_verify: false,
     }
+}
+
+/// A simulated cluster of servers with a device each.
+pub fn one_device_each(servers: usize, layout: &'static str) -> Shape {
+    Shape { servers, devices_per_server: 1, layout, transport: Transport::Sim, ..Shape::default() }
 }
 
 /// A server that formats what is new to the configuration, and copies as the client `copier`. It has one device, of its own index.

@@ -9,21 +9,20 @@ use std::fmt::Write as _;
 use std::rc::Rc;
 use std::time::Duration;
 
-use base::{Endpoint, Fid, FidType, LayoutWidth};
+use base::Endpoint;
 use client::Client;
 use control::OperatorFile;
 use faces::cluster_file::HIDDEN;
-use faces::{ClusterFile, Configuration, Credential};
+use faces::{ClusterFile, Configuration, Credential, PoolConfig};
 use fops::conf::{ConfApply, ConfApplyReply, ConfHistory, ConfText};
 use rpc::{Bulk, CallOptions};
 use runtime::clock::SimulatedClock;
 use runtime::{LocalityHandle, SharedBuffer};
 
 use crate::growth;
+use crate::operator;
 use crate::oracle::Oracle;
 
-/// How long an operator waits for an answer.
-const ANSWER_TIME: Duration = Duration::from_secs(2);
 /// Longest pause between two changes.
 const PAUSE_MAX: Duration = Duration::from_millis(400);
 /// Where a pool grows: what is copied in a second at most.
@@ -44,9 +43,7 @@ pub struct ClusterText {
     rest: String,
     head: String,
     members: Vec<Endpoint>,
-    /// The first device, how many the first pool version has, and how many there are.
-    devices: (Fid, usize, usize),
-    layout: LayoutWidth,
+    pool: PoolConfig,
 }
 
 impl ClusterText {
@@ -85,22 +82,20 @@ impl ClusterText {
                 device.device, device.process
             );
         }
-        let devices = (pool.devices[0].device, first, all);
-        ClusterText { rest, head, members: members.to_vec(), devices, layout: pool.width }
+        ClusterText { rest, head, members: members.to_vec(), pool: pool.clone() }
     }
 
     /// The file of everybody, with so many versions of the pool beside the first one. The last but one lacks a device.
     pub fn expanded(&self, versions: usize) -> String {
         let mut text = self.of(self.members.len(), "first");
-        let (first, _, all) = self.devices;
+        let PoolConfig { pool, width, unit_bytes, devices, .. } = &self.pool;
+        let first = devices[0].device;
         for number in 0..versions {
-            let last = Fid { key: first.key + (all - 1 - (EXPANSIONS_MAX - 1 - number)) as u64, ..first };
+            let last = devices[devices.len() - EXPANSIONS_MAX + number].device;
             let version = growth::pool_version(2 + number);
             let _ = write!(
                 text,
-                "[[pool_version]]\npool = \"{}\"\nfid = \"{version}\"\nlayout = \"{}\"\nunit_bytes = 8192\ndevices = [\"{first}..{last}\"]\n",
-                Fid::new(FidType::Pool, 1, 1),
-                self.layout
+                "[[pool_version]]\npool = \"{pool}\"\nfid = \"{version}\"\nlayout = \"{width}\"\nunit_bytes = {unit_bytes}\ndevices = [\"{first}..{last}\"]\n",
             );
         }
         text
@@ -246,9 +241,7 @@ impl Operator {
 
 /// A text and its number; 0: the one in force. `None`: no answer.
 pub async fn text_of(client: &Client, control: Endpoint, transaction: u64) -> Option<(u64, String)> {
-    let options = CallOptions::until(client.locality().now() + ANSWER_TIME);
-    let ask = ConfText { transaction, offset: 0 };
-    let reply = client.rpc().call(control, &ask, Bulk::none(), options).await.ok()?.reply;
+    let reply = operator::ask(client, control, &ConfText { transaction, offset: 0 }).await.ok()?;
     Some((reply.transaction, String::from_utf8(reply.part).ok()?))
 }
 
@@ -264,14 +257,12 @@ pub async fn put_in_force(
     let source = SharedBuffer::copy_from_slice(locality.arena(), text.as_bytes(), locality.counters())
         .ok_or("no memory for the text")?;
     let ask = ConfApply { base, unix_s: 0, note: note.to_owned() };
-    let options = CallOptions::until(locality.now() + ANSWER_TIME);
-    let answer = client.rpc().call(control, &ask, Bulk::from_source(vec![source]), options).await;
-    answer.map(|answer| answer.reply).map_err(|error| error.to_string())
+    operator::ask_with(client, control, &ask, Bulk::from_source(vec![source])).await
 }
 
 /// All that was acknowledged is in the history that control tells when all is well. Ok: how many that were.
 pub async fn judge(client: &Client, control: Endpoint, acknowledged: &Acknowledged) -> Result<u64, String> {
-    let options = CallOptions::until(client.locality().now() + ANSWER_TIME * 5);
+    let options = CallOptions::until(client.locality().now() + operator::ANSWER_TIME * 5);
     let answer = client.rpc().call(control, &ConfHistory, Bulk::none(), options).await;
     let told =
         answer.map_err(|error| format!("the history of the cluster file cannot be read: {error}"))?.reply;

@@ -8,15 +8,13 @@ use std::time::Duration;
 use base::{Endpoint, Fid, FidType};
 use client::Client;
 use fops::conf::{DeviceCommand, DeviceOrder};
-use fops::repair::{RepairGet, RepairStatus};
-use rpc::{Bulk, CallOptions};
+use fops::repair::RepairStatus;
 
 use crate::cluster_file::{self, ClusterText};
+use crate::operator;
 
 /// How often the operator asks how far it is.
 const ASK_AGAIN: Duration = Duration::from_millis(60);
-/// How long one answer is waited for.
-const ORDER_TIME: Duration = Duration::from_secs(2);
 /// A move that was paused or given up goes on after this.
 const DISTURBED_FOR: Duration = Duration::from_millis(250);
 
@@ -165,23 +163,17 @@ impl Growing {
     }
 
     async fn order(&self, order: DeviceOrder) -> Result<(), String> {
-        let answer = self.ask(&DeviceCommand { device: self.pool, order }).await;
+        let answer =
+            operator::ask(&self.client, self.control, &DeviceCommand { device: self.pool, order }).await;
         (self.tell)(format!("{order:?}: {answer:?}"));
         answer.map(drop)
     }
 
     async fn look(&self) -> Result<Option<RepairStatus>, String> {
-        let reply = self.ask(&RepairGet { after: None }).await?;
-        let found = reply.repairs.into_iter().find(|found| found.device == self.pool);
+        let found = operator::copy_of(&self.client, self.control, self.pool).await?;
         let mut shared = self.shared.borrow_mut();
         shared.moved_bytes =
             found.iter().map(|found| found.progress.bytes).fold(shared.moved_bytes, u64::max);
         Ok(found)
-    }
-
-    async fn ask<F: fops::Fop>(&self, fop: &F) -> Result<F::Reply, String> {
-        let options = CallOptions::until(self.client.locality().now() + ORDER_TIME);
-        let answer = self.client.rpc().call(self.control, fop, Bulk::none(), options).await;
-        answer.map(|answer| answer.reply).map_err(|error| error.to_string())
     }
 }

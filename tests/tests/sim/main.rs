@@ -20,6 +20,7 @@ mod leases;
 mod membership;
 mod mutation;
 mod node;
+mod operator;
 mod oracle;
 mod registers;
 mod replacement;

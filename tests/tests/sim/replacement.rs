@@ -11,18 +11,17 @@ use client::Client;
 use faces::SpareCopy;
 use faces::limits::REPAIR_SETTLE;
 use fops::conf::{ClusterStatus, DeviceCommand, DeviceCommandReply, DeviceOrder};
-use fops::repair::{RepairGet, RepairStatus};
-use rpc::{Bulk, CallOptions};
+use fops::repair::RepairStatus;
 use runtime::LocalityHandle;
 
 use crate::node::OP_TIMEOUT;
+use crate::operator;
 
 /// How often the operator asks how far the order is.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 // No change of this simulation may be under way for longer that began before the order was heeded.
 const _: () = assert!(REPAIR_SETTLE.as_secs() > OP_TIMEOUT.as_secs());
-/// How long an operator waits for one answer, and how often it is asked.
-const ORDER_TIME: Duration = Duration::from_secs(2);
+/// How often it is asked.
 const ASKS: u32 = 60;
 const SPARE_ASKS: u32 = 600;
 /// Units stand in spare units for so long before the device gets another disk.
@@ -161,25 +160,18 @@ impl Repair {
     }
 
     async fn order(&self, order: DeviceOrder) -> Result<DeviceCommandReply, String> {
-        self.ask(&DeviceCommand { device: self.device, order }).await
+        operator::ask(&self.client, self.control, &DeviceCommand { device: self.device, order }).await
     }
 
     /// Word of the device's state.
     async fn state(&self) -> Result<String, String> {
-        let status = self.ask(&ClusterStatus).await?;
+        let status = operator::ask(&self.client, self.control, &ClusterStatus).await?;
         let found = status.devices.into_iter().find(|found| found.device == self.device);
         Ok(found.map_or_else(String::new, |found| found.state))
     }
 
     async fn look(&self) -> Result<RepairStatus, String> {
-        let reply = self.ask(&RepairGet { after: None }).await?;
-        let found = reply.repairs.into_iter().find(|found| found.device == self.device);
+        let found = operator::copy_of(&self.client, self.control, self.device).await?;
         found.ok_or_else(|| "control knows of no repair".to_owned())
-    }
-
-    async fn ask<F: fops::Fop>(&self, fop: &F) -> Result<F::Reply, String> {
-        let options = CallOptions::until(self.client.locality().now() + ORDER_TIME);
-        let answer = self.client.rpc().call(self.control, fop, Bulk::none(), options).await;
-        answer.map(|answer| answer.reply).map_err(|error| error.to_string())
     }
 }

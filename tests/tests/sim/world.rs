@@ -34,6 +34,7 @@ use crate::leases::LeaseWatch;
 use crate::membership::{Membership, Step};
 use crate::mutation::Mutation;
 use crate::node::{LEASE, Node, Role, Seat, SimDevice, Slot, Surroundings};
+use crate::operator;
 use crate::oracle::Oracle;
 use crate::replacement::Replacements;
 use crate::shape::Shape;
@@ -54,8 +55,6 @@ const LAST_EVENTS: usize = 24;
 const TURNS_MAX: u64 = 200_000_000;
 /// How often it is looked whether chosen blocks may rot.
 const ROT_LOOK: Duration = Duration::from_millis(30);
-/// How long an operator waits for the answer to an order.
-const ORDER_TIME: Duration = Duration::from_secs(2);
 /// How many times slower a new disk is that is slow.
 const SLOW_NEW_DISK: u32 = 100;
 /// A replacement that is not done is looked at again so much later.
@@ -981,7 +980,7 @@ impl World {
         let under_way = UnderWay::begin(&self.orders);
         locality.spawn("order", async move {
             let _under_way = under_way;
-            let options = CallOptions::until(handle.now() + ORDER_TIME);
+            let options = CallOptions::until(handle.now() + operator::ANSWER_TIME);
             let command = DeviceCommand { device, order };
             let began = oracle.borrow_mut().keys.begin_order();
             let result = client.rpc().call(control, &command, Bulk::none(), options).await;
@@ -1161,7 +1160,7 @@ impl World {
             stop: Rc::default(),
         });
         locality.spawn("members", async move {
-            let options = CallOptions::until(handle.now() + ORDER_TIME);
+            let options = CallOptions::until(handle.now() + operator::ANSWER_TIME);
             let result =
                 client.rpc().call(control, &MemberChange { number, adds }, Bulk::none(), options).await;
             oracle.borrow().tell(clock.now(), || format!("change of members {step:?}: {result:?}"));
