@@ -184,8 +184,8 @@ pub enum ClusterCommand {
     Init(ClusterInitArgs),
     /// Start the daemons; the first time, make the folder and its configuration
     Start(ClusterStartArgs),
-    /// Ask every daemon to stop and wait until it has
-    Stop(ClusterDirArgs),
+    /// Ask the daemons to stop and wait until they have
+    Stop(ClusterStopArgs),
     /// Show processes and devices
     Status(ClusterStatusArgs),
 }
@@ -269,12 +269,15 @@ pub enum Transport {
     Verbs,
 }
 
-/// A cluster's folder.
+/// `clovis cluster stop`
 #[derive(Debug, Args)]
-pub struct ClusterDirArgs {
+pub struct ClusterStopArgs {
     /// Folder of the cluster
     #[arg(long, value_name = "DIR")]
     pub dir: PathBuf,
+    /// Stop these daemons alone, as `cluster status` names them (control, server-2); may be given again
+    #[arg(long, value_name = "NAME")]
+    pub only: Vec<String>,
 }
 
 /// `clovis cluster status`

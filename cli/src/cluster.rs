@@ -21,12 +21,12 @@ use serde_json::json;
 use verbs_net::VerbsFabric;
 
 use crate::args::{
-    ClusterDirArgs, ClusterInitArgs, ClusterShapeArgs, ClusterStartArgs, ClusterStatusArgs, SecurityArg,
+    ClusterInitArgs, ClusterShapeArgs, ClusterStartArgs, ClusterStatusArgs, ClusterStopArgs, SecurityArg,
     Transport,
 };
 use crate::blueprint::Blueprint;
 use crate::cluster_folder::ClusterFolder;
-use crate::connection::{Station, create_device, format_device, open_device};
+use crate::connection::{Station, create_device, format_device, new_epoch, open_device};
 use crate::credential;
 use crate::daemon::{ControlSeat, server_name};
 use crate::failure::Failure;
@@ -102,11 +102,18 @@ pub fn start(args: &ClusterStartArgs) -> Result<(), Failure> {
         make(&args.shape, &folder, is_ours)?;
     }
     let file = known(&folder)?;
+    let mut station = Station::new("cluster-start")?;
     let mut daemons = Vec::new();
     let controls = ControlSeat::all(&file).into_iter().map(|seat| (seat.name, Role::Control(seat.number)));
     let servers =
         file.servers.iter().map(|server| (server_name(server.process), Role::Server(server.process)));
     for (name, role) in controls.chain(servers) {
+        // Who was told to end a moment ago has its port and devices until it is gone.
+        if folder.is_ending(&name) && !gone_within(&mut station, &folder, &name, STOP_WITHIN)? {
+            return Err(Failure::new(format!(
+                "{name} ends, and does not come to an end: look for its process"
+            )));
+        }
         if folder.running(&name).is_none() {
             daemons.push((name.clone(), spawn(&folder, &name, role)?));
         }
@@ -117,7 +124,7 @@ pub fn start(args: &ClusterStartArgs) -> Result<(), Failure> {
             folder.root().display()
         ));
     }
-    let status = wait_until_ready(&folder, &file, &mut daemons, Duration::from_secs(args.wait));
+    let status = wait_until_ready(&mut station, &folder, &file, &mut daemons, Duration::from_secs(args.wait));
     let status = status.map_err(|failure| give_up(&folder, &mut daemons, &failure))?;
     output::print(&format!(
         "{}\nNext:\n  export CLOVIS_CONFIG={}\n  clovis cp FILE 12:34 && clovis cat 12:34 | cmp - FILE\n  \
@@ -325,7 +332,7 @@ fn choose_endpoints(nid: Nid, first_port: Option<u16>, count: u32) -> Result<Vec
     // Below the range from which the kernel hands out ports of its own (32768 on), so that a daemon finds its port
     // free again after a restart. Where the row starts is random: several clusters start at once on one machine.
     let (lowest, highest) = (endpoint::PORT_FIRST + 4096, 32_767);
-    let start = fastrand::Rng::new().u16(lowest..=highest);
+    let start = fastrand::Rng::with_seed(new_epoch()?).u16(lowest..=highest);
     for port in (start..=highest).chain(lowest..start) {
         if endpoints.len() == usize::try_from(count).unwrap_or(usize::MAX) {
             break;
@@ -370,12 +377,12 @@ fn spawn(folder: &ClusterFolder, name: &str, role: Role) -> Result<Child, Failur
 
 /// Waits until control reports every process alive. Errors: a daemon ended (its last words are given), or time is up.
 fn wait_until_ready(
+    station: &mut Station,
     folder: &ClusterFolder,
     file: &KnownCluster,
     daemons: &mut [(String, Child)],
     within: Duration,
 ) -> Result<ClusterStatusReply, Failure> {
-    let mut station = Station::new("cluster-start")?;
     let deadline = station.now() + within;
     let mut silent = "control does not answer".to_owned();
     loop {
@@ -387,13 +394,13 @@ fn wait_until_ready(
                 return Err(Failure::new(format!("{name} ended ({status}): {}", folder.last_words(name))));
             }
         }
-        if let Ok(status) = ask_status(&mut station, file, Duration::from_secs(1)) {
+        if let Ok(status) = ask_status(station, file, Duration::from_secs(1)) {
             // Control may know of servers that this file does not name, on other machines: they are not started here.
             let ours = status.processes.iter().filter(|one| file.server(one.process).is_some());
             let missing: Vec<String> =
                 ours.filter(|one| !one.alive).map(|one| server_name(one.process)).collect();
             // Control hears of a process by the first of its localities: each has to answer for itself.
-            let unanswered = if missing.is_empty() { unanswered(&mut station, file) } else { None };
+            let unanswered = if missing.is_empty() { unanswered(station, file) } else { None };
             silent = match unanswered {
                 None if missing.is_empty() => return Ok(status),
                 None => format!("not registered with control: {}", missing.join(", ")),
@@ -429,7 +436,7 @@ fn ask_status(
 }
 
 /// `clovis cluster stop`
-pub fn stop(args: &ClusterDirArgs) -> Result<(), Failure> {
+pub fn stop(args: &ClusterStopArgs) -> Result<(), Failure> {
     let folder = ClusterFolder::new(&args.dir)?;
     let file = known(&folder);
     // Without its configuration a cluster that runs can still be ended; one that does not has nothing to end.
@@ -439,10 +446,21 @@ pub fn stop(args: &ClusterDirArgs) -> Result<(), Failure> {
         return Err(Failure::new(failure.to_string()));
     }
     let _lock = folder.lock()?;
+    let noted = folder.noted();
+    if let Some(unknown) = args.only.iter().find(|name| !noted.contains(name)) {
+        return Err(Failure::new(format!(
+            "no process {unknown} was started in {}: those there are {}",
+            folder.root().display(),
+            if noted.is_empty() { "none".to_owned() } else { noted.join(", ") }
+        )));
+    }
     let mut station = Station::new("cluster-stop")?;
     let mut stopped = 0;
     // Servers first: they take leave of control, which goes last.
-    for name in folder.noted() {
+    for name in noted {
+        if !args.only.is_empty() && !args.only.contains(&name) {
+            continue;
+        }
         let Some(process_id) = folder.running(&name) else {
             folder.forget(&name);
             continue;

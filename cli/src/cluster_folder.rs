@@ -166,6 +166,13 @@ impl ClusterFolder {
         (start_ticks(process_id) == started.parse().ok()).then_some(process_id)
     }
 
+    /// True if the process of `name` is on its way out: its memory has gone, its files may not have.
+    pub fn is_ending(&self, name: &str) -> bool {
+        let Some(process_id) = self.running(name) else { return false };
+        let program = fs::read_link(format!("/proc/{process_id}/exe"));
+        program.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
+    }
+
     /// Forgets the pid file of `name`.
     pub fn forget(&self, name: &str) {
         // A missing file is what is wanted.
@@ -205,6 +212,7 @@ mod tests {
         assert_eq!(cluster.running("x"), None);
         cluster.note_running("x", own).unwrap();
         assert_eq!(cluster.running("x"), Some(own));
+        assert!(!cluster.is_ending("x"));
         fs::write(cluster.pid_file("x"), format!("{own} 1\n")).unwrap();
         assert_eq!(cluster.running("x"), None, "another start time is another process");
         cluster.forget("x");

@@ -110,7 +110,7 @@ impl Desk {
             let ask = ConfApply { base: against, unix_s, note };
             return self.station.call_with_source(&self.local, to, &ask, bytes, self.within);
         }
-        let upload = new_epoch();
+        let upload = new_epoch()?;
         let total_bytes = base::units::wide(bytes.len());
         for (index, part) in bytes.chunks(CLUSTER_UPLOAD_PART_BYTES).enumerate() {
             let offset = base::units::wide(index * CLUSTER_UPLOAD_PART_BYTES);

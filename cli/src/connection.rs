@@ -16,12 +16,13 @@ use faces::cluster_file::ClusterFile;
 use faces::conf_client::StatusPages;
 use fops::admin::Ping;
 use fops::conf::{ClusterStatus, ClusterStatusReply};
+use fops::lock::OwnerId;
 use fops::{Fop, FopError};
 use rpc::addb::AddbSpace;
 use rpc::{Answer, Bulk, CallError, CallOptions, RpcConfig, RpcMachine};
 use runtime::{
     Arena, ArenaConfig, Counters, Crowd, Locality, LocalityConfig, LocalityHandle, MonotonicClock,
-    SharedBuffer,
+    SharedBuffer, identity,
 };
 use spdk_stob::{Backend, Domain, FormatParams, OpenOptions, is_nvme_address};
 use verbs_net::{Fabric, PeerInfo, TmConfig, TransferMachine, VerbsFabric};
@@ -44,9 +45,18 @@ pub struct Station {
 }
 
 /// A number that no other start of a process has had: an incarnation.
-pub fn new_epoch() -> u64 {
-    fastrand::Rng::new().u64(1..)
+///
+/// Errors: the kernel gives no random numbers.
+pub fn new_epoch() -> Result<u64, Failure> {
+    identity::unique_u64().map_err(Failure::while_doing(RANDOM_NUMBERS))
 }
+
+/// As [`new_epoch`], of 128 bits: an owner.
+pub fn new_owner() -> Result<OwnerId, Failure> {
+    identity::unique_u128().map(OwnerId).map_err(Failure::while_doing(RANDOM_NUMBERS))
+}
+
+const RANDOM_NUMBERS: &str = "asking the kernel for random numbers";
 
 /// Seconds since 1970 by this machine's clock: for people to read, never for a decision. 0 if the clock is before that.
 pub fn unix_s() -> u64 {
@@ -79,7 +89,7 @@ impl Station {
         let config = LocalityConfig {
             index: 0,
             name: name.to_owned(),
-            seed: new_epoch(),
+            seed: new_epoch()?,
             counters: Arc::new(Counters::default()),
             arena,
             crowd: Some(Crowd::new()),
@@ -264,7 +274,7 @@ impl Station {
         let endpoint = verbs_net::dynamic_endpoint(nid, std::process::id(), tmid);
         let rpc_config = RpcConfig::default();
         let version = Rc::clone(&rpc_config.config_version);
-        let config = TmConfig::new(endpoint, false, new_epoch(), file.security()?, version);
+        let config = TmConfig::new(endpoint, false, new_epoch()?, file.security()?, version);
         let machine = TransferMachine::start(&handle, fabric, config)
             .map_err(|error| Failure::new(format!("starting the network: {error}")))?;
         let rpc = RpcMachine::start(&handle, machine, rpc_config);
@@ -295,7 +305,7 @@ pub fn client_config(file: &KnownCluster, op_timeout: Duration) -> Result<Client
         control: file.control.endpoint,
         further_controls: file.further_controls(),
         security: file.security()?,
-        epoch: new_epoch(),
+        epoch: new_epoch()?,
         op_timeout,
         read_verify: false,
     })

@@ -291,7 +291,7 @@ pub fn serve_control(
     }
     let store = open_device(&path)?;
     let credential = file.cluster.credential;
-    let epoch = new_epoch();
+    let epoch = new_epoch()?;
     file.watch_revocations(&station.handle())?;
     let mut config = ControlConfig::new(file.security()?, epoch, file.initial_configuration(), store);
     config.endpoint = seat.endpoint;
@@ -365,22 +365,22 @@ pub struct ServerSeat {
 }
 
 impl ServerSeat {
-    /// The first locality of a server.
-    pub fn first(file: &KnownCluster, process: Fid, folder: &Path) -> ServerSeat {
-        ServerSeat {
+    /// The first locality of a server. Errors: as [`new_epoch`].
+    pub fn first(file: &KnownCluster, process: Fid, folder: &Path) -> Result<ServerSeat, Failure> {
+        Ok(ServerSeat {
             file: file.clone(),
             config: None,
             folder: folder.to_owned(),
             process,
             locality: 0,
-            epoch: new_epoch(),
+            epoch: new_epoch()?,
             crowd: Crowd::new(),
             core: None,
             part: Arc::default(),
-        }
+        })
     }
 
-    /// All localities of a server. Errors: fewer cores than localities.
+    /// All localities of a server. Errors: fewer cores than localities; as [`ServerSeat::first`].
     fn all(
         file: &KnownCluster,
         section: &ServerSection,
@@ -395,7 +395,7 @@ impl ServerSeat {
                 server_name(section.process)
             )));
         }
-        let first = ServerSeat::first(file, section.process, folder);
+        let first = ServerSeat::first(file, section.process, folder)?;
         let seat = |locality| ServerSeat {
             config: Some(file.config().to_owned()),
             locality,
@@ -438,7 +438,7 @@ impl ServerSeat {
         let config = LocalityConfig {
             index: u32::try_from(self.locality).unwrap_or(u32::MAX),
             name: self.name(),
-            seed: new_epoch(),
+            seed: new_epoch()?,
             counters: Arc::clone(&self.part.counters),
             arena: arena_for(ARENA_BYTES, devices.iter().map(|(_, path, _)| path.as_path()))?,
             crowd: Some(Arc::clone(&self.crowd)),

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::args::{ConnectArgs, LockAskArgs, LockTakeArgs, OnDeathArg};
-use crate::connection::{Station, connect};
+use crate::connection::{Station, connect, new_owner};
 use crate::failure::Failure;
 use crate::lock::{lock_text, mode_word, name_of};
 use crate::output;
@@ -43,7 +43,7 @@ fn failed(error: &LockError, lock: &fops::lock::LockName) -> Failure {
 pub fn take(args: &LockTakeArgs) -> Result<(), Failure> {
     let wish = LockWish {
         lock: name_of(&args.lock),
-        owner: args.owner.unwrap_or_else(|| OwnerId(fastrand::Rng::new().u128(1..))),
+        owner: args.owner.map_or_else(new_owner, Ok)?,
         mode: if args.shared { LockMode::Shared } else { LockMode::Exclusive },
         on_death: match args.on_death {
             OnDeathArg::Hold => OnDeath::Hold,

@@ -46,17 +46,17 @@ struct Shared {
 }
 
 impl Shared {
-    fn station(&self, index: u32, name: &str) -> Station {
+    fn station(&self, index: u32, name: &str) -> Result<Station, Failure> {
         let counters = Arc::<Counters>::default();
         self.all_counters().push(Arc::clone(&counters));
-        Station::of(LocalityConfig {
+        Ok(Station::of(LocalityConfig {
             index,
             name: name.to_owned(),
-            seed: new_epoch(),
+            seed: new_epoch()?,
             counters,
             arena: self.arena.clone(),
             crowd: Some(Arc::clone(&self.crowd)),
-        })
+        }))
     }
 
     fn all_counters(&self) -> MutexGuard<'_, Vec<Arc<Counters>>> {
@@ -106,7 +106,7 @@ impl InProcess {
         let arena = Arena::new(ArenaConfig { capacity_bytes: 2 * ARENA_BYTES })
             .map_err(Failure::while_doing("reserving memory for buffers"))?;
         let shared = Shared { counters: Arc::default(), arena, crowd: Crowd::new() };
-        let mut station = shared.station(0, "client");
+        let mut station = shared.station(0, "client")?;
         let store = folder.join(&file.control.store);
         create_device(&store, file.control.store_bytes)?;
         for device in &file.devices {
@@ -161,16 +161,16 @@ fn start_daemons(
     let (threads, cluster, net, place) = (shared.clone(), file.clone(), fabric.clone(), folder.to_owned());
     daemons.start("control".to_owned(), move |stop, ready| {
         let text = cluster.to_toml().map_err(|error| Failure::new(error.to_string()))?;
-        let mut station = threads.station(1, "control");
+        let mut station = threads.station(1, "control")?;
         let seat = ControlSeat::of(&cluster, cluster.first_control())?;
         daemon::serve_control(&mut station, &Fabric::Lo(net), (&text, &cluster, &seat), &place, stop, ready)
     })?;
     station.wait(daemons.ready())??;
     for (index, section) in (2u32..).zip(&file.servers) {
         let (threads, net) = (shared.clone(), fabric.clone());
-        let seat = ServerSeat::first(file, section.process, folder);
+        let seat = ServerSeat::first(file, section.process, folder)?;
         daemons.start(seat.name(), move |stop, ready| {
-            let mut station = threads.station(index, &seat.name());
+            let mut station = threads.station(index, &seat.name())?;
             daemon::serve_server(&mut station, &Fabric::Lo(net), &seat, stop, ready)
         })?;
         station.wait(daemons.ready())??;

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::args::QuickstartArgs;
 use crate::blueprint::device_bytes_for;
+use crate::connection::new_epoch;
 use crate::failure::Failure;
 use crate::in_process::{InProcess, Shape};
 use crate::interrupt::{Interrupt, remove_folder};
@@ -145,8 +146,7 @@ impl Folder {
         let (path, is_kept) = match &args.dir {
             Some(path) => (path.clone(), args.keep),
             None => {
-                let name =
-                    format!("clovis-quickstart-{}-{:08x}", std::process::id(), fastrand::Rng::new().u32(..));
+                let name = format!("clovis-quickstart-{:016x}", new_epoch()?);
                 (std::env::temp_dir().join(name), args.keep)
             }
         };

@@ -15,7 +15,7 @@ use spdk_stob::limits::DEVICE_BLOCKS_MIN;
 use spdk_stob::{Backend, CheckReport, Domain, FormatParams, StobError, create_device_file};
 
 use crate::args::{StobCheckArgs, StobCommand, StobDeviceArgs, StobFormatArgs};
-use crate::connection::{arena_for, open_device};
+use crate::connection::{arena_for, new_epoch, open_device};
 use crate::failure::Failure;
 use crate::output;
 use crate::stob_bench;
@@ -36,7 +36,7 @@ impl Desk {
         let config = LocalityConfig {
             index: 0,
             name: "stob".to_owned(),
-            seed: fastrand::Rng::new().u64(..),
+            seed: new_epoch()?,
             counters: Arc::new(Counters::default()),
             arena,
             crowd: None,

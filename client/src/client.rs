@@ -46,7 +46,7 @@ pub struct ClientConfig {
     pub further_controls: Vec<Endpoint>,
     /// How it proves what it is: see [`crate::security_of`].
     pub security: Security,
-    /// Incarnation: unique for each start.
+    /// Incarnation, not 0: unique for each start (`runtime::identity`). Servers take two clients of one endpoint and epoch for one.
     pub epoch: u64,
     /// How long an operation may take before it fails; a quarter of it is the longest wait for one request.
     pub op_timeout: Duration,

@@ -22,7 +22,7 @@ use client::{Client, ClientConfig};
 use faces::ClusterFile;
 use runtime::{
     Arena, ArenaConfig, Counters, Crowd, Locality, LocalityConfig, MailSender, MonotonicClock, Waiting,
-    mailbox,
+    identity, mailbox,
 };
 use verbs_net::{Fabric, Security};
 
@@ -356,11 +356,6 @@ fn fabric_of(endpoint: Endpoint) -> Result<Fabric, String> {
     }
 }
 
-/// A number that no other start of a process has had: an incarnation.
-fn new_epoch() -> u64 {
-    fastrand::Rng::new().u64(1..)
-}
-
 type Started = Result<Arc<Shared>, Errno>;
 
 fn start(wish: Wish) -> Result<(Arc<Shared>, JoinHandle<()>), Errno> {
@@ -399,11 +394,17 @@ fn run(wish: Wish, report: &mpsc::SyncSender<Started>) {
         Ok(arena) => arena,
         Err(error) => return refused(&format!("reserving memory for buffers: {error}"), errno::ENOMEM),
     };
+    let (seed, epoch) = match (identity::unique_u64(), identity::unique_u64()) {
+        (Ok(seed), Ok(epoch)) => (seed, epoch),
+        (Err(error), _) | (_, Err(error)) => {
+            return refused(&format!("asking the kernel for random numbers: {error}"), errno::EIO);
+        }
+    };
     let counters = Arc::new(Counters::default());
     let mut locality = Locality::new(LocalityConfig {
         index: 0,
         name: "clovis".to_owned(),
-        seed: new_epoch(),
+        seed,
         counters: Arc::clone(&counters),
         arena,
         crowd: Some(crowd()),
@@ -415,7 +416,7 @@ fn run(wish: Wish, report: &mpsc::SyncSender<Started>) {
         control: wish.control,
         further_controls: wish.further_controls,
         security: wish.security,
-        epoch: new_epoch(),
+        epoch,
         op_timeout: wish.op_timeout,
         read_verify: wish.read_verify,
     };

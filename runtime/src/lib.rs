@@ -18,6 +18,7 @@ pub mod crowd;
 pub mod driver;
 pub mod executor;
 pub mod helper_threads;
+pub mod identity;
 pub mod limits;
 pub mod locality;
 pub mod mailbox;

@@ -43,7 +43,7 @@ pub struct LocalityConfig {
     pub index: u32,
     /// For messages.
     pub name: String,
-    /// Seed of [`LocalityHandle::random_u64`].
+    /// Seed of [`LocalityHandle::random_u64`], and with it of every name that is drawn here: in programs of [`crate::identity`].
     pub seed: u64,
     /// The node's figures.
     pub counters: Arc<Counters>,

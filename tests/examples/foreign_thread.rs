@@ -13,7 +13,7 @@ use client::{Client, ClientConfig, Object, security_of};
 use faces::ClusterFile;
 use runtime::{
     Arena, ArenaConfig, Counters, Crowd, Locality, LocalityConfig, MailSender, MonotonicClock, copy_counted,
-    mailbox,
+    identity, mailbox,
 };
 use verbs_net::Fabric;
 
@@ -33,14 +33,14 @@ fn serve(sender: &mpsc::Sender<MailSender<Arc<Shared>>>) -> Result<(), Failure> 
         control: file.control.endpoint,
         further_controls: file.further_controls(),
         security: security_of(&file, &path, None)?,
-        epoch: fastrand::u64(1..),
+        epoch: identity::unique_u64()?,
         op_timeout: Duration::from_secs(30),
         read_verify: false,
     };
     let mut locality = Locality::new(LocalityConfig {
         index: 0,
         name: "foreign".to_owned(),
-        seed: fastrand::u64(..),
+        seed: identity::unique_u64()?,
         counters: Arc::new(Counters::default()),
         arena: Arena::new(ArenaConfig { capacity_bytes: 512 << 20 })?,
         crowd: Some(Crowd::with_cores(0)), // never spins: see the bench

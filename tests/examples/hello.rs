@@ -9,7 +9,7 @@ use std::time::Duration;
 use base::ByteExtent;
 use client::{Client, ClientConfig, security_of};
 use faces::ClusterFile;
-use runtime::{Arena, ArenaConfig, Locality, LocalityConfig, MonotonicClock};
+use runtime::{Arena, ArenaConfig, Locality, LocalityConfig, MonotonicClock, identity};
 use verbs_net::Fabric;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -20,14 +20,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         control: file.control.endpoint,
         further_controls: file.further_controls(),
         security: security_of(&file, &path, None)?,
-        epoch: fastrand::u64(1..),
+        epoch: identity::unique_u64()?,
         op_timeout: Duration::from_secs(30),
         read_verify: false,
     };
     let mut locality = Locality::new(LocalityConfig {
         index: 0,
         name: "hello".to_owned(),
-        seed: fastrand::u64(..),
+        seed: identity::unique_u64()?,
         counters: Arc::default(),
         arena: Arena::new(ArenaConfig { capacity_bytes: 64 << 20 })?,
         crowd: None,

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 
 use base::{Endpoint, Nid};
+use runtime::identity;
 
 /// Below those that kernels give to whoever connects (Linux: from 32768 on): a free one of these is not taken in the moment between the look and the use.
 const LISTENERS: std::ops::Range<u16> = 8192..32_768;
@@ -14,7 +15,8 @@ const LISTENERS: std::ops::Range<u16> = 8192..32_768;
 /// What the system said of the last of a thousand ports: the address is none of this host's, or all of them are taken.
 pub fn bind_free(address: Ipv4Addr) -> io::Result<TcpListener> {
     let mut last = io::Error::from(io::ErrorKind::AddrInUse);
-    for port in std::iter::repeat_with(|| fastrand::u16(LISTENERS)).take(1000) {
+    let mut random = fastrand::Rng::with_seed(identity::unique_u64()?);
+    for port in std::iter::repeat_with(|| random.u16(LISTENERS)).take(1000) {
         match TcpListener::bind((address, port)) {
             Ok(listener) => return Ok(listener),
             Err(error) => last = error,

@@ -56,7 +56,7 @@ pub struct TmConfig {
     pub endpoint: Endpoint,
     /// Take connections.
     pub listen: bool,
-    /// Incarnation: nonzero, different at each start.
+    /// Incarnation: nonzero, different at each start (`runtime::identity`).
     pub epoch: u64,
     /// How it proves what it is, and what it asks of others.
     pub security: Security,

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::connection::new_epoch;
 use crate::failure::Failure;
 
 /// A peer cannot be run here; the text says what to do.
@@ -46,7 +47,7 @@ impl Scratch {
     /// Makes a new one in `parent`.
     pub fn make(parent: &Path) -> Result<Scratch, Failure> {
         remove_left_over(parent);
-        let name = format!("{SCRATCH_PREFIX}{}-{:08x}", std::process::id(), fastrand::Rng::new().u32(..));
+        let name = format!("{SCRATCH_PREFIX}{}-{:016x}", std::process::id(), new_epoch()?);
         let path = parent.join(name);
         fs::create_dir(&path)
             .map_err(Failure::while_doing(format!("making the folder {}", path.display())))?;

@@ -20,6 +20,7 @@ use super::outbox::{Letter, Outbox};
 use super::side::{Context, Side};
 use super::usage::Usage;
 use super::{Kind, Until, Work};
+use crate::connection::new_epoch;
 use crate::failure::Failure;
 
 /// Requests that failed, by what was wrong.
@@ -163,7 +164,7 @@ impl Requester {
             waited_ns,
             started: None,
             connect: None,
-            base_seed: fastrand::Rng::new().u64(..),
+            base_seed: new_epoch()?,
         })
     }
 

@@ -34,7 +34,7 @@ pub fn locality(
     Ok(Locality::new(LocalityConfig {
         index,
         name: name.to_owned(),
-        seed: new_epoch(),
+        seed: new_epoch()?,
         counters: Arc::clone(counters),
         arena,
         crowd: Some(Arc::clone(crowd)),
@@ -60,7 +60,7 @@ pub fn start_machine(
     security: Security,
     within: Duration,
 ) -> Result<TransferMachine, Failure> {
-    let mut config = TmConfig::new(endpoint, listen, new_epoch(), security, Rc::default());
+    let mut config = TmConfig::new(endpoint, listen, new_epoch()?, security, Rc::default());
     let within_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
     config.times.hello_ms_max = config.times.hello_ms_max.max(within_ms / 10);
     config.times.ping_wait_ms_max = config.times.ping_wait_ms_max.max(within_ms / 6);
@@ -76,7 +76,7 @@ pub fn requester_endpoint(responder: Endpoint) -> Result<Endpoint, Failure> {
         verbs_net::local_nid_towards(responder)
             .map_err(Failure::while_doing(format!("a way to {responder}")))?
     };
-    let tmid = fastrand::Rng::new().u16(..=base::endpoint::TMID_MAX);
+    let tmid = u16::try_from(new_epoch()? & u64::from(base::endpoint::TMID_MAX)).unwrap_or(0);
     Ok(verbs_net::dynamic_endpoint(nid, std::process::id(), tmid))
 }
 

@@ -4,6 +4,8 @@
 
 use std::ffi::c_int;
 
+use runtime::identity;
+
 use crate::abi::{CMutex, Clovis, Uint128};
 use crate::errno;
 use crate::helpers::lock::{m0_mutex_lock, m0_mutex_unlock};
@@ -76,10 +78,14 @@ crate::export! {
         let Some(shared) = (unsafe { shared_of("m0_ufid_init", instance) }) else { return errno::EINVAL };
         // SAFETY: the header's contract.
         let Some(to) = (unsafe { generator.as_mut() }) else { return errno::EINVAL };
+        let Ok(random) = identity::unique_u64() else {
+            say!("m0_ufid_init: the kernel gives no random numbers");
+            return errno::EIO;
+        };
         *to = Generator {
             instance,
             lock: [0; 8],
-            salt: fastrand::Rng::new().u64(1..1 << SALT_BITS),
+            salt: random >> (u64::BITS - SALT_BITS),
             generation: time::now() / 1_000_000_000,
             process: shared.process.key ^ u64::from(std::process::id()),
             sequence: 0,

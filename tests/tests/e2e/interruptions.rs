@@ -134,6 +134,43 @@ fn what_cannot_be_made_leaves_nothing_behind() {
 }
 
 #[test]
+fn one_daemon_alone_is_stopped_and_comes_back() {
+    let cluster = RunningCluster::start("stopped-alone", &["--device-size", "16M"]);
+    let cluster_command = |words: &[&str]| {
+        let mut command = Command::new(binary::clovis());
+        command.arg("cluster").args(words).arg("--dir").arg(cluster.dir());
+        processes::run(&mut command, cluster.scratch(), Duration::from_secs(60))
+    };
+    let processes = || {
+        let status = cluster_command(&["status", "--json"]).succeeded();
+        let status: serde_json::Value = serde_json::from_str(status.text()).unwrap();
+        let pids = status["processes"].as_array().unwrap().iter().map(|one| one["pid"].as_u64());
+        (status["control"]["pid"].as_u64(), pids.collect::<Vec<_>>())
+    };
+    let (control, before) = processes();
+    assert_eq!(before.iter().flatten().count(), before.len());
+
+    let unknown = cluster_command(&["stop", "--only", "server-77"]);
+    assert!(unknown.refused().contains("server-1, server-2"), "{}", unknown.stderr);
+    assert_eq!(cluster_command(&["stop", "--only", "server-2"]).succeeded().text(), "1 processes stopped\n");
+    let (control_then, then) = processes();
+    assert_eq!((control_then, then[1]), (control, None));
+    // Of a daemon that was killed a moment ago as of one that was asked: the start finds it gone.
+    for round in 0..5 {
+        let _ = cluster_command(&["start"]).succeeded();
+        let (control_now, now) = processes();
+        assert_eq!((control_now, now.len()), (control, before.len()), "round {round}");
+        for (index, pid) in now.iter().enumerate() {
+            assert_eq!(*pid == before[index], index != 1, "round {round}: {before:?}, {now:?}");
+        }
+        let pid = now[1].unwrap().to_string();
+        assert!(Command::new("kill").args(["-KILL", &pid]).status().unwrap().success());
+        let is_ending = || (!Path::new(&format!("/proc/{pid}/exe")).exists()).then_some(());
+        wait::until("the end of server-2", Duration::from_secs(60), is_ending).unwrap();
+    }
+}
+
+#[test]
 fn a_cluster_without_its_configuration_can_still_be_stopped() {
     let cluster = RunningCluster::start("unreadable", &["--device-size", "16M"]);
     let config = cluster.dir().join("clovis.toml");

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -307,4 +308,33 @@ fn numbers_of_control_daemons_that_make_no_sense_are_refused() {
     two.args(["cluster", "init", "--control", "2", "--dir"]).arg(&dir);
     let refused = processes::run(&mut two, folder.path(), COMMAND_LIMIT);
     assert!(refused.stderr.contains("1, 3 or 5"), "{}", refused.stderr);
+}
+
+#[test]
+fn a_command_that_finds_the_machine_of_the_first_daemon_silent_asks_the_next_one_soon() {
+    let cluster = RunningCluster::start("members-silent", &SMALL);
+    let first = members(&cluster).into_iter().find(|one| one["number"] == 1).unwrap();
+    let first: base::Endpoint = first["endpoint"].as_str().unwrap().parse().unwrap();
+    cluster.kill_hard("control");
+    let next = leader(&cluster);
+    // Takes connections and says nothing, as a machine without power lets them hang.
+    let silent = TcpListener::bind(("127.0.0.1", first.port().unwrap())).unwrap();
+    let clock = runtime::clock::MonotonicClock::start();
+    let asked = || {
+        let begun = clock.now();
+        let shown = cluster.run(&["conf", "show"]).succeeded();
+        assert!(shown.text().contains("unit_bytes"));
+        clock.now().since(begun)
+    };
+    // It was more than 2 s, each time. The machine may be busy: one that is quick is enough.
+    let is_quick = || Some(asked()).filter(|took| *took < Duration::from_millis(1500));
+    let quick = wait::until("an answer within 1.5 s", COMMAND_LIMIT, is_quick).unwrap();
+    assert!(quick >= Duration::from_millis(400), "{quick:?}: nobody waited for the first");
+    // Who leads has not heard the first since, and says so.
+    let first = wait::until("a silent member", COMMAND_LIMIT, || {
+        let first = members(&cluster).into_iter().find(|one| one["number"] == 1)?;
+        first["heard_ms"].as_u64().is_none_or(|ms| ms > 1000).then_some(first)
+    });
+    assert_eq!(first.unwrap()["state"], "no answer", "{next} leads");
+    drop(silent);
 }

@@ -83,6 +83,7 @@ impl MixedCluster {
         let pid = self.pid(daemon);
         let clock = MonotonicClock::start();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        // Its program goes first, then its files: `cluster start` waits for those.
         let gone = || (!Path::new(&format!("/proc/{pid}/exe")).exists()).then_some(());
         wait::until(&format!("the end of {daemon}"), LIMIT, gone)
             .unwrap_or_else(|error| panic!("{error}\n{}", self.logs()));

@@ -88,7 +88,7 @@ pub fn run(target: &Target, limit: Limit) -> Report {
     let seed = match limit {
         Limit::Runs(_) => 7,
         // The finding itself is printed; the seed only has to be another one each time.
-        Limit::Time(_) => fastrand::u64(..),
+        Limit::Time(_) => runtime::identity::unique_u64().unwrap(),
     };
     let mut random = fastrand::Rng::with_seed(seed);
     #[allow(clippy::disallowed_methods)] // how long a person asked to wait
