@@ -293,20 +293,33 @@ impl Store {
     /// True if the object's bytes of this generation were in force and are no more. Nobody to ask: as far as is known, no.
     pub(crate) async fn has_left(&self, object: Fid, generation: u64) -> bool {
         let Some(id) = ObjectId::from_fid(object) else { return false };
+        self.newest_record(id)
+            .await
+            .is_ok_and(|record| record.is_some_and(|record| record.deleted || record.generation > generation))
+    }
+
+    /// The object's record, or its tombstone.
+    async fn newest_record(&self, object: ObjectId) -> Result<Option<ObjectRecord>, ClientError> {
         let configuration = self.configuration();
         let wish = ObjectRecord {
             version: 1,
             generation: 0,
-            object,
+            object: object.fid(),
             size_bytes: 0,
             width: configuration.pool.width,
             unit_bytes: configuration.pool.unit_bytes,
             pool_version: configuration.pool.pool_version,
             deleted: false,
         };
-        match self.open_record(id, OpenMode::Open, wish).await {
-            Ok(Some((record, _))) => record.deleted || record.generation > generation,
-            _ => false,
+        let found = self.open_record(object, OpenMode::Open, wish).await?;
+        Ok(found.map(|(record, _)| record))
+    }
+
+    /// [`Store::agree`] on the highest record that can be seen; nothing if there is none.
+    pub(crate) async fn agree_on_newest(&self, object: ObjectId) -> Result<(), ClientError> {
+        match self.newest_record(object).await? {
+            Some(record) => self.agree(object, record).await.map(drop),
+            None => Ok(()),
         }
     }
 

@@ -496,6 +496,53 @@ fn create_open_stat_list_and_delete() {
     assert_eq!(world.run(async move { user.list(None, 100).await }).unwrap().len(), 18);
 }
 
+/// A holder that nobody hears has the record of before: what others have instead, however much of it, is no delete that is done.
+#[test]
+fn a_delete_is_done_only_once_no_holder_has_what_was_before() {
+    let mut world = World::new("4+2+1", 8, 16384);
+    let client = world.client();
+    world.run(put(client.clone(), id(1), Rc::new(bytes(1, 100)))).unwrap();
+    let holds = |target: &usize| world.device(*target).borrow().records.contains_key(&id(1).fid());
+    let holders: Vec<usize> = (0..8).filter(holds).collect();
+    let [.., silent] = holders[..] else { panic!("three holders: {holders:?}") };
+    let version = |world: &World, target: usize| {
+        let record = world.device(target).borrow().records[&id(1).fid()];
+        (record.version, record.deleted)
+    };
+    let (before, _) = version(&world, silent);
+    world.set_mode(silent, Mode::Silent);
+
+    // Overtaken: the object is made anew on top of the tombstones, where there are some.
+    let (deleter, maker, locality) = (client.clone(), client.clone(), world.locality.handle());
+    let delete = async move { deleter.delete(id(1)).await };
+    let make = async move {
+        while maker.stat(id(1)).await.is_ok() {
+            locality.sleep(std::time::Duration::from_millis(1)).await;
+        }
+        maker.create_or_open(id(1), None).await.map(drop)
+    };
+    let (deleted, made) = world.run(futures_util::future::join(delete, make));
+    assert!(matches!(deleted, Err(ClientError::Record { .. })), "{deleted:?}");
+    assert!(matches!(made, Err(ClientError::Record { .. })), "{made:?}");
+    assert_eq!(version(&world, holders[0]), (before + 2, false), "made on top of the tombstone");
+    assert_eq!(version(&world, silent), (before, false));
+
+    // A delete that is not done, found by another one.
+    let deleter = client.clone();
+    assert!(matches!(world.run(async move { deleter.delete(id(1)).await }), Err(ClientError::Record { .. })));
+    assert_eq!(version(&world, holders[0]), (before + 3, true));
+    let deleter = client.clone();
+    let again = world.run(async move { deleter.delete(id(1)).await });
+    assert!(matches!(again, Err(ClientError::Record { .. })), "not certain: {again:?}");
+
+    world.set_mode(silent, Mode::Healthy);
+    let again = world.run(async move { client.delete(id(1)).await });
+    assert!(matches!(again, Err(ClientError::NotFound { .. })), "{again:?}");
+    for target in holders {
+        assert_eq!(version(&world, target), (before + 3, true));
+    }
+}
+
 #[test]
 fn a_replica_that_lags_behind_is_brought_up_to_date() {
     let mut world = World::new("4+2+1", 8, 16384);

@@ -46,7 +46,8 @@ impl RunningCluster {
     }
 
     /// A folder for a cluster that is stopped at the end, and nothing in it yet.
-    fn at_rest(test_name: &str) -> RunningCluster {
+    #[must_use]
+    pub fn at_rest(test_name: &str) -> RunningCluster {
         let folder = crate::folder(test_name);
         let mut stop = Command::new(binary::clovis());
         stop.args(["cluster", "stop", "--dir"]).arg(folder.path().join("cluster"));
@@ -59,7 +60,15 @@ impl RunningCluster {
     /// # Panics
     /// As [`RunningCluster::start`].
     pub fn start_again(&self, arguments: &[&str]) {
-        let mut command = Command::new(binary::clovis());
+        self.start_with(binary::clovis(), arguments);
+    }
+
+    /// As [`RunningCluster::start_again`], with the daemons of another binary.
+    ///
+    /// # Panics
+    /// As [`RunningCluster::start`].
+    pub fn start_with(&self, binary: &Path, arguments: &[&str]) {
+        let mut command = Command::new(binary);
         command
             .args(["cluster", "start", "--dir"])
             .arg(self.dir())
@@ -84,7 +93,13 @@ impl RunningCluster {
     /// A command of the binary with `CLOVIS_CONFIG` set to this cluster.
     #[must_use]
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binary::clovis());
+        self.command_of(binary::clovis(), arguments)
+    }
+
+    /// As [`RunningCluster::command`], of another binary.
+    #[must_use]
+    pub fn command_of(&self, binary: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary);
         command.args(arguments).env("CLOVIS_CONFIG", self.dir().join("clovis.toml"));
         command
     }
@@ -95,7 +110,16 @@ impl RunningCluster {
     /// If it takes longer than [`COMMAND_LIMIT`].
     #[must_use]
     pub fn run(&self, arguments: &[&str]) -> Finished {
-        processes::run(&mut self.command(arguments), self.scratch(), COMMAND_LIMIT)
+        self.run_of(binary::clovis(), arguments)
+    }
+
+    /// As [`RunningCluster::run`], of another binary.
+    ///
+    /// # Panics
+    /// As [`RunningCluster::run`].
+    #[must_use]
+    pub fn run_of(&self, binary: &Path, arguments: &[&str]) -> Finished {
+        processes::run(&mut self.command_of(binary, arguments), self.scratch(), COMMAND_LIMIT)
     }
 
     /// Starts a command of the binary that goes on; it has said `words` when this returns.
@@ -104,7 +128,22 @@ impl RunningCluster {
     /// If it ends before, or does not say them within `limit`.
     #[must_use]
     pub fn start_saying(&self, arguments: &[&str], words: &str, limit: Duration) -> Process {
-        let mut process = Process::start(&mut self.command(arguments), self.scratch());
+        self.start_saying_of(binary::clovis(), arguments, words, limit)
+    }
+
+    /// As [`RunningCluster::start_saying`], of another binary.
+    ///
+    /// # Panics
+    /// As [`RunningCluster::start_saying`].
+    #[must_use]
+    pub fn start_saying_of(
+        &self,
+        binary: &Path,
+        arguments: &[&str],
+        words: &str,
+        limit: Duration,
+    ) -> Process {
+        let mut process = Process::start(&mut self.command_of(binary, arguments), self.scratch());
         let said = crate::wait::until(words, limit, || {
             assert!(process.is_running(), "{}", process.said());
             process.said().contains(words).then_some(())
@@ -118,7 +157,7 @@ impl RunningCluster {
     /// # Panics
     /// If there is no such daemon, or it does not go.
     pub fn kill_hard(&self, name: &str) {
-        self.signal(name, "-KILL");
+        self.signal_to_end(name, "-KILL");
     }
 
     /// Asks one daemon to end (SIGTERM) and waits until it is gone: `name` as in `run/NAME.pid`.
@@ -126,23 +165,47 @@ impl RunningCluster {
     /// # Panics
     /// If there is no such daemon, or it does not go.
     pub fn end(&self, name: &str) {
-        self.signal(name, "-TERM");
+        self.signal_to_end(name, "-TERM");
     }
 
-    fn signal(&self, name: &str, signal: &str) {
+    /// Stops one daemon where it is (SIGSTOP) for `length`, then lets it go on.
+    ///
+    /// # Panics
+    /// If there is no such daemon.
+    #[allow(clippy::disallowed_methods, reason = "the length of the pause is what happens to the daemon")]
+    pub fn pause(&self, name: &str, length: Duration) {
+        self.signal(name, "-STOP");
+        std::thread::sleep(length);
+        self.signal(name, "-CONT");
+    }
+
+    fn signal_to_end(&self, name: &str, signal: &str) {
+        let id = self.signal(name, signal);
+        crate::wait::until(&format!("the end of {name}"), COMMAND_LIMIT, || is_gone(id).then_some(()))
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// The process id of one daemon.
+    ///
+    /// # Panics
+    /// If there is no such daemon.
+    #[must_use]
+    pub fn process_id(&self, name: &str) -> u32 {
         let file = self.dir().join("run").join(format!("{name}.pid"));
         let text =
             std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
-        let id: u32 = text
-            .split_whitespace()
+        text.split_whitespace()
             .next()
             .and_then(|word| word.parse().ok())
-            .unwrap_or_else(|| panic!("{} begins with no process id: {text:?}", file.display()));
+            .unwrap_or_else(|| panic!("{} begins with no process id: {text:?}", file.display()))
+    }
+
+    fn signal(&self, name: &str, signal: &str) -> u32 {
+        let id = self.process_id(name);
         let status =
             Command::new("kill").args([signal, &id.to_string()]).status().expect("kill can be started");
         assert!(status.success(), "kill {signal} {id}: {status}");
-        crate::wait::until(&format!("the end of {name}"), COMMAND_LIMIT, || is_gone(id).then_some(()))
-            .unwrap_or_else(|error| panic!("{error}"));
+        id
     }
 
     /// Names of the daemons that have a pid file, in order.
