@@ -189,24 +189,18 @@ impl ClusterFolder {
 /// When a process started, in clock ticks since boot, from `/proc/PID/stat`; `None` if it does not run. A zombie does not, unless it is only its first
 /// thread: the others still hold its files and locks. Source: proc(5), field 22 behind the command's name in parentheses.
 pub fn start_ticks(process_id: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{process_id}/stat")).ok()?;
-    let behind_name = stat.rsplit_once(')')?.1;
-    let mut fields = behind_name.split_whitespace();
-    if has_ended(fields.next()?) {
-        let mut threads = fs::read_dir(format!("/proc/{process_id}/task")).ok()?.flatten();
-        let state = |stat: String| Some(stat.rsplit_once(')')?.1.split_whitespace().next()?.to_owned());
-        let runs = |thread: fs::DirEntry| {
-            let stat = fs::read_to_string(thread.path().join("stat")).ok();
-            stat.and_then(state).is_some_and(|state| !has_ended(&state))
-        };
-        threads.any(runs).then_some(())?;
-    }
-    fields.nth(18)?.parse().ok()
+    let process = Path::new("/proc").join(process_id.to_string());
+    let (runs, started) = stat(&process)?;
+    let runs_on = |thread: fs::DirEntry| stat(&thread.path()).is_some_and(|(runs, _)| runs);
+    (runs || fs::read_dir(process.join("task")).ok()?.flatten().any(runs_on)).then_some(started)
 }
 
-/// Dead, or a zombie.
-fn has_ended(state: &str) -> bool {
-    matches!(state, "Z" | "X")
+/// What `stat` in the folder of a process or thread says: whether it runs, being neither dead nor a zombie, and when it started.
+fn stat(folder: &Path) -> Option<(bool, u64)> {
+    let stat = fs::read_to_string(folder.join("stat")).ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let runs = !matches!(fields.next()?, "Z" | "X");
+    Some((runs, fields.nth(18)?.parse().ok()?))
 }
 
 #[cfg(test)]

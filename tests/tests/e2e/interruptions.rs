@@ -136,11 +136,9 @@ fn what_cannot_be_made_leaves_nothing_behind() {
 #[test]
 fn one_daemon_alone_is_stopped_and_comes_back() {
     let cluster = RunningCluster::start("stopped-alone", &["--device-size", "16M"]);
-    let cluster_command = |words: &[&str]| {
-        let mut command = Command::new(binary::clovis());
-        command.arg("cluster").args(words).arg("--dir").arg(cluster.dir());
-        processes::run(&mut command, cluster.scratch(), Duration::from_secs(60))
-    };
+    let dir = cluster.dir();
+    let dir = ["--dir", dir.to_str().unwrap()];
+    let cluster_command = |words: &[&str]| cluster.run(&[&["cluster"], words, &dir].concat());
     let processes = || {
         let status = cluster_command(&["status", "--json"]).succeeded();
         let status: serde_json::Value = serde_json::from_str(status.text()).unwrap();
@@ -157,7 +155,7 @@ fn one_daemon_alone_is_stopped_and_comes_back() {
     assert_eq!((control_then, then[1]), (control, None));
     // Of a daemon that was killed a moment ago as of one that was asked: the start finds it gone.
     for round in 0..5 {
-        let _ = cluster_command(&["start"]).succeeded();
+        cluster.start_again(&[]);
         let (control_now, now) = processes();
         assert_eq!((control_now, now.len()), (control, before.len()), "round {round}");
         for (index, pid) in now.iter().enumerate() {

@@ -96,9 +96,8 @@ impl Workload {
     }
 
     /// The clients end, and what they wrote is checked as in [`Workload::check`].
-    pub fn end(self, binaries: &[&Path]) -> Done {
-        self.is_over.store(true, Ordering::Relaxed);
-        let longest = self.workers.into_iter().map(|worker| worker.join().unwrap()).max().unwrap();
+    pub fn end(mut self, binaries: &[&Path]) -> Done {
+        let longest = self.join().into_iter().map(Result::unwrap).max().unwrap();
         check_all(&self.cluster, binaries, &self.written);
         Done {
             rounds: self.rounds.load(Ordering::Relaxed),
@@ -106,6 +105,19 @@ impl Workload {
             refused: self.refused.load(Ordering::Relaxed),
             objects: self.written.lock().unwrap().len(),
         }
+    }
+
+    /// The clients end with the round that they are at; the longest of each, or its panic.
+    fn join(&mut self) -> Vec<std::thread::Result<Duration>> {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.workers.drain(..).map(JoinHandle::join).collect()
+    }
+}
+
+/// Clients hold the cluster: of a test that fails they have to be gone before the cluster can be stopped and removed.
+impl Drop for Workload {
+    fn drop(&mut self) {
+        let _told_already = self.join();
     }
 }
 
@@ -132,8 +144,8 @@ impl fmt::Display for Done {
 /// Waits until `count` devices, all that there are, are online.
 pub fn until_online(cluster: &RunningCluster, binary: &Path, count: usize) {
     let is_online = || {
-        let listed = cluster.run_of(binary, &["device", "list", "--json"]);
-        (listed.status.success() && listed.text().matches("\"online\"").count() == count).then_some(())
+        let listed = cluster.run_of(binary, &["device", "list", "--json"]).succeeded();
+        (listed.text().matches("\"online\"").count() == count).then_some(())
     };
     wait::until(&format!("{count} devices online"), COMMAND_LIMIT, is_online)
         .unwrap_or_else(|error| panic!("{error}\n{}", cluster.logs()));
