@@ -415,7 +415,9 @@ impl Client {
         match open.change_record(bury).await {
             Ok(_) => {}
             // Gone only once no holder has what was before: not all may have the tombstone, nor what stands on top of it (seed 90485).
-            Err(ClientError::Replaced { .. }) => self.store.agree_on_newest(object).await?,
+            Err(ClientError::Replaced { .. }) => {
+                self.store.agree(object, open.record()).await?;
+            }
             Err(error) => return Err(error),
         }
         // Best effort: what stays is dropped when an object of this name is replaced or deleted.
