@@ -421,9 +421,8 @@ fn wait_until_ready(
 /// The first endpoint of a server at which no locality answers.
 fn unanswered(station: &mut Station, file: &KnownCluster) -> Option<Endpoint> {
     let endpoints = file.servers.iter().flat_map(|server| &server.endpoints).copied();
-    let mut silent = endpoints.filter(|endpoint| {
-        station.call(file, *endpoint, &Ping { payload: Vec::new() }, Duration::from_secs(1)).is_err()
-    });
+    let mut silent = endpoints
+        .filter(|endpoint| station.call(file, *endpoint, &Ping::default(), Duration::from_secs(1)).is_err());
     silent.next()
 }
 

@@ -198,7 +198,7 @@ impl Station {
         of: Endpoint,
         within: Duration,
     ) -> Result<u64, Failure> {
-        let ping = Ping { payload: Vec::new() };
+        let ping = Ping::default();
         self.answer_of(file, of, &ping, within).map(|answer| answer.config_version)
     }
 
@@ -408,8 +408,13 @@ pub fn device_path(folder: &Path, path: &Path) -> PathBuf {
 /// Opens a device: a file or block device through the ring (with helper threads where io_uring is forbidden), or an NVMe
 /// controller through SPDK (`nvme:0000:00:04.0`). Errors: missing, in use, a build without SPDK.
 pub fn open_device(path: &Path) -> Result<Box<dyn Backend>, Failure> {
+    open_device_as(path, OpenOptions::default())
+}
+
+/// Like [`open_device`], which it is for: as `options` say.
+pub fn open_device_as(path: &Path, options: OpenOptions) -> Result<Box<dyn Backend>, Failure> {
     // The error names the device.
-    spdk_stob::open_device(path, OpenOptions::default()).map_err(|error| Failure::new(error.to_string()))
+    spdk_stob::open_device(path, options).map_err(|error| Failure::new(error.to_string()))
 }
 
 /// Makes a device file and formats it as `device` of `cluster`.

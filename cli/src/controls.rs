@@ -296,7 +296,7 @@ fn restore(args: &ControlRestoreArgs) -> Result<(), Failure> {
     let seat = ControlSeat::of(&file, args.number.unwrap_or(file.first_control()))?;
     let mut station = Station::new("restore")?;
     for other in ControlSeat::all(&file) {
-        let ping = Ping { payload: Vec::new() };
+        let ping = Ping::default();
         if station.call_itself(&file, other.endpoint, &ping, ANSWER_WITHIN).is_ok() {
             return Err(Failure::new(format!(
                 "{} runs, at {}: a restored daemon beside it would be a second control of this cluster. Stop every control daemon first",

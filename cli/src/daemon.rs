@@ -25,13 +25,13 @@ use runtime::{Crowd, LocalityConfig, StopFlag};
 use server::{DiskSource, DiskWanted, Server, ServerConfig};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use spdk_stob::is_nvme_address;
+use spdk_stob::{OpenOptions, is_nvme_address};
 use verbs_net::Fabric;
 
 use crate::args::{ControlRunArgs, CoreList, FirstStartArg, ServerArgs};
 use crate::connection::{
     ARENA_BYTES, Station, arena_for, client_config, create_device, device_path, fabric_of, folder_of,
-    load_cluster_file, new_epoch, open_device, unix_s, unix_us,
+    load_cluster_file, new_epoch, open_device, open_device_as, unix_s, unix_us,
 };
 use crate::failure::Failure;
 use crate::known_cluster::KnownCluster;
@@ -558,7 +558,9 @@ fn disk_source(places: Places) -> DiskSource {
             let size_bytes = if size_blocks > 0 { size_blocks * BLOCK_BYTES } else { size_bytes };
             create_device(&path, size_bytes).map_err(|error| error.to_string())?;
         }
-        open_device(&path).map_err(|error| error.to_string())
+        // A locality that serves waits for nobody; it asks again.
+        let at_once = OpenOptions { lock_wait: Duration::ZERO, ..OpenOptions::default() };
+        open_device_as(&path, at_once).map_err(|error| error.to_string())
     })
 }
 

@@ -5,19 +5,19 @@
 //! locality. Thread: the owning locality; nothing is borrowed while a handler's code runs.
 //! **Invariant**: a desk without a fom is in the list of idle ones, or its task has ended.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Range;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 use runtime::SharedBuffer;
 
-use crate::fom::FomInner;
+use crate::fom::{Fom, FomInner, FomRoom};
 use crate::limits;
 
 /// A fom that a task has to run.
 pub(crate) struct Assignment {
-    pub(crate) fom: FomInner,
+    pub(crate) fom: Fom,
     /// The request's bytes, and where in them its body is.
     pub(crate) item: SharedBuffer,
     pub(crate) body: Range<usize>,
@@ -27,6 +27,8 @@ pub(crate) struct Assignment {
 #[derive(Default)]
 pub(crate) struct Desk {
     next: RefCell<Option<Assignment>>,
+    /// Memory for the next fom, which is put there as it is made.
+    room: Cell<Option<FomRoom>>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -56,21 +58,20 @@ pub(crate) struct FomTasks {
 impl FomTasks {
     /// Gives a fom to an idle task, the one that was busy last: its memory is warm. Without one: the desk, with the fom on it, of a task that is to be
     /// spawned.
-    pub(crate) fn give(&self, next: Assignment) -> Option<Rc<Desk>> {
-        let Some(desk) = self.idle.borrow_mut().pop() else {
-            let desk = Desk::default();
-            *desk.next.borrow_mut() = Some(next);
-            return Some(Rc::new(desk));
-        };
-        *desk.next.borrow_mut() = Some(next);
+    pub(crate) fn give(&self, fom: FomInner, item: SharedBuffer, body: Range<usize>) -> Option<Rc<Desk>> {
+        let idle = self.idle.borrow_mut().pop();
+        let (desk, is_new) = idle.map_or_else(|| (Rc::default(), true), |desk| (desk, false));
+        let fom = Fom::in_room(fom, desk.room.take());
+        *desk.next.borrow_mut() = Some(Assignment { fom, item, body });
         if let Some(waker) = &*desk.waker.borrow() {
             waker.wake_by_ref();
         }
-        None
+        is_new.then_some(desk)
     }
 
     /// A fom is done. False if enough tasks are idle already: this one may end.
-    pub(crate) fn is_kept(&self, desk: &Rc<Desk>) -> bool {
+    pub(crate) fn is_kept(&self, desk: &Rc<Desk>, done: Fom) -> bool {
+        desk.room.set(done.into_room());
         let mut idle = self.idle.borrow_mut();
         let is_kept = idle.len() < limits::IDLE_FOMS_MAX;
         if is_kept {

@@ -11,7 +11,7 @@
 //!
 //! Bounds: `items_max` per peer and lane, then [`Formation::push`] gives the item back; queues go with their peer. Thread: the owning
 //! locality. Nothing is allocated once the queues have grown. Start at [`Formation::poll`].
-//! **Invariant**: an item is in one queue, or held, or was given back.
+//! **Invariant**: an item is alone, in one queue, or held, or was given back; who is alone, is so.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -142,6 +142,11 @@ pub enum Formed<P> {
 #[derive(Debug)]
 pub struct Formation<P> {
     limits: FormationLimits,
+    /// An urgent item, with its flag, while nothing else is here: most items leave alone, and queues are not for them. In the next item's way it
+    /// goes to its queue.
+    alone: Option<(bool, Entry<P>)>,
+    /// Items in queues, and messages held.
+    queued_count: usize,
     queues: LookupMap<Key, Queues<P>>,
     /// Lanes with something to send.
     listed: VecDeque<Key>,
@@ -156,6 +161,8 @@ impl<P> Formation<P> {
     pub fn new(limits: FormationLimits) -> Formation<P> {
         Formation {
             limits,
+            alone: None,
+            queued_count: 0,
             queues: LookupMap::new(),
             listed: VecDeque::new(),
             timers: BTreeSet::new(),
@@ -172,13 +179,28 @@ impl<P> Formation<P> {
 
     /// Takes an item. Given back: as many as may wait do.
     pub fn push(&mut self, now: Instant, is_reply: bool, shape: Shape, parcel: P) -> Result<(), P> {
+        if self.queued_count == 0 && self.limits.items_max > 0 {
+            if shape.urgent_at <= now && self.alone.is_none() {
+                self.alone = Some((is_reply, Entry { shape, parcel }));
+                return Ok(());
+            }
+            if let Some((is_reply, first)) = self.alone.take() {
+                self.enqueue(now, is_reply, first).map_err(|first| first.parcel)?;
+            }
+        }
+        self.enqueue(now, is_reply, Entry { shape, parcel }).map_err(|entry| entry.parcel)
+    }
+
+    #[allow(clippy::result_large_err)] // it goes back to its owner as it was
+    fn enqueue(&mut self, now: Instant, is_reply: bool, entry: Entry<P>) -> Result<(), Entry<P>> {
+        let shape = entry.shape;
         let key = (shape.to.endpoint, is_reply);
         let queues = self.queues.get_or_default(key);
         if queues.count >= self.limits.items_max {
-            return Err(parcel);
+            return Err(entry);
         }
         queues.count += 1;
-        let entry = Entry { shape, parcel };
+        self.queued_count += 1;
         if shape.urgent_at <= now {
             queues.urgent[shape.priority as usize].push_back(entry);
         } else {
@@ -224,10 +246,16 @@ impl<P> Formation<P> {
         mut may_pack: impl FnMut(Endpoint) -> bool,
         parcels: &mut Vec<P>,
     ) -> Option<(PeerId, Lane, Formed<P>)> {
+        if let Some((is_reply, Entry { shape, parcel })) = self.alone.take() {
+            self.stats.messages += 1;
+            parcels.push(parcel);
+            return Some((shape.to, lane(is_reply), Formed::Fresh));
+        }
         while let Some(key) = self.listed.pop_front() {
             let Some(queues) = self.queues.get_mut(&key) else { continue };
             queues.is_listed = false;
             if let Some(held) = queues.held.take() {
+                self.queued_count -= 1;
                 self.list(key);
                 return Some((held.to, lane(key.1), Formed::Held(held.parcel, held.of)));
             }
@@ -237,6 +265,7 @@ impl<P> Formation<P> {
                 continue;
             };
             queues.count -= parcels.len();
+            self.queued_count -= parcels.len();
             if parcels.len() > 1 {
                 self.stats.packets += 1;
                 self.stats.packed_items += base::units::wide(parcels.len());
@@ -255,6 +284,7 @@ impl<P> Formation<P> {
     pub fn hold(&mut self, to: PeerId, lane: Lane, parcel: P, of: Vec<P>) {
         self.stats.blocked += 1;
         let key = (to.endpoint, lane == Lane::Reply);
+        self.queued_count += 1;
         self.queues.get_or_default(key).held = Some(Held { to, parcel, of });
         self.listed.retain(|listed| *listed != key);
         if let Some(queues) = self.queues.get_mut(&key) {
@@ -276,12 +306,16 @@ impl<P> Formation<P> {
 
     /// A peer is gone: gives back, one by one, what waited for it.
     pub fn forget(&mut self, endpoint: Endpoint, mut gone: impl FnMut(P)) {
+        if let Some((_, entry)) = self.alone.take_if(|(_, entry)| entry.shape.to.endpoint == endpoint) {
+            gone(entry.parcel);
+        }
         for key in [(endpoint, true), (endpoint, false)] {
             let Some(queues) = self.queues.remove(&key) else { continue };
             for (at, order) in queues.waiting.keys() {
                 self.timers.remove(&(*at, *order, key));
             }
             self.listed.retain(|listed| *listed != key);
+            self.queued_count -= queues.count + usize::from(queues.held.is_some());
             if let Some(Held { parcel, of, .. }) = queues.held {
                 gone(parcel);
                 of.into_iter().for_each(&mut gone);
@@ -547,12 +581,34 @@ mod tests {
         test.formation.forget(peer(1).endpoint, |name| gone.push(name));
         assert_eq!(gone, [0, 7, 8, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
         assert_eq!((test.formation.next_deadline(), test.poll()), (None, vec![]));
-        test.push(1, shape(100));
+        (1..3).for_each(|name| test.push(name, shape(100)));
         test.formation.prune(peer(1).endpoint);
-        assert_eq!((test.formation.queues.len(), test.poll()), (1, vec![1]));
+        assert_eq!((test.formation.queues.len(), test.poll()), (1, vec![1, 2]));
         test.formation.prune(peer(1).endpoint);
         assert_eq!((test.formation.queues.len(), test.formation.listed.len()), (0, 0));
+        assert_eq!(test.formation.queued_count, 0);
         test.push(2, shape(100));
         assert_eq!(test.poll(), [2]);
+    }
+
+    #[test]
+    fn an_item_alone_needs_no_queue_and_goes_to_one_in_the_way_of_the_next() {
+        let mut test = Test::new();
+        test.push(1, shape(100));
+        assert_eq!((test.formation.queues.len(), test.poll()), (0, vec![1]));
+        test.push(2, shape(100));
+        test.push(3, Shape { to: peer(2), ..shape(100) });
+        test.push(4, shape(100));
+        assert_eq!(test.all(), [vec![2], vec![3], vec![4]], "another incarnation comes between");
+        test.push(5, shape(100));
+        let mut gone = Vec::new();
+        test.formation.forget(Endpoint { pid: 99, ..peer(1).endpoint }, |name| gone.push(name));
+        assert_eq!(gone, [], "somebody else's");
+        test.formation.forget(peer(1).endpoint, |name| gone.push(name));
+        assert_eq!((gone, test.poll()), (vec![5], vec![]));
+        // Behind one that waits for its time, nobody is alone.
+        test.push(6, Shape { urgent_at: at(5), ..shape(100) });
+        test.push(7, shape(100));
+        assert_eq!((test.all(), test.formation.queued_count), (vec![vec![7, 6]], 0));
     }
 }

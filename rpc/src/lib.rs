@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 pub mod addb;
+mod afterwards;
 pub mod bug;
 pub mod config;
 mod deadlines;

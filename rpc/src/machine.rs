@@ -14,6 +14,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::future::Future;
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -34,7 +35,8 @@ use verbs_net::{
     TransferId, TransferMachine,
 };
 
-use crate::addb::{Event as AddbEvent, Phase, Record, Ring, Side, Steps};
+use crate::addb::{Event as AddbEvent, Phase, Record, Ring, Steps};
+use crate::afterwards::{Afterwards, Ended, Whose};
 use crate::bug::Bug;
 use crate::config::{Answer, Bulk, CallOptions, RpcConfig};
 use crate::discovery::Discoveries;
@@ -146,6 +148,7 @@ struct Inner {
     holds: RefCell<Holds>,
     /// Empty between turns; keeps its memory.
     parcels: Cell<Vec<Parcel>>,
+    afterwards: Afterwards,
     troubles: RefCell<BTreeMap<Endpoint, Trouble>>,
     handlers: RefCell<LookupMap<u16, Served>>,
     queue: RefCell<VecDeque<Request>>,
@@ -221,8 +224,8 @@ struct Served {
     start: Start,
 }
 
-/// Gives a fom to one of the tasks that run its type.
-type Start = Rc<dyn Fn(&RpcMachine, Assignment)>;
+/// Gives a fom, with the request's bytes and where in them its body is, to one of the tasks that run its type.
+type Start = Rc<dyn Fn(&RpcMachine, FomInner, SharedBuffer, Range<usize>)>;
 
 /// The last thing that went wrong with a peer.
 enum Trouble {
@@ -307,6 +310,7 @@ impl RpcMachine {
             readers: RefCell::default(),
             holds: RefCell::default(),
             parcels: Cell::default(),
+            afterwards: Afterwards::default(),
             troubles: RefCell::default(),
             handlers: RefCell::default(),
             queue: RefCell::default(),
@@ -329,7 +333,11 @@ impl RpcMachine {
             inner.responder.borrow_mut().adopt(locality.now(), []);
         }
         let machine = RpcMachine(Rc::new(inner));
-        locality.add_driver(Rc::new(RefCell::new(MachineDriver { machine: machine.clone(), seen: 0 })));
+        locality.add_driver(Rc::new(RefCell::new(MachineDriver {
+            machine: machine.clone(),
+            seen: 0,
+            due: Cell::new(Instant::ZERO),
+        })));
         machine
     }
 
@@ -517,8 +525,8 @@ impl RpcMachine {
         R: Future<Output = Result<F::Reply, FopError>> + 'static,
     {
         let (handler, tasks) = (Rc::new(handler), Rc::new(FomTasks::default()));
-        let start: Start = Rc::new(move |machine, next| {
-            let Some(desk) = tasks.give(next) else { return };
+        let start: Start = Rc::new(move |machine, fom, item, body| {
+            let Some(desk) = tasks.give(fom, item, body) else { return };
             let (machine, handler) = (machine.clone(), Rc::clone(&handler));
             let locality = machine.locality().clone();
             let work = machine.work(is_always, handler, Rc::clone(&tasks), desk);
@@ -541,10 +549,8 @@ impl RpcMachine {
         F: Fop,
         R: Future<Output = Result<F::Reply, FopError>>,
     {
-        let mut room = None;
         loop {
             let Assignment { fom, item, body } = desk.next().await;
-            let fom = Fom::in_room(fom, room.take());
             let begun = match self.begin_fom(&fom, is_always) {
                 Ok(()) => match codec::decode::<F>(&item[body]) {
                     Ok(request) => {
@@ -561,7 +567,7 @@ impl RpcMachine {
                     Err(error)
                 }
             };
-            drop(item); // the request's memory goes back before it waits for anything
+            self.0.afterwards.let_go(item); // goes back in this turn, however long the request waits
             let result = match begun {
                 Ok(running) => match running.await {
                     Ok(reply) => self.encode_reply(&fom, F::NAME, &reply).await,
@@ -570,8 +576,7 @@ impl RpcMachine {
                 Err(error) => Err(error),
             };
             self.finish_fom(&fom, result).await;
-            room = fom.into_room();
-            if !tasks.is_kept(&desk) {
+            if !tasks.is_kept(&desk, fom) {
                 return;
             }
         }
@@ -679,6 +684,7 @@ impl RpcMachine {
             return Err(CallError::Fop(codec::decode::<FopError>(body).map_err(bad)?));
         }
         let reply = codec::decode::<F::Reply>(body).map_err(bad)?;
+        self.0.afterwards.let_go(bytes);
         Ok(Answer { reply, sink, config_version: header.config_version })
     }
 
@@ -893,6 +899,17 @@ impl RpcMachine {
         CallWait { machine: self.clone(), id, is_done: false }
     }
 
+    /// Does what is due now; how much.
+    fn handle_timeouts(&self, now: Instant) -> usize {
+        self.0.requester.borrow_mut().handle_timeouts(now);
+        self.0.responder.borrow_mut().handle_timeouts(now);
+        self.watch(now);
+        // Those who waited for what is over now go on in this turn.
+        self.pump(now);
+        let ripened = self.0.formation.borrow_mut().handle_timeouts(now);
+        ripened + self.tell_holds(now) + self.repeat_answers(now)
+    }
+
     /// Sends what the asking side wants sent, and ends the calls that it gave up.
     fn pump(&self, now: Instant) {
         loop {
@@ -996,8 +1013,8 @@ impl RpcMachine {
                     Kind::Reply { status: Status::Dropped } => 2,
                     _ => 0,
                 };
-                self.0.addb.phase(now, Phase::Replied, request_id, opcode, status);
-                self.0.addb.ended(now, Side::Client, opcode, record.since);
+                let (since, whose) = (record.since, Whose::Call);
+                self.0.afterwards.note(Ended { at: now, request_id, opcode, status, since, whose });
             }
             Err(_) => {
                 self.0.addb.phase(now, Phase::Failed, request_id, opcode, failure);
@@ -1005,7 +1022,9 @@ impl RpcMachine {
             }
         }
         record.result = Some(result);
-        record.message = Message::Taken;
+        if let Message::Sent(bytes) = std::mem::replace(&mut record.message, Message::Taken) {
+            self.0.afterwards.let_go(bytes);
+        }
         if let Some(waker) = record.waker.take() {
             waker.wake();
         }
@@ -1691,14 +1710,13 @@ impl RpcMachine {
             begun: now,
             place,
         };
-        let next = Assignment { fom, item: bytes, body: header.body_range() };
         let served = self.0.handlers.borrow().get(&opcode).map(|served| Rc::clone(&served.start));
         match served {
-            Some(start) => start(self, next),
+            Some(start) => start(self, fom, bytes, header.body_range()),
             None => {
                 let machine = self.clone();
                 drop(self.0.locality.spawn("fom of a type that is not served", async move {
-                    let fom = Fom::in_room(next.fom, None);
+                    let fom = Fom::in_room(fom, None);
                     let reason = format!("opcode {opcode} is not served at {}", machine.endpoint());
                     fom.begin(Begun::REFUSED);
                     let refusal = match machine.begin_fom(&fom, false) {
@@ -1782,19 +1800,40 @@ impl RpcMachine {
                 let _ = self.send(now, ticket.peer, true, parcel); // lost: the resend finds it in the cache
             }
         }
-        let now = self.0.locality.now();
-        let opcode = fom.0.opcode;
-        const DONE: Steps = Steps::new(&[Phase::Reply], Phase::Done);
-        match status {
-            0 => self.0.addb.steps(now, DONE, fom.request_id(), opcode, status),
-            _ => self.0.addb.phase(now, Phase::Done, fom.request_id(), opcode, status),
+        self.0.afterwards.note(Ended {
+            at: self.0.locality.now(),
+            request_id: fom.request_id(),
+            opcode: fom.0.opcode,
+            status,
+            since: fom.0.since,
+            whose: Whose::Fom { place: fom.0.place, is_leaked },
+        });
+    }
+
+    /// This turn's messages have left: what nobody waited for.
+    fn settle(&self, now: Instant) {
+        self.tell_forgotten();
+        self.0.responder.borrow_mut().let_go_of_spent();
+        let mut foms = 0;
+        let forget = |call| drop(self.0.calls.borrow_mut().remove(&call));
+        self.0.afterwards.settle(forget, |ended| {
+            let Ended { at, request_id, opcode, status, since, whose } = ended;
+            const DONE: Steps = Steps::new(&[Phase::Reply], Phase::Done);
+            match (whose, status) {
+                (Whose::Call, _) => self.0.addb.phase(at, Phase::Replied, request_id, opcode, status),
+                (Whose::Fom { .. }, 0) => self.0.addb.steps(at, DONE, request_id, opcode, status),
+                (Whose::Fom { .. }, _) => self.0.addb.phase(at, Phase::Done, request_id, opcode, status),
+            }
+            self.0.addb.ended(at, ended.side(), opcode, since);
+            if let Whose::Fom { place, is_leaked } = whose {
+                self.0.watchdog.borrow_mut().end(place);
+                self.0.running.set(self.0.running.get() - usize::from(!is_leaked));
+                foms += 1;
+            }
+        });
+        if foms > 0 {
+            self.start_waiting(now);
         }
-        self.0.addb.ended(now, Side::Server, opcode, fom.0.since);
-        self.0.watchdog.borrow_mut().end(fom.0.place);
-        if !is_leaked {
-            self.0.running.set(self.0.running.get() - 1);
-        }
-        self.start_waiting(now);
     }
 
     // ---- bulk, active side
@@ -2051,8 +2090,8 @@ impl Future for CallWait {
         let Some(record) = calls.get_mut(&self.id) else { return Poll::Pending };
         match record.result.take() {
             Some(result) => {
-                calls.remove(&self.id);
                 drop(calls);
+                self.machine.0.afterwards.let_go_of_call(self.id);
                 self.is_done = true;
                 Poll::Ready(result)
             }
@@ -2117,6 +2156,8 @@ struct MachineDriver {
     machine: RpcMachine,
     /// What the transfer machine took in when it was looked at between turns.
     seen: usize,
+    /// When [`RpcMachine::handle_timeouts`] has to run next, as of the end of the last turn.
+    due: Cell<Instant>,
 }
 
 impl Driver for MachineDriver {
@@ -2132,14 +2173,10 @@ impl Driver for MachineDriver {
             handled += 1;
             self.machine.handle_event(now, event);
         }
-        inner.requester.borrow_mut().handle_timeouts(now);
-        inner.responder.borrow_mut().handle_timeouts(now);
-        handled += inner.formation.borrow_mut().handle_timeouts(now);
-        self.machine.tell_forgotten();
-        handled += self.machine.tell_holds(now);
-        handled += self.machine.repeat_answers(now);
-        self.machine.watch(now);
-        self.machine.pump(now);
+        // What came in may have brought a deadline forward; the next turn, which begins at once then, is in time for it.
+        if self.due.get() <= now {
+            handled += self.machine.handle_timeouts(now);
+        }
         handled
     }
 
@@ -2156,6 +2193,7 @@ impl Driver for MachineDriver {
             self.machine.pump(now);
         }
         self.machine.0.tm.borrow_mut().flush(now);
+        self.machine.settle(now);
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -2166,7 +2204,9 @@ impl Driver for MachineDriver {
         let of_foms = inner.watchdog.borrow().next_deadline();
         let of_packets = inner.formation.borrow().next_deadline();
         let of_holds = inner.holds.borrow().next_deadline();
-        [of_transport, of_calls, of_sessions, of_foms, of_packets, of_holds].into_iter().flatten().min()
+        let due = [of_calls, of_sessions, of_foms, of_packets, of_holds].into_iter().flatten().min();
+        self.due.set(due.unwrap_or(Instant::NEVER));
+        due.into_iter().chain(of_transport).min()
     }
 
     fn wait_fd(&self) -> Option<RawFd> {

@@ -140,6 +140,8 @@ pub struct ReplyCache<B> {
     next_seq: u64,
     kept_count: usize,
     kept_bytes: usize,
+    /// Replies whose slots have moved on, until [`ReplyCache::let_go_of_spent`].
+    spent: Vec<B>,
     stats: ReplyCacheStats,
     /// Tests break the cache with this to show that they would notice.
     broken: bool,
@@ -156,6 +158,7 @@ impl<B: Clone + AsRef<[u8]>> ReplyCache<B> {
             next_seq: 0,
             kept_count: 0,
             kept_bytes: 0,
+            spent: Vec::new(),
             stats: ReplyCacheStats::default(),
             broken,
         }
@@ -257,7 +260,19 @@ impl<B: Clone + AsRef<[u8]>> ReplyCache<B> {
     /// restarted: that it did not run before is only as certain as the records are complete.
     #[inline(never)] // as `decide`
     pub fn begin(&mut self, session: SessionId, slot: u16, xid: Xid) -> bool {
-        matches!(self.set(session, slot, xid, SlotState::Running), Some(SlotState::Resumed { .. }))
+        match self.set(session, slot, xid, SlotState::Running) {
+            Some(SlotState::Resumed { .. }) => true,
+            Some(SlotState::Done { kept: Some((reply, _)) }) => {
+                self.spent.push(reply);
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// Frees the replies whose slots have moved on: not at once, as the slot's next request waits.
+    pub fn let_go_of_spent(&mut self) {
+        self.spent.clear();
     }
 
     /// A request that may be repeated runs once more, because what its reply told of may not have arrived. Unlike [`ReplyCache::begin`] it does

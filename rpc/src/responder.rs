@@ -433,6 +433,11 @@ impl<B: Clone + AsRef<[u8]>> Responder<B> {
         self.cache.finish(now, ticket.session, ticket.slot, ticket.xid, reply)
     }
 
+    /// As [`ReplyCache::let_go_of_spent`], at the end of a turn.
+    pub fn let_go_of_spent(&mut self) {
+        self.cache.let_go_of_spent();
+    }
+
     /// The reply to a request that ran, to send it again without being asked: while its client is connected and has not moved on.
     #[must_use]
     pub fn kept_reply(&self, ticket: Ticket) -> Option<B> {

@@ -267,7 +267,7 @@ fn serve(rpc: &RpcMachine, served: &Rc<Served>, epoch: u64) {
 }
 
 fn ping(payload: &[u8]) -> Ping {
-    Ping { payload: payload.to_vec() }
+    Ping { payload: payload.to_vec().into() }
 }
 
 fn open(tag: u64) -> ObjectOpen {
@@ -303,7 +303,7 @@ fn a_call_is_answered_and_both_sides_learn_the_other_s_configuration() {
     client.config_version().set(4);
     let options = world.options(10);
     let (reply, sink, version) = world.call(1, 0, ping(b"hello"), Bulk::none(), options).unwrap();
-    assert_eq!((reply.payload.as_slice(), sink.len(), version), (&b"hello"[..], 0, 9));
+    assert_eq!((&reply.payload[..], sink.len(), version), (&b"hello"[..], 0, 9));
     assert_eq!(client.newest_seen_config_version(), 9);
     world.call(1, 0, open(1), Bulk::none(), options).unwrap();
     assert_eq!(world.served(0).requester_version.get(), 4);
@@ -685,7 +685,7 @@ fn messages_of_64_pings(config: &RpcConfig) -> (FormationStats, FormationStats) 
         (0..64).map(|tag| world.spawn(1, 0, ping(&[tag; 64]), Bulk::none(), options)).collect();
     world.until("the replies", |_| calls.iter().all(|outcome| outcome.borrow().is_some()));
     for (tag, outcome) in (0..64).zip(calls) {
-        assert_eq!(outcome.take().unwrap().unwrap().0.payload, [tag; 64]);
+        assert_eq!(outcome.take().unwrap().unwrap().0.payload[..], [tag; 64]);
     }
     assert_eq!(server.stats().executed, 65);
     let since = |now: FormationStats, before: FormationStats| FormationStats {
@@ -959,7 +959,7 @@ fn who_starts_while_the_first_of_a_group_has_no_power_asks_the_next_one_soon() {
     client.set_group(first, &[second]);
     let begun = world.now;
     let answer = world.call(1, 0, ping(b"who leads?"), Bulk::none(), world.options(30)).unwrap();
-    assert_eq!(answer.0.payload, b"who leads?");
+    assert_eq!(answer.0.payload[..], *b"who leads?");
     let took = world.now.since(begun);
     assert!(took <= Duration::from_millis(600), "{took:?}");
     assert_eq!((client.leader_of(first), client.moved_in_group(first)), (second, 1));

@@ -980,7 +980,7 @@ fn real_files_work_through_io_uring_threads_and_in_line_with_and_without_o_direc
             let arena = arena();
             let path = folder.path().join(format!("{kind:?} {direct:?}"));
             create_device_file(&path, 32 * MIB).unwrap();
-            let options = OpenOptions { direct, kind };
+            let options = OpenOptions { direct, kind, lock_wait: std::time::Duration::ZERO };
             let first = UringFile::open(&path, options).unwrap();
             println!("{kind:?} {direct:?}: {:?}, direct: {}", first.kind(), first.is_direct());
             assert!(matches!(UringFile::open(&path, options), Err(StobError::Busy { .. })), "locked");

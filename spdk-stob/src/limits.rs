@@ -22,6 +22,10 @@ pub const NVME_ABORT_TIME: Duration = Duration::from_secs(5);
 /// remote controller alive from there, every 5 s.
 pub const NVME_ADMIN_TIME: Duration = Duration::from_secs(1);
 
+/// For how long a device that somebody lets go of may still be locked: five times the 1 s that the kernel was seen to take over a
+/// killed process's io_uring beside a load on every core.
+pub const DEVICE_LOCK_WAIT: Duration = Duration::from_secs(5);
+
 /// Superblock copies: one in the first and one in the last block of the device.
 pub const SUPERBLOCK_COPIES: usize = 2;
 

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base::units::narrow;
 use base::{Endpoint, Instant, Nid};
 use runtime::SharedBuffer;
 use smallvec::SmallVec;
@@ -25,6 +26,22 @@ use crate::security::{Identity, Opener};
 /// Names one connection of one machine; a closed one's name is not reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ConnectionId(pub(crate) u64);
+
+impl ConnectionId {
+    /// The connection that has `place` for the so manieth time.
+    pub(crate) fn new(generation: u32, place: u32) -> ConnectionId {
+        ConnectionId(u64::from(generation) << 32 | u64::from(place))
+    }
+
+    /// Its place among the machine's connections: one has it at a time.
+    pub(crate) fn place(self) -> usize {
+        narrow(self.0 & 0xffff_ffff)
+    }
+
+    pub(crate) fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
 
 impl fmt::Debug for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -18,6 +18,7 @@ mod backend;
 #[cfg(test)]
 mod conformance;
 mod connection;
+mod connection_table;
 pub mod descriptor;
 pub mod discovery;
 pub mod error;

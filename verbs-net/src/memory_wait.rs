@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 
+use base::units::wide;
 use runtime::{Arena, Buffer, Unparker};
 
 struct Flag {
@@ -23,17 +24,23 @@ impl Wake for Flag {
 pub(crate) struct MemoryWait {
     arena: Arena,
     flag: Arc<Flag>,
+    /// For the next small message, taken ahead of it.
+    spare: Option<Buffer>,
     waiting: Option<Pin<Box<dyn Future<Output = Buffer>>>>,
 }
 
 impl MemoryWait {
     pub(crate) fn new(arena: Arena, unparker: Unparker) -> MemoryWait {
         let flag = Arc::new(Flag { raised: AtomicBool::new(false), unparker });
-        MemoryWait { arena, flag, waiting: None }
+        MemoryWait { arena, flag, spare: None, waiting: None }
     }
 
     /// A buffer of `len` bytes (at most `BUFFER_BYTES_MAX`), or `None`: then [`MemoryWait::is_over`] turns true once.
     pub(crate) fn alloc(&mut self, len: usize) -> Option<Buffer> {
+        if let Some(mut spare) = self.spare.take_if(|spare| len <= spare.capacity()) {
+            spare.resize(len);
+            return Some(spare);
+        }
         if let Some(buffer) = self.arena.try_alloc(len) {
             return Some(buffer);
         }
@@ -48,9 +55,16 @@ impl MemoryWait {
         None
     }
 
+    /// Takes one of the smallest buffers ahead, for a time at which nobody waits for it.
+    pub(crate) fn prepare(&mut self) {
+        if self.spare.is_none() && self.waiting.is_none() {
+            self.spare = self.arena.try_alloc(1);
+        }
+    }
+
     /// Bytes of the arena in use: what receives hold, and messages that the layer above has not given back.
     pub(crate) fn in_use_bytes(&self) -> u64 {
-        self.arena.in_use_bytes()
+        self.arena.in_use_bytes() - self.spare.as_ref().map_or(0, |spare| wide(spare.capacity()))
     }
 
     /// A buffer if one is free; nobody waits for it.
@@ -78,5 +92,36 @@ impl MemoryWait {
                 false
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use runtime::{ArenaConfig, Counters, Crowd, Locality, LocalityConfig};
+
+    #[test]
+    fn a_buffer_taken_ahead_goes_to_a_small_message_and_does_not_count_before() {
+        let arena = Arena::new(ArenaConfig { capacity_bytes: 2 << 20 }).unwrap();
+        let locality = Locality::new(LocalityConfig {
+            index: 0,
+            name: "test".to_owned(),
+            seed: 1,
+            counters: Arc::<Counters>::default(),
+            arena: arena.clone(),
+            crowd: Some(Crowd::new()),
+        });
+        let mut memory = MemoryWait::new(arena.clone(), locality.handle().unparker());
+        memory.prepare();
+        memory.prepare();
+        assert_eq!((arena.in_use_bytes(), memory.in_use_bytes()), (4096, 0), "one");
+        let large = memory.alloc(5000).unwrap();
+        assert_eq!((large.len(), memory.in_use_bytes()), (5000, 8192));
+        let small = memory.alloc(64).unwrap();
+        assert_eq!((small.len(), arena.in_use_bytes()), (64, 4096 + 8192));
+        drop((large, small));
+        memory.prepare();
+        drop(memory);
+        assert_eq!(arena.in_use_bytes(), 0);
     }
 }

@@ -12,7 +12,7 @@ use base::units::wide;
 use base::{Endpoint, Instant};
 use runtime::{SharedBuffer, copy_counted};
 
-use crate::connection::{ConnectionId, Exposes, Owed, Payload};
+use crate::connection::{ConnectionId, Outgoing, Owed, Payload};
 use crate::discovery::{Features, INFO_BYTES_MAX, NidStatus, PING_MATCH_BITS, PeerInfo};
 use crate::error::{NakReason, NetError, PeerMisbehaved, Refused};
 use crate::frame::{FrameBody, PutTarget};
@@ -324,12 +324,7 @@ impl Protocol {
                 return;
             }
             let Some(Owed { body, payload, answers }) = connection.owed.pop_front() else { return };
-            let exposes = Exposes::new();
-            self.post_message(
-                now,
-                id,
-                Waiting { body, payload, exposes, invalidates: None, epoch: 0, follows: None, resends: 0 },
-            );
+            self.post_message(now, id, Outgoing::new(body, payload));
             self.return_credit(id, answers);
         }
     }
@@ -417,10 +412,8 @@ impl Protocol {
         }
         let operation = Operation { md, peer: to.endpoint, connection: None, answer, bytes_max, deadline };
         self.operations.insert(id, operation);
-        let (exposes, invalidates) = (Exposes::new(), None);
         let own = (answer == Answer::Nothing).then_some(id);
-        let waiting =
-            Waiting { body, payload, exposes, invalidates, epoch: to.epoch, follows: None, resends: 0 };
+        let waiting = Waiting { frame: Outgoing::new(body, payload), epoch: to.epoch };
         if let Err((refused, _)) = self.submit(now, to.endpoint, Lane::Request, waiting) {
             self.operations.remove(&id);
             self.portals.undo(md);

@@ -82,16 +82,9 @@ pub(crate) enum BulkPlace {
 /// A frame that takes a credit, on its way to a connection.
 pub(crate) struct Waiting {
     /// Its number is still to be given.
-    pub(crate) body: FrameBody,
-    pub(crate) payload: Payload,
-    pub(crate) exposes: Exposes,
-    pub(crate) invalidates: Option<BulkCookie>,
+    pub(crate) frame: Outgoing,
     /// Meant for this incarnation only; 0 = any.
     pub(crate) epoch: u64,
-    /// An exposure of the peer: it goes over the rail that pushes into that went over.
-    pub(crate) follows: Option<BulkCookie>,
-    /// Times that it was sent again over another rail.
-    pub(crate) resends: u8,
 }
 
 /// A PUT or GET that a lazy portal keeps: its credit goes back when it is delivered or dropped.
@@ -280,7 +273,7 @@ impl Protocol {
         let entry = &mut self.slots[slot as usize];
         entry.generation = entry.generation.wrapping_add(1);
         entry.connection = Some(connection);
-        Some(ConnectionId(u64::from(entry.generation) << 32 | u64::from(slot)))
+        Some(ConnectionId::new(entry.generation, slot))
     }
 
     /// Gives the word to an interface's backend.
@@ -314,14 +307,14 @@ impl Protocol {
     pub(crate) fn open_connections(&self) -> Vec<ConnectionId> {
         let of_slot = |(slot, entry): (usize, &Slot)| {
             let is_open = entry.connection.as_ref().is_some_and(|found| found.phase != Phase::Ended);
-            is_open.then(|| ConnectionId(u64::from(entry.generation) << 32 | wide(slot)))
+            is_open.then(|| ConnectionId::new(entry.generation, u32::try_from(slot).unwrap_or(u32::MAX)))
         };
         self.slots.iter().enumerate().filter_map(of_slot).collect()
     }
 
     pub(crate) fn connection(&mut self, id: ConnectionId) -> Option<&mut Connection> {
-        let slot = self.slots.get_mut((id.0 & 0xffff_ffff) as usize)?;
-        if u64::from(slot.generation) != id.0 >> 32 {
+        let slot = self.slots.get_mut(id.place())?;
+        if slot.generation != id.generation() {
             return None;
         }
         slot.connection.as_mut()
@@ -336,7 +329,7 @@ impl Protocol {
         }
         if self.connection(id).is_some() {
             let slot = (id.0 & 0xffff_ffff) as u32;
-            self.slots[slot as usize].connection = None;
+            self.slots[id.place()].connection = None;
             self.free.push(slot);
             self.open_count -= 1;
         }
@@ -360,6 +353,7 @@ impl Protocol {
         self.post_outgoing(id, Outgoing { completes, ..Outgoing::new(body, payload) });
     }
 
+    #[inline(always)] // a frame is large: as a call it would be moved once more
     fn post_outgoing(&mut self, id: ConnectionId, outgoing: Outgoing) {
         if self.is_faulty {
             return self.post_faulty(id, outgoing);
@@ -453,6 +447,7 @@ impl Protocol {
         count
     }
 
+    #[inline(always)] // a frame is large: as a call it would be moved once more
     fn push_outgoing(&mut self, id: ConnectionId, outgoing: Outgoing) {
         let Some(connection) = self.connection(id) else { return };
         connection.outbox.push_back(outgoing);
@@ -518,11 +513,22 @@ impl Protocol {
         }
         let target = PutTarget::message(lane.match_bits(), header_data);
         let body = FrameBody::Put { sequence: 0, extension_bytes: 0, target };
-        let payload = Payload::Bytes(message);
-        let waiting = Waiting { body, payload, exposes, invalidates, epoch: to.epoch, follows, resends: 0 };
+        if follows.is_none()
+            && exposes.is_empty()
+            && let Some(id) = self.only_rail(to, lane)
+        {
+            // The usual case by itself: a frame is large, and each hand that it goes through moves it.
+            self.post_message(now, id, Outgoing::new(body, Payload::Bytes(message)));
+            return Ok(());
+        }
+        let plain = Outgoing::new(body, Payload::Bytes(message));
+        let frame = Outgoing { exposes, invalidates, follows, ..plain };
+        let waiting = Waiting { frame, epoch: to.epoch };
         match self.submit(now, to.endpoint, lane, waiting) {
             Ok(()) => Ok(()),
-            Err((refused, Waiting { payload: Payload::Bytes(message), .. })) => Err((refused, message)),
+            Err((refused, Waiting { frame: Outgoing { payload: Payload::Bytes(message), .. }, .. })) => {
+                Err((refused, message))
+            }
             Err(_) => unreachable!("what goes in as bytes comes back as bytes"),
         }
     }
@@ -536,14 +542,9 @@ impl Protocol {
         lane: Lane,
         waiting: Waiting,
     ) -> Result<(), (Refused, Waiting)> {
-        if !self.peers.contains_key(&to)
-            && let Err(refused) = self.check_reachable(to)
-        {
-            return Err((refused, waiting));
-        }
         let refused = match self.choose_rail(to, lane, &waiting) {
             Choice::Rail(id) => {
-                self.post_message(now, id, waiting);
+                self.post_message(now, id, waiting.frame);
                 return Ok(());
             }
             Choice::Stale => return Err((Refused::Stale, waiting)),
@@ -555,8 +556,15 @@ impl Protocol {
                 self.set_timer(now + ms(self.times.credit_ping_ms));
                 Refused::NoCredit
             }
-            Choice::Down if is_dynamic(to) => return Err((Refused::NotConnected, waiting)),
             Choice::Down => {
+                if !self.peers.contains_key(&to)
+                    && let Err(refused) = self.check_reachable(to)
+                {
+                    return Err((refused, waiting));
+                }
+                if is_dynamic(to) {
+                    return Err((Refused::NotConnected, waiting));
+                }
                 let interface = self.interface_on(to).unwrap_or(0);
                 let peer = self.peers.entry(to).or_insert_with(|| Peer::new(interface, to));
                 if peer.waiting.len() < WAITING_MESSAGES_MAX {
@@ -599,18 +607,18 @@ impl Protocol {
         Ok(())
     }
 
-    pub(crate) fn post_message(&mut self, now: Instant, id: ConnectionId, waiting: Waiting) {
+    /// Gives a frame its number, and the credit that it takes.
+    #[inline(always)] // a frame is large: as a call it would be moved once more
+    pub(crate) fn post_message(&mut self, now: Instant, id: ConnectionId, mut frame: Outgoing) {
         self.set_timer(now + ms(self.times.idle_ping_ms));
         let Some(connection) = self.connection(id) else { return };
         let sequence = connection.take_credit(now);
         let interface = connection.interface;
         self.interfaces[interface].in_flight += 1;
         self.stats.messages_sent += 1;
-        let Waiting { body, payload, exposes, invalidates, follows, resends, .. } = waiting;
-        let body = body.renumbered(sequence);
-        self.on_posted(id, &body);
-        let outgoing = Outgoing { exposes, invalidates, follows, resends, ..Outgoing::new(body, payload) };
-        self.post_outgoing(id, outgoing);
+        frame.body = frame.body.renumbered(sequence);
+        self.on_posted(id, &frame.body);
+        self.post_outgoing(id, frame);
     }
 
     /// Dials a rail now, or when the pause after its last failure is over.
@@ -1121,10 +1129,10 @@ impl Protocol {
             // All fit: WAITING_MESSAGES_MAX is the request window, unless the peer claimed a smaller one.
             let has_credit = self.connection(id).is_some_and(|found| found.has_credit(Lane::Reply));
             if (message.epoch == 0 || message.epoch == epoch) && has_credit {
-                self.post_message(now, id, message);
+                self.post_message(now, id, message.frame);
             } else {
                 self.stats.stale_dropped += 1;
-                self.on_not_posted(&message.body, &NetError::Stale);
+                self.on_not_posted(&message.frame.body, &NetError::Stale);
             }
         }
         self.notify_writable(endpoint);

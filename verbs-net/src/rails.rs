@@ -119,24 +119,18 @@ impl Protocol {
     }
 
     /// The choice for a plain message to a peer with one rail, which most of them are; `None`: it takes a longer look.
-    fn only_rail(&mut self, to: Endpoint, lane: Lane, waiting: &Waiting) -> Option<ConnectionId> {
-        let [only] = &self.peers.get(&to)?.rails[..] else { return None };
+    pub(crate) fn only_rail(&mut self, to: PeerId, lane: Lane) -> Option<ConnectionId> {
+        let [only] = &self.peers.get(&to.endpoint)?.rails[..] else { return None };
         let id = only.ready()?;
-        if waiting.follows.is_some() || !waiting.exposes.is_empty() {
-            return None;
-        }
         let epoch = self.connection(id)?.epoch;
-        ((waiting.epoch == 0 || waiting.epoch == epoch) && self.may_send(id, lane)).then_some(id)
+        ((to.epoch == 0 || to.epoch == epoch) && self.may_send(id, lane)).then_some(id)
     }
 
     pub(crate) fn choose_rail(&mut self, to: Endpoint, lane: Lane, waiting: &Waiting) -> Choice {
-        if let Some(id) = self.only_rail(to, lane, waiting) {
-            return Choice::Rail(id);
-        }
         let up = self.up_rails(to);
         let epoch = up.first().and_then(|first| self.connection(*first)).map_or(0, |first| first.epoch);
         let mut only = None;
-        if let Some(cookie) = waiting.follows {
+        if let Some(cookie) = waiting.frame.follows {
             let epoch = if waiting.epoch == 0 { epoch } else { waiting.epoch };
             match self.pushed.rail(PeerId { endpoint: to, epoch }, cookie) {
                 Some(id) if up.contains(&id) => only = Some(id),
@@ -156,7 +150,7 @@ impl Protocol {
         if up.len() == 1 {
             only = Some(first);
         }
-        for cookie in &waiting.exposes {
+        for cookie in &waiting.frame.exposes {
             only = only.or_else(|| up.iter().copied().find(|id| self.exposures.is_bound(*cookie, *id)));
         }
         let chosen = match only {
@@ -394,7 +388,7 @@ impl Protocol {
         frame: Outgoing,
         class: ErrorClass,
     ) {
-        let Outgoing { body, payload, exposes, invalidates, follows, resends, .. } = frame;
+        let Outgoing { follows, resends, .. } = frame;
         let epoch = self.connection(from).map_or(0, |connection| connection.epoch);
         let peer = PeerId { endpoint, epoch };
         let follows_pushes = follows.is_some_and(|cookie| self.pushed.rail(peer, cookie) == Some(from));
@@ -405,12 +399,11 @@ impl Protocol {
                 self.best_rail_with(endpoint, |protocol, id| id != from && protocol.may_send(id, Lane::Reply))
         {
             self.stats.resends += 1;
-            let waiting =
-                Waiting { body, payload, exposes, invalidates, epoch: 0, follows, resends: resends + 1 };
-            return self.post_message(now, other, waiting);
+            let again = Outgoing { completes: None, is_damaged: false, resends: resends + 1, ..frame };
+            return self.post_message(now, other, again);
         }
         self.stats.undelivered += 1;
-        self.on_not_posted(&body, &NetError::Undelivered { class });
+        self.on_not_posted(&frame.body, &NetError::Undelivered { class });
     }
 
     // ---- health

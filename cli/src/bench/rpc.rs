@@ -633,7 +633,7 @@ impl Asking {
     }
 
     async fn ask(&self) -> Result<(), Failure> {
-        let ping = Ping { payload: vec![7; self.payload_bytes] };
+        let ping = Ping { payload: vec![7; self.payload_bytes].into() };
         let (device, component, generation) =
             (Fid::new(FidType::Device, 0, 1), Fid::new(FidType::Component, 0, 1), 1);
         let extents = vec![BlockExtent { start: 0, count: 1 }];
@@ -641,9 +641,10 @@ impl Asking {
         let write = ComponentWrite { device, component, generation, extents: extents.clone(), checksums };
         let read = ComponentRead { device, component, generation, extents };
         let source = vec![buffer(&self.client, self.payload_bytes.max(1))?.freeze()];
+        // One call begins where the one before ended: one look at the clock for each.
+        let mut began = self.clock.now();
         while let Some(left) = self.left.get().checked_sub(1) {
             self.left.set(left);
-            let began = if self.times_each { self.clock.now() } else { base::Instant::ZERO };
             let options = CallOptions::until(self.client.locality().now() + REQUEST_WITHIN);
             let failed = |error: CallError| Failure::new(error.to_string());
             match self.bulk {
@@ -663,8 +664,10 @@ impl Asking {
                 }
             }
             if self.times_each {
-                let ns = u64::try_from((self.clock.now() - began).as_nanos()).unwrap_or(u64::MAX);
+                let ended = self.clock.now();
+                let ns = u64::try_from((ended - began).as_nanos()).unwrap_or(u64::MAX);
                 self.waited_ns.borrow_mut().saturating_record(ns);
+                began = ended;
             }
             self.answered.add(1);
         }
@@ -813,7 +816,7 @@ pub fn serve_echoes(at: &str) -> Result<(), Failure> {
     let is_over = Rc::new(CountWaiter::default());
     let over = Rc::clone(&is_over);
     machine.serve(move |_fom, ping: Ping| {
-        if ping.payload == LAST_WORD {
+        if ping.payload[..] == *LAST_WORD {
             over.add(1);
         }
         std::future::ready(Ok(PingReply { payload: ping.payload, epoch: 1 }))
@@ -845,7 +848,7 @@ fn two_processes(load: Load, untimed: u64, timed: u64) -> Result<Found, Failure>
     let sides = Sides::between(load, to, own);
     let (mut locality, client) = sides.client()?;
     let mut found = sides.ask(&mut locality, &client, &clock, (untimed, timed))?;
-    let last = Ping { payload: LAST_WORD.to_vec() };
+    let last = Ping { payload: LAST_WORD.to_vec().into() };
     let options = CallOptions::until(locality.handle().now() + REQUEST_WITHIN);
     let said = client.call(to, &last, Bulk::none(), options);
     let said =

@@ -62,7 +62,7 @@ pub fn ask_all(station: &mut Station, patient: &Patient, within: Duration) -> Ve
 
 fn ask(station: &mut Station, patient: &Patient, to: Endpoint, within: Duration) -> Result<Answer, String> {
     // The first question makes the connection, and shows whether there is anybody.
-    let ping = Ping { payload: Vec::new() };
+    let ping = Ping::default();
     station.call_itself(&patient.file, to, &ping, within).map_err(|failure| failure.to_string())?;
     let mut answer = Answer { told: None, apart: None };
     for _ in 0..QUESTIONS {

@@ -80,9 +80,9 @@ fn ping(
     let mut epoch = 0;
     for number in 0..=args.count {
         let began = station.now();
-        let reply = station.call(file, to, &Ping { payload: payload.clone() }, within)?;
+        let reply = station.call(file, to, &Ping { payload: payload.clone().into() }, within)?;
         let us = (station.now() - began).as_secs_f64() * 1e6;
-        if reply.payload != payload {
+        if reply.payload[..] != payload[..] {
             return Err(Failure::new(format!("{to} sent other bytes back")));
         }
         epoch = reply.epoch;

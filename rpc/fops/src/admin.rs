@@ -3,6 +3,8 @@
 use base::Fid;
 use bincode::{Decode, Encode};
 
+use crate::codec::ByteString;
+
 use crate::fop;
 
 /// Sets or clears the fault rule of a device: while set, each access fails with EIO.
@@ -66,17 +68,17 @@ pub struct NetFaultStatus {
 fop!(NetFault, NetFaultReply, NetFault, "net-fault", AtMostOnce);
 
 /// Asks whether the process answers.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Ping {
     /// Bytes that come back.
-    pub payload: Vec<u8>,
+    pub payload: ByteString,
 }
 
 /// The answer.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct PingReply {
     /// The request's bytes.
-    pub payload: Vec<u8>,
+    pub payload: ByteString,
     /// Incarnation of the answering process.
     pub epoch: u64,
 }

@@ -1,9 +1,14 @@
 //! The one codec of variable-shaped bodies: bincode 2 with fixed-width little-endian integers and a bound on what a length
 //! prefix may claim. Frozen: a change here is a new wire version (docs/wire.md, docs/rfd/0003).
 
+use std::ops::Deref;
+
 use base::limits::MESSAGE_BYTES_MAX;
 use base::units::narrow;
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
+use bincode::de::Decoder;
+use bincode::de::read::Reader;
+use bincode::error::DecodeError;
 
 /// What a body has to be. The codec's traits under our name, so that no other crate names the codec.
 pub use bincode::{Decode, Encode};
@@ -51,6 +56,40 @@ pub enum CodecError {
         left: usize,
     },
 }
+
+/// Bytes in a body: the same on the wire as a `Vec<u8>`. Decoded, they come straight from the message, where those of a `Vec<u8>` go into memory that
+/// is cleared for them first, which for a few bytes takes longer than all else of their body.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode)]
+pub struct ByteString(pub Vec<u8>);
+
+impl From<Vec<u8>> for ByteString {
+    fn from(bytes: Vec<u8>) -> ByteString {
+        ByteString(bytes)
+    }
+}
+
+impl Deref for ByteString {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl<Context> Decode<Context> for ByteString {
+    fn decode<D: Decoder<Context = Context>>(decoder: &mut D) -> Result<ByteString, DecodeError> {
+        let length = u64::decode(decoder)?;
+        let length = usize::try_from(length).map_err(|_| DecodeError::OutsideUsizeRange(length))?;
+        decoder.claim_container_read::<u8>(length)?;
+        let Some(bytes) = decoder.reader().peek_read(length) else {
+            return Err(DecodeError::UnexpectedEnd { additional: length });
+        };
+        let bytes = bytes.to_vec();
+        decoder.reader().consume(length);
+        Ok(ByteString(bytes))
+    }
+}
+
+bincode::impl_borrow_decode!(ByteString);
 
 /// Encodes `body`. Errors: larger than a message.
 pub fn encode<T: Encode>(body: &T) -> Result<Vec<u8>, CodecError> {

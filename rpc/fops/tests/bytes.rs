@@ -482,9 +482,9 @@ fn bodies_of_components_and_admin() {
         &format!("{FID_HEX} 01"),
     );
     pinned(admin::DeviceFaultReply, Vec::new(), "");
-    pinned(admin::Ping { payload: vec![1, 2] }, agreed!(Vec<u8>: vec![1, 2]), "0200000000000000 0102");
+    pinned(admin::Ping { payload: vec![1, 2].into() }, agreed!(Vec<u8>: vec![1, 2]), "0200000000000000 0102");
     pinned(
-        admin::PingReply { payload: vec![3], epoch: 4 },
+        admin::PingReply { payload: vec![3].into(), epoch: 4 },
         agreed!((Vec<u8>, u64): (vec![3], 4)),
         "0100000000000000 03 0400000000000000",
     );
@@ -754,7 +754,7 @@ fn lengths_that_claim_too_much_are_refused_before_memory_is_taken() {
         assert!(decode::<admin::Ping>(&bytes).is_err(), "{claimed}");
         assert!(decode::<object::ObjectListReply>(&bytes).is_err(), "{claimed}");
     }
-    let too_long = admin::Ping { payload: vec![0; 65_536] };
+    let too_long = admin::Ping { payload: vec![0; 65_536].into() };
     assert!(encode(&too_long).is_err());
     let mut unknown_mode =
         encode(&object::ObjectOpen { device: FID, mode: object::OpenMode::Open, record: record() }).unwrap();

@@ -49,7 +49,7 @@ pub fn ask(requests: u64, depth: u64, addb_records: usize) -> (u64, u64) {
             while let Some(rest) = left.get().checked_sub(1) {
                 left.set(rest);
                 let options = CallOptions::until(handle.now() + Duration::from_secs(10));
-                client.call(to, &Ping { payload: Vec::new() }, Bulk::none(), options).await.unwrap();
+                client.call(to, &Ping::default(), Bulk::none(), options).await.unwrap();
                 answered.set(answered.get() + 1);
             }
         }));

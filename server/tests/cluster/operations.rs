@@ -96,8 +96,8 @@ fn a_cluster_comes_up_and_its_configuration_is_served() {
     cluster.turner.pass(Duration::from_secs(30));
     assert_eq!(cluster.states(), "v3 online online online online");
     assert!(cluster.server(0).is_serving());
-    let ping = Ping { payload: vec![1, 2, 3] };
-    assert_eq!(cluster.ask(0, &ping).unwrap().payload, [1, 2, 3]);
+    let ping = Ping { payload: vec![1, 2, 3].into() };
+    assert_eq!(cluster.ask(0, &ping).unwrap().payload[..], [1, 2, 3]);
 }
 
 #[test]

@@ -131,7 +131,7 @@ fn subjects() -> Vec<Subject> {
             let path = folder.path().join("device");
             create_device_file(&path, SIZE_BLOCKS * BLOCK_BYTES).unwrap();
             let name = format!("file by {kind:?}, direct {direct:?}");
-            match UringFile::open(&path, OpenOptions { direct, kind }) {
+            match UringFile::open(&path, OpenOptions { direct, kind, ..Default::default() }) {
                 Ok(file) => {
                     let subject = Subject::new(&name, Box::new(file));
                     all.push(Subject { _folder: Some(folder), ..subject });

@@ -11,7 +11,6 @@
 //! No memory for a message: that peer's socket is not read until a buffer comes free. More frames queued for a
 //! peer than `OUTBOX_FRAMES_MAX`: the same, until they have left.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -25,6 +24,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use crate::backend::tcp::socket::{Inward, ReadEnd, Socket};
 use crate::connection::{Connection, ConnectionId, Phase};
+use crate::connection_table::ConnectionTable;
 use crate::error::{LocalError, NetError, StartError};
 use crate::limits::{LOOK_EACH, MESSAGE_MEMORY_BYTES, OUTBOX_FRAMES_MAX};
 use crate::memory_wait::MemoryWait;
@@ -45,7 +45,7 @@ pub(crate) struct TcpBackend {
     /// With several rails each connects from its own address; else the kernel chooses.
     source: Option<Ipv4Addr>,
     listener: Option<TcpListener>,
-    sockets: BTreeMap<ConnectionId, Socket>,
+    sockets: ConnectionTable<Socket>,
     counters: Arc<Counters>,
     events: Vec<PollEvent>,
     /// Where bytes nobody wants any more are read to.
@@ -127,7 +127,7 @@ impl TcpBackend {
             poller,
             source: endpoint.nid.ipv4().filter(|_| has_rails),
             listener,
-            sockets: BTreeMap::new(),
+            sockets: ConnectionTable::default(),
             counters,
             events: Vec::new(),
             scratch: vec![0; SCRATCH_BYTES],
@@ -174,7 +174,7 @@ impl TcpBackend {
             let is_readable =
                 |socket: &Socket| socket.interest == Interest::READABLE && !socket.channel.is_guarded();
             // Bulk that came in part would pass for no work.
-            if !self.sockets.get(&id).is_some_and(is_readable) || protocol.expects_bulk(id) {
+            if !self.sockets.get(id).is_some_and(is_readable) || protocol.expects_bulk(id) {
                 self.put_back();
             } else if !self.hot.is_over() {
                 let frames = self.read(protocol, now, id);
@@ -218,7 +218,7 @@ impl TcpBackend {
 
     /// The socket that talks leaves epoll's set.
     fn take_out(&mut self) {
-        if let Some(socket) = self.hot.socket.and_then(|id| self.sockets.get(&id))
+        if let Some(socket) = self.hot.socket.and_then(|id| self.sockets.get(id))
             && !self.hot.is_out
         {
             self.hot.is_out = self.poller.remove(socket.channel.stream.as_raw_fd()).is_ok();
@@ -232,7 +232,7 @@ impl TcpBackend {
             return;
         }
         if let Some(id) = self.hot.socket
-            && let Some(socket) = self.sockets.get(&id)
+            && let Some(socket) = self.sockets.get(id)
         {
             // Fails only for want of kernel memory: then deadlines end what waits.
             let _ = self.poller.add(socket.channel.stream.as_raw_fd(), id.0, socket.interest);
@@ -264,7 +264,7 @@ impl TcpBackend {
                 .and_then(|()| self.poller.add(stream.as_raw_fd(), id.0, Interest::READABLE))
                 .map(|()| Socket::accepted(stream, hello, Interest::READABLE));
             match socket {
-                Ok(socket) => drop(self.sockets.insert(id, socket)),
+                Ok(socket) => self.sockets.insert(id, socket),
                 Err(error) => {
                     let error = LocalError::Socket { kind: error.kind() };
                     protocol.handle_closed(now, id, NetError::Local(error));
@@ -288,7 +288,7 @@ impl TcpBackend {
                 Ok(Socket::dialling(stream, hello, Interest::WRITABLE))
             });
         match dialled {
-            Ok(socket) => drop(self.sockets.insert(id, socket)),
+            Ok(socket) => self.sockets.insert(id, socket),
             Err(error) => {
                 let error = NetError::Unreachable { endpoint, cause: error.kind() };
                 protocol.handle_closed(now, id, error);
@@ -297,7 +297,7 @@ impl TcpBackend {
     }
 
     fn handle_writable(&mut self, protocol: &mut Protocol, now: Instant, id: ConnectionId) {
-        let Some(socket) = self.sockets.get_mut(&id) else { return };
+        let Some(socket) = self.sockets.get_mut(id) else { return };
         if socket.is_connecting {
             if let Some(cause) = socket.take_connect_error() {
                 let error = match protocol.connection(id).and_then(|found| found.endpoint) {
@@ -314,7 +314,7 @@ impl TcpBackend {
 
     /// Reads what is there. Answer: frames.
     fn read(&mut self, protocol: &mut Protocol, now: Instant, id: ConnectionId) -> usize {
-        let Some(socket) = self.sockets.get_mut(&id) else { return 0 };
+        let Some(socket) = self.sockets.get_mut(id) else { return 0 };
         if socket.is_connecting {
             return 0;
         }
@@ -338,7 +338,7 @@ impl TcpBackend {
             ReadEnd::Misbehaved(what) => protocol.handle_misbehaviour(now, id, what),
         }
         let is_open = |connection: &mut Connection| connection.phase != Phase::Ended;
-        if self.sockets.get(&id).is_some_and(|socket| socket.channel.is_guarded())
+        if self.sockets.get(id).is_some_and(|socket| socket.channel.is_guarded())
             && protocol.connection(id).is_some_and(is_open)
         {
             // The handshake may have an answer, or have made way for the frames that waited for it.
@@ -364,7 +364,7 @@ impl TcpBackend {
             }
             for id in closes {
                 self.write(protocol, now, id);
-                if let Some(mut socket) = self.sockets.remove(&id) {
+                if let Some(mut socket) = self.sockets.remove(id) {
                     // Not one of these has left whole, so the peer has none of them.
                     for message in socket.take_unsent_messages() {
                         protocol.handle_undelivered(now, id, message, ErrorClass::LocalAborted);
@@ -377,12 +377,13 @@ impl TcpBackend {
                 protocol.forget(id);
             }
         }
+        self.messages.prepare();
     }
 
     fn write(&mut self, protocol: &mut Protocol, now: Instant, id: ConnectionId) {
         let Some(connection) = protocol.connection(id) else { return };
         connection.is_dirty = false;
-        let Some(socket) = self.sockets.get_mut(&id) else { return };
+        let Some(socket) = self.sockets.get_mut(id) else { return };
         socket.take_outbox(connection);
         if socket.is_connecting {
             return;
@@ -413,7 +414,7 @@ impl TcpBackend {
             protocol.watch(now);
         }
         if let Err(error) = result {
-            if self.sockets.get(&id).is_some_and(|socket| socket.channel.is_guarded()) {
+            if self.sockets.get(id).is_some_and(|socket| socket.channel.is_guarded()) {
                 // The peer may have said why before it went away.
                 self.read(protocol, now, id);
             }
@@ -428,7 +429,7 @@ impl TcpBackend {
 
     /// What to wait for at a socket: room while bytes are queued, bytes unless it has to wait for memory or for its own answers.
     fn update_interest(&mut self, protocol: &mut Protocol, id: ConnectionId) {
-        let Some(socket) = self.sockets.get_mut(&id) else { return };
+        let Some(socket) = self.sockets.get_mut(id) else { return };
         let queued = protocol.connection(id).map_or(0, |connection| connection.outbox.len());
         if socket.is_at_ease() && socket.interest == Interest::READABLE && queued <= OUTBOX_FRAMES_MAX {
             return;
