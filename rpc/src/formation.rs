@@ -11,7 +11,7 @@
 //!
 //! Bounds: `items_max` per peer and lane, then [`Formation::push`] gives the item back; queues go with their peer. Thread: the owning
 //! locality. Nothing is allocated once the queues have grown. Start at [`Formation::poll`].
-//! **Invariant**: an item is alone, in one queue, or held, or was given back; who is alone, is so.
+//! **Invariant**: an item is alone, in one queue, or held, or was given back; it is alone only while nothing is in a queue or held.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
