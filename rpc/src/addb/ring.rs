@@ -68,38 +68,39 @@ impl Ring {
     /// The request enters a phase. `value`: see [`Phase`].
     #[inline]
     pub fn phase(&self, at: Instant, phase: Phase, request_id: u64, opcode: u16, value: u32) {
-        self.add(at, phase as u8, request_id, meaning(phase as u8, opcode, value));
+        self.add(at, phase as u8, &[], request_id, meaning(phase as u8, opcode, value));
     }
 
     /// The request passes several phases at one instant: one record for all of them. `value`: of the last, below 256.
     #[inline]
     pub fn steps(&self, at: Instant, steps: Steps, request_id: u64, opcode: u16, value: u32) {
-        self.add(at, steps.last as u8, request_id, steps.meaning(opcode, value));
-        let Some(space) = &self.space else { return };
-        steps.passed.iter().for_each(|passed| count(space.words(), *passed as u8));
+        self.add(at, steps.last as u8, steps.passed, request_id, steps.meaning(opcode, value));
     }
 
     /// Something else happened; `request_id` and `opcode` are 0 if it belongs to no request.
     pub fn event(&self, at: Instant, event: Event, request_id: u64, opcode: u16, value: u32) {
-        self.add(at, event as u8, request_id, meaning(event as u8, opcode, value));
+        self.add(at, event as u8, &[], request_id, meaning(event as u8, opcode, value));
     }
 
+    /// A record, and one more of `number` and of each that was passed.
     #[inline]
-    fn add(&self, at: Instant, number: u8, request_id: u64, meaning: u64) {
-        let Some(space) = &self.space else { return };
-        let words = space.words();
+    fn add(&self, at: Instant, number: u8, passed: &[Phase], request_id: u64, meaning: u64) {
+        let Some(words) = self.space.as_ref().map(AddbSpace::words) else { return };
         let sequence = self.next.get();
         self.next.set(sequence.wrapping_add(1));
         let start = self.records_word + (sequence & self.mask) * RECORD_WORDS;
         let body = [request_id, at.as_nanos(), meaning];
-        if let Some([first, second, third, fourth]) = words.get(start..start + RECORD_WORDS) {
+        if let Some([first, second, third, fourth, ..]) = words.get(start..) {
             // In any order: the check finds a record of which only some are stored.
             first.store(head(wide(sequence), body).to_le(), Ordering::Relaxed);
             second.store(body[0].to_le(), Ordering::Relaxed);
             third.store(body[1].to_le(), Ordering::Relaxed);
             fourth.store(body[2].to_le(), Ordering::Relaxed);
         }
-        count(words, number);
+        // One look at the length for all counters: numbers that are known when this is compiled need no other.
+        let Some(counters) = words.first_chunk::<HISTOGRAMS_WORD>() else { return };
+        passed.iter().for_each(|passed| count(counters, *passed as u8));
+        count(counters, number);
     }
 
     /// A request of this opcode ended that began at `since`.
@@ -194,10 +195,9 @@ impl Ring {
 
 /// One more of a phase or event.
 #[inline]
-fn count(words: &[AtomicU64], number: u8) {
-    if let Some(counter) = words.get(COUNTERS_WORD + usize::from(number)) {
-        counter.store(histogram::raised(counter, 1), Ordering::Relaxed);
-    }
+fn count(counters: &[AtomicU64; HISTOGRAMS_WORD], number: u8) {
+    let counter = &counters[COUNTERS_WORD + usize::from(number)];
+    counter.store(histogram::raised(counter, 1), Ordering::Relaxed);
 }
 
 /// Where [`Ring::histogram_of`] tells the histogram of an opcode.
